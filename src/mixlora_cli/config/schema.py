@@ -1,0 +1,249 @@
+"""Typed configuration: every key that a YAML file or an override may set, with its type, default and allowed values.
+
+`config/load.py` turns Hydra's `DictConfig` into these dataclasses once; nothing after it sees a dictionary.
+Each `__post_init__` raises `ValueError` with the key, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+AdapterName = Literal["lora", "mixlora", "full", "none"]
+RoutingName = Literal["instance", "task", "random"]
+
+
+def _require(condition: bool, key: str, value: object, allowed: str) -> None:
+    if not condition:
+        raise ValueError(f"{key}={value}: {allowed}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The base vision-language model (group `model`)."""
+
+    name: str
+    source: Literal["mini", "tiny", "hub"]
+    name_or_path: str | None = None
+    """Hugging Face id or local folder of a LLaVA-class checkpoint; required for `source=hub`."""
+    revision: str | None = None
+    template: str = "v1"
+    """Conversation template, a key of `data.template.TEMPLATES`; the same one trains and evaluates."""
+    attn_implementation: str = "eager"
+    train_projector: bool = False
+
+    def __post_init__(self) -> None:
+        _require(
+            self.source != "hub" or bool(self.name_or_path),
+            "model.name_or_path",
+            self.name_or_path,
+            "model=hf needs a Hugging Face id or a local folder of a LLaVA-class checkpoint",
+        )
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What is trained (group `adapter`): PEFT's LoRA, MixLoRA, all language-model weights, or nothing."""
+
+    name: AdapterName
+    alpha: float | None = None
+    """Numerator of the scale alpha / rank; default 2 * rank for LoRA, 2 * factors for MixLoRA (paper, App. B)."""
+    dropout: float = 0.05
+    cfs: Literal["paper", "released", "none"] = "paper"
+    router_grad: Literal["none", "straight_through"] = "none"
+    target_modules: str = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
+    """Regular expression that must match a module's whole name."""
+
+    def __post_init__(self) -> None:
+        _require(self.alpha is None or self.alpha > 0, "adapter.alpha", self.alpha, "must be > 0")
+        _require(0 <= self.dropout < 1, "adapter.dropout", self.dropout, "must be in [0, 1)")
+
+
+@dataclass(frozen=True)
+class RoutingConfig:
+    """How MixLoRA picks its factors (group `routing`)."""
+
+    name: RoutingName
+    pool: Literal["all", "prompt"] = "all"
+    decode: Literal["prefill", "step"] = "prefill"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Training and evaluation records (group `data`): LLaVA-format JSON plus an image folder."""
+
+    name: str
+    source: Literal["mini", "json"]
+    train: str | None = None
+    """Path of the training JSON (source=json; the mini data knows its own)."""
+    heldout: str | None = None
+    unseen: str | None = None
+    images: str | None = None
+    """Folder that the records' image paths are relative to."""
+    metadata: str | None = None
+    """JSON with the task definitions."""
+    tasks: list[str] | None = None
+    """Only these tasks; null = all."""
+    max_per_task: int | None = None
+    """At most so many training records of each task, sampled with the seed; null = all."""
+    max_length: int = 1792
+    """Tokens of one instance, image tokens included; longer ones lose the end of their last answer."""
+    on_error: Literal["stop", "skip"] = "stop"
+
+    def __post_init__(self) -> None:
+        _require(self.max_length >= 16, "data.max_length", self.max_length, "must be >= 16")
+        _require(
+            self.max_per_task is None or self.max_per_task > 0, "data.max_per_task", self.max_per_task, "must be > 0"
+        )
+        _require(
+            self.source != "json" or bool(self.train or self.heldout or self.unseen),
+            "data.train",
+            self.train,
+            "data=json needs data.train=<annotation.json> (and data.images=<folder>)",
+        )
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The training loop's numbers (key `train`); defaults follow the paper, App. B, where it gives them."""
+
+    epochs: float = 1.0
+    steps: int | None = None
+    """Optimizer steps; overrides `epochs` when set."""
+    batch_size: int = 16
+    """Instances per device and forward pass."""
+    accumulation: int = 1
+    learning_rate: float = 4e-5
+    scheduler: str = "cosine"
+    warmup_ratio: float = 0.03
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto` takes bf16 where the processor multiplies bf16 matrices in hardware, else fp32."""
+    gradient_checkpointing: bool = False
+    group_by_length: bool = True
+    cache_features: bool = True
+    """Compute the frozen vision tower once per picture and keep the result on disk."""
+    log_every: int = 10
+    save_every: int = 100
+    keep_checkpoints: int = 2
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.steps is None or self.steps > 0, "train.steps", self.steps, "must be > 0 or null")
+        _require(self.epochs > 0, "train.epochs", self.epochs, "must be > 0")
+        _require(self.batch_size > 0, "train.batch_size", self.batch_size, "must be > 0")
+        _require(self.accumulation > 0, "train.accumulation", self.accumulation, "must be > 0")
+        _require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "must be > 0")
+        _require(0 <= self.warmup_ratio < 1, "train.warmup_ratio", self.warmup_ratio, "must be in [0, 1)")
+        _require(self.log_every > 0, "train.log_every", self.log_every, "must be > 0")
+        _require(self.save_every > 0, "train.save_every", self.save_every, "must be > 0")
+        _require(self.keep_checkpoints > 0, "train.keep_checkpoints", self.keep_checkpoints, "must be > 0")
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    """Weights & Biases tracking."""
+
+    mode: Literal["disabled", "offline", "online"] = "disabled"
+    project: str = "mixlora"
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class DeepspeedConfig:
+    """DeepSpeed (group `deepspeed`): the JSON configuration handed to the Trainer, or nothing."""
+
+    name: str = "none"
+    config: dict[str, object] | None = None
+
+
+def _check_pool(rank: int, factors: int, adapter: AdapterConfig) -> None:
+    _require(rank >= 1, "rank", rank, "must be >= 1")
+    _require(factors >= 1, "factors", factors, "must be >= 1")
+    _require(
+        adapter.name != "mixlora" or rank <= factors,
+        "rank",
+        rank,
+        f"must be <= factors={factors}, because rank factors are selected out of the pool",
+    )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that `mixlora train` reads."""
+
+    model: ModelConfig
+    adapter: AdapterConfig
+    routing: RoutingConfig
+    data: DataConfig
+    train: OptimConfig
+    rank: int
+    factors: int
+    output_dir: str
+    seed: int = 0
+    resume: str | None = None
+    """`auto` continues from the newest checkpoint in output_dir; a path continues from that checkpoint; null starts new."""
+    overwrite: bool = False
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    deepspeed: DeepspeedConfig = field(default_factory=DeepspeedConfig)
+
+    def __post_init__(self) -> None:
+        _check_pool(self.rank, self.factors, self.adapter)
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """How `mixlora eval` answers (key `eval`)."""
+
+    batch_size: int = 16
+    max_new_tokens: int = 24
+    limit: int | None = None
+    """At most so many instances of each benchmark or task, a seeded sample; null = all."""
+    seen: bool = False
+    """Also answer the held-out instances of the seen tasks."""
+    benchmarks: list[str] | None = None
+    """Only these; null = all that the data has."""
+    cache_features: bool = True
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size > 0, "eval.batch_size", self.batch_size, "must be > 0")
+        _require(self.max_new_tokens > 0, "eval.max_new_tokens", self.max_new_tokens, "must be > 0")
+        _require(self.limit is None or self.limit > 0, "eval.limit", self.limit, "must be > 0 or null")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Everything that `mixlora eval` reads."""
+
+    model: ModelConfig
+    adapter: AdapterConfig
+    routing: RoutingConfig
+    data: DataConfig
+    eval: GenerationConfig
+    output_dir: str
+    run: str | None = None
+    """Run folder of `mixlora train`: its base, adapter and template are evaluated. null with adapter=none: the untuned base."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class AlignConfig:
+    """Everything that `mixlora align` reads: stage one of the small model, picture -> caption."""
+
+    output_dir: str
+    seed: int = 0
+    resume: str | None = "auto"
+    pictures: int = 20_000
+    lexical_steps: int = 4_000
+    """Steps in which the projector alone maps picture cells to the embeddings of the words that describe them."""
+    lexical_batch_size: int = 128
+    lexical_learning_rate: float = 1e-3
+    steps: int = 2_000
+    """Caption steps: projector and a low-rank update of the language model, through the whole model."""
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    rank: int = 8
+    warmup_ratio: float = 0.03
+    log_every: int = 20
+    save_every: int = 200
