@@ -1,4 +1,4 @@
-"""Typed configuration: every key that a YAML file or an override may set, with its type, default and allowed values.
+"""Typed configuration: every key that YAML or an override may set, with type, default and allowed values.
 
 `config/load.py` turns Hydra's `DictConfig` into these dataclasses once; nothing after it sees a dictionary.
 Each `__post_init__` raises `ValueError` with the key, the value and what is allowed.
@@ -6,6 +6,7 @@ Each `__post_init__` raises `ValueError` with the key, the value and what is all
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,7 +16,16 @@ RoutingName = Literal["instance", "task", "random"]
 
 def _require(condition: bool, key: str, value: object, allowed: str) -> None:
     if not condition:
-        raise ValueError(f"{key}={value}: {allowed}")
+        shown = "null" if value is None else value
+        raise ValueError(f"{key}={shown}: {allowed}")
+
+
+def _is_regex(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,7 @@ class AdapterConfig:
 
     name: AdapterName
     alpha: float | None = None
-    """Numerator of the scale alpha / rank; default 2 * rank for LoRA, 2 * factors for MixLoRA (paper, App. B)."""
+    """Numerator of the scale alpha / rank; default 2 * rank for LoRA, 2 * factors for MixLoRA (App. B)."""
     dropout: float = 0.05
     cfs: Literal["paper", "released", "none"] = "paper"
     router_grad: Literal["none", "straight_through"] = "none"
@@ -57,6 +67,12 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         _require(self.alpha is None or self.alpha > 0, "adapter.alpha", self.alpha, "must be > 0")
         _require(0 <= self.dropout < 1, "adapter.dropout", self.dropout, "must be in [0, 1)")
+        _require(
+            _is_regex(self.target_modules),
+            "adapter.target_modules",
+            self.target_modules,
+            "must be a regular expression",
+        )
 
 
 @dataclass(frozen=True)
@@ -93,7 +109,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         _require(self.max_length >= 16, "data.max_length", self.max_length, "must be >= 16")
         _require(
-            self.max_per_task is None or self.max_per_task > 0, "data.max_per_task", self.max_per_task, "must be > 0"
+            self.max_per_task is None or self.max_per_task > 0,
+            "data.max_per_task",
+            self.max_per_task,
+            "must be > 0",
         )
         _require(
             self.source != "json" or bool(self.train or self.heldout or self.unseen),
@@ -136,6 +155,9 @@ class OptimConfig:
         _require(self.accumulation > 0, "train.accumulation", self.accumulation, "must be > 0")
         _require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "must be > 0")
         _require(0 <= self.warmup_ratio < 1, "train.warmup_ratio", self.warmup_ratio, "must be in [0, 1)")
+        _require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "must be >= 0")
+        _require(self.max_grad_norm > 0, "train.max_grad_norm", self.max_grad_norm, "must be > 0")
+        _require(self.workers >= 0, "train.workers", self.workers, "must be >= 0")
         _require(self.log_every > 0, "train.log_every", self.log_every, "must be > 0")
         _require(self.save_every > 0, "train.save_every", self.save_every, "must be > 0")
         _require(self.keep_checkpoints > 0, "train.keep_checkpoints", self.keep_checkpoints, "must be > 0")
@@ -169,6 +191,10 @@ def _check_pool(rank: int, factors: int, adapter: AdapterConfig) -> None:
     )
 
 
+def _check_seed(seed: int) -> None:
+    _require(0 <= seed < 2**32, "seed", seed, "must be in [0, 2^32)")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Everything that `mixlora train` reads."""
@@ -183,13 +209,20 @@ class TrainConfig:
     output_dir: str
     seed: int = 0
     resume: str | None = None
-    """`auto` continues from the newest checkpoint in output_dir; a path continues from that checkpoint; null starts new."""
+    """`auto` continues from the newest checkpoint in output_dir, a path from that checkpoint; null starts new."""
     overwrite: bool = False
     wandb: WandbConfig = field(default_factory=WandbConfig)
     deepspeed: DeepspeedConfig = field(default_factory=DeepspeedConfig)
 
     def __post_init__(self) -> None:
         _check_pool(self.rank, self.factors, self.adapter)
+        _check_seed(self.seed)
+        _require(
+            self.adapter.name != "none" or self.model.train_projector,
+            "adapter",
+            self.adapter.name,
+            "trains nothing; choose lora, mixlora or full (the untuned base: `mixlora eval adapter=none`)",
+        )
 
 
 @dataclass(frozen=True)
@@ -223,8 +256,17 @@ class EvalConfig:
     eval: GenerationConfig
     output_dir: str
     run: str | None = None
-    """Run folder of `mixlora train`: its base, adapter and template are evaluated. null with adapter=none: the untuned base."""
+    """Run folder of `mixlora train`, whose base, adapter and template are evaluated; null: the untuned base."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_seed(self.seed)
+        _require(
+            self.run is not None or self.adapter.name == "none",
+            "run",
+            self.run,
+            "give run=<folder of a finished `mixlora train`>, or adapter=none to score the untuned base",
+        )
 
 
 @dataclass(frozen=True)
@@ -233,17 +275,36 @@ class AlignConfig:
 
     output_dir: str
     seed: int = 0
-    resume: str | None = "auto"
-    pictures: int = 20_000
-    lexical_steps: int = 4_000
-    """Steps in which the projector alone maps picture cells to the embeddings of the words that describe them."""
+    pictures: int = 8_000
+    """Caption pictures to draw."""
+    lexical_steps: int = 500
+    """Steps in which the projector alone maps picture cells to the embeddings of words that describe them."""
     lexical_batch_size: int = 128
-    lexical_learning_rate: float = 1e-3
-    steps: int = 2_000
+    lexical_learning_rate: float = 2e-3
+    steps: int = 900
     """Caption steps: projector and a low-rank update of the language model, through the whole model."""
     batch_size: int = 16
     learning_rate: float = 1e-3
     rank: int = 8
+    """Rank of the language model's update, which is merged when the base is built."""
     warmup_ratio: float = 0.03
-    log_every: int = 20
-    save_every: int = 200
+    log_every: int = 10
+    save_every: int = 50
+    check_pictures: int = 200
+    """Held-out pictures that the finished base captions, to count the names it gets right."""
+
+    def __post_init__(self) -> None:
+        _check_seed(self.seed)
+        whole = (
+            "pictures",
+            "lexical_steps",
+            "lexical_batch_size",
+            "steps",
+            "batch_size",
+            "rank",
+            "log_every",
+            "save_every",
+        )
+        for key in (*whole, "learning_rate", "lexical_learning_rate"):
+            _require(getattr(self, key) > 0, key, getattr(self, key), "must be > 0")
+        _require(0 <= self.warmup_ratio < 1, "warmup_ratio", self.warmup_ratio, "must be in [0, 1)")

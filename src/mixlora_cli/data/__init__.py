@@ -1,1 +1,1 @@
-
+"""Records, conversation templates and batches."""

@@ -1,0 +1,1 @@
+"""Stage one of the small model: picture -> caption, before any adapter."""

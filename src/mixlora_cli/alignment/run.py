@@ -1,0 +1,128 @@
+"""`mixlora align`: stage one of the small model, from pictures to the file that ships.
+
+1. draw caption pictures; 2. the projector learns words (`lexical.py`); 3. projector and a low-rank update of the language
+model learn captions, through the same training code as every adapter; 4. both go into one file; 5. held-out pictures are
+captioned and the names counted. Each part is kept in `output_dir`, and the same command continues an interrupted run.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from peft import PeftModel
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from transformers import set_seed
+
+from mixlora_cli.alignment.check import CaptionCheck, check_captions
+from mixlora_cli.alignment.lexical import train_lexical
+from mixlora_cli.alignment.pictures import ANNOTATION, IMAGES, draw, write_pictures
+from mixlora_cli.config.schema import (
+    AdapterConfig,
+    AlignConfig,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    RoutingConfig,
+    TrainConfig,
+)
+from mixlora_cli.models.adapters import load_adapter
+from mixlora_cli.models.base import Base
+from mixlora_cli.models.features import FeatureCache
+from mixlora_cli.models.mini import merge_update
+from mixlora_cli.models.mini_base import unaligned_base
+from mixlora_cli.models.stage_one import StageOne, load_stage_one
+from mixlora_cli.training.run import train
+from mixlora_cli.training.run_folder import versions
+
+RESULT = "stage_one.safetensors"
+
+
+def align(config: AlignConfig) -> Path:
+    """Run stage one; returns the file with its result.
+
+    Raises:
+        UserError: a package of the small model is missing; the folder holds another configuration's run.
+    """
+    console = Console(soft_wrap=True, markup=False, highlight=False)
+    root = Path(config.output_dir)
+    pictures = draw(config.pictures, f"align/{config.seed}")
+    paths = write_pictures(root, pictures)
+    set_seed(config.seed)
+    base = unaligned_base(config.seed)
+
+    projector_file = root / "projector.safetensors"
+    if projector_file.exists():
+        base.model.model.multi_modal_projector.load_state_dict(load_file(projector_file))
+    else:
+        loss = train_lexical(base, FeatureCache(base), pictures, paths, config)
+        save_file(base.model.model.multi_modal_projector.state_dict(), projector_file)
+        console.print(f"the projector says words: loss {loss:.3f}")
+
+    run = _train_captions(config, root, base)
+    console.print("merging, and captioning held-out pictures")
+    stage_one = _extract(config, base, run)
+    stage_one.save(root / RESULT)
+    check = _check(config, root)
+    (root / "check.json").write_text(json.dumps(asdict(check), indent=2) + "\n")
+    console.print(
+        f"names right in captions of held-out pictures: {check.names_right} of {check.names} ({100 * check.share:.1f} %)\n"
+        f"weights: {root / RESULT}"
+    )
+    return root / RESULT
+
+
+def _train_captions(config: AlignConfig, root: Path, base: Base) -> Path:
+    """Train projector and low-rank update; a finished part is not run again."""
+    run = root / "captions"
+    if (run / "result.json").exists():
+        return run
+    return train(
+        TrainConfig(
+            model=ModelConfig(name="mini", source="mini", template="smollm", train_projector=True),
+            adapter=AdapterConfig(name="lora", dropout=0.0),
+            routing=RoutingConfig(name="instance"),
+            data=DataConfig(name="captions", source="json", train=str(root / ANNOTATION), images=str(root / IMAGES)),
+            train=OptimConfig(
+                steps=config.steps,
+                batch_size=config.batch_size,
+                learning_rate=config.learning_rate,
+                warmup_ratio=config.warmup_ratio,
+                log_every=config.log_every,
+                save_every=config.save_every,
+                keep_checkpoints=1,
+            ),
+            rank=config.rank,
+            factors=config.rank,
+            output_dir=str(run),
+            seed=config.seed,
+            resume="auto",
+        ),
+        base,
+    )
+
+
+def _extract(config: AlignConfig, base: Base, run: Path) -> StageOne:
+    """Read projector and update out of the trained adapter."""
+    fresh = unaligned_base(config.seed)
+    adapted = load_adapter(fresh.model, run / "adapter")
+    assert isinstance(adapted, PeftModel)
+    update = {}
+    for name, module in fresh.model.model.language_model.named_modules():
+        if hasattr(module, "lora_A") and len(module.lora_A):
+            scale = module.scaling["default"]
+            update[name] = (scale * module.lora_B["default"].weight, module.lora_A["default"].weight)
+    projector = fresh.model.model.multi_modal_projector.modules_to_save["default"].state_dict()
+    made_by = {"config": json.dumps(asdict(config)), "versions": json.dumps(versions())}
+    return StageOne(projector, update, made_by)
+
+
+def _check(config: AlignConfig, root: Path) -> CaptionCheck:
+    """Caption held-out pictures with the base as everybody will build it: from the quantised file."""
+    stage_one = load_stage_one(root / RESULT)
+    base = unaligned_base(config.seed)
+    base.model.model.multi_modal_projector.load_state_dict(stage_one.projector)
+    merge_update(base.model, stage_one.update)
+    return check_captions(base, draw(config.check_pictures, "align/heldout"), root / "heldout")

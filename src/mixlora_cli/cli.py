@@ -1,0 +1,105 @@
+"""The `mixlora` command: subcommands hand their arguments to Hydra; nothing heavy loads before they are checked."""
+
+from __future__ import annotations
+
+import typer
+
+from mixlora_cli import __version__
+from mixlora_cli.errors import UserError
+
+HYDRA_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+EXAMPLES = """
+Every subcommand is configured with Hydra: choose a group's option (adapter=lora), change a key (rank=8),
+sweep over values (-m rank=2,4,8).
+
+\b
+  mixlora train                                 MixLoRA on the small model and the built-in tasks
+  mixlora train adapter=lora rank=8             plain LoRA instead
+  mixlora eval run=FOLDER                       score a finished training on the unseen tasks
+  mixlora train --help                          all groups, options and keys
+"""
+
+app = typer.Typer(
+    name="mixlora",
+    help="Train and evaluate mixtures of low-rank factors (MixLoRA) next to plain LoRA, on vision-language models.",
+    epilog=EXAMPLES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mixlora {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Show the version and stop."
+    ),
+) -> None:
+    pass
+
+
+@app.command(context_settings=HYDRA_ARGUMENTS, add_help_option=False)
+def train(context: typer.Context) -> None:
+    """Train an adapter and save it in a run folder."""
+    from mixlora_cli.config.schema import TrainConfig
+
+    _run("train", TrainConfig, "mixlora_cli.training.run:train", context)
+
+
+@app.command(name="eval", context_settings=HYDRA_ARGUMENTS, add_help_option=False)
+def evaluate(context: typer.Context) -> None:
+    """Answer the unseen tasks with a trained run or the untuned base, and score the answers."""
+    from mixlora_cli.config.schema import EvalConfig
+
+    _run("eval", EvalConfig, "mixlora_cli.evaluation.run:evaluate", context)
+
+
+@app.command(context_settings=HYDRA_ARGUMENTS, add_help_option=False)
+def align(context: typer.Context) -> None:
+    """Stage one of the small model, picture -> caption; its result ships with the package."""
+    from mixlora_cli.config.schema import AlignConfig
+
+    _run("align", AlignConfig, "mixlora_cli.alignment.run:align", context)
+
+
+@app.command(context_settings=HYDRA_ARGUMENTS)
+def interference(context: typer.Context) -> None:
+    """Measure how much tasks disturb one another's gradients (not built yet)."""
+    _not_built_yet("interference")
+
+
+@app.command(context_settings=HYDRA_ARGUMENTS)
+def tsne(context: typer.Context) -> None:
+    """Draw a map of the factors that tasks select (not built yet)."""
+    _not_built_yet("tsne")
+
+
+def _run(name: str, config_class: type, entry: str, context: typer.Context) -> None:
+    from mixlora_cli.config.hydra_app import Command, run_command
+
+    raise typer.Exit(run_command(Command(name, config_class, entry), context.args))
+
+
+def _not_built_yet(name: str) -> None:
+    from mixlora_cli.config.hydra_app import USER_MISTAKE, report
+
+    report(UserError(f"mixlora {name}: not built yet; this version has train, eval and align"))
+    raise typer.Exit(USER_MISTAKE)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Greedy answers to prompts, in left-padded batches with a KV cache.
+
+What is in a batch changes no answer: padding is masked, and an adapter chooses its factors from the
+instance's own prompt. So batches are made by prompt length, which wastes least on padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import takewhile
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from mixlora_cli.data.batches import Item
+from mixlora_cli.data.collate import Collator, Features, generation_collator
+from mixlora_cli.models.base import Base
+
+
+def batches(items: Sequence[Item], batch_size: int) -> list[list[Item]]:
+    """Batches of similar prompt length, the longest first: one too large for the memory fails at once."""
+    ordered = sorted(items, key=lambda item: (-item.length, item.index))
+    return [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+
+
+@contextmanager
+def _inference(model: torch.nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; the mode is put back."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
+class Generator:
+    """Answers batches of prompts with one model."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        base: Base,
+        features: Features,
+        max_new_tokens: int,
+        use_cache: bool = True,
+    ) -> None:
+        """`model` is `base.model` or an adapter on it; `features` turns picture paths into `pixel_values`."""
+        tokenizer = base.tokenizer
+        self._model, self._tokenizer = model, tokenizer
+        ends = [tokenizer.convert_tokens_to_ids(base.template.end), tokenizer.eos_token_id]
+        self._ends = list(dict.fromkeys(int(end) for end in ends if end is not None))
+        pad = self._ends[0] if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+        self._collate: Collator = generation_collator(pad, features)
+        # Spelt out, because what is left open here is taken from the checkpoint's own settings.
+        self._settings = GenerationConfig(  # type: ignore[no-untyped-call]
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=self._ends,
+            pad_token_id=pad,
+            use_cache=use_cache,
+        )
+
+    def __call__(self, items: Sequence[Item]) -> list[str]:
+        """Answers to one batch, in order, without control tokens and the white space around them."""
+        device = next(self._model.parameters()).device
+        batch = {name: tensor.to(device) for name, tensor in self._collate(items).items()}
+        with _inference(self._model):
+            tokens: Tensor = self._model.generate(**batch, generation_config=self._settings)  # type: ignore[operator]
+        return [self._decode(row) for row in tokens[:, batch["input_ids"].shape[1] :].tolist()]
+
+    def _decode(self, row: list[int]) -> str:
+        answer = list(takewhile(lambda token: token not in self._ends, row))
+        return str(self._tokenizer.decode(answer, skip_special_tokens=True)).strip()

@@ -1,0 +1,199 @@
+"""The predictions file: one JSON line for each answered instance, appended as answers come and safe to kill
+at any byte.
+
+The first line is a header whose fingerprint says what the answers depend on: model, adapter, data, prompt,
+decoding. A file with another fingerprint is moved aside, never continued. Everything that scoring needs is in
+the lines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from mixlora_cli.errors import UserError
+
+FORMAT = "mixlora-predictions/1"
+FILE_NAME = "predictions.jsonl"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One instance and the answer that a model gave to it."""
+
+    split: str
+    """"unseen" (a benchmark) or "heldout" (a task seen in training)."""
+    index: int
+    """Position in the split's data file: ids need not be unique, positions are."""
+    benchmark: str
+    """The benchmark's name; the task's for held-out instances."""
+    id: str
+    question: str
+    target: str
+    prediction: str
+    category: str = ""
+    image_id: str = ""
+    """What pairs the questions about one image."""
+    answers: tuple[str, ...] = ()
+    """Several people's answers, where the rule needs them."""
+    labels: tuple[str, ...] = ()
+    """The closed set of labels that `target` is one of, where there is one."""
+    image: str = ""
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What identifies the instance within the file."""
+        return self.split, self.index
+
+
+@dataclass(frozen=True)
+class Header:
+    """First line of a predictions file."""
+
+    fingerprint: Mapping[str, str]
+    """What the answers depend on, each part named: two files with equal fingerprints hold equal answers."""
+    count: int
+    """How many instances the whole evaluation has."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """What does not change an answer: label, run folder, limit, seed, versions."""
+
+    def differences(self, other: Header) -> list[str]:
+        """Names of the fingerprint's parts that differ."""
+        names = dict.fromkeys([*self.fingerprint, *other.fingerprint])
+        return [name for name in names if self.fingerprint.get(name) != other.fingerprint.get(name)]
+
+
+def _line(record: Header | Prediction) -> bytes:
+    content = asdict(record)
+    if isinstance(record, Header):
+        content = {"format": FORMAT, **content}
+    else:  # 40,000 lines of empty fields would only slow reading down
+        content = {name: value for name, value in content.items() if value != "" and value != ()}
+    return (json.dumps(content, ensure_ascii=False) + "\n").encode()
+
+
+def _header(content: Any, path: Path) -> Header:
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(
+            f"{path} is no predictions file of this version: expected a first line with format {FORMAT}"
+        )
+    return Header(content["fingerprint"], content["count"], content["about"])
+
+
+def _prediction(content: dict[str, Any]) -> Prediction:
+    for name in ("answers", "labels"):
+        if name in content:
+            content[name] = tuple(content[name])
+    return Prediction(**{"target": "", "question": "", "prediction": "", **content})
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A predictions file as read: `end` is the offset behind the last whole line, `torn`: more follows."""
+
+    header: Header | None
+    predictions: list[Prediction]
+    end: int
+    torn: bool
+
+
+def read_predictions(path: Path) -> Contents:
+    """Read a predictions file; a half-written last line is left out and reported as `torn`.
+
+    An instance that was written twice counts once, the first time. Raises UserError when the file is no
+    predictions file or a line that is not the last cannot be read.
+    """
+    header: Header | None = None
+    predictions: dict[tuple[str, int], Prediction] = {}
+    end = 0
+    with path.open("rb") as file:
+        lines = iter(file)
+        for number, line in enumerate(lines, start=1):
+            try:
+                if not line.endswith(b"\n"):
+                    raise ValueError("no line end")
+                content = json.loads(line)
+                if header is None:
+                    header = _header(content, path)
+                else:
+                    prediction = _prediction(content)
+                    predictions.setdefault(prediction.key, prediction)
+            except (ValueError, TypeError, KeyError) as error:
+                if next(lines, None) is not None:
+                    raise UserError(
+                        f"{path}, line {number} cannot be read: move the file away and evaluate again"
+                    ) from error
+                return Contents(header, list(predictions.values()), end, torn=True)
+            end += len(line)
+    return Contents(header, list(predictions.values()), end, torn=False)
+
+
+class PredictionWriter:
+    """Appends predictions to a file; every `append` is on the disk when it returns."""
+
+    def __init__(self, file: BinaryIO, done: Iterable[tuple[str, int]] = ()) -> None:
+        self._file = file
+        self.done: set[tuple[str, int]] = set(done)
+        """Keys of the instances that are answered."""
+
+    def append(self, predictions: Sequence[Prediction]) -> None:
+        """Write whole lines in one go and wait until the disk has them."""
+        self._file.write(b"".join(_line(prediction) for prediction in predictions))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.done.update(prediction.key for prediction in predictions)
+
+    def __enter__(self) -> PredictionWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def _move_aside(path: Path) -> Path:
+    number = 1
+    while (aside := path.with_suffix(f".{number}.jsonl")).exists():
+        number += 1
+    return path.rename(aside)
+
+
+def _start(path: Path, header: Header) -> PredictionWriter:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("wb")
+    file.write(_line(header))
+    file.flush()
+    os.fsync(file.fileno())
+    return PredictionWriter(file)
+
+
+def open_predictions(path: Path, header: Header, announce: Callable[[str], None] = print) -> PredictionWriter:
+    """Continue the predictions file at `path` if it was made with the same settings, else start a new one.
+
+    A file made with other settings is moved aside (`predictions.1.jsonl`) and `announce`d with what changed.
+    A half-written last line is cut off. Raises UserError when the file cannot be read.
+    """
+    if not path.exists():
+        return _start(path, header)
+    found = read_predictions(path)
+    if found.header is None:  # killed while the header was written: nothing to keep
+        return _start(path, header)
+    if changed := header.differences(found.header):
+        aside = _move_aside(path)
+        announce(
+            f"{path.name} was made with other settings ({', '.join(changed)} changed): "
+            f"kept as {aside.name}, starting anew"
+        )
+        return _start(path, header)
+    if found.predictions:
+        announce(f"continuing: {len(found.predictions)} of {header.count} answers are there already")
+    file = path.open("r+b")
+    file.truncate(found.end)
+    file.seek(found.end)
+    return PredictionWriter(file, (prediction.key for prediction in found.predictions))

@@ -1,0 +1,134 @@
+"""How one answer is judged: pure functions of the text a model gave, each with the rule it follows.
+
+`vqa.py` holds the one rule that needs several reference answers, `metrics.py` turns judged answers into a
+benchmark's score.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import lru_cache
+from typing import Literal
+
+NUMBER_WORDS = {
+    word: str(number)
+    for number, word in enumerate(
+        ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+    )
+}
+_LEAD_IN = re.compile(r"^(?:the )?(?:final )?answer(?: is)?\b ?")
+_ARTICLE = re.compile(r"^(?:an?|the) ")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+
+
+def _keeps(text: str, at: int) -> bool:
+    """Whether the punctuation mark `text[at]` belongs to a number: the point of 3.5, the sign of -3."""
+    if not text[at + 1 : at + 2].isdigit():
+        return False
+    if text[at] == ".":
+        return text[at - 1 : at].isdigit()
+    return text[at] == "-" and (at == 0 or text[at - 1].isspace())
+
+
+def _words(text: str) -> str:
+    """Unicode compatibility form (full-width digits become ASCII), folded case, punctuation to spaces."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    text = _THOUSANDS.sub("", text).replace("'", "").replace("\N{RIGHT SINGLE QUOTATION MARK}", "")
+    marks = (
+        " " if unicodedata.category(mark).startswith("P") and not _keeps(text, at) else mark
+        for at, mark in enumerate(text)
+    )
+    return " ".join("".join(marks).split())
+
+
+def normalise_answer(text: str) -> str:
+    """Bring an answer to the form in which two spellings of the same answer are equal.
+
+    Rule (ours): Unicode NFKC, folded case, apostrophes and thousands commas dropped, other punctuation to
+    spaces except in numbers, a leading "(the) (final) answer (is):" and then a leading article dropped, and
+    an answer that is one number word from zero to ten written as digits. Nothing is dropped that would leave
+    no answer at all.
+    """
+    words = _words(text)
+    for opening in (_LEAD_IN, _ARTICLE):
+        words = opening.sub("", words, count=1) or words
+    return NUMBER_WORDS.get(words, words)
+
+
+def exact_match(prediction: str, target: str) -> bool:
+    """Whether both are the same after `normalise_answer`; an empty prediction is never right.
+
+    Answers that are punctuation alone ("?") normalise to nothing and are compared as they stand.
+    """
+    given, wanted = normalise_answer(prediction), normalise_answer(target)
+    if not given or not wanted:
+        return bool(prediction.strip()) and prediction.strip() == target.strip()
+    return given == wanted
+
+
+@lru_cache(maxsize=512)
+def _label_pattern(labels: tuple[str, ...]) -> re.Pattern[str]:
+    """Match, at every position that starts a word, the longest label that ends with a word."""
+    names = sorted({_words(label) for label in labels} - {""}, key=lambda name: (-len(name), name))
+    alternatives = "|".join(re.escape(name) for name in names)
+    return re.compile(rf"(?<![\w.-])(?=({alternatives})(?!\w|\.\d))") if names else re.compile(r"(?!)")
+
+
+def _named(words: str, labels: tuple[str, ...]) -> set[str]:
+    named: set[str] = set()
+    reach = 0
+    for match in _label_pattern(labels).finditer(words):
+        if match.end(1) > reach:
+            named.add(normalise_answer(match[1]))
+            reach = match.end(1)
+    return named
+
+
+def named_labels(prediction: str, labels: tuple[str, ...]) -> set[str]:
+    """The labels that an answer names as whole words, in `normalise_answer`'s spelling.
+
+    A label inside a longer one that is named there too does not count: "a maple tree" names "maple tree", not
+    "tree". Number words stand for digits only where no label is named otherwise: "seven" names 7, "this one
+    is a 7" only 7.
+    """
+    words = _words(prediction)
+    return _named(words, labels) or _named(" ".join(NUMBER_WORDS.get(w, w) for w in words.split()), labels)
+
+
+def label_match(prediction: str, target: str, labels: tuple[str, ...] = ()) -> bool:
+    """Whether the answer is the target label.
+
+    Rule (ours): the exact normalised match, or, with a closed set of `labels`, the target is the only label
+    that the answer names. Two labels in one answer are wrong, whichever comes first. Negation is not read:
+    "not a cat" names cat.
+    """
+    if exact_match(prediction, target):
+        return True
+    return bool(labels) and named_labels(prediction, labels) == {normalise_answer(target)}
+
+
+def yes_no(prediction: str) -> Literal["yes", "no", "other"]:
+    """Read a yes/no answer as MME's official tool does.
+
+    Rule (MME, `calculation.py` of the benchmark's evaluation tool): lower case; exactly "yes" or "no" counts,
+    else "yes", else "no", anywhere within the first four characters, else "other", which is always wrong. By
+    this rule "None" and "know" read as no, and "I do not" as other.
+    """
+    text = prediction.lower()
+    if text in ("yes", "no"):
+        return "yes" if text == "yes" else "no"
+    if "yes" in text[:4]:
+        return "yes"
+    return "no" if "no" in text[:4] else "other"
+
+
+def pope_answer(prediction: str) -> Literal["yes", "no"]:
+    """Read an answer as POPE's common parser does.
+
+    Rule (POPE, the authors' `evaluate.py`): keep what stands before the first full stop, drop commas, split
+    at spaces; any of the words "No", "no", "not" means no, everything else means yes. So "NO", "don't" and an
+    empty answer read as yes.
+    """
+    words = prediction.split(".", maxsplit=1)[0].replace(",", "").split(" ")
+    return "no" if any(word in ("No", "no", "not") for word in words) else "yes"

@@ -1,0 +1,102 @@
+"""Results as tables: the paper's columns with 95 % intervals, for a terminal (rich) and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mixlora_cli.evaluation.benchmarks import COLUMNS, MEAN_TITLE
+from mixlora_cli.evaluation.results import Results, Score
+from mixlora_cli.evaluation.scoring import SEEN_TITLE
+
+Row = tuple[str, Results]
+MISSING = "-"
+CAPTION = "[...]: 95 % interval. MME in points, the rest in per cent; MMAvg is the mean of the seven others."
+SEEN_CAPTION = " Seen: held-out instances of the training tasks."
+FILE_WIDTH = 150
+"""Characters of a line where the output is no terminal: nothing wraps in a log file."""
+
+
+def columns_of(rows: Sequence[Row]) -> list[str]:
+    """Headings: the paper's eight, MMAvg, benchmarks of the user's own, and Seen where some row has it."""
+    own = dict.fromkeys(score.column for _, results in rows for score in results.scores)
+    seen = [SEEN_TITLE] if any(results.seen for _, results in rows) else []
+    return [*COLUMNS, MEAN_TITLE, *(column for column in own if column not in COLUMNS), *seen]
+
+
+def _cell(results: Results, column: str) -> Score | None:
+    if column == MEAN_TITLE:
+        return results.mean
+    return results.seen if column == SEEN_TITLE else results.column(column)
+
+
+def _text(score: Score | None, between: str) -> str:
+    """The value with one decimal (points: none) and its interval behind `between`."""
+    if score is None:
+        return MISSING
+    digits = 0 if score.unit == "points" else 1
+    return f"{score.value:.{digits}f}{between}[{score.low:.{digits}f}, {score.high:.{digits}f}]"
+
+
+def _new_table(title: str | None, caption: str | None = None) -> Table:
+    return Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
+
+
+def comparison_table(rows: Sequence[Row], title: str | None = None) -> Table:
+    """A row for each (label, results), a column for each benchmark; the interval stands below the value."""
+    columns = columns_of(rows)
+    table = _new_table(title, CAPTION + (SEEN_CAPTION if SEEN_TITLE in columns else ""))
+    table.add_column("")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for label, results in rows:
+        table.add_row(Text(label), *(Text(_text(_cell(results, column), "\n")) for column in columns))
+    return table
+
+
+def comparison_markdown(rows: Sequence[Row]) -> str:
+    """The same as a Markdown table, caption below."""
+    columns = columns_of(rows)
+    lines = [["", *columns], ["---", *("---:" for _ in columns)]]
+    lines += [[label, *(_text(_cell(results, column), " ") for column in columns)] for label, results in rows]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"{table}\n\n{CAPTION}{SEEN_CAPTION if SEEN_TITLE in columns else ''}\n"
+
+
+def seen_table(rows: Sequence[Row]) -> Table:
+    """Held-out accuracy on the tasks of training: a line for each task and the mean, a column a model."""
+    table = _new_table("Seen tasks, held-out instances: exact match in per cent [95 % interval]")
+    scored = [(label, results.seen) for label, results in rows if results.seen is not None]
+    table.add_column("task")
+    for label, _ in scored:
+        table.add_column(Text(label), justify="right")
+    for task in dict.fromkeys(task for _, seen in scored for task in seen.parts):
+        table.add_row(Text(task), *(Text(_part_text(seen, task)) for _, seen in scored))
+    table.add_section()
+    table.add_row("mean", *(Text(_text(seen, " ")) for _, seen in scored))
+    return table
+
+
+def _part_text(seen: Score, task: str) -> str:
+    part = seen.parts.get(task)
+    return f"{part['accuracy']:.1f} [{part['low']:.1f}, {part['high']:.1f}]" if part else MISSING
+
+
+def print_comparison(rows: Sequence[Row], console: Console | None = None) -> None:
+    """Print the paper's table, and that of the seen tasks where some row has them."""
+    console = console or Console()
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
+    if any(results.scores for _, results in rows):
+        console.print(comparison_table(rows, title=f"Unseen tasks{_sample_note(rows)}"))
+    if any(results.seen for _, results in rows):
+        console.print(seen_table(rows))
+
+
+def _sample_note(rows: Sequence[Row]) -> str:
+    limits = sorted({int(limit) for _, results in rows if (limit := results.about.get("limit"))})
+    return f" (samples of at most {', '.join(map(str, limits))} instances each)" if limits else ""

@@ -1,0 +1,252 @@
+"""A linear layer with pools of low-rank factors, of which each instance gets its own few."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from mixlora_cli.method.config import MixLoraConfig
+from mixlora_cli.method.context import RoutingContext
+from mixlora_cli.method.factors import ConditionalRouter, FactorPool
+from mixlora_cli.method.lowrank import add_low_rank
+from mixlora_cli.method.selection import (
+    Selection,
+    conditional_logits,
+    conditional_logits_released,
+    conditional_scores,
+    fused_probabilities,
+    independent_probabilities,
+    random_factors,
+    straight_through_weight,
+    top_factors,
+)
+
+CANNOT_MERGE = (
+    "MixLoRA cannot be merged into the base weights: which factors update them depends on the input, so no single "
+    "matrix gives the same outputs. Keep the adapter beside the base"
+)
+ROUTERS = ("mixlora_router_a", "mixlora_router_b", "mixlora_router_ab")
+_CONTRACTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "paper": conditional_logits,
+    "released": conditional_logits_released,
+}
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """How one adapter of a layer picks and applies its factors; made of the configuration once."""
+
+    num_factors: int
+    rank: int
+    scaling: float
+    learns: bool
+    """Routers get a gradient (straight-through)."""
+    keeps: bool
+    """The prompt's selection stays for the answer."""
+    describe: Callable[[MixLoraLayer, Tensor], Tensor] | None
+    """What the routers read, (B, width); None = there are no routers, chance selects."""
+
+
+class MixLoraLayer(BaseTunerLayer):
+    """Parameters by adapter name: pools `factors_a` (E, d_in) and `factors_b` (E, d_out), routers (E, width), W_AB."""
+
+    # PEFT finds a method's weights by this prefix in their names.
+    adapter_layer_names = ("mixlora_factors_a", "mixlora_factors_b", *ROUTERS)
+    other_param_names = ("rules", "last_selection", "mixlora_dropout")
+
+    def __init__(self, base_layer: nn.Linear, context: RoutingContext) -> None:
+        self.base_layer = base_layer
+        self.context = context
+        self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
+        self.mixlora_factors_a = nn.ModuleDict()
+        self.mixlora_factors_b = nn.ModuleDict()
+        self.mixlora_router_a = nn.ModuleDict()
+        self.mixlora_router_b = nn.ModuleDict()
+        self.mixlora_router_ab = nn.ModuleDict()
+        self.mixlora_dropout = nn.ModuleDict()
+        self.rules: dict[str, _Rule] = {}
+        self.last_selection: dict[str, Selection] = {}
+        """By adapter: the factors of the last forward pass's instances, without a graph."""
+        self.merged_adapters: list[str] = []
+
+    def update_layer(self, adapter_name: str, config: MixLoraConfig) -> None:
+        """Add the parameters of a new adapter, initialised so that it changes nothing."""
+        width = self.in_features
+        if config.routing == "task":
+            assert config.task_embedding_dim is not None  # the model fills it in
+            width = config.task_embedding_dim
+        self.rules[adapter_name] = _Rule(
+            num_factors=config.factors,
+            rank=config.r,
+            scaling=config.scaling,
+            learns=config.router_grad == "straight_through",
+            keeps=config.decode == "prefill",
+            describe=_describer(config),
+        )
+        self.mixlora_factors_a[adapter_name] = FactorPool(config.factors, self.in_features).init_like_lora()
+        self.mixlora_factors_b[adapter_name] = FactorPool(config.factors, self.out_features)
+        self.mixlora_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        if config.routing != "random":
+            self.mixlora_router_a[adapter_name] = nn.Linear(width, config.factors, bias=False)
+            self.mixlora_router_b[adapter_name] = nn.Linear(width, config.factors, bias=False)
+            if config.cfs != "none":
+                self.mixlora_router_ab[adapter_name] = ConditionalRouter(
+                    config.r, self.in_features, config.factors, _CONTRACTIONS[config.cfs]
+                )
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Activate adapters; their weights require gradients, but routers that get none never do.
+
+        Otherwise an optimizer would keep state for them, and data parallel training would wait for their gradients.
+        """
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+        self._freeze_routers()
+
+    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
+        """Switch gradients of adapters; see `set_adapter`."""
+        super().set_requires_grad(adapter_names, requires_grad=requires_grad)
+        self._freeze_routers()
+
+    def _freeze_routers(self) -> None:
+        for name, rule in self.rules.items():
+            if not rule.learns:
+                for routers in (getattr(self, attribute) for attribute in ROUTERS):
+                    if name in routers:
+                        routers[name].requires_grad_(False)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> NoReturn:
+        """Refuse.
+
+        Raises:
+            NotImplementedError: always, with the reason.
+        """
+        raise NotImplementedError(CANNOT_MERGE)
+
+    def unmerge(self) -> NoReturn:
+        """Refuse: nothing was ever merged.
+
+        Raises:
+            NotImplementedError: always, with the reason.
+        """
+        raise NotImplementedError(CANNOT_MERGE)
+
+
+class MixLoraLinear(nn.Module, MixLoraLayer):
+    """y = W h + (alpha / r) B A h with A and B selected for each instance (Eq. 6, 8, 9)."""
+
+    def __init__(self, base_layer: nn.Linear, adapter_name: str, config: MixLoraConfig, context: RoutingContext) -> None:
+        super().__init__()
+        MixLoraLayer.__init__(self, base_layer, context)
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, config)
+
+    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Map (B, ..., d_in) to (B, ..., d_out); the first dimension counts instances, the others their tokens."""
+        output: Tensor = self.base_layer(hidden, *args, **kwargs)
+        if self.disable_adapters:
+            return output
+        for name in self.active_adapters:
+            if name in self.rules:
+                output = self._add(name, hidden, output)
+        return output
+
+    def _add(self, name: str, hidden: Tensor, output: Tensor) -> Tensor:
+        selection = self._selection(name, hidden)
+        return add_low_rank(
+            output,
+            self.mixlora_dropout[name](hidden),
+            self.mixlora_factors_a[name](selection.index_a),
+            self.mixlora_factors_b[name](selection.index_b),
+            self.rules[name].scaling,
+            selection.weight,
+        )
+
+    def _selection(self, name: str, hidden: Tensor) -> Selection:
+        """The factors of these instances: those of their prompt if they go on with one, else newly selected."""
+        rule, reading, key = self.rules[name], self.context.reading, (id(self), name)
+        kept = reading.kept.get(key) if rule.keeps and reading.continues else None
+        if kept is not None:
+            return kept
+        selection = self._select(name, rule, hidden)
+        self.last_selection[name] = reading.kept[key] = selection.without_gradient()
+        return selection
+
+    def _select(self, name: str, rule: _Rule, hidden: Tensor) -> Selection:
+        if rule.describe is None:
+            return self._select_by_chance(rule, hidden)
+        learning = rule.learns and torch.is_grad_enabled()
+        # Near-ties must fall the same way whatever type the layer computes in.
+        with torch.set_grad_enabled(learning), torch.autocast(hidden.device.type, enabled=False):
+            return self._select_by_routers(name, rule, rule.describe(self, hidden), learning)
+
+    def _select_by_chance(self, rule: _Rule, hidden: Tensor) -> Selection:
+        copies = self.context.reading.copies
+        # Beams of one input swap their histories, so they must share their factors.
+        index_a, index_b = (
+            random_factors(len(hidden) // copies, rule.num_factors, rule.rank, hidden.device) for _ in range(2)
+        )
+        return Selection(index_a.repeat_interleave(copies, dim=0), index_b.repeat_interleave(copies, dim=0))
+
+    def _select_by_routers(self, name: str, rule: _Rule, description: Tensor, learning: bool) -> Selection:
+        """Eq. 6 for A, Eq. 8 (Eq. 6 without CFS) for B, from what the routers read (B, width)."""
+        p_a = independent_probabilities(_logits(self.mixlora_router_a[name], description))
+        p_b = independent_probabilities(_logits(self.mixlora_router_b[name], description))
+        index_a = top_factors(p_a, rule.rank)
+        if name in self.mixlora_router_ab:
+            logits = self.mixlora_router_ab[name](self.mixlora_factors_a[name](index_a))
+            p_b = fused_probabilities(p_b, conditional_scores(logits))
+        index_b = top_factors(p_b, rule.rank)
+        if not learning:
+            return Selection(index_a, index_b)
+        weight = straight_through_weight(p_a, index_a) * straight_through_weight(p_b, index_b)
+        return Selection(index_a, index_b, weight)
+
+    def __repr__(self) -> str:
+        return "mixlora." + super().__repr__()
+
+
+def _logits(router: nn.Module, description: Tensor) -> Tensor:
+    """fp32 logits (B, E) of a router whose weights may be in another type (DeepSpeed's bf16 casts them)."""
+    weight: Tensor = router.weight  # type: ignore[assignment]
+    logits: Tensor = router(description.to(weight.dtype))
+    return logits.float()
+
+
+def _describer(config: MixLoraConfig) -> Callable[[MixLoraLayer, Tensor], Tensor] | None:
+    if config.routing == "random":
+        return None
+    if config.routing == "task":
+        return _task_embedding
+    return _pooled_prompt if config.pool == "prompt" else _pooled_all
+
+
+def _pooled_all(layer: MixLoraLayer, hidden: Tensor) -> Tensor:
+    """R_IFS(h) of Eq. 5 over every token that is not padding: (B, d_in)."""
+    return layer.context.pooled(hidden, layer.context.reading.tokens)
+
+
+def _pooled_prompt(layer: MixLoraLayer, hidden: Tensor) -> Tensor:
+    """R_IFS(h) over the tokens that carry no loss; outside training whatever is read first is the prompt."""
+    reading = layer.context.reading
+    if reading.prompt is None and layer.training:  # type: ignore[attr-defined]
+        raise ValueError("pool=prompt: training needs to know the prompt; pass labels or prompt_mask (B, S) to the model")
+    return layer.context.pooled(hidden, reading.tokens if reading.prompt is None else reading.prompt)
+
+
+def _task_embedding(layer: MixLoraLayer, hidden: Tensor) -> Tensor:
+    """The embeddings of the instances' task definitions (App. A): (B, task_embedding_dim)."""
+    task = layer.context.reading.task
+    if task is None or len(task) != len(hidden):
+        shape = None if task is None else tuple(task.shape)
+        raise ValueError(
+            f"task_embeddings={shape}: routing=task needs one embedding for each instance, ({len(hidden)}, d); "
+            "pass task_embeddings to the model or to generate"
+        )
+    return task.to(hidden.device).float()

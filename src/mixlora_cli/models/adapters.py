@@ -1,0 +1,165 @@
+"""Attach what is trained to a frozen base, save it, and find it again.
+
+LoRA and MixLoRA are PEFT methods and live in `adapter_config.json` + `adapter_model.safetensors`. Weights of the base
+itself (`adapter=full`, a trained projector without adapter) live in `trained_weights.safetensors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mixlora_cli.config.schema import AdapterConfig, RoutingConfig
+from mixlora_cli.errors import UserError
+from mixlora_cli.method.config import MixLoraConfig
+
+PROJECTOR = "multi_modal_projector"
+TRAINED_WEIGHTS = "trained_weights.safetensors"
+
+
+def attach_adapter(
+    model: PreTrainedModel,
+    adapter: AdapterConfig,
+    routing: RoutingConfig,
+    rank: int,
+    factors: int,
+    train_projector: bool = False,
+) -> PreTrainedModel | PeftModel:
+    """Make exactly the wanted parameters trainable; everything else is frozen.
+
+    Args:
+        model: base of LLaVA class, changed in place.
+        rank: r, factors selected for an instance (MixLoRA) or rank of the update (LoRA).
+        factors: E, factors in each pool; MixLoRA only.
+        train_projector: also train the vision-language projector.
+
+    Returns:
+        A `PeftModel` for `lora` and `mixlora`, the model itself for `full` and `none`. Trainable parameters are in
+        fp32 whatever the base's type is: an update of 1e-5 is lost in a bf16 weight.
+
+    Raises:
+        UserError: `adapter.target_modules` names no layer of the model.
+    """
+    model.requires_grad_(False)
+    adapted: PreTrainedModel | PeftModel = model
+    if adapter.name in ("lora", "mixlora"):
+        settings = _peft_config(adapter, routing, rank, factors, train_projector)
+        try:
+            adapted = get_peft_model(model, settings)
+        except ValueError as error:
+            raise UserError(
+                f"adapter.target_modules={adapter.target_modules}: {_first_line(error)}"
+            ) from error
+    else:
+        if adapter.name == "full":
+            model.model.language_model.requires_grad_(True)
+        if train_projector:
+            model.model.multi_modal_projector.requires_grad_(True)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return adapted
+
+
+def _peft_config(
+    adapter: AdapterConfig, routing: RoutingConfig, rank: int, factors: int, train_projector: bool
+) -> PeftConfig:
+    modules_to_save = [PROJECTOR] if train_projector else None
+    if adapter.name == "lora":
+        return LoraConfig(
+            r=rank,
+            lora_alpha=2 * rank if adapter.alpha is None else adapter.alpha,  # type: ignore[arg-type]
+            lora_dropout=adapter.dropout,
+            target_modules=adapter.target_modules,
+            modules_to_save=modules_to_save,
+        )
+    return MixLoraConfig(
+        r=rank,
+        factors=factors,
+        alpha=2 * factors if adapter.alpha is None else adapter.alpha,
+        dropout=adapter.dropout,
+        target_modules=adapter.target_modules,
+        modules_to_save=modules_to_save,
+        cfs=adapter.cfs,
+        router_grad=adapter.router_grad,
+        routing=routing.name,
+        pool=routing.pool,
+        decode=routing.decode,
+    )
+
+
+def num_parameters(model: nn.Module) -> tuple[int, int]:
+    """Return (trainable, all) parameters; a shared one counts once."""
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+
+
+def save_adapter(
+    model: PreTrainedModel | PeftModel, folder: Path, state_dict: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write what was trained, and nothing of the frozen base, into `folder`.
+
+    Args:
+        state_dict: the model's gathered weights where they are sharded over processes (ZeRO-3); else read from `model`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(model, PeftModel):
+        # "auto" would ask the model hub whether the vocabulary grew; embeddings are never trained here.
+        model.save_pretrained(str(folder), state_dict=state_dict, save_embedding_layers=False)
+        return
+    weights = model.state_dict() if state_dict is None else state_dict
+    trained = {
+        name: weights[name].detach().cpu().contiguous()
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+    save_file(trained, folder / TRAINED_WEIGHTS, metadata={"format": "pt"})
+
+
+def load_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel | PeftModel:
+    """Load what `save_adapter` wrote onto a fresh base, for inference: nothing requires a gradient.
+
+    Raises:
+        UserError: the folder holds no adapter, or one that was trained on another model.
+    """
+    if (folder / "adapter_config.json").is_file():
+        try:
+            return PeftModel.from_pretrained(model, str(folder), is_trainable=False).eval()
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"{folder}: this adapter does not fit the model: {_first_line(error)}") from error
+    load_trained_weights(model, folder)
+    return model.requires_grad_(False).eval()
+
+
+def load_trained_weights(model: nn.Module, folder: Path) -> None:
+    """Copy `trained_weights.safetensors` into a bare model, keeping the model's own floating-point type.
+
+    Raises:
+        UserError: the file is missing, or its names or shapes are not the model's.
+    """
+    path = folder / TRAINED_WEIGHTS
+    if not path.is_file():
+        raise UserError(
+            f"{folder}: no adapter here; expected adapter_config.json (lora, mixlora) or {TRAINED_WEIGHTS} (full). "
+            "Give the run folder that `mixlora train` printed."
+        )
+    own = dict(model.named_parameters())
+    weights = load_file(path)
+    alien = [name for name, tensor in weights.items() if name not in own or own[name].shape != tensor.shape]
+    if alien:
+        raise UserError(
+            f"{path}: trained on another model: {len(alien)} weights do not fit, the first is {alien[0]}"
+        )
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            own[name].copy_(tensor)
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,27 @@
+"""From a `ModelConfig` to a `Base`."""
+
+from __future__ import annotations
+
+import torch
+
+from mixlora_cli.config.schema import ModelConfig
+from mixlora_cli.models.base import Base
+
+
+def build_base(model: ModelConfig, dtype: torch.dtype = torch.float32) -> Base:
+    """Load the base model with frozen weights of `dtype`, in eval mode.
+
+    Raises:
+        UserError: weights or packages are missing, or the checkpoint is not of LLaVA class.
+    """
+    if model.source == "mini":
+        from mixlora_cli.models.mini_base import mini_base
+
+        return mini_base(dtype)
+    if model.source == "tiny":
+        from mixlora_cli.models.tiny import build_tiny
+
+        return build_tiny()
+    from mixlora_cli.models.hub import hub_base
+
+    return hub_base(model, dtype)

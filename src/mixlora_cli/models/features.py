@@ -1,0 +1,93 @@
+"""Frozen picture features, computed once: the tower's output is kept on disk, keyed by tower and picture.
+
+The cache stores what the projector reads (before the projector, which may be trained), in half precision.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from mixlora_cli.data.cache import cache_root
+from mixlora_cli.data.collate import PixelLoader
+from mixlora_cli.errors import UserError
+from mixlora_cli.models.base import Base
+
+
+class FeatureTower(nn.Module):
+    """A vision tower that also accepts its own output: (n, 3, H, W) pictures or (n, tokens, channels) features."""
+
+    def __init__(self, tower: PreTrainedModel, layer: int) -> None:
+        super().__init__()
+        self.tower = tower
+        self.layer = layer
+        self.config = tower.config
+
+    def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutput:
+        """The tower's output; given features, an output that holds them at the layer that LLaVA reads."""
+        if pixel_values.ndim == 4:
+            output: BaseModelOutput = self.tower(pixel_values, **kwargs)
+            return output
+        length = -self.layer if self.layer < 0 else self.layer + 1
+        return BaseModelOutput(last_hidden_state=pixel_values, hidden_states=(pixel_values,) * length)
+
+
+def accept_features(model: PreTrainedModel) -> None:
+    """Let a LLaVA model's `pixel_values` hold tower features; once is enough.
+
+    Raises:
+        UserError: the model joins several layers of its tower, which one feature tensor cannot stand for.
+    """
+    if isinstance(model.model.vision_tower, FeatureTower):
+        return
+    layer = model.config.vision_feature_layer
+    if not isinstance(layer, int):
+        raise UserError("this model reads several layers of its vision tower: set train.cache_features=false")
+    model.model.vision_tower = FeatureTower(model.model.vision_tower, layer)
+
+
+class FeatureCache:
+    """Pictures to tower features (n, tokens, channels), from disk where they are, else computed and stored."""
+
+    def __init__(self, base: Base, root: Path | None = None) -> None:
+        accept_features(base.model)
+        self._tower: FeatureTower = base.model.model.vision_tower
+        self._load = PixelLoader(base.image_processor)
+        self._folder = (root or cache_root()) / "features" / base.fingerprint[:16]
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self.num_computed = 0
+
+    def __call__(self, paths: list[Path]) -> Tensor:
+        """Features in the tower's floating-point type; raises what opening a broken picture raises."""
+        files = [self._file(path) for path in paths]
+        missing = {file: path for file, path in zip(files, paths, strict=True) if not file.is_file()}
+        if missing:
+            self._compute(list(missing), list(missing.values()))
+        stacked = np.stack([np.load(file) for file in files])
+        return torch.from_numpy(stacked).to(next(self._tower.parameters()).dtype)
+
+    def _file(self, path: Path) -> Path:
+        key = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+        return self._folder / key[:2] / f"{key}.npy"
+
+    def _compute(self, files: list[Path], paths: list[Path]) -> None:
+        reference = next(self._tower.parameters())
+        pixels = self._load(paths).to(reference.device, reference.dtype)
+        with torch.inference_mode():
+            output = self._tower.eval()(pixels, output_hidden_states=True, return_dict=True)
+        features = output.hidden_states[self._tower.layer].float().cpu().numpy().astype(np.float16)
+        for file, row in zip(files, features, strict=True):
+            file.parent.mkdir(exist_ok=True)
+            partial = file.with_name(f"{file.stem}.{os.getpid()}.partial")
+            with partial.open("wb") as stream:
+                np.save(stream, row)
+            partial.replace(file)
+        self.num_computed += len(files)

@@ -1,0 +1,96 @@
+"""`metrics.jsonl`: one line for each logged step, appended while the run goes on."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Rows of a metrics file, in order; none if there is no file. A last line cut short by a kill is left out."""
+    rows: list[dict[str, float]] = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class Throughput:
+    """Tokens per second since the last call, from the Trainer's running count of non-padding tokens."""
+
+    def __init__(self) -> None:
+        self._tokens = 0
+        self._time = 0.0
+
+    def start(self, tokens: int) -> None:
+        """Count from here."""
+        self._tokens, self._time = tokens, time.perf_counter()
+
+    def read(self, tokens: int) -> float:
+        """Tokens per second since `start` or the last `read`."""
+        now = time.perf_counter()
+        rate = (tokens - self._tokens) / max(now - self._time, 1e-9)
+        self._tokens, self._time = tokens, now
+        return rate
+
+
+class MetricsWriter(TrainerCallback):
+    """Appends {step, epoch, loss, lr, grad_norm, tokens_per_second, tokens, seconds}; `seconds` adds up over resumes.
+
+    On resume, rows after the resumed step are dropped: the steps are done again and written again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._throughput = Throughput()
+        self._seconds_before = 0.0
+        self._start = 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Drop rows that lie after the step the run starts from."""
+        self._start = time.perf_counter()
+        self._throughput.start(state.num_input_tokens_seen)
+        if not state.is_world_process_zero:
+            return
+        kept = [row for row in read_metrics(self.path) if row["step"] <= state.global_step]
+        self._seconds_before = kept[-1]["seconds"] if kept else 0.0
+        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """The last step is always logged, also between two multiples of `log_every`."""
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Write a row for a logged step; the Trainer's closing summary has no loss of its own and is passed over."""
+        if logs is None or "loss" not in logs or not state.is_world_process_zero:
+            return
+        row = {
+            "step": state.global_step,
+            "epoch": round(state.epoch or 0.0, 6),
+            "loss": logs["loss"],
+            "lr": logs["learning_rate"],
+            "grad_norm": logs.get("grad_norm"),
+            "tokens_per_second": round(self._throughput.read(state.num_input_tokens_seen), 1),
+            "tokens": state.num_input_tokens_seen,
+            "seconds": round(self._seconds_before + time.perf_counter() - self._start, 3),
+        }
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")

@@ -1,0 +1,170 @@
+"""`mixlora train`: configuration in, run folder with a trained adapter out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
+
+from mixlora_cli.config.schema import TrainConfig, WandbConfig
+from mixlora_cli.data.batches import EncodedDataset, encode_records
+from mixlora_cli.data.collate import Collator, Features, PixelLoader
+from mixlora_cli.data.loading import load_records
+from mixlora_cli.models.adapters import attach_adapter, num_parameters
+from mixlora_cli.models.base import Base
+from mixlora_cli.models.build import build_base
+from mixlora_cli.models.features import FeatureCache
+from mixlora_cli.training.arguments import build_arguments
+from mixlora_cli.training.interrupt import Interrupted, StopAtSignal
+from mixlora_cli.training.metrics import MetricsWriter, read_metrics
+from mixlora_cli.training.precision import choose_dtype, inputs_keep_their_dtype
+from mixlora_cli.training.progress import ProgressReport
+from mixlora_cli.training.run_folder import RunFolder
+from mixlora_cli.training.trainer import AdapterTrainer
+
+
+def train(config: TrainConfig, base: Base | None = None) -> Path:
+    """Train one adapter and return its run folder; `base` stands in for the model that the configuration names.
+
+    The order of the steps is the order of their cost: what can be wrong is found before anything heavy is loaded.
+
+    Raises:
+        UserError: a mistake in the configuration, the data or the run folder; a loss that is not finite.
+        Interrupted: SIGINT or SIGTERM came; a checkpoint is saved.
+    """
+    console = Console(quiet=os.environ.get("RANK", "0") != "0", soft_wrap=True)
+    run = RunFolder(Path(config.output_dir))
+    checkpoint = run.open(config)
+    _say_where_it_starts(config, checkpoint, console)
+    dtype = choose_dtype(config.train.precision)
+    arguments = build_arguments(config, run, dtype)
+
+    records = load_records(config.data, "train", config.seed)
+    # Weights that are trained themselves need their full precision; otherwise only the adapter does.
+    base = base or build_base(config.model, torch.float32 if config.adapter.name == "full" else dtype)
+    dataset = encode_records(records, base, config.data.max_length, config.data.on_error, "the training data")
+    # Here, so that the adapter's first values depend on the seed and on nothing done before.
+    set_seed(config.seed)
+    model = attach_adapter(
+        base.model, config.adapter, config.routing, config.rank, config.factors, config.model.train_projector
+    )
+
+    stop, progress = StopAtSignal(), ProgressReport(console)
+    callbacks: list[TrainerCallback] = [stop, MetricsWriter(run.metrics), progress]
+    features: Features = (
+        FeatureCache(base) if config.train.cache_features else PixelLoader(base.image_processor)
+    )
+    trainer = build_trainer(model, base, dataset, features, arguments, callbacks)
+    if trainer.is_world_process_zero():
+        run.begin(config, checkpoint)
+    with ExitStack() as stack:
+        stack.callback(progress.close)
+        stack.enter_context(_wandb(config.wandb, run.root))
+        stack.enter_context(stop.listening())
+        if dtype == torch.bfloat16:
+            stack.enter_context(inputs_keep_their_dtype(model))
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if stop.stopped:
+            _say_how_to_resume(trainer, run, console)
+            raise Interrupted(stop.stopped)
+        trainer.save_model(str(run.adapter))
+    if trainer.is_world_process_zero():
+        run.finish(summarise(model, run))
+        _say_result(run, console)
+    return run.root
+
+
+def build_trainer(
+    model: nn.Module,
+    base: Base,
+    dataset: EncodedDataset,
+    features: Features,
+    arguments: TrainingArguments,
+    callbacks: list[TrainerCallback],
+) -> AdapterTrainer:
+    """The Trainer with our collator, and with our progress report in place of its own."""
+    tokenizer = base.tokenizer
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    trainer = AdapterTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=dataset,
+        data_collator=Collator(pad, features, with_indices=True),
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def summarise(model: nn.Module, run: RunFolder) -> dict[str, Any]:
+    """What `result.json` says of a finished run; loss is that of the last logged steps, speed that of the whole run."""
+    rows = read_metrics(run.metrics)
+    last = rows[-1]
+    trainable, total = num_parameters(model)
+    return {
+        "steps": last["step"],
+        "epochs": last["epoch"],
+        "loss": last["loss"],
+        "seconds": last["seconds"],
+        "tokens": last["tokens"],
+        "tokens_per_second": round(last["tokens"] / max(last["seconds"], 1e-9), 1),
+        "trainable_parameters": trainable,
+        "parameters": total,
+        "adapter": str(run.adapter.relative_to(run.root)),
+    }
+
+
+@contextmanager
+def _wandb(config: WandbConfig, root: Path) -> Iterator[None]:
+    """Settings that the Trainer's wandb callback reads; the tracked run ends with ours, so a sweep has many."""
+    if config.mode == "disabled":
+        yield
+        return
+    settings = {"WANDB_MODE": config.mode, "WANDB_PROJECT": config.project, "WANDB_DIR": str(root)}
+    before = {key: os.environ.get(key) for key in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        import wandb
+
+        wandb.finish()
+        for key, value in before.items():
+            os.environ.pop(key) if value is None else os.environ.update({key: value})
+
+
+def _say_where_it_starts(config: TrainConfig, checkpoint: Path | None, console: Console) -> None:
+    if checkpoint is not None:
+        console.print(f"resuming from {checkpoint}", markup=False, highlight=False)
+    elif config.resume is not None:
+        console.print(
+            f"no checkpoint in {config.output_dir} yet: starting new", markup=False, highlight=False
+        )
+
+
+def _say_how_to_resume(trainer: AdapterTrainer, run: RunFolder, console: Console) -> None:
+    console.print(
+        f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}, checkpoint saved; "
+        f"to go on, give the same command with resume=auto:\n  mixlora train ... output_dir={run.root} resume=auto",
+        markup=False,
+        highlight=False,
+    )
+
+
+def _say_result(run: RunFolder, console: Console) -> None:
+    result = run.read_result()
+    share = 100 * result["trainable_parameters"] / result["parameters"]
+    console.print(
+        f"done: {result['steps']} steps, loss {result['loss']:.4f}, {result['seconds'] / 60:.1f} minutes, "
+        f"{result['tokens_per_second']:,.0f} tokens/s, {result['trainable_parameters']:,} trainable parameters "
+        f"({share:.2f} %)\nadapter: {run.adapter}\nnext: mixlora eval run={run.root}",
+        markup=False,
+        highlight=False,
+    )

@@ -1,0 +1,206 @@
+"""The folder of one run: what it was asked, with which versions, how it went, and what it trained.
+
+- config.yaml: the resolved configuration
+- versions.json: Python, packages, platform, git commit, command line
+- metrics.jsonl: one line for each logged step
+- checkpoints/checkpoint-<step>/: for resume=auto
+- adapter/: the trained adapter
+- result.json: summary, written last: a run that has it is finished
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from mixlora_cli.config.schema import TrainConfig
+from mixlora_cli.errors import UserError
+
+RECORDED_PACKAGES = ("mixlora-cli", "torch", "transformers", "peft", "accelerate", "deepspeed", "tokenizers")
+
+# Keys that may differ when a run is resumed, because they do not change what it computes; prefixes end with a dot.
+HARMLESS_KEYS = (
+    "output_dir",
+    "resume",
+    "overwrite",
+    "wandb.",
+    "train.log_every",
+    "train.save_every",
+    "train.keep_checkpoints",
+    "train.workers",
+)
+
+
+class RunFolder:
+    """Paths and guards of one run folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / "config.yaml"
+        self.versions = root / "versions.json"
+        self.metrics = root / "metrics.jsonl"
+        self.checkpoints = root / "checkpoints"
+        self.adapter = root / "adapter"
+        self.result = root / "result.json"
+
+    @property
+    def started(self) -> bool:
+        """A run has begun training here."""
+        return self.config.is_file()
+
+    @property
+    def finished(self) -> bool:
+        """A run has ended here and its adapter is complete."""
+        return self.result.is_file()
+
+    def newest_checkpoint(self) -> Path | None:
+        """The complete checkpoint with the most steps; the Trainer writes its state file last."""
+        complete = [path.parent for path in self.checkpoints.glob("checkpoint-*/trainer_state.json")]
+        return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+    def open(self, config: TrainConfig) -> Path | None:
+        """Check that training may start here, before anything heavy is loaded, and say where it starts.
+
+        Returns:
+            The checkpoint to resume from; None to start new.
+
+        Raises:
+            UserError: a run is here and neither `resume` nor `overwrite` says what to do with it, or it cannot
+                be resumed.
+        """
+        if self.root.exists() and not self.root.is_dir():
+            raise UserError(f"output_dir={self.root} is a file; give a folder")
+        if self.finished:
+            if not config.overwrite:
+                raise UserError(
+                    f"output_dir={self.root} holds a finished run; choose another output_dir=, "
+                    "or overwrite=true to replace it"
+                )
+            return None
+        if config.resume is None:
+            if self.started and not config.overwrite:
+                raise UserError(
+                    f"output_dir={self.root} holds an unfinished run; resume=auto continues it, "
+                    "overwrite=true starts again"
+                )
+            return None
+        # Stronger than overwrite=true: who began with it and was interrupted adds resume=auto to the same command.
+        checkpoint = self._asked_checkpoint(config.resume)
+        if self.started and checkpoint is not None:
+            _refuse_changes(_flat(OmegaConf.to_container(OmegaConf.load(self.config))), _flat(asdict(config)))
+        return checkpoint
+
+    def _asked_checkpoint(self, resume: str) -> Path | None:
+        if resume == "auto":
+            return self.newest_checkpoint()
+        path = Path(resume)
+        if not (path / "trainer_state.json").is_file():
+            raise UserError(
+                f"resume={resume}: no complete checkpoint there; resume=auto takes the newest one of output_dir"
+            )
+        return path
+
+    def begin(self, config: TrainConfig, checkpoint: Path | None) -> None:
+        """Write the configuration and the versions; a run that starts new first removes what an earlier one left."""
+        if checkpoint is None:
+            self.clear()
+        self.root.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.create(asdict(config)), self.config)
+        self.versions.write_text(json.dumps(versions(), indent=2) + "\n")
+
+    def clear(self) -> None:
+        """Remove an earlier run's files; other files in the folder (Hydra's, the user's) stay."""
+        # The marks of a run go first: a run that is half removed must not look finished.
+        for file in (self.result, self.config, self.versions, self.metrics):
+            file.unlink(missing_ok=True)
+        for folder in (self.checkpoints, self.adapter):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write the mark of a finished run, in one step."""
+        draft = self.result.with_suffix(".tmp")
+        draft.write_text(json.dumps(dict(summary), indent=2) + "\n")
+        os.replace(draft, self.result)
+
+    def read_result(self) -> dict[str, Any]:
+        """The summary of a finished run."""
+        summary: dict[str, Any] = json.loads(self.result.read_text())
+        return summary
+
+
+def _refuse_changes(old: dict[str, Any], new: dict[str, Any]) -> None:
+    changed = [
+        f"{key} (was {old.get(key)}, now {new.get(key)})"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not _harmless(key)
+    ]
+    if changed:
+        raise UserError(
+            f"resume: the configuration is not the one that the run began with: {', '.join(changed)}; "
+            "give the same values, or another output_dir="
+        )
+
+
+def _harmless(key: str) -> bool:
+    return any(
+        key.startswith(allowed) if allowed.endswith(".") else key == allowed for allowed in HARMLESS_KEYS
+    )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings -> one mapping with dotted keys."""
+
+    def walk(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(node, Mapping) and node:
+            for key, child in node.items():
+                yield from walk(child, f"{path}.{key}" if path else str(key))
+        else:
+            yield path, list(node) if isinstance(node, tuple) else node
+
+    return dict(walk(value, prefix))
+
+
+def versions() -> dict[str, Any]:
+    """What a run depends on beside its configuration; absent packages and no git checkout are null."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _package_version(name) for name in RECORDED_PACKAGES},
+        "git_commit": _git_commit(),
+        "command": sys.argv,
+    }
+
+
+def _package_version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """Commit of the checkout that this package runs from, with "+changes" where files were edited since."""
+    here = Path(__file__).resolve().parent
+    try:
+        commit = _git(here, "rev-parse", "HEAD")
+        return commit + ("+changes" if _git(here, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
+    )
+    return done.stdout.strip()

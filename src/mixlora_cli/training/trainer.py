@@ -1,0 +1,123 @@
+"""Hugging Face's `Trainer` with our loss, our order of records and our adapter files; the loop is its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from mixlora_cli.data.batches import EncodedDataset
+from mixlora_cli.data.encode import IGNORE
+from mixlora_cli.errors import UserError
+from mixlora_cli.method.model import MixLoraModel
+from mixlora_cli.models.adapters import TRAINED_WEIGHTS, load_trained_weights, save_adapter
+from mixlora_cli.training.loss import head_sees_only, label_positions, token_loss
+
+
+class AdapterTrainer(Trainer):
+    """Trains a `PeftModel` or a bare LLaVA model on an `EncodedDataset`, batched by `Collator(with_indices=True)`."""
+
+    # What compute_loss returns is already divided by the label tokens of the whole accumulated step.
+    loss_is_scaled_for_ga = True
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Sum of the answer tokens' cross entropies over `num_items_in_batch` (all processes, all accumulated batches).
+
+        Raises:
+            UserError: the loss is NaN or infinite; names the step and the records.
+        """
+        indices = inputs.pop("indices", None)
+        labels: Tensor = inputs.pop("labels")
+        base = _base_model(self.accelerator.unwrap_model(model))
+        # `model.train()` reached the frozen tower too; statistics or dropout there would change the features.
+        base.model.vision_tower.eval()
+        if isinstance(getattr(self.model, "base_model", None), MixLoraModel):
+            # Routing may depend on the prompt alone, and the labels that would tell it stay here.
+            inputs["prompt_mask"] = labels == IGNORE
+        predicts, targets = label_positions(labels)
+        with head_sees_only(base.get_output_embeddings(), predicts):
+            outputs = model(**inputs)
+        num_tokens = len(targets) if num_items_in_batch is None else num_items_in_batch
+        loss = token_loss(outputs.logits, targets, num_tokens)
+        if not torch.isfinite(loss):
+            raise UserError(self._non_finite(loss, indices))
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            # The count is global, but gradients are averaged over processes: undo that average.
+            loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def _non_finite(self, loss: Tensor, indices: Tensor | None) -> str:
+        names = "?" if indices is None else ", ".join(str(index) for index in indices.tolist())
+        return (
+            f"loss is {loss.item()} at step {self.state.global_step + 1}, in the batch of records {names}: "
+            "training stopped; lower train.learning_rate, or look at these records (counted from 0 in their file)"
+        )
+
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
+        """The Trainer's own sampler (random or length-grouped), with an order that depends on seed and epoch alone.
+
+        Left alone it draws from the global generator, whose state in a later epoch depends on everything before it:
+        a resumed run would see other batches. And it would read the lengths from items that are dictionaries.
+        """
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy == "group_by_length" and isinstance(dataset, EncodedDataset):
+            together = (
+                self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            )
+            sampler: Any = LengthGroupedSampler(together, lengths=dataset.lengths)
+        else:
+            sampler = super()._get_train_sampler(dataset)
+        return None if sampler is None else _SeededByEpoch(sampler, self.args.seed)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write the adapter alone: the frozen base is where it came from. Called for checkpoints by the Trainer."""
+        if self.args.should_save:
+            folder = Path(output_dir or str(self.args.output_dir))
+            save_adapter(self.accelerator.unwrap_model(self.model), folder, state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Counterpart of `_save`; PEFT adapters load as the Trainer does it."""
+        target = self.model if model is None else model
+        folder = Path(resume_from_checkpoint)
+        if (folder / TRAINED_WEIGHTS).is_file():
+            load_trained_weights(target, folder)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+
+class _SeededByEpoch(Sampler[int]):
+    """Wraps a sampler that has a `generator`; the Trainer calls `set_epoch` before each epoch."""
+
+    def __init__(self, sampler: Any, seed: int) -> None:
+        self.sampler = sampler
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        self.sampler.generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return iter(self.sampler)
+
+
+def _base_model(model: nn.Module) -> PreTrainedModel:
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(base, PreTrainedModel)
+    return base

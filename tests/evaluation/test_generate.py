@@ -1,0 +1,107 @@
+"""Answers are those of greedy decoding one instance at a time, whatever the batch."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mixlora_cli.config.schema import AdapterConfig, DataConfig, RoutingConfig
+from mixlora_cli.data.batches import Item, encode_prompts
+from mixlora_cli.data.collate import PixelLoader
+from mixlora_cli.data.loading import load_records
+from mixlora_cli.evaluation.generate import Generator, batches
+from mixlora_cli.models.adapters import attach_adapter
+from mixlora_cli.models.base import Base
+from mixlora_cli.models.tiny import build_tiny
+
+NEW_TOKENS = 6
+
+
+@pytest.fixture(scope="module")
+def items(base: Base, data: DataConfig) -> list[Item]:
+    return encode_prompts(load_records(data, "unseen"), base).items[:14]
+
+
+def greedy_tokens(base: Base, item: Item, model: torch.nn.Module) -> list[int]:
+    """The plain loop: no padding, no cache, the whole sequence again for every token."""
+    assert item.image is not None
+    pixels = PixelLoader(base.image_processor)([item.image])
+    ends = {base.tokenizer.convert_tokens_to_ids(base.template.end), base.tokenizer.eos_token_id}
+    ids: list[int] = list(item.input_ids)
+    for _ in range(NEW_TOKENS):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids]), pixel_values=pixels, use_cache=False).logits
+        token = int(logits[0, -1].argmax())
+        if token in ends:
+            break
+        ids.append(token)
+    return ids[item.length :]
+
+
+def greedy_one_by_one(base: Base, item: Item, model: torch.nn.Module) -> str:
+    return base.tokenizer.decode(greedy_tokens(base, item, model), skip_special_tokens=True).strip()
+
+
+def answers(generator: Generator, items: list[Item], batch_size: int) -> dict[int, str]:
+    found: dict[int, str] = {}
+    for batch in batches(items, batch_size):
+        found.update(zip((item.index for item in batch), generator(batch), strict=True))
+    return found
+
+
+def test_the_untuned_model_answers_as_one_by_one(base: Base, items: list[Item]) -> None:
+    expected = {item.index: greedy_one_by_one(base, item, base.model) for item in items}
+    assert len(set(expected.values())) > 3  # else the comparison below would show little
+    generator = Generator(base.model, base, PixelLoader(base.image_processor), NEW_TOKENS)
+    for batch_size in (1, 3, 14):
+        assert answers(generator, items, batch_size) == expected
+    without_cache = Generator(
+        base.model, base, PixelLoader(base.image_processor), NEW_TOKENS, use_cache=False
+    )
+    assert answers(without_cache, items, 5) == expected
+
+
+@pytest.mark.parametrize("name", ["lora", "mixlora"])
+def test_an_adapter_answers_alike_in_every_batch(items: list[Item], name: str) -> None:
+    own = build_tiny()
+    adapter = AdapterConfig(name=name, dropout=0.0)  # type: ignore[arg-type]
+    model = attach_adapter(own.model, adapter, RoutingConfig("instance"), rank=2, factors=4)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+    with model.disable_adapter():
+        plain = answers(Generator(model, own, PixelLoader(own.image_processor), NEW_TOKENS), items, 7)
+    alone = answers(Generator(model, own, PixelLoader(own.image_processor), NEW_TOKENS), items, 1)
+    together = answers(Generator(model, own, PixelLoader(own.image_processor), NEW_TOKENS), items, 14)
+    assert alone == together
+    assert alone != plain
+
+
+def test_each_answer_stops_at_its_own_end_token(base: Base, items: list[Item]) -> None:
+    pixels = PixelLoader(base.image_processor)
+    whole = greedy_tokens(base, items[0], base.model)
+    # Let the third token of one answer be the end token: that answer has two tokens, others go on or stop
+    # elsewhere.
+    end = base.tokenizer.convert_ids_to_tokens(whole[2])
+    stopping = replace(base, template=replace(base.template, end=end))
+    expected = {item.index: greedy_one_by_one(stopping, item, base.model) for item in items}
+    assert greedy_tokens(stopping, items[0], base.model) == whole[: whole.index(whole[2])]
+    assert len({len(greedy_tokens(stopping, item, base.model)) for item in items}) > 1
+    assert answers(Generator(base.model, stopping, pixels, NEW_TOKENS), items, 7) == expected
+
+
+def test_batches_go_from_long_to_short_and_lose_nothing(items: list[Item]) -> None:
+    cut = batches(items, 4)
+    assert [len(batch) for batch in cut] == [4, 4, 4, 2]
+    lengths = [item.length for batch in cut for item in batch]
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[0] > lengths[-1]
+    assert sorted(item.index for batch in cut for item in batch) == sorted(item.index for item in items)
+
+
+def test_the_mode_of_the_model_is_put_back(items: list[Item]) -> None:
+    own = build_tiny()
+    own.model.train()
+    Generator(own.model, own, PixelLoader(own.image_processor), 1)(items[:1])
+    assert own.model.training

@@ -1,0 +1,193 @@
+"""Scores of small sets of answers, counted by hand or by plain loops."""
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mixlora_cli.errors import UserError
+from mixlora_cli.evaluation.metrics import measure_labels, measure_mme, measure_pope, measure_vqa
+from mixlora_cli.evaluation.predictions import Prediction
+from mixlora_cli.evaluation.scoring import score_predictions
+from mixlora_cli.evaluation.statistics import wilson
+
+
+def answered(index: int, target: str, prediction: str, benchmark: str = "b", **fields: object) -> Prediction:
+    common = {"split": "unseen", "index": index, "benchmark": benchmark, "id": str(index), "question": "?"}
+    return Prediction(**common, target=target, prediction=prediction, **fields)  # type: ignore[arg-type]
+
+
+MME_ANSWERS = [
+    answered(0, "Yes", "Yes", category="count", image_id="1"),
+    answered(1, "No", "no.", category="count", image_id="1"),
+    answered(2, "Yes", "No", category="count", image_id="2"),
+    answered(3, "No", "No", category="count", image_id="2"),
+    answered(4, "Yes", "yes", category="color", image_id="1"),
+    answered(5, "No", "it is not", category="color", image_id="1"),
+]
+
+
+def test_mme_by_hand() -> None:
+    measured = measure_mme(MME_ANSWERS)
+    # count: 3 of 4 answers, 1 of 2 images; color: 1 of 2 answers ("it is not" is "other"), 0 of 1 images.
+    assert measured.parts["count"] == {"score": 125.0, "accuracy": 75.0, "accuracy_plus": 50.0, "images": 2.0}
+    assert measured.parts["color"] == {"score": 50.0, "accuracy": 50.0, "accuracy_plus": 0.0, "images": 1.0}
+    assert measured.value == 175.0
+    # Resampling two images, one worth 200 and one 50: every total lies between 100 and 250.
+    assert measured.interval.low == pytest.approx(100.0)
+    assert measured.interval.high == pytest.approx(250.0)
+
+
+def test_mme_pairs_by_image_whatever_the_order() -> None:
+    shuffled = MME_ANSWERS[:]
+    for seed in range(5):
+        random.Random(seed).shuffle(shuffled)
+        assert measure_mme(shuffled).value == 175.0
+
+
+def test_mme_refuses_an_image_without_its_pair() -> None:
+    with pytest.raises(UserError, match=r"subtask count, image '2': 1 questions, expected two"):
+        measure_mme(MME_ANSWERS[:3])
+
+
+def test_pope_by_hand() -> None:
+    answers = [
+        answered(0, "yes", "Yes", category="random"),
+        answered(1, "yes", "No, there is none", category="random"),
+        answered(2, "no", "Yes, it is not", category="random"),
+        answered(3, "no", "a dog", category="popular"),
+        answered(4, "yes", "yes", category="popular"),
+    ]
+    measured = measure_pope(answers)
+    assert measured.value == pytest.approx(60.0)
+    random_part = {
+        "accuracy": 200 / 3,
+        "precision": 100.0,
+        "recall": 50.0,
+        "f1": 200 / 3,
+        "yes_ratio": 100 / 3,
+        "n": 3.0,
+    }
+    popular = {
+        "accuracy": 50.0,
+        "precision": 50.0,
+        "recall": 100.0,
+        "f1": 200 / 3,
+        "yes_ratio": 100.0,
+        "n": 2.0,
+    }
+    together = {
+        "accuracy": 60.0,
+        "precision": 200 / 3,
+        "recall": 200 / 3,
+        "f1": 200 / 3,
+        "yes_ratio": 60.0,
+        "n": 5.0,
+    }
+    assert measured.parts["random"] == pytest.approx(random_part)
+    assert measured.parts["popular"] == pytest.approx(popular)
+    assert measured.parts["all"] == pytest.approx(together)
+
+
+def test_pope_without_a_yes_divides_by_nothing() -> None:
+    measured = measure_pope([answered(0, "no", "no"), answered(1, "no", "no")])
+    assert measured.parts["all"] == {
+        "accuracy": 100.0, "precision": 0.0, "recall": 0.0, "f1": 0.0, "yes_ratio": 0.0, "n": 2.0
+    }  # fmt: skip
+
+
+def test_label_accuracy_with_wilson_interval_and_categories() -> None:
+    answers = [answered(i, "cat", "cat" if i < 7 else "dog", category="ab"[i % 2]) for i in range(10)]
+    measured = measure_labels(answers)
+    assert measured.value == 70.0
+    assert measured.interval.low == pytest.approx(100 * wilson(7, 10).low)
+    assert measured.interval.high == pytest.approx(100 * wilson(7, 10).high)
+    assert measured.parts == {"a": {"accuracy": 80.0, "n": 5.0}, "b": {"accuracy": 60.0, "n": 5.0}}
+
+
+def test_vqa_is_the_mean_over_instances() -> None:
+    answers = [
+        answered(0, "7", "Seven", answers=("7",) * 3 + ("1",) * 7),
+        answered(1, "7", "7", answers=("7",) * 10),
+        answered(2, "7", "", answers=("7",) * 10),
+        answered(3, "7", "1", answers=("7",) * 9 + ("1",)),
+    ]
+    measured = measure_vqa(answers)
+    assert measured.value == pytest.approx(100 * (0.9 + 1 + 0 + 0.3) / 4)
+    assert 0 <= measured.interval.low < measured.value < measured.interval.high <= 100
+
+
+def _all_columns() -> list[Prediction]:
+    labels = ("cat", "dog")
+    answers: list[Prediction] = [replace(p, benchmark="mini_mme") for p in MME_ANSWERS]
+    names = (
+        "mini_vsr",
+        "mini_snli_ve",
+        "mini_cifar10",
+        "mini_cifar100",
+        "mini_mnist",
+        "mini_pope",
+        "mini_textvqa",
+    )
+    for number, name in enumerate(names):
+        yes, no = ("yes", "no") if name in ("mini_vsr", "mini_pope") else ("cat", "dog")
+        for i in range(10):  # the first right in 1 of 10, the second in 2, ...
+            fields = {"labels": () if name == "mini_textvqa" else labels}
+            if name in ("mini_vsr", "mini_pope"):
+                fields = {}
+            answers.append(
+                answered(len(answers), yes, yes if i <= number else no, name, answers=(yes,) * 10, **fields)
+            )
+    return answers
+
+
+def test_mmavg_is_the_mean_of_the_seven_others() -> None:
+    answers = _all_columns()
+    results = score_predictions(answers, {})
+    assert [score.column for score in results.scores] == [
+        "MME", "Text-VQA", "VSR", "SNLI-VE", "CIFAR-10", "CIFAR-100", "MNIST", "POPE"
+    ]  # fmt: skip
+    assert [score.value for score in results.scores] == pytest.approx([175.0, 70, 10, 20, 30, 40, 50, 60])
+    assert results.mean is not None
+    assert results.mean.value == pytest.approx(40.0)
+    assert results.mean.n == 70
+    # The interval against the normal one: sum of the seven variances p (1 - p) / 10, divided by 49.
+    shares = np.arange(1, 8) / 10
+    half = 1.96 * 100 * np.sqrt((shares * (1 - shares) / 10).sum() / 49)
+    assert results.mean.high - results.mean.low == pytest.approx(2 * half, rel=0.08)
+    random.Random(0).shuffle(answers)
+    assert score_predictions(answers, {}) == results
+
+
+def test_mmavg_needs_all_seven() -> None:
+    some = [answer for answer in _all_columns() if answer.benchmark != "mini_vsr"]
+    results = score_predictions(some, {})
+    assert results.mean is None
+    assert results.column("VSR") is None
+    assert results.column("POPE") is not None
+
+
+def test_seen_tasks_count_equally() -> None:
+    answers = [replace(answered(i, "cat", "cat", "naming"), split="heldout") for i in range(30)]
+    answers += [
+        replace(answered(100 + i, "3", "three" if i == 0 else "4", "counting"), split="heldout")
+        for i in range(10)
+    ]
+    seen = score_predictions(answers, {}).seen
+    assert seen is not None
+    assert seen.value == pytest.approx((100 + 10) / 2)
+    assert seen.n == 40
+    assert seen.parts["naming"]["accuracy"] == 100.0
+    assert seen.parts["counting"]["accuracy"] == pytest.approx(10.0)
+    assert seen.parts["counting"]["low"] == pytest.approx(100 * wilson(1, 10).low)
+
+
+def test_a_benchmark_of_the_users_own_is_scored_by_label_match() -> None:
+    results = score_predictions(
+        [answered(0, "cat", "a cat", "birds"), answered(1, "cat", "dog", "birds")], {}
+    )
+    score = results.column("birds")
+    assert score is not None
+    assert (score.value, score.n, score.unit) == (50.0, 2, "%")
+    assert "normalisation" in score.rule

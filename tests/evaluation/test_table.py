@@ -1,0 +1,79 @@
+from io import StringIO
+from typing import Any
+
+from rich.console import Console
+
+from mixlora_cli.evaluation.results import Results, Score
+from mixlora_cli.evaluation.table import comparison_markdown, print_comparison, seen_table
+
+
+def score(column: str, value: float, unit: str = "%", parts: Any = None) -> Score:
+    return Score(column.lower(), column, value, value - 5, value + 5.26, 20, unit, "rule", parts or {})
+
+
+BASE = Results({"label": "base"}, (score("MME", 512.6, "points"), score("VSR", 50.0)), None, None)
+PARTS = {"naming": {"accuracy": 90.0, "low": 80.0, "high": 95.5, "n": 20.0}}
+TUNED = Results(
+    {"label": "LoRA [r=4]", "limit": 20},
+    (score("MME", 600, "points"), score("VSR", 62.5), score("Own", 10)),
+    score("MMAvg", 40),
+    score("Seen", 90, parts=PARTS),
+)
+ROWS = [("base", BASE), ("LoRA [r=4]", TUNED)]
+
+
+def printed(renderable: Any, width: int = 150) -> str:
+    stream = StringIO()
+    Console(file=stream, width=width).print(renderable)
+    return stream.getvalue()
+
+
+def test_markdown_in_the_papers_order() -> None:
+    lines = comparison_markdown(ROWS).splitlines()
+    assert lines[0] == (
+        "|  | MME | Text-VQA | VSR | SNLI-VE | CIFAR-10 | CIFAR-100 | MNIST | POPE | MMAvg | Own | Seen |"
+    )
+    assert lines[1].count("---:") == 11
+    assert lines[2] == "| base | 513 [508, 518] | - | 50.0 [45.0, 55.3] | - | - | - | - | - | - | - | - |"
+    assert lines[3] == (
+        "| LoRA [r=4] | 600 [595, 605] | - | 62.5 [57.5, 67.8] | - | - | - | - | - | 40.0 [35.0, 45.3] "
+        "| 10.0 [5.0, 15.3] | 90.0 [85.0, 95.3] |"
+    )
+
+
+def test_the_printed_table_has_every_number_and_brackets_survive() -> None:
+    stream = StringIO()
+    print_comparison(ROWS, Console(file=stream))
+    text = stream.getvalue()
+    for expected in (
+        "513",
+        "[508, 518]",
+        "[57.5, 67.8]",
+        "LoRA [r=4]",
+        "90.0 [80.0, 95.5]",
+        "at most 20 instances",
+    ):
+        assert expected in text
+    headings = next(line for line in text.splitlines() if "MME" in line).split()
+    assert headings[:9] == [
+        "MME",
+        "Text-VQA",
+        "VSR",
+        "SNLI-VE",
+        "CIFAR-10",
+        "CIFAR-100",
+        "MNIST",
+        "POPE",
+        "MMAvg",
+    ]
+
+
+def test_the_seen_table_leaves_out_models_without_seen_tasks() -> None:
+    text = printed(seen_table(ROWS))
+    assert "base" not in text
+    assert [line.split() for line in text.splitlines() if line.strip()][-1] == [
+        "mean",
+        "90.0",
+        "[85.0,",
+        "95.3]",
+    ]

@@ -1,0 +1,126 @@
+"""The low-rank product: right numbers, right type, and never a full matrix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mixlora_cli import MixLoraConfig
+from mixlora_cli.method.context import RoutingContext
+from mixlora_cli.method.layer import MixLoraLinear
+from mixlora_cli.method.lowrank import add_low_rank
+
+
+def operands(dtype: torch.dtype, *shape: int) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(3)
+    rows, tokens, d_in, d_out, rank = shape
+    sizes = ((rows, tokens, d_out), (rows, tokens, d_in), (rows, rank, d_in), (rows, rank, d_out), (rows, rank))
+    return tuple(torch.randn(size, generator=generator).to(dtype) for size in sizes)
+
+
+def test_equals_the_full_matrix() -> None:
+    output, hidden, rows_a, rows_b, weight = operands(torch.float64, 3, 4, 5, 6, 2)
+    for n in range(3):
+        matrix = sum(weight[n, k] * torch.outer(rows_b[n, k], rows_a[n, k]) for k in range(2))
+        expected = output[n] + 1.5 * hidden[n] @ matrix.T
+        torch.testing.assert_close(add_low_rank(output, hidden, rows_a, rows_b, 1.5, weight)[n], expected)
+
+
+def test_gradients_equal_finite_differences() -> None:
+    inputs = [tensor.requires_grad_() for tensor in operands(torch.float64, 2, 3, 4, 5, 2)]
+
+    def product(output: Tensor, hidden: Tensor, rows_a: Tensor, rows_b: Tensor, weight: Tensor) -> Tensor:
+        return add_low_rank(output, hidden, rows_a, rows_b, 0.7, weight)
+
+    assert torch.autograd.gradcheck(product, inputs)
+
+
+def test_other_numbers_of_dimensions() -> None:
+    output, hidden, rows_a, rows_b, _ = operands(torch.float32, 2, 6, 4, 5, 2)
+    expected = add_low_rank(output, hidden, rows_a, rows_b, 2.0)
+    split = add_low_rank(output.view(2, 2, 3, 5), hidden.view(2, 2, 3, 4), rows_a, rows_b, 2.0)
+    assert torch.equal(split, expected.view(2, 2, 3, 5))
+    single = add_low_rank(output[:, 0], hidden[:, 0], rows_a, rows_b, 2.0)
+    torch.testing.assert_close(single, expected[:, 0])
+
+
+def make_layer(dtype: torch.dtype = torch.float32, size: int = 64, **fields: object) -> MixLoraLinear:
+    torch.manual_seed(4)
+    base = nn.Linear(size, size, bias=False).to(dtype).requires_grad_(False)
+    layer = MixLoraLinear(base, "default", MixLoraConfig(r=2, factors=6, **fields), RoutingContext())
+    for pools in (layer.mixlora_factors_a, layer.mixlora_factors_b, layer.mixlora_router_a, layer.mixlora_router_b):
+        pools.float()
+        nn.init.normal_(pools["default"].weight)
+    layer.mixlora_router_ab.float()
+    return layer
+
+
+class _Types(TorchDispatchMode):
+    """Notes the types of everything that has a token dimension, and the largest tensor made besides the base weight."""
+
+    def __init__(self, tokens: int, base_weight: Tensor) -> None:
+        super().__init__()
+        self.tokens, self.seen, self.largest = tokens, set(), 0
+        self.base_weight = base_weight.data_ptr()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, Tensor) and tensor.data_ptr() != self.base_weight:
+                self.largest = max(self.largest, tensor.numel())
+                if self.tokens in tensor.shape and tensor.is_floating_point():
+                    self.seen.add(tensor.dtype)
+        return result
+
+
+def test_fp32_factors_do_not_drag_a_bf16_layer_to_fp32() -> None:
+    layer = make_layer(torch.bfloat16)
+    hidden = torch.randn(2, 7, 64).bfloat16()
+    assert layer.mixlora_factors_a["default"].weight.dtype == torch.float32
+    with _Types(7, layer.base_layer.weight) as types:
+        output = layer(hidden)
+    assert output.dtype == torch.bfloat16
+    assert types.seen == {torch.bfloat16}
+    output.float().pow(2).sum().backward()
+    assert layer.mixlora_factors_a["default"].weight.grad.dtype == torch.float32
+    assert layer.mixlora_factors_a["default"].weight.grad.abs().max() > 0
+
+
+def test_autocast_computes_the_product_in_bf16_and_selects_as_without() -> None:
+    layer = make_layer()
+    hidden = torch.randn(8, 7, 64)
+    exact = layer(hidden)
+    chosen = layer.last_selection["default"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = layer(hidden)
+    assert output.dtype == torch.bfloat16
+    assert torch.equal(layer.last_selection["default"].index_b, chosen.index_b)
+    assert torch.equal(layer.last_selection["default"].index_a, chosen.index_a)
+    assert (output.float() - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_no_tensor_of_the_size_of_the_weight_is_made() -> None:
+    size = 96
+    layer = make_layer(size=size, router_grad="straight_through", cfs="none")
+    hidden = torch.randn(2, 3, size, requires_grad=True)
+    with _Types(3, layer.base_layer.weight) as types:
+        layer(hidden).sum().backward()
+    assert types.largest < size * size / 4
+
+
+def test_dropout_applies_to_the_low_rank_product_alone() -> None:
+    layer = make_layer(dropout=0.5)
+    hidden = torch.randn(2, 7, 64)
+    kept = layer.eval()(hidden)
+    assert torch.equal(kept, layer(hidden))
+    chosen = layer.last_selection["default"]
+    torch.manual_seed(0)
+    dropped = layer.train()(hidden)
+    assert torch.equal(layer.last_selection["default"].index_a, chosen.index_a)
+    torch.manual_seed(0)
+    thinned = nn.functional.dropout(hidden, 0.5)
+    a, b = layer.mixlora_factors_a["default"](chosen.index_a), layer.mixlora_factors_b["default"](chosen.index_b)
+    expected = layer.base_layer(hidden) + 6.0 * (thinned @ a.transpose(1, 2)) @ b
+    torch.testing.assert_close(dropped, expected, rtol=1e-4, atol=1e-3)
+    assert (dropped - kept).abs().max() > 1

@@ -1,0 +1,150 @@
+"""The layer equals the equations written out in loops: outputs, selections and every gradient."""
+
+from __future__ import annotations
+
+import method_oracle as oracle
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mixlora_cli import MixLoraConfig
+from mixlora_cli.method.context import RoutingContext
+from mixlora_cli.method.layer import MixLoraLinear
+from mixlora_cli.method.reading import Reading
+
+D_IN, D_OUT, NUM_FACTORS, RANK, ALPHA = 5, 6, 5, 3, 7.0
+MASKS = {
+    "none": None,
+    "left": torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 1]]).bool(),
+    "right": torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 0]]).bool(),
+}
+NAMES = {
+    "factors_a": "mixlora_factors_a.default.weight",
+    "factors_b": "mixlora_factors_b.default.weight",
+    "router_a": "mixlora_router_a.default.weight",
+    "router_b": "mixlora_router_b.default.weight",
+    "router_ab": "mixlora_router_ab.default.weight",
+}
+
+
+def build(p: oracle.Parameters, mask: Tensor | None = None, **fields: str) -> MixLoraLinear:
+    base = nn.Linear(D_IN, D_OUT, bias=False)
+    base.weight = nn.Parameter(p.weight.clone(), requires_grad=False)
+    context = RoutingContext()
+    context.reading = Reading(tokens=mask)
+    config = MixLoraConfig(r=RANK, factors=NUM_FACTORS, alpha=ALPHA, **fields)
+    layer = MixLoraLinear(base, "default", config, context)
+    own = dict(layer.named_parameters())
+    with torch.no_grad():
+        for field, name in NAMES.items():
+            if name in own:
+                own[name].copy_(getattr(p, field))
+    return layer
+
+
+@pytest.mark.parametrize("padding", MASKS)
+@pytest.mark.parametrize("cfs", ["paper", "released", "none"])
+@pytest.mark.parametrize("router_grad", ["none", "straight_through"])
+def test_forward_and_gradients_equal_the_oracle(padding: str, cfs: str, router_grad: str) -> None:
+    mask = MASKS[padding]
+    p = oracle.parameters(D_IN, D_OUT, NUM_FACTORS, RANK, seed=11)
+    generator = torch.Generator().manual_seed(12)
+    hidden = torch.randn(3, 4, D_IN, generator=generator)
+    probe = torch.randn(3, 4, D_OUT, generator=generator)
+    learns = router_grad == "straight_through"
+
+    loop_input = hidden.clone().requires_grad_()
+    expected = oracle.layer(p, loop_input, mask, RANK, ALPHA, cfs)
+    wanted = {field: getattr(p, field) for field in NAMES} | {"hidden": loop_input}
+    expected_gradients = oracle.gradients(expected, probe, wanted, learns)
+
+    layer = build(p, mask, cfs=cfs, router_grad=router_grad)
+    own_input = hidden.clone().requires_grad_()
+    output = layer(own_input)
+    (output * probe).sum().backward()
+
+    selection = layer.last_selection["default"]
+    assert selection.index_a.tolist() == expected.index_a
+    assert selection.index_b.tolist() == expected.index_b
+    stacked = torch.stack([torch.stack([torch.stack(row) for row in rows]) for rows in expected.output])
+    torch.testing.assert_close(output, stacked, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(own_input.grad, expected_gradients["hidden"], rtol=1e-4, atol=1e-4)
+    own = dict(layer.named_parameters())
+    for field, name in NAMES.items():
+        if field == "router_ab" and cfs == "none":
+            assert name not in own
+        elif field.startswith("router") and not learns:
+            assert own[name].grad is None
+            assert not own[name].requires_grad
+        else:
+            assert own[name].grad.abs().max() > 1e-4
+            torch.testing.assert_close(own[name].grad, expected_gradients[field], rtol=1e-4, atol=1e-4)
+    assert own["base_layer.weight"].grad is None
+
+
+def test_the_three_conditional_forms_select_differently() -> None:
+    """Otherwise the test above could not tell them apart."""
+    p = oracle.parameters(D_IN, D_OUT, NUM_FACTORS, RANK, seed=11)
+    hidden = torch.randn(6, 4, D_IN, generator=torch.Generator().manual_seed(13))
+    chosen = []
+    for cfs in ("paper", "released", "none"):
+        layer = build(p, cfs=cfs)
+        layer(hidden)
+        chosen.append(layer.last_selection["default"].index_b.tolist())
+    assert chosen[0] != chosen[1] and chosen[0] != chosen[2] and chosen[1] != chosen[2]
+
+
+def test_straight_through_changes_no_output_bit() -> None:
+    p = oracle.parameters(D_IN, D_OUT, NUM_FACTORS, RANK, seed=11)
+    hidden = torch.randn(3, 4, D_IN, generator=torch.Generator().manual_seed(12))
+    assert torch.equal(build(p, router_grad="none")(hidden), build(p, router_grad="straight_through")(hidden))
+
+
+def test_pairing_follows_the_order_of_selection() -> None:
+    """The k-th best factor of A works with the k-th best of B: crossing the pairs is another matrix."""
+    p = oracle.parameters(D_IN, D_OUT, NUM_FACTORS, RANK, seed=11)
+    layer = build(p)
+    hidden = torch.randn(1, 4, D_IN, generator=torch.Generator().manual_seed(12))
+    update = layer(hidden) - layer.base_layer(hidden)
+    chosen = layer.last_selection["default"]
+    a, b = p.factors_a[chosen.index_a[0]], p.factors_b[chosen.index_b[0]]
+    in_order = sum(torch.outer(b[k], a[k]) for k in range(RANK))
+    crossed = sum(torch.outer(b[k], a[RANK - 1 - k]) for k in range(RANK))
+    torch.testing.assert_close(update, ALPHA / RANK * hidden @ in_order.T, rtol=1e-4, atol=1e-4)
+    assert (update - ALPHA / RANK * hidden @ crossed.T).abs().max() > 1
+
+
+def test_finite_differences_of_the_factors() -> None:
+    """A selected factor's gradient is the slope of the loss; one that nobody selected has none."""
+    p = oracle.parameters(D_IN, D_OUT, NUM_FACTORS, RANK, seed=11)
+    layer = build(p).double()
+    generator = torch.Generator().manual_seed(12)
+    hidden = torch.randn(2, 4, D_IN, generator=generator).double()
+    probe = torch.randn(2, 4, D_OUT, generator=generator).double()
+    (layer(hidden) * probe).sum().backward()
+    chosen = layer.last_selection["default"]
+    for pools, used in (
+        (layer.mixlora_factors_a, chosen.index_a),
+        (layer.mixlora_factors_b, chosen.index_b),
+    ):
+        weight = pools["default"].weight
+        for factor in range(NUM_FACTORS):
+            if factor not in used:
+                assert weight.grad[factor].abs().max() == 0
+                continue
+            slope = _slope(layer, hidden, probe, weight, factor)
+            torch.testing.assert_close(weight.grad[factor], slope, rtol=1e-6, atol=1e-6)
+
+
+def _slope(layer: MixLoraLinear, hidden: Tensor, probe: Tensor, weight: Tensor, factor: int) -> Tensor:
+    step = 1e-5
+    slopes = []
+    with torch.no_grad():
+        for position in range(weight.shape[1]):
+            values = []
+            for sign in (1, -1):
+                weight[factor, position] += sign * step
+                values.append((layer(hidden) * probe).sum())
+                weight[factor, position] -= sign * step
+            slopes.append((values[0] - values[1]) / (2 * step))
+    return torch.stack(slopes)

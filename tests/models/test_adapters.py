@@ -1,0 +1,160 @@
+"""Exactly the wanted parameters train, in fp32, and what was saved is found again."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import nn
+
+from mixlora_cli.config.schema import AdapterConfig, RoutingConfig
+from mixlora_cli.errors import UserError
+from mixlora_cli.models.adapters import attach_adapter, load_adapter, num_parameters, save_adapter
+from mixlora_cli.models.tiny import build_tiny
+
+RANK, FACTORS = 2, 4
+LINEARS = 2 * 7
+# (d_in, d_out) of q, k, v, o, gate, up, down in the tiny model.
+SHAPES = [(32, 32), (32, 16), (32, 16), (32, 32), (32, 64), (32, 64), (64, 32)]
+POOLS = 2 * FACTORS * sum(d_in + d_out for d_in, d_out in SHAPES)
+ROUTERS = 2 * sum(2 * FACTORS * d_in + RANK * d_in * FACTORS for d_in, _ in SHAPES)
+
+
+def attach(
+    name: str, dtype: torch.dtype = torch.float32, train_projector: bool = False, router_grad: str = "none"
+) -> nn.Module:
+    torch.manual_seed(0)
+    return attach_adapter(
+        build_tiny(dtype=dtype).model,
+        AdapterConfig(name=name, router_grad=router_grad),  # type: ignore[arg-type]
+        RoutingConfig(name="instance"),
+        RANK,
+        FACTORS,
+        train_projector,
+    )
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def disturb(model: nn.Module) -> None:
+    """Stand-in for training: every trainable value moves."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in trainable(model).values():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+
+
+def logits(model: nn.Module) -> torch.Tensor:
+    """Two instances of a picture and twenty tokens."""
+    ids = torch.arange(40).reshape(2, 20) + 10
+    ids[:, :4] = model.config.image_token_id
+    pixels = torch.linspace(-1, 1, 2 * 3 * 16 * 16).reshape(2, 3, 16, 16)
+    with torch.no_grad():
+        return model.eval()(input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids)).logits
+
+
+def test_lora_trains_its_two_matrices_on_every_linear_of_the_language_model() -> None:
+    model = attach("lora")
+    names = trainable(model)
+    pattern = r".*language_model\.layers\.\d\.(self_attn|mlp)\.\w+_proj\.lora_[AB]\.default\.weight"
+    assert len(names) == 2 * LINEARS
+    assert all(re.fullmatch(pattern, name) for name in names)
+    assert num_parameters(model)[0] == 2 * sum(RANK * (d_in + d_out) for d_in, d_out in SHAPES)
+    assert model.peft_config["default"].lora_alpha == 2 * RANK
+
+
+def test_mixlora_trains_its_two_pools_on_every_linear_of_the_language_model() -> None:
+    model = attach("mixlora")
+    names = trainable(model)
+    pattern = (
+        r".*language_model\.layers\.\d\.(self_attn|mlp)\.\w+_proj\.mixlora_factors_[ab]\.default\.weight"
+    )
+    assert len(names) == 2 * LINEARS
+    assert all(re.fullmatch(pattern, name) for name in names)
+    assert num_parameters(model)[0] == POOLS
+    assert model.peft_config["default"].scaling == 2 * FACTORS / RANK
+
+
+def test_mixlora_trains_its_routers_too_where_they_get_a_gradient() -> None:
+    model = attach("mixlora", router_grad="straight_through")
+    assert num_parameters(model)[0] == POOLS + ROUTERS
+
+
+def test_full_trains_the_language_model_without_head_tower_projector() -> None:
+    model = attach("full")
+    everything = {name for name, _ in model.named_parameters()}
+    assert set(trainable(model)) == {name for name in everything if name.startswith("model.language_model.")}
+    assert {"lm_head.weight", "model.multi_modal_projector.linear_1.weight"} <= everything
+
+
+def test_none_trains_nothing() -> None:
+    assert trainable(attach("none")) == {}
+
+
+@pytest.mark.parametrize("name", ["lora", "mixlora", "full", "none"])
+def test_train_projector_adds_exactly_the_projector(name: str) -> None:
+    without, with_it = attach(name), attach(name, train_projector=True)
+    added = [p.numel() for n, p in trainable(with_it).items() if "multi_modal_projector" in n]
+    assert sum(added) == 16 * 32 + 32 + 32 * 32 + 32
+    assert num_parameters(with_it)[0] == num_parameters(without)[0] + sum(added)
+
+
+@pytest.mark.parametrize("name", ["lora", "mixlora", "full"])
+def test_trainable_weights_are_fp32_in_a_bf16_base(name: str) -> None:
+    model = attach(name, torch.bfloat16, train_projector=True)
+    assert {p.dtype for p in trainable(model).values()} == {torch.float32}
+    frozen = [p for n, p in model.named_parameters() if not p.requires_grad and "mixlora_" not in n]
+    assert {p.dtype for p in frozen} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("train_projector", [False, True])
+@pytest.mark.parametrize("name", ["lora", "mixlora", "full", "none"])
+def test_round_trip(name: str, train_projector: bool, tmp_path: Path) -> None:
+    if name == "none" and not train_projector:
+        pytest.skip("nothing to save")
+    model = attach(name, train_projector=train_projector)
+    untrained = logits(model)
+    disturb(model)
+    expected = logits(model)
+    assert (expected - untrained).abs().max() > 1e-3
+    save_adapter(model, tmp_path)
+
+    loaded = load_adapter(build_tiny().model, tmp_path)
+    assert torch.equal(logits(loaded), expected)
+    assert not any(p.requires_grad for p in loaded.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("lora", 2 * sum(RANK * (i + o) for i, o in SHAPES)), ("mixlora", POOLS + ROUTERS)]
+)
+def test_peft_files_hold_the_adapter_alone(name: str, size: int, tmp_path: Path) -> None:
+    model = attach(name)
+    assert isinstance(model, PeftModel)
+    save_adapter(model, tmp_path)
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    assert (tmp_path / "adapter_config.json").is_file()
+    assert sum(tensor.numel() for tensor in saved.values()) == size
+
+
+@pytest.mark.parametrize("name", ["lora", "mixlora"])
+@pytest.mark.parametrize("target", ["nowhere", r".*language_model\.norm"])
+def test_targets_that_cannot_be_adapted_are_named(name: str, target: str) -> None:
+    adapter = AdapterConfig(name=name, target_modules=target)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=rf"^adapter\.target_modules={re.escape(target)}: \w.*$"):
+        attach_adapter(build_tiny().model, adapter, RoutingConfig(name="instance"), RANK, FACTORS)
+
+
+def test_an_empty_folder_and_an_alien_adapter_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no adapter here"):
+        load_adapter(build_tiny().model, tmp_path)
+    save_adapter(attach("full"), tmp_path)
+    smaller = build_tiny().model
+    smaller.model.language_model.norm.weight = nn.Parameter(torch.ones(16))
+    with pytest.raises(UserError, match=r"trained on another model: 1 weights do not fit.*norm\.weight"):
+        load_adapter(smaller, tmp_path)

@@ -1,0 +1,113 @@
+"""What a run folder allows: never a finished run lost, never a resumed run changed."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from mixlora_cli.errors import UserError
+from mixlora_cli.training.run_folder import RunFolder, versions
+
+from .conftest import MakeConfig
+
+
+def checkpoint(run: RunFolder, step: int, complete: bool = True) -> Path:
+    folder = run.checkpoints / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    if complete:
+        (folder / "trainer_state.json").write_text("{}")
+    return folder
+
+
+def test_a_new_folder_starts_new_and_records_what_was_asked(make_config: MakeConfig) -> None:
+    config = make_config("run", resume="auto")
+    run = RunFolder(Path(config.output_dir))
+    assert run.open(config) is None
+    assert not run.root.exists()
+    run.begin(config, None)
+    assert OmegaConf.to_container(OmegaConf.load(run.config)) == asdict(config)
+    recorded = json.loads(run.versions.read_text())
+    assert recorded == versions()
+    assert recorded["python"] == platform.python_version()
+    assert set(recorded["packages"]) >= {"torch", "transformers", "peft", "mixlora-cli"}
+
+
+def test_a_finished_run_is_not_replaced_silently(make_config: MakeConfig) -> None:
+    config = make_config("run")
+    run = RunFolder(Path(config.output_dir))
+    run.begin(config, None)
+    run.finish({"steps": 2})
+    for resume in (None, "auto"):
+        with pytest.raises(UserError, match=r"finished run; choose another output_dir=, or overwrite=true"):
+            run.open(replace(config, resume=resume))
+
+    old = checkpoint(run, 2)
+    (run.root / "notes.txt").write_text("mine")
+    again = replace(config, overwrite=True)
+    assert run.open(again) is None
+    assert run.finished  # checking destroys nothing
+    run.begin(again, None)
+    assert not run.finished
+    assert not old.exists()
+    assert (run.root / "notes.txt").read_text() == "mine"
+
+
+def test_an_unfinished_run_needs_a_word(make_config: MakeConfig) -> None:
+    config = make_config("run")
+    run = RunFolder(Path(config.output_dir))
+    run.begin(config, None)
+    with pytest.raises(
+        UserError, match=r"unfinished run; resume=auto continues it, overwrite=true starts again"
+    ):
+        run.open(config)
+    assert run.open(replace(config, overwrite=True)) is None
+
+
+def test_auto_takes_the_newest_complete_checkpoint(make_config: MakeConfig) -> None:
+    config = make_config("run", resume="auto")
+    run = RunFolder(Path(config.output_dir))
+    run.begin(config, None)
+    assert run.open(config) is None
+    checkpoint(run, 5)
+    newest = checkpoint(run, 20)
+    checkpoint(run, 100, complete=False)
+    assert run.open(config) == newest
+    assert run.open(replace(config, overwrite=True)) == newest  # the same command with resume=auto added
+    run.begin(config, newest)
+    assert newest.is_dir()
+
+
+def test_resume_refuses_a_configuration_that_changes_the_run(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config("run")
+    run = RunFolder(Path(config.output_dir))
+    run.begin(config, None)
+    checkpoint(run, 1)
+    changed = replace(
+        config,
+        rank=1,
+        resume="auto",
+        train=replace(config.train, learning_rate=1.0, save_every=7, log_every=3),
+    )
+    with pytest.raises(UserError) as caught:
+        run.open(changed)
+    assert "rank (was 2, now 1), train.learning_rate (was 0.01, now 1.0);" in str(caught.value)
+    assert "_every" not in str(caught.value)
+    harmless = replace(
+        config, resume="auto", overwrite=True, train=replace(config.train, save_every=7, log_every=3)
+    )
+    assert run.open(harmless) == run.newest_checkpoint()
+
+
+def test_paths_that_cannot_be_used(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config("run")
+    with pytest.raises(UserError, match="no complete checkpoint there"):
+        RunFolder(Path(config.output_dir)).open(replace(config, resume=str(tmp_path)))
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(UserError, match="is a file"):
+        RunFolder(file).open(config)
