@@ -34,4 +34,6 @@ def few() -> Counts:
 
 @pytest.fixture(scope="session")
 def read_records(built: Path) -> Mapping[str, list[dict[str, Any]]]:
-    return {split: json.loads((built / f"{split}.json").read_text()) for split in ("train", "heldout", "unseen")}
+    return {
+        split: json.loads((built / f"{split}.json").read_text()) for split in ("train", "heldout", "unseen")
+    }

@@ -114,7 +114,7 @@ def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:
     root = tmp_path / "mini"
     root.mkdir()
     (root / "diary.txt").write_text("mine")
-    with pytest.raises(UserError, match="cannot be built at .*mini"):
+    with pytest.raises(UserError, match=r"cannot be built at .*mini"):
         build_mini(root, progress=False, counts=ONE)
     assert (root / "diary.txt").read_text() == "mine"
 
@@ -149,7 +149,9 @@ def test_with_spawned_processes(one: Path, tmp_path: Path) -> None:
     assert tree(tmp_path / "mini") == tree(one)
 
 
-def test_root_is_in_the_cache_and_named_by_the_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_root_is_in_the_cache_and_named_by_the_generator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MIXLORA_CACHE", str(tmp_path))
     root = tmp_path / f"mini-{generator_digest()}"
     root.mkdir()

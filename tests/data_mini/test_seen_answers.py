@@ -38,7 +38,9 @@ def subject_and_other(question: str) -> tuple[str, str]:
 
 
 def asked_presence(scene: Scene, question: str) -> bool:
-    match = re.search(r"(?:picture shows?|this shows|see|for) ([a-z ]+?)( here)?[?.:\"]|^(.*) can be seen", question)
+    match = re.search(
+        r"(?:picture shows?|this shows|see|for) ([a-z ]+?)( here)?[?.:\"]|^(.*) can be seen", question
+    )
     assert match
     return bare(match[1] or match[3]) in {item.name for item in scene.items}
 

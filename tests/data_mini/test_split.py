@@ -51,7 +51,9 @@ def test_contents_are_disjoint_in_the_full_data_set(full_plan: Plan) -> None:
     for split, found in (("seen", seen), ("unseen", unseen)):
         for kind in ("object", "text", "shape", "flag", "digit"):
             numbers[split].append(sum(content.startswith(f"{kind}:") for content in found))
-    assert numbers["seen"][0] == len(objects("seen")) - 1 == 142  # all but the ring, which is an unseen shape too
+    assert (
+        numbers["seen"][0] == len(objects("seen")) - 1 == 142
+    )  # all but the ring, which is an unseen shape too
     assert numbers["unseen"][0] == len(objects("unseen")) == 67
     assert numbers["seen"][2:] == [5, 14, 0]
     assert numbers["unseen"][2:4] == [3, 0]

@@ -110,7 +110,9 @@ def test_mme_answers(instances: dict[str, list[Instance]]) -> None:
 
 
 def holds(scene: Scene, statement: str) -> bool:
-    match = re.fullmatch(r"The (\w+) (?:is|are) (to the left of|to the right of|above|below) the (\w+)\.", statement)
+    match = re.fullmatch(
+        r"The (\w+) (?:is|are) (to the left of|to the right of|above|below) the (\w+)\.", statement
+    )
     assert match, statement
     first, second = (next(item for item in scene.items if item.name == name) for name in (match[1], match[3]))
     gap = {"to the left of": second.x - first.x, "to the right of": first.x - second.x}

@@ -187,10 +187,9 @@ def test_mistakes_are_said_before_a_model_is_built(
     unfinished.result.unlink()
     garbled = finished_run(tmp_path / "garbled", "lora", config)
     garbled.config.write_text("model: 3\n")
-    tuned = replace(config, adapter=AdapterConfig(name="mixlora"))
+    tuned = replace(config, run=str(garbled.root), adapter=AdapterConfig(name="mixlora"))
     cases = {
         r"give one of the two": replace(config, run=str(garbled.root)),
-        r"adapter=mixlora needs run=": tuned,
         r"no such folder": replace(tuned, run=str(tmp_path / "nowhere")),
         r"is no run folder: expected config.yaml": replace(tuned, run=str(tmp_path)),
         r"has not finished: continue it": replace(tuned, run=str(unfinished.root)),

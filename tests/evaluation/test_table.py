@@ -77,3 +77,12 @@ def test_the_seen_table_leaves_out_models_without_seen_tasks() -> None:
         "[85.0,",
         "95.3]",
     ]
+
+
+def test_a_narrow_terminal_gets_the_table_on_its_side() -> None:
+    stream = StringIO()
+    print_comparison(ROWS, Console(file=stream, width=80, force_terminal=True, color_system=None))
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    mme = next(line for line in lines if line.startswith("MME"))
+    assert mme.split() == ["MME", "513", "[508,", "518]", "600", "[595,", "605]"]

@@ -55,6 +55,8 @@ def build_llava(seed: int = 0) -> LlavaForConditionalGeneration:
     torch.manual_seed(seed)
     model = LlavaForConditionalGeneration(config)
     model.generation_config.pad_token_id = PAD
+    # Read back without cache, an image token in an answer would have no image.
+    model.generation_config.suppress_tokens = [PAD, IMAGE]
     return model.eval()
 
 

@@ -117,7 +117,7 @@ def read_predictions(path: Path) -> Contents:
             try:
                 if not line.endswith(b"\n"):
                     raise ValueError("no line end")
-                content = json.loads(line)
+                content = json.loads(line.decode())
                 if header is None:
                     header = _header(content, path)
                 else:

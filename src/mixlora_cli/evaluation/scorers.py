@@ -31,6 +31,7 @@ def _keeps(text: str, at: int) -> bool:
     return text[at] == "-" and (at == 0 or text[at - 1].isspace())
 
 
+@lru_cache(maxsize=65_536)  # the answers to closed questions are few
 def _words(text: str) -> str:
     """Unicode compatibility form (full-width digits become ASCII), folded case, punctuation to spaces."""
     text = unicodedata.normalize("NFKC", text).casefold()
@@ -42,6 +43,7 @@ def _words(text: str) -> str:
     return " ".join("".join(marks).split())
 
 
+@lru_cache(maxsize=65_536)
 def normalise_answer(text: str) -> str:
     """Bring an answer to the form in which two spellings of the same answer are equal.
 

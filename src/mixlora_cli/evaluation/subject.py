@@ -39,11 +39,6 @@ def find_subject(config: EvalConfig) -> Subject:
     Raises UserError when the folder is missing, is no run, or its run has not finished.
     """
     if config.run is None:
-        if config.adapter.name != "none":
-            raise UserError(
-                f"adapter={config.adapter.name} needs run=<folder of `mixlora train`>; "
-                "adapter=none evaluates the untuned base"
-            )
         return Subject(BASE_LABEL, config.model, adapter=None)
     if config.adapter.name == "none":
         raise UserError(

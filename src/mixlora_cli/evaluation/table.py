@@ -43,7 +43,15 @@ def _text(score: Score | None, between: str) -> str:
 
 
 def _new_table(title: str | None, caption: str | None = None) -> Table:
-    return Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
+    return Table(
+        title=title,
+        caption=caption,
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
 
 
 def comparison_table(rows: Sequence[Row], title: str | None = None) -> Table:
@@ -55,6 +63,18 @@ def comparison_table(rows: Sequence[Row], title: str | None = None) -> Table:
         table.add_column(column, justify="right")
     for label, results in rows:
         table.add_row(Text(label), *(Text(_text(_cell(results, column), "\n")) for column in columns))
+    return table
+
+
+def narrow_table(rows: Sequence[Row], title: str | None = None) -> Table:
+    """The same turned on its side, for terminals that the paper's columns do not fit."""
+    columns = columns_of(rows)
+    table = _new_table(title, CAPTION + (SEEN_CAPTION if SEEN_TITLE in columns else ""))
+    table.add_column("")
+    for label, _ in rows:
+        table.add_column(Text(label), justify="right")
+    for column in columns:
+        table.add_row(column, *(Text(_text(_cell(results, column), " ")) for _, results in rows))
     return table
 
 
@@ -92,7 +112,10 @@ def print_comparison(rows: Sequence[Row], console: Console | None = None) -> Non
     if not console.is_terminal:
         console.width = FILE_WIDTH
     if any(results.scores for _, results in rows):
-        console.print(comparison_table(rows, title=f"Unseen tasks{_sample_note(rows)}"))
+        title = f"Unseen tasks{_sample_note(rows)}"
+        table = comparison_table(rows, title)
+        fits = console.measure(table).maximum <= console.width
+        console.print(table if fits else narrow_table(rows, title))
     if any(results.seen for _, results in rows):
         console.print(seen_table(rows))
 

@@ -6,6 +6,7 @@ itself (`adapter=full`, a trained projector without adapter) live in `trained_we
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -51,7 +52,10 @@ def attach_adapter(
     if adapter.name in ("lora", "mixlora"):
         settings = _peft_config(adapter, routing, rank, factors, train_projector)
         try:
-            adapted = get_peft_model(model, settings)
+            with warnings.catch_warnings():
+                # PEFT asks transformers under an old name, which no user can change.
+                warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+                adapted = get_peft_model(model, settings)
         except ValueError as error:
             raise UserError(
                 f"adapter.target_modules={adapter.target_modules}: {_first_line(error)}"
@@ -130,11 +134,16 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel | Peft
     """
     if (folder / "adapter_config.json").is_file():
         try:
-            return PeftModel.from_pretrained(model, str(folder), is_trainable=False).eval()
+            adapted: PreTrainedModel | PeftModel = PeftModel.from_pretrained(
+                model, str(folder), is_trainable=False
+            )
         except (RuntimeError, ValueError) as error:
             raise UserError(f"{folder}: this adapter does not fit the model: {_first_line(error)}") from error
-    load_trained_weights(model, folder)
-    return model.requires_grad_(False).eval()
+    else:
+        load_trained_weights(model, folder)
+        adapted = model.requires_grad_(False)
+    adapted.train(False)
+    return adapted
 
 
 def load_trained_weights(model: nn.Module, folder: Path) -> None:

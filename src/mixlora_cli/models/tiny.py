@@ -46,9 +46,11 @@ def build_tiny(template: str = "v1", dtype: torch.dtype = torch.float32) -> Base
         dtype: floating-point type of the weights.
     """
     tokenizer = _tokenizer()
-    image_token_id = int(tokenizer.convert_tokens_to_ids("<image>"))
-    model = _model(len(tokenizer), image_token_id, int(tokenizer.pad_token_id)).to(dtype)
-    model.requires_grad_(False).eval()
+    image_token_id = SPECIAL_TOKENS.index("<image>")
+    model = _model(len(tokenizer), image_token_id)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    model.requires_grad_(False).train(False)
     side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     return Base(
         model=model,
@@ -74,7 +76,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(_CORPUS, trainer)
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         bos_token="<s>",
@@ -85,7 +87,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def _model(vocab_size: int, image_token_id: int, pad_token_id: int) -> PreTrainedModel:
+def _model(vocab_size: int, image_token_id: int) -> PreTrainedModel:
     # A wide initial spread: with the usual 0.02 a model this small hardly reacts to its input,
     # and tests of routing and padding would pass whatever the code did.
     spread = 0.2
@@ -108,15 +110,14 @@ def _model(vocab_size: int, image_token_id: int, pad_token_id: int) -> PreTraine
             num_key_value_heads=2,
             max_position_embeddings=2048,
             initializer_range=spread,
-            pad_token_id=pad_token_id,
-            bos_token_id=1,
-            eos_token_id=2,
+            pad_token_id=SPECIAL_TOKENS.index("<pad>"),
+            bos_token_id=SPECIAL_TOKENS.index("<s>"),
+            eos_token_id=SPECIAL_TOKENS.index("</s>"),
         ),
         image_token_index=image_token_id,
         image_seq_length=NUM_IMAGE_TOKENS,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
-        initializer_range=spread,
         tie_word_embeddings=False,
     )
     config._attn_implementation = "eager"

@@ -39,6 +39,8 @@ def train(config: TrainConfig, base: Base | None = None) -> Path:
         UserError: a mistake in the configuration, the data or the run folder; a loss that is not finite.
         Interrupted: SIGINT or SIGTERM came; a checkpoint is saved.
     """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, where installed, guesses aloud
     console = Console(quiet=os.environ.get("RANK", "0") != "0", soft_wrap=True)
     run = RunFolder(Path(config.output_dir))
     checkpoint = run.open(config)

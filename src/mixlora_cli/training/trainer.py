@@ -48,7 +48,8 @@ class AdapterTrainer(Trainer):
             # Routing may depend on the prompt alone, and the labels that would tell it stay here.
             inputs["prompt_mask"] = labels == IGNORE
         predicts, targets = label_positions(labels)
-        with head_sees_only(base.get_output_embeddings(), predicts):
+        head: nn.Module = base.get_output_embeddings()  # type: ignore[no-untyped-call]
+        with head_sees_only(head, predicts):
             outputs = model(**inputs)
         num_tokens = len(targets) if num_items_in_batch is None else num_items_in_batch
         loss = token_loss(outputs.logits, targets, num_tokens)
@@ -90,7 +91,8 @@ class AdapterTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Counterpart of `_save`; PEFT adapters load as the Trainer does it."""
-        target = self.model if model is None else model
+        target = model or self.model
+        assert target is not None
         folder = Path(resume_from_checkpoint)
         if (folder / TRAINED_WEIGHTS).is_file():
             load_trained_weights(target, folder)

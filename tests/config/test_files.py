@@ -1,0 +1,149 @@
+"""Every configuration file composes into its dataclass, and says what the dataclass says."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from mixlora_cli.config.load import load
+from mixlora_cli.config.resolvers import register_resolvers
+from mixlora_cli.config.schema import (
+    AdapterConfig,
+    AlignConfig,
+    DataConfig,
+    DeepspeedConfig,
+    EvalConfig,
+    GenerationConfig,
+    ModelConfig,
+    OptimConfig,
+    RoutingConfig,
+    TrainConfig,
+    WandbConfig,
+)
+from mixlora_cli.paths import conf_dir
+
+CONF = conf_dir()
+ROOTS = {"train": TrainConfig, "eval": EvalConfig, "align": AlignConfig}
+GROUPS = {
+    "model": ModelConfig,
+    "adapter": AdapterConfig,
+    "routing": RoutingConfig,
+    "data": DataConfig,
+    "deepspeed": DeepspeedConfig,
+}
+OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name != "hydra"]
+# Keys that an option cannot do without, and keys that keep a combination sensible.
+WITH = {
+    ("model", "hf"): ["model.name_or_path=someone/some-llava"],
+    ("data", "json"): ["data.train={folder}/my.json", "data.images={folder}"],
+    ("adapter", "none"): ["model.train_projector=true"],
+}
+
+
+def composed(root: str, *overrides: str) -> Any:
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return load(ROOTS[root], compose(root, list(overrides)))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "my.json").write_text("[]")
+    return tmp_path
+
+
+def test_every_file_is_a_root_a_known_group_or_hydras() -> None:
+    assert {path.stem for path in CONF.glob("*.yaml")} == set(ROOTS)
+    assert {path.name for path in CONF.iterdir() if path.is_dir()} == {*GROUPS, "experiment", "hydra"}
+    assert {path.stem for path in CONF.glob("hydra/cli/*.yaml")} == {"base", *ROOTS}
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes(group: str, option: str, folder: Path) -> None:
+    extra = [text.format(folder=folder) for text in WITH.get((group, option), [])]
+    config = composed("train", f"{group}={option}", *extra)
+    assert isinstance(config, TrainConfig)
+    if group in GROUPS:
+        chosen = getattr(config, group)
+        assert isinstance(chosen, GROUPS[group])
+        names = {"hf": "some-llava", "json": "my"}
+        assert chosen.name == names.get(option, option)
+
+
+def test_train_defaults() -> None:
+    config = composed("train")
+    assert (config.model.name, config.data.name, config.adapter.name) == ("mini", "mini", "mixlora")
+    assert (config.routing.name, config.deepspeed.name) == ("instance", "none")
+    assert (config.factors, config.rank, config.seed) == (16, 4, 0)
+    assert (config.model.template, config.model.attn_implementation) == ("smollm", "eager")
+    assert config.train == replace(OptimConfig(), learning_rate=config.train.learning_rate)
+    assert config.wandb == WandbConfig()
+    assert config.data == DataConfig(name="mini", source="mini")
+
+
+def test_yaml_repeats_the_defaults_of_the_dataclasses() -> None:
+    assert composed("align") == AlignConfig(output_dir="runs/align")
+    assert composed("eval", "adapter=none").eval == GenerationConfig()
+    for option in ("lora", "mixlora"):
+        assert composed("train", f"adapter={option}").adapter == AdapterConfig(name=option)
+    assert composed("train").routing == RoutingConfig(name="instance")
+
+
+def test_both_llava_checkpoints_have_their_own_id() -> None:
+    ids = [composed("train", f"model=llava_1_5_{size}").model.name_or_path for size in ("7b", "13b")]
+    assert ids == ["llava-hf/llava-1.5-7b-hf", "llava-hf/llava-1.5-13b-hf"]
+
+
+def test_experiment_changes_only_what_it_names() -> None:
+    plain, quick = composed("train"), composed("train", "experiment=mini_quick")
+    assert (quick.data.max_per_task, quick.train.steps) == (40, 40)
+    assert replace(quick, data=plain.data, train=plain.train) == plain
+
+
+def test_zero2_is_plain_values() -> None:
+    config = composed("train", "deepspeed=zero2").deepspeed.config
+    assert config["zero_optimization"]["stage"] == 2
+    assert type(config) is dict and type(config["zero_optimization"]) is dict
+
+
+@pytest.mark.parametrize(
+    ("overrides", "folder"),
+    [
+        ([], "runs/mini-mini/mixlora-instance-e16-r4-seed0"),
+        (["rank=2", "factors=8", "seed=3"], "runs/mini-mini/mixlora-instance-e8-r2-seed3"),
+        (["routing=random"], "runs/mini-mini/mixlora-random-e16-r4-seed0"),
+        (["adapter=lora", "rank=8"], "runs/mini-mini/lora-r8-seed0"),
+        (["adapter=full", "model=tiny"], "runs/tiny-mini/full-seed0"),
+        (["model=hf", "model.name_or_path=org/net-1.5", "adapter=lora"], "runs/net-1.5-mini/lora-r4-seed0"),
+    ],
+)
+def test_run_folders_tell_the_choices_apart(overrides: list[str], folder: str) -> None:
+    assert composed("train", *overrides).output_dir == folder
+
+
+def test_evaluation_goes_into_its_run(folder: Path) -> None:
+    assert composed("eval", f"run={folder}/").output_dir == f"{folder}/eval"
+    assert composed("eval", "adapter=none").output_dir == "runs/mini-base/eval"
+
+
+def test_every_key_is_explained() -> None:
+    """A line that sets a key has a comment, or the line above it is one; `name` and `source` name the option itself."""
+    silent = {"name", "source", "train", "eval", "wandb", "defaults"}
+    lacking = []
+    for path in [*CONF.glob("*.yaml"), *(path for path in CONF.glob("*/*.yaml") if path.parent.name != "hydra")]:
+        before = ""
+        for line in path.read_text().splitlines():
+            key, colon, _ = line.strip().partition(":")
+            sets_key = colon and key.isidentifier() and not line.strip().startswith(("-", "#"))
+            if sets_key and key not in silent and "#" not in line + before:
+                lacking.append(f"{path.name}: {line}")
+            before = line if line.strip().startswith("#") else ""
+    assert [line for line in lacking if not line.startswith(("zero2", "mini_quick"))] == []
+
+
+def test_files_hold_no_key_that_hydra_would_drop() -> None:
+    for path in CONF.rglob("*.yaml"):
+        assert OmegaConf.is_dict(OmegaConf.load(path)), path
