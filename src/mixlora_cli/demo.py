@@ -34,7 +34,9 @@ def main() -> int:
         (_EVAL, [f"run={mixlora}", *_EVAL_OPTIONS]),
     ]
     for number, (command, arguments) in enumerate(commands, start=1):
-        console.print(f"\n[{number}/{len(commands)}] mixlora {command.name} {' '.join(arguments)}", style="bold")
+        console.print(
+            f"\n[{number}/{len(commands)}] mixlora {command.name} {' '.join(arguments)}", style="bold"
+        )
         if code := run_command(command, arguments):
             return code
     _compare([base, lora / "eval", mixlora / "eval"], console)

@@ -129,6 +129,7 @@ def test_without_worker_processes(one: Path, tmp_path: Path, monkeypatch: pytest
     assert tree(tmp_path / "mini") == tree(one)
 
 
+@pytest.mark.slow
 def test_with_spawned_processes(one: Path, tmp_path: Path) -> None:
     program = (
         "import multiprocessing, pathlib, sys\n"

@@ -84,5 +84,5 @@ def test_a_narrow_terminal_gets_the_table_on_its_side() -> None:
     print_comparison(ROWS, Console(file=stream, width=80, force_terminal=True, color_system=None))
     lines = stream.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
-    mme = next(line for line in lines if line.startswith("MME"))
+    mme = next(line for line in lines if line.split()[:1] == ["MME"])
     assert mme.split() == ["MME", "513", "[508,", "518]", "600", "[595,", "605]"]

@@ -43,10 +43,14 @@ def count_names(names: tuple[str, ...], caption: str) -> int:
 def check_captions(base: Base, pictures: list[Captioned], folder: Path) -> CaptionCheck:
     """Caption every picture greedily; `folder` keeps the pictures."""
     write_pictures(folder, pictures)
-    data = DataConfig(name="captions", source="json", heldout=str(folder / ANNOTATION), images=str(folder / IMAGES))
+    data = DataConfig(
+        name="captions", source="json", heldout=str(folder / ANNOTATION), images=str(folder / IMAGES)
+    )
     items = encode_prompts(load_records(data, "heldout"), base).items
     answer = Generator(base.model, base, PixelLoader(base.image_processor), max_new_tokens=40)
-    captions = [text for start in range(0, len(items), _BATCH) for text in answer(items[start : start + _BATCH])]
+    captions = [
+        text for start in range(0, len(items), _BATCH) for text in answer(items[start : start + _BATCH])
+    ]
     # Several of one kind ("three cats") count as one name.
     wanted = [tuple(dict.fromkeys(picture.names)) for picture in pictures]
     total = sum(len(names) for names in wanted)

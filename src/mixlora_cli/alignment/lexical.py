@@ -118,7 +118,9 @@ def train_lexical(
             wanted = _dense([targets[i] for i in chosen], column)
             projected = projector(features([paths[i] for i in chosen]).float()).flatten(0, 1)
             logits = 20 * F.normalize(projected, dim=-1) @ directions.T
-            loss = F.cross_entropy(logits, wanted) + F.mse_loss(projected, wanted @ words) / (scale**2 / words.shape[1])
+            loss = F.cross_entropy(logits, wanted) + F.mse_loss(projected, wanted @ words) / (
+                scale**2 / words.shape[1]
+            )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

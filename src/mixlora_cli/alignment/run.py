@@ -35,7 +35,6 @@ from mixlora_cli.models.mini import merge_update
 from mixlora_cli.models.mini_base import unaligned_base
 from mixlora_cli.models.stage_one import StageOne, load_stage_one
 from mixlora_cli.training.run import train
-from mixlora_cli.training.run_folder import versions
 
 RESULT = "stage_one.safetensors"
 
@@ -84,7 +83,9 @@ def _train_captions(config: AlignConfig, root: Path, base: Base) -> Path:
             model=ModelConfig(name="mini", source="mini", template="smollm", train_projector=True),
             adapter=AdapterConfig(name="lora", dropout=0.0),
             routing=RoutingConfig(name="instance"),
-            data=DataConfig(name="captions", source="json", train=str(root / ANNOTATION), images=str(root / IMAGES)),
+            data=DataConfig(
+                name="captions", source="json", train=str(root / ANNOTATION), images=str(root / IMAGES)
+            ),
             train=OptimConfig(
                 steps=config.steps,
                 batch_size=config.batch_size,
@@ -115,7 +116,7 @@ def _extract(config: AlignConfig, base: Base, run: Path) -> StageOne:
             scale = module.scaling["default"]
             update[name] = (scale * module.lora_B["default"].weight, module.lora_A["default"].weight)
     projector = fresh.model.model.multi_modal_projector.modules_to_save["default"].state_dict()
-    made_by = {"config": json.dumps(asdict(config)), "versions": json.dumps(versions())}
+    made_by = {"config": json.dumps(asdict(config)), "versions": (run / "versions.json").read_text()}
     return StageOne(projector, update, made_by)
 
 

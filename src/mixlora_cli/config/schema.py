@@ -281,7 +281,7 @@ class AlignConfig:
     """Steps in which the projector alone maps picture cells to the embeddings of words that describe them."""
     lexical_batch_size: int = 128
     lexical_learning_rate: float = 2e-3
-    steps: int = 900
+    steps: int = 500
     """Caption steps: projector and a low-rank update of the language model, through the whole model."""
     batch_size: int = 16
     learning_rate: float = 1e-3

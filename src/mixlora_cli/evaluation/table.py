@@ -114,7 +114,8 @@ def print_comparison(rows: Sequence[Row], console: Console | None = None) -> Non
     if any(results.scores for _, results in rows):
         title = f"Unseen tasks{_sample_note(rows)}"
         table = comparison_table(rows, title)
-        fits = console.measure(table).maximum <= console.width
+        unlimited = console.options.update(width=10 * FILE_WIDTH)
+        fits = console.measure(table, options=unlimited).maximum <= console.width
         console.print(table if fits else narrow_table(rows, title))
     if any(results.seen for _, results in rows):
         console.print(seen_table(rows))

@@ -14,7 +14,9 @@ from mixlora_cli.errors import UserError
 from mixlora_cli.models import tower
 from mixlora_cli.models.base import Base
 
-_HEAD_BYTES = 1 << 20  # of each weight file, enough for a safetensors header with every tensor's name, shape and place
+_HEAD_BYTES = (
+    1 << 20
+)  # of each weight file, enough for a safetensors header with every tensor's name, shape and place
 
 
 def hub_base(model: ModelConfig, dtype: torch.dtype) -> Base:

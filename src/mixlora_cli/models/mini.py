@@ -102,7 +102,9 @@ def build_processor(tokenizer: PreTrainedTokenizerBase, image_size: int) -> Llav
     )
 
 
-def build_unaligned(tokenizer: PreTrainedTokenizerBase, image_size: int, seed: int) -> LlavaForConditionalGeneration:
+def build_unaligned(
+    tokenizer: PreTrainedTokenizerBase, image_size: int, seed: int
+) -> LlavaForConditionalGeneration:
     """The assembled model in fp32 with a projector that is still random (from `seed`)."""
     tower.register()
     text = _language_model()
@@ -133,8 +135,12 @@ def build_unaligned(tokenizer: PreTrainedTokenizerBase, image_size: int, seed: i
 
 def _language_model() -> torch.nn.Module:
     """SmolLM2-135M-Instruct, de-quantised to fp32, with a configuration that forgets the quantisation."""
-    source = AutoModelForCausalLM.from_pretrained(language_model_folder(), gguf_file=_GGUF, dtype=torch.float32)
-    fields = {k: v for k, v in source.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")}
+    source = AutoModelForCausalLM.from_pretrained(
+        language_model_folder(), gguf_file=_GGUF, dtype=torch.float32
+    )
+    fields = {
+        k: v for k, v in source.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")
+    }
     source.config = LlamaConfig(**fields)
     return source
 

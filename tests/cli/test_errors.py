@@ -1,0 +1,174 @@
+"""A user's mistake is one line on standard error and exit code 2; nothing runs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixlora_cli.errors import UserError
+from mixlora_cli.paths import conf_dir
+
+TOP = (
+    "allowed here: model, adapter, routing, data, train, rank, factors, output_dir, seed, resume, overwrite, wandb, "
+    "deepspeed"
+)
+LINES = {
+    "train factors=4 rank=8": (
+        "rank=8: must be <= factors=4, because rank factors are selected out of the pool"
+    ),
+    "train adaptor=lora": f"adaptor=lora: unknown key; {TOP}; did you mean adapter?",
+    "train +adaptor=lora": f"adaptor=lora: unknown key; {TOP}; did you mean adapter?",
+    "train learning_rate=1": f"learning_rate=1: unknown key; {TOP}; did you mean train.learning_rate?",
+    "train adapter=lroa": (
+        "adapter=lroa: no such option; allowed: full, lora, mixlora, none; did you mean lora?"
+    ),
+    "train adapter.cfs=papr": (
+        "adapter.cfs=papr: must be one of paper, released, none; did you mean paper?"
+    ),
+    "train adapter=full adapter.dropout=0.3": (
+        "adapter.dropout=0.3: the chosen option of the group adapter does not use this key"
+    ),
+    "train adapter=none": (
+        "adapter=none: trains nothing; choose lora, mixlora or full "
+        "(the untuned base: `mixlora eval adapter=none`)"
+    ),
+    "train rank=four": "rank=four: must be an integer",
+    "train rank": "rank: an override is written key=value (or group=option)",
+    "train rank=[1": (
+        "rank=[1: cannot be read as key=value; "
+        "quote a value that has special characters or spaces, e.g. 'data.train=\"a (b).json\"'"
+    ),
+    "train rank=2,4": (
+        "rank=2,4: several values need -m (--multirun), which runs one job for each; "
+        "a list is written key=[a,b], a text with a comma 'key=\"a,b\"'"
+    ),
+    "train rank=range(1,4)": (
+        "rank=range(1,4): several values need -m (--multirun), which runs one job for each; "
+        "a list is written key=[a,b], a text with a comma 'key=\"a,b\"'"
+    ),
+    "train rank.x=1": "rank.x=1: unknown key; did you mean rank?",
+    "train ~foo": "~foo: there is no such key to delete",
+    "train ~rank": (
+        "output_dir: Interpolation key 'rank' not found"
+    ),
+    "train +rank=3": (
+        "Could not append to config. An item is already at 'rank'.; Either remove + prefix: 'rank=3'; "
+        "Or add a second + to add or override 'rank': '++rank=3'"
+    ),
+    "train adapter/foo=bar": "adapter/foo=bar: no such group; --help lists the groups and their options",
+    "train hydra/launcher=nope": (
+        "hydra/launcher=nope: no such option; "
+        "allowed: basic (others come with plugins, e.g. hydra-joblib-launcher)"
+    ),
+    "train output_dir=${nope}": "output_dir: Interpolation key 'nope' not found",
+    "train --cfg job --resolve output_dir=${nope}": "Interpolation key 'nope' not found",
+    "train --resolve": "The --resolve flag can only be used in conjunction with --cfg or --help",
+    "train --bogus": "unrecognized arguments: --bogus; --help lists the flags",
+    "train -cn": "argument --config-name/-cn: expected one argument; --help lists the flags",
+    "train -cn nope": (
+        f"--config-name=nope: no such configuration in {conf_dir()}; add your own folder: -cd FOLDER"
+    ),
+    "train -cd nope": "--config-dir={here}/nope: must be an existing folder",
+    "train -cp nope": "--config-path: must be an existing folder with configuration files",
+    "train model=hf": (
+        "model.name_or_path=null: model=hf needs a Hugging Face id or a local folder of a LLaVA-class checkpoint"
+    ),
+    "train data=json": (
+        "data.train=null: data=json needs data.train=<annotation.json> (and data.images=<folder>)"
+    ),
+    "train data=json data.train=nope.json": (
+        "data.train=nope.json: must be an existing file; looked in {here}"
+    ),
+    "eval": (
+        "run=null: give run=<folder of a finished `mixlora train`>, or adapter=none to score the untuned base"
+    ),
+    "eval run=nope": "run=nope: must be an existing folder; looked in {here}",
+    "align rank=0": "rank=0: must be > 0",
+    "interference": "mixlora interference: not built yet; this version has train, eval and align",
+    "tsne layer=3": "mixlora tsne: not built yet; this version has train, eval and align",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_one_line_and_exit_code_2(line: str, mixlora: Any, commands: Any, tmp_path: Path) -> None:
+    result = mixlora(*line.split())
+    assert result.err == f"error: {LINES[line].replace('{here}', str(tmp_path))}\n"
+    assert (result.code, result.out, commands.called) == (2, "", [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_broken_yaml_names_file_and_line(mixlora: Any, tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text("defaults: [train, _self_]\nrank: [1\n")
+    result = mixlora("train", "-cd", str(tmp_path), "-cn", "my")
+    assert result.code == 2
+    assert result.err.startswith(f"error: {tmp_path}/my.yaml, line 3: not valid YAML, ")
+    assert result.err.count("\n") == 1
+
+
+def test_defaults_list_that_names_nothing(mixlora: Any, tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text("defaults: [trian, _self_]\n")
+    result = mixlora("train", "-cd", str(tmp_path), "-cn", "my")
+    assert result.err == "error: my.yaml names trian in its defaults list, which does not exist\n"
+    assert result.code == 2
+
+
+def test_mistake_that_the_command_finds(mixlora: Any, commands: Any) -> None:
+    def fail(config: Any) -> None:
+        raise UserError("3 records\ncannot be read")
+
+    commands.does = fail
+    result = mixlora("train")
+    assert (result.code, result.out, result.err) == (2, "", "error: 3 records cannot be read\n")
+
+
+def test_ctrl_c_is_quiet(mixlora: Any, commands: Any) -> None:
+    def interrupt(config: Any) -> None:
+        raise KeyboardInterrupt
+
+    commands.does = interrupt
+    result = mixlora("train")
+    assert (result.code, result.out, result.err) == (130, "", "")
+
+
+def test_a_command_may_choose_its_exit_code(mixlora: Any, commands: Any) -> None:
+    commands.does = lambda config: sys.exit(143)
+    assert mixlora("train").code == 143
+
+
+@pytest.mark.parametrize("error", [RuntimeError("bug"), ValueError("bug")])
+def test_our_own_errors_keep_their_traceback(error: Exception, mixlora: Any, commands: Any) -> None:
+    def fail(config: Any) -> None:
+        raise error
+
+    commands.does = fail
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    with pytest.raises(type(error), match="bug"):
+        mixlora("train")
+    assert os.environ.get("HYDRA_FULL_ERROR") == before
+
+
+def test_unknown_command(mixlora: Any) -> None:
+    result = mixlora("trian")
+    assert result.code == 2
+    assert "No such command 'trian'" in result.err
+
+
+def test_mistakes_are_answered_without_loading_torch() -> None:
+    program = (
+        "import sys\n"
+        "from mixlora_cli.cli import main\n"
+        "sys.argv = ['mixlora', 'train', 'factors=4', 'rank=8']\n"
+        "try:\n    main()\n"
+        "except SystemExit as stop:\n"
+        "    heavy = {'torch', 'transformers', 'peft', 'datasets', 'matplotlib', 'wandb'} & set(sys.modules)\n"
+        "    print(stop.code, sorted(heavy))\n"
+    )
+    path = os.pathsep.join([str(Path(__file__).parents[2] / "src"), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.stdout == "2 []\n"
+    assert done.stderr.startswith("error: rank=8: ")

@@ -1,0 +1,151 @@
+"""Hydra's own features work through the subcommands, and leave nothing behind."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mixlora_cli import __version__
+from mixlora_cli.config.schema import AlignConfig, EvalConfig, TrainConfig
+from mixlora_cli.errors import UserError
+from mixlora_cli.paths import conf_dir
+
+
+def test_train_hands_over_the_typed_configuration(mixlora: Any, commands: Any, tmp_path: Path) -> None:
+    result = mixlora("train", "adapter=lora", "rank=8", "train.learning_rate=1e-3", "seed=3")
+    (config,) = commands.called
+    assert isinstance(config, TrainConfig)
+    assert (config.adapter.name, config.rank, config.train.learning_rate, config.seed) == ("lora", 8, 1e-3, 3)
+    assert config.output_dir == "runs/mini-mini/lora-r8-seed3"
+    assert (result.code, result.out, result.err) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_eval_and_align(mixlora: Any, commands: Any, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    assert mixlora("eval", "run=run", "eval.benchmarks=[mini_pope]").code == 0
+    assert mixlora("align", "steps=3").code == 0
+    evaluation, alignment = commands.called
+    assert isinstance(evaluation, EvalConfig) and isinstance(alignment, AlignConfig)
+    assert (evaluation.run, evaluation.output_dir, evaluation.eval.benchmarks) == ("run", "run/eval", ["mini_pope"])
+    assert alignment.steps == 3
+
+
+def test_cfg_job_prints_the_configuration(mixlora: Any, commands: Any) -> None:
+    printed = yaml.safe_load(mixlora("train", "--cfg", "job", "--resolve", "rank=2").out)
+    assert (printed["rank"], printed["model"]["name"]) == (2, "mini")
+    assert printed["output_dir"] == "runs/mini-mini/mixlora-instance-e16-r2-seed0"
+    assert commands.called == []
+
+
+def test_info_prints_the_defaults_list(mixlora: Any, commands: Any) -> None:
+    result = mixlora("train", "--info", "defaults")
+    assert result.code == 0 and "adapter/mixlora" in result.out
+    assert commands.called == []
+
+
+@pytest.mark.parametrize(
+    ("command", "groups"),
+    [
+        ("train", ["model", "adapter", "routing", "data", "deepspeed", "experiment"]),
+        ("eval", ["model", "adapter", "routing", "data"]),
+    ],
+)
+def test_help_lists_groups_options_and_keys(command: str, groups: list[str], mixlora: Any) -> None:
+    result = mixlora(command, "--help")
+    assert (result.code, result.err) == (0, "")
+    for group in groups:
+        options = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+        assert f"  {group + ':':<12}{', '.join(options)}\n" in result.out
+    for key in yaml.safe_load((conf_dir() / f"{command}.yaml").read_text()):
+        if key != "defaults":
+            assert f"\n{key}:" in result.out
+    assert result.out.count(f"mixlora {command} ") >= 4
+    assert "--multirun" in result.out and "--cfg" in result.out
+
+
+def test_help_shows_the_chosen_values_and_the_users_options(mixlora: Any, tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "mine.yaml").write_text("name: lora\ndropout: 0.5\n")
+    printed = mixlora("train", "-cd", str(tmp_path), "adapter=mine", "rank=3", "-h").out
+    assert "  adapter:    full, lora, mine, mixlora, none\n" in printed
+    assert "\nrank: 3\n" in printed and "  dropout: 0.5\n" in printed
+
+
+def test_align_help_and_root_help(mixlora: Any) -> None:
+    assert "\nlexical_steps: " in mixlora("align", "--help").out
+    printed = mixlora("--help").out
+    for name in ("train", "eval", "align", "interference", "tsne", "--version"):
+        assert f"  {name} " in printed
+    assert mixlora("tsne", "--help").code == 0
+
+
+def test_version(mixlora: Any) -> None:
+    assert mixlora("--version").out == f"mixlora {__version__}\n"
+
+
+def test_users_own_configuration_folder(mixlora: Any, commands: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    (folder / "adapter").mkdir(parents=True)
+    (folder / "adapter" / "wide.yaml").write_text("name: mixlora\nalpha: 7\n")
+    (folder / "my.yaml").write_text("defaults: [train, override adapter: wide, _self_]\nrank: 2\nfactors: 32\n")
+    assert mixlora("train", "-cd", "mine", "-cn", "my", "seed=1").code == 0
+    (config,) = commands.called
+    assert (config.adapter.alpha, config.rank, config.factors, config.seed) == (7.0, 2, 32, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_sweep_runs_every_combination(mixlora: Any, commands: Any, tmp_path: Path) -> None:
+    result = mixlora("train", "factors=8,16", "-m", "rank=2,4")
+    assert [(config.factors, config.rank) for config in commands.called] == [(8, 2), (8, 4), (16, 2), (16, 4)]
+    assert len({config.output_dir for config in commands.called}) == 4
+    assert (result.code, result.err) == (0, "")
+    assert result.out.splitlines()[0] == "Launching 4 jobs locally"
+    assert result.out.splitlines()[1].strip() == "#0 : factors=8 rank=2"
+    (record,) = (tmp_path / "runs" / ".multirun").iterdir()
+    assert [path.name for path in record.glob("*.yaml")] == ["multirun.yaml"]
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+@pytest.mark.parametrize("flags", [["-m"], ["--multirun"], ["hydra.mode=MULTIRUN"]])
+def test_no_job_of_a_sweep_starts_when_one_is_wrong(
+    flags: list[str], mixlora: Any, commands: Any, tmp_path: Path
+) -> None:
+    result = mixlora("train", *flags, "rank=2,4,20")
+    assert (result.code, result.out, commands.called) == (2, "", [])
+    assert result.err == (
+        "error: job 2 (rank=20): rank=20: must be <= factors=16, because rank factors are selected out of the pool\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_jobs_of_a_sweep_may_not_share_a_folder(mixlora: Any, commands: Any) -> None:
+    result = mixlora("train", "-m", "train.learning_rate=1e-3,1e-4")
+    assert (result.code, commands.called) == (2, [])
+    assert result.err == (
+        "error: job 1 (train.learning_rate=1e-4): "
+        "output_dir=runs/mini-mini/mixlora-instance-e16-r4-seed0: "
+        "job 0 (train.learning_rate=1e-3) writes there too; "
+        "name what differs in it, e.g. 'output_dir=runs/lr-${train.learning_rate}'\n"
+    )
+    named = mixlora("train", "-m", "train.learning_rate=1e-3,1e-4", "output_dir=runs/${train.learning_rate}")
+    assert named.code == 0
+    assert [config.output_dir for config in commands.called] == ["runs/0.001", "runs/0.0001"]
+
+
+def test_one_failing_job_does_not_stop_the_others(mixlora: Any, commands: Any) -> None:
+    def fail_once(config: TrainConfig) -> None:
+        if config.rank == 2:
+            raise UserError("no room on the disk")
+
+    commands.does = fail_once
+    result = mixlora("train", "-m", "rank=2,4")
+    assert [config.rank for config in commands.called] == [2, 4]
+    assert (result.code, result.err) == (2, "error: job 0 (rank=2): no room on the disk\n")
+
+
+def test_wrong_key_in_a_sweep(mixlora: Any, commands: Any) -> None:
+    result = mixlora("train", "-m", "rnk=2,4")
+    assert (result.code, commands.called) == (2, [])
+    assert result.err.startswith("error: rnk=2") and result.err.endswith("did you mean rank?\n")
