@@ -41,8 +41,8 @@ def main() -> int:
             return code
     _compare([base, lora / "eval", mixlora / "eval"], console)
     console.print(
-        f"\n{(time.monotonic() - start) / 60:.1f} minutes. This was a taste: a few steps, a few instances of each task, wide "
-        "intervals.\nnext: mixlora train                (MixLoRA, one pass over all training instances)\n"
+        f"\n{(time.monotonic() - start) / 60:.1f} minutes. This was a taste: a few steps, few instances of each task, "
+        "wide intervals.\nnext: mixlora train                (MixLoRA, one pass over all training instances)\n"
         "      mixlora eval run=<its folder>  (all instances of the unseen tasks)"
     )
     return 0

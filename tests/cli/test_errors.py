@@ -49,7 +49,7 @@ LINES = {
         "rank=range(1,4): several values need -m (--multirun), which runs one job for each; "
         "a list is written key=[a,b], a text with a comma 'key=\"a,b\"'"
     ),
-    "train rank.x=1": "rank.x=1: unknown key; did you mean rank?",
+    "train rank.x=1": "rank.x=1: unknown key; rank is a value without keys of its own",
     "train ~foo": "~foo: there is no such key to delete",
     "train ~rank": (
         "output_dir: Interpolation key 'rank' not found"
@@ -168,7 +168,10 @@ def test_mistakes_are_answered_without_loading_torch() -> None:
     )
     path = os.pathsep.join([str(Path(__file__).parents[2] / "src"), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
     )
     assert done.stdout == "2 []\n"
     assert done.stderr.startswith("error: rank=8: ")

@@ -28,7 +28,11 @@ def test_eval_and_align(mixlora: Any, commands: Any, tmp_path: Path) -> None:
     assert mixlora("align", "steps=3").code == 0
     evaluation, alignment = commands.called
     assert isinstance(evaluation, EvalConfig) and isinstance(alignment, AlignConfig)
-    assert (evaluation.run, evaluation.output_dir, evaluation.eval.benchmarks) == ("run", "run/eval", ["mini_pope"])
+    assert (evaluation.run, evaluation.output_dir, evaluation.eval.benchmarks) == (
+        "run",
+        "run/eval",
+        ["mini_pope"],
+    )
     assert alignment.steps == 3
 
 
@@ -89,7 +93,9 @@ def test_users_own_configuration_folder(mixlora: Any, commands: Any, tmp_path: P
     folder = tmp_path / "mine"
     (folder / "adapter").mkdir(parents=True)
     (folder / "adapter" / "wide.yaml").write_text("name: mixlora\nalpha: 7\n")
-    (folder / "my.yaml").write_text("defaults: [train, override adapter: wide, _self_]\nrank: 2\nfactors: 32\n")
+    (folder / "my.yaml").write_text(
+        "defaults: [train, override adapter: wide, _self_]\nrank: 2\nfactors: 32\n"
+    )
     assert mixlora("train", "-cd", "mine", "-cn", "my", "seed=1").code == 0
     (config,) = commands.called
     assert (config.adapter.alpha, config.rank, config.factors, config.seed) == (7.0, 2, 32, 1)
@@ -124,9 +130,9 @@ def test_jobs_of_a_sweep_may_not_share_a_folder(mixlora: Any, commands: Any) -> 
     result = mixlora("train", "-m", "train.learning_rate=1e-3,1e-4")
     assert (result.code, commands.called) == (2, [])
     assert result.err == (
-        "error: job 1 (train.learning_rate=1e-4): "
+        "error: job 1 (train.learning_rate=0.0001): "
         "output_dir=runs/mini-mini/mixlora-instance-e16-r4-seed0: "
-        "job 0 (train.learning_rate=1e-3) writes there too; "
+        "job 0 (train.learning_rate=0.001) writes there too; "
         "name what differs in it, e.g. 'output_dir=runs/lr-${train.learning_rate}'\n"
     )
     named = mixlora("train", "-m", "train.learning_rate=1e-3,1e-4", "output_dir=runs/${train.learning_rate}")

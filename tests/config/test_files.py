@@ -34,7 +34,9 @@ GROUPS = {
     "data": DataConfig,
     "deepspeed": DeepspeedConfig,
 }
-OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name != "hydra"]
+OPTIONS = [
+    (path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name != "hydra"
+]
 # Keys that an option cannot do without, and keys that keep a combination sensible.
 WITH = {
     ("model", "hf"): ["model.name_or_path=someone/some-llava"],

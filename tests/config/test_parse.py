@@ -66,8 +66,16 @@ def test_accepted(value: Any, hint: Any, expected: Any) -> None:
         ("", int | None, "key='': must be an integer or null"),
         ([1], int, "key=[1]: must be an integer"),
         ({"a": 1}, str, "key={a:1}: must be a text"),
-        (1e5, str | None, "key=100000.0: must be a text or null; quote it to make it one, e.g. 'key=\"1e5\"'"),
-        ("sqare", Literal["round", "square"], "key=sqare: must be one of round, square; did you mean square?"),
+        (
+            1e5,
+            str | None,
+            "key=100000.0: must be a text or null; quote it to make it one, e.g. 'key=\"1e5\"'",
+        ),
+        (
+            "sqare",
+            Literal["round", "square"],
+            "key=sqare: must be one of round, square; did you mean square?",
+        ),
         ("a", list[str] | None, "key=a: must be a list like [a,b] or null"),
         ([["a"]], list[str], "key[0]=[a]: must be a text"),
         (3, Inner, "key=3: must be a group of keys: size, kind"),
@@ -80,7 +88,9 @@ def test_refused(value: Any, hint: Any, message: str) -> None:
 
 
 def test_nested_values_become_nested_dataclasses() -> None:
-    assert parse(Outer, {"inner": {"size": 3}, "ratio": 1, "words": ["x"]}) == Outer(Inner(3), 1.0, None, ["x"])
+    assert parse(Outer, {"inner": {"size": 3}, "ratio": 1, "words": ["x"]}) == Outer(
+        Inner(3), 1.0, None, ["x"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ entropy against the embeddings of all words in use, plus the squared distance to
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -26,6 +26,9 @@ from mixlora_cli.data.collate import Features
 from mixlora_cli.data.mini.canvas import SIZE, Item, Scene, text_width
 from mixlora_cli.data.mini.captions import Captioned
 from mixlora_cli.models.base import Base
+
+Weights = dict[int, float]
+"""Token id -> weight, relative to the others of its cell."""
 
 _EMPTY_SHARE = 0.15  # weight of the background's colour where a cell is not fully covered
 
@@ -54,21 +57,21 @@ def _cell_overlap(box: tuple[float, float, float, float], cells: int) -> npt.NDA
     return (np.outer(rows, columns) / (SIZE / cells) ** 2).reshape(-1)
 
 
-def cell_targets(scene: Scene, cells: int, tokens_of: dict[str, list[int]]) -> list[Counter[int]]:
+def cell_targets(scene: Scene, cells: int, tokens_of: dict[str, list[int]]) -> list[Weights]:
     """For each cell, the weight of every token id that describes it; weights are relative."""
-    targets: list[Counter[int]] = [Counter() for _ in range(cells * cells)]
+    targets: list[Weights] = [defaultdict(float) for _ in range(cells * cells)]
     covered = np.zeros(cells * cells)
     for item in scene.items:
         for word, box in _described_boxes(item):
             overlap = _cell_overlap(box, cells)
             ids = tokens_of[word]
-            for cell in np.flatnonzero(overlap > 0.05):
+            for cell in np.flatnonzero(overlap > 0.05).tolist():
                 for token in ids:
                     targets[cell][token] += float(overlap[cell]) / len(ids)
             covered = np.maximum(covered, overlap)
-    for cell, share in enumerate(covered):
+    for cell, share in enumerate(covered.tolist()):
         for token in tokens_of[scene.background]:
-            targets[cell][token] += _EMPTY_SHARE * float(1 - share) + 1e-3
+            targets[cell][token] += _EMPTY_SHARE * (1 - share) + 1e-3
     return targets
 
 
@@ -94,7 +97,7 @@ def train_lexical(
         Mean loss of the last tenth of the steps.
     """
     projector: nn.Module = base.model.model.multi_modal_projector
-    embeddings: Tensor = base.model.get_input_embeddings().weight.detach()
+    embeddings = base.model.get_input_embeddings().get_parameter("weight").detach()
     cells = round(base.num_image_tokens**0.5)
     tokens_of = Tokens(base.tokenizer)
     targets = [cell_targets(picture.scene, cells, tokens_of) for picture in pictures]
@@ -134,8 +137,8 @@ def train_lexical(
     return float(np.mean(losses[-max(1, len(losses) // 10) :]))
 
 
-def _dense(batch: Sequence[Sequence[Counter[int]]], column: dict[int, int]) -> Tensor:
-    """Distributions (pictures * cells, words) out of counters."""
+def _dense(batch: Sequence[Sequence[Weights]], column: dict[int, int]) -> Tensor:
+    """Distributions (pictures * cells, words) out of weights."""
     rows = [cell for picture in batch for cell in picture]
     wanted = torch.zeros(len(rows), len(column))
     for number, cell in enumerate(rows):

@@ -1,8 +1,9 @@
 """`mixlora align`: stage one of the small model, from pictures to the file that ships.
 
-1. draw caption pictures; 2. the projector learns words (`lexical.py`); 3. projector and a low-rank update of the language
-model learn captions, through the same training code as every adapter; 4. both go into one file; 5. held-out pictures are
-captioned and the names counted. Each part is kept in `output_dir`, and the same command continues an interrupted run.
+1. draw caption pictures; 2. the projector learns words (`lexical.py`); 3. projector and a low-rank update of the
+language model learn captions, through the same training code as every adapter; 4. both go into one file; 5. held-out
+pictures are captioned and the names counted. Each part is kept in `output_dir`, and the same command continues an
+interrupted run.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ def align(config: AlignConfig) -> Path:
     check = _check(config, root)
     (root / "check.json").write_text(json.dumps(asdict(check), indent=2) + "\n")
     console.print(
-        f"names right in captions of held-out pictures: {check.names_right} of {check.names} ({100 * check.share:.1f} %)\n"
+        f"names right in captions of held-out pictures: {check.names_right} of {check.names} "
+        f"({100 * check.share:.1f} %)\n"
         f"weights: {root / RESULT}"
     )
     return root / RESULT

@@ -124,6 +124,8 @@ def unknown_key(key: str, value: Any, known: Sequence[str]) -> str:
     elsewhere = [name for name in known if name != parent]
     guess = same_last_part[:1] or difflib.get_close_matches(key, elsewhere, n=1, cutoff=0.7)
     allowed = f"; allowed here: {', '.join(level)}" if level else ""
+    if parent in known and not level:
+        return f"{key}={show(value)}: unknown key; {parent} is a value without keys of its own"
     meant = f"; did you mean {guess[0]}?" if guess else ""
     return f"{key}={show(value)}: unknown key{allowed}{meant}"
 

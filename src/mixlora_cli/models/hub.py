@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
@@ -36,8 +37,8 @@ def hub_base(model: ModelConfig, dtype: torch.dtype) -> Base:
         raise UserError(_unreadable(source, error)) from error
     if not isinstance(config, LlavaConfig):
         raise UserError(
-            f"model.name_or_path={source} is a {config.model_type} model; expected a LLaVA checkpoint (model_type llava), "
-            "such as llava-hf/llava-1.5-7b-hf"
+            f"model.name_or_path={source} is a {config.model_type} model; expected a LLaVA checkpoint (model_type "
+            "llava), such as llava-hf/llava-1.5-7b-hf"
         )
     try:
         network = LlavaForConditionalGeneration.from_pretrained(
@@ -60,7 +61,7 @@ def hub_base(model: ModelConfig, dtype: torch.dtype) -> Base:
 
 def _num_image_tokens(config: LlavaConfig) -> int:
     """Tokens of one picture: CLIP's CLS token is dropped by the `default` strategy and kept by `full`."""
-    vision = config.vision_config
+    vision: Any = config.vision_config
     patches = int((vision.image_size // vision.patch_size) ** 2)
     has_cls = vision.model_type == "clip_vision_model"
     return patches + int(has_cls and config.vision_feature_select_strategy == "full")
@@ -83,6 +84,6 @@ def _fingerprint(config: LlavaConfig, source: str) -> str:
 def _unreadable(source: str, error: Exception) -> str:
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return (
-        f"model.name_or_path={source} cannot be loaded: {reason} Give a Hugging Face id that this machine can reach, or a "
-        "local folder with config.json, weights and processor files"
+        f"model.name_or_path={source} cannot be loaded: {reason} Give a Hugging Face id that this machine can reach, "
+        "or a local folder with config.json, weights and processor files"
     )

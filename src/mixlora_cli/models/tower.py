@@ -44,11 +44,11 @@ class EfficientNetLiteTower(PreTrainedModel):
     config_class = EfficientNetLiteConfig
     config: EfficientNetLiteConfig
     main_input_name = "pixel_values"
-    _no_split_modules = ("EfficientNetLiteTower",)
+    _no_split_modules = ["EfficientNetLiteTower"]  # noqa: RUF012 (as the base class declares it)
 
     def __init__(self, config: EfficientNetLiteConfig) -> None:
         super().__init__(config)
-        self.network = _folded(_new_network())
+        self.network: nn.Module = _folded(_new_network())
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -74,7 +74,7 @@ class EfficientNetLiteTower(PreTrainedModel):
 
     def forward(self, pixel_values: Tensor, return_dict: bool = True, **_: Any) -> BaseModelOutput:
         """pixel_values (n, 3, H, W), ImageNet-normalised -> tokens (n, H/32 * W/32, hidden_size), row by row."""
-        network = self.network
+        network: Any = self.network
         x = pixel_values.contiguous(memory_format=torch.channels_last)
         x = F.relu6(network._conv_stem(x))
         maps: dict[int, Tensor] = {}
@@ -84,7 +84,7 @@ class EfficientNetLiteTower(PreTrainedModel):
                 maps[index] = x
         head = F.relu6(network._conv_head(x))
         groups = (head, F.pixel_unshuffle(maps[_STRIDE_16[0]], 2), F.pixel_unshuffle(maps[_STRIDE_8[0]], 4))
-        # The three maps have different scales; each token's share of each map is brought to zero mean and unit variance.
+        # The maps have different scales: each token's share of each is brought to zero mean and unit variance.
         tokens = torch.cat([_normalised(group) for group in groups], dim=-1)
         return BaseModelOutput(last_hidden_state=tokens, hidden_states=(tokens,))
 

@@ -53,6 +53,7 @@ def build_arguments(config: TrainConfig, run: RunFolder, dtype: torch.dtype) -> 
         dataloader_num_workers=numbers.workers,
         dataloader_pin_memory=gpu,
         disable_tqdm=True,
+        log_level="error",  # its warnings speak of arguments that a user of ours never gave
         report_to=[] if config.wandb.mode == "disabled" else ["wandb"],
         run_name=config.wandb.name or run.root.name,
         deepspeed=config.deepspeed.config,

@@ -56,6 +56,8 @@ class MetricsWriter(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Drop rows that lie after the step the run starts from."""
+        # A resumed state brings the intervals of the earlier call along; this call's are the ones asked for.
+        state.compute_steps(args, state.max_steps)
         self._start = time.perf_counter()
         self._throughput.start(state.num_input_tokens_seen)
         if not state.is_world_process_zero:

@@ -1,0 +1,68 @@
+"""Cached tower features give what the pictures themselves give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mixlora_cli.data.collate import PixelLoader
+from mixlora_cli.errors import UserError
+from mixlora_cli.models.features import FeatureCache, accept_features
+from mixlora_cli.models.tiny import build_tiny
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    noise = np.random.default_rng(0)
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for path in paths:
+        Image.fromarray(noise.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+    return paths
+
+
+def test_features_stand_for_pictures(pictures: list[Path], tmp_path: Path) -> None:
+    base = build_tiny()
+    pixels = PixelLoader(base.image_processor)(pictures)
+    ids = torch.tensor([[base.image_token_id] * base.num_image_tokens + [40, 41]] * 3)
+    with torch.inference_mode():
+        expected = base.model(input_ids=ids, pixel_values=pixels).logits
+        cache = FeatureCache(base, tmp_path / "cache")
+        features = cache(pictures)
+        got = base.model(input_ids=ids, pixel_values=features).logits
+        still = base.model(input_ids=ids, pixel_values=pixels).logits
+    assert features.ndim == 3
+    torch.testing.assert_close(got, expected, atol=5e-3, rtol=5e-3)  # stored in half precision
+    torch.testing.assert_close(still, expected, atol=0, rtol=0)
+
+
+def test_each_picture_is_computed_once_whatever_its_name(pictures: list[Path], tmp_path: Path) -> None:
+    cache = FeatureCache(build_tiny(), tmp_path / "cache")
+    first = cache(pictures)
+    assert cache.num_computed == 3
+    copy = tmp_path / "copy.png"
+    copy.write_bytes(pictures[1].read_bytes())
+    again = FeatureCache(build_tiny(), tmp_path / "cache")
+    second = again([copy, pictures[0]])
+    assert again.num_computed == 0
+    assert torch.equal(second, first[[1, 0]])
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_batches_with_some_pictures_known_keep_their_order(pictures: list[Path], tmp_path: Path) -> None:
+    cache = FeatureCache(build_tiny(), tmp_path / "cache")
+    middle = cache([pictures[1]])
+    every = cache(pictures)
+    assert cache.num_computed == 3
+    torch.testing.assert_close(every[1], middle[0], atol=0, rtol=0)
+    assert not torch.equal(every[0], every[1])
+
+
+def test_a_model_that_joins_layers_is_refused() -> None:
+    base = build_tiny()
+    base.model.config.vision_feature_layer = [-2, -1]
+    with pytest.raises(UserError, match=r"train\.cache_features=false"):
+        accept_features(base.model)

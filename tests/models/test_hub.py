@@ -1,0 +1,70 @@
+"""Any LLaVA-class folder loads; what is none is refused in words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlavaProcessor
+
+from mixlora_cli.config.schema import ModelConfig
+from mixlora_cli.errors import UserError
+from mixlora_cli.models.build import build_base
+from mixlora_cli.models.tiny import build_tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base, folder = build_tiny(), tmp_path_factory.mktemp("llava")
+    base.model.save_pretrained(folder)
+    LlavaProcessor(
+        image_processor=base.image_processor,
+        tokenizer=base.tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token="<image>",
+    ).save_pretrained(folder)
+    return folder
+
+
+def _config(path: Path, **changes: str) -> ModelConfig:
+    return ModelConfig(name="hf", source="hub", name_or_path=str(path), **changes)
+
+
+def test_a_saved_checkpoint_gives_the_same_logits(folder: Path) -> None:
+    original, loaded = build_tiny(), build_base(_config(folder))
+    assert (loaded.num_image_tokens, loaded.image_token_id) == (original.num_image_tokens, original.image_token_id)
+    pixels = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([[original.image_token_id] * original.num_image_tokens + [30, 31, 32]])
+    with torch.inference_mode():
+        expected = original.model(input_ids=ids, pixel_values=pixels).logits
+        torch.testing.assert_close(loaded.model(input_ids=ids, pixel_values=pixels).logits, expected)
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+    assert loaded.tokenizer.encode("a cat") == original.tokenizer.encode("a cat")
+
+
+def test_other_weights_have_another_fingerprint(folder: Path, tmp_path: Path) -> None:
+    base = build_tiny()
+    with torch.no_grad():
+        base.model.lm_head.weight += 1
+    base.model.save_pretrained(tmp_path)
+    for file in folder.glob("*"):
+        if not (tmp_path / file.name).exists():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    assert build_base(_config(folder)).fingerprint == build_base(_config(folder)).fingerprint
+    assert build_base(_config(folder)).fingerprint != build_base(_config(tmp_path)).fingerprint
+
+
+def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LlamaConfig().to_dict()))
+    with pytest.raises(UserError, match="is a llama model; expected a LLaVA checkpoint"):
+        build_base(_config(tmp_path))
+
+
+def test_a_folder_without_weights_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    with pytest.raises(UserError, match="cannot be loaded"):
+        build_base(_config(tmp_path))

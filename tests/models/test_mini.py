@@ -1,0 +1,62 @@
+"""The real small model as everybody gets it: assembled from packages and the shipped stage-one weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlavaProcessor
+
+from mixlora_cli.alignment.check import check_captions
+from mixlora_cli.alignment.pictures import draw
+from mixlora_cli.config.schema import AdapterConfig, ModelConfig, RoutingConfig
+from mixlora_cli.data.cache import cache_root
+from mixlora_cli.data.template import Turn, segments
+from mixlora_cli.models.adapters import attach_adapter, num_parameters
+from mixlora_cli.models.base import Base
+from mixlora_cli.models.build import build_base
+
+
+@pytest.fixture(scope="module")
+def base() -> Base:
+    return build_base(ModelConfig(name="mini", source="mini", template="smollm"))
+
+
+def test_every_weight_is_frozen_and_the_picture_is_25_tokens(base: Base) -> None:
+    assert not any(parameter.requires_grad for parameter in base.model.parameters())
+    assert not base.model.training
+    assert base.num_image_tokens == 25
+    assert base.tokenizer.convert_tokens_to_ids("<image>") == base.image_token_id
+    assert base.tokenizer.encode("<image>", add_special_tokens=False) == [base.image_token_id]
+
+
+def test_our_template_is_the_processors_chat_template(base: Base) -> None:
+    folder = next(path for path in cache_root().glob("mini-base-*") if path.name.endswith(base.fingerprint[:16]))
+    processor = LlavaProcessor.from_pretrained(folder)
+    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}
+    prompt = processor.apply_chat_template([message], add_generation_prompt=True)
+    turns = [Turn("human", "<image>\nWhat is it?"), Turn("gpt", "a cat")]
+    assert prompt == segments(base.template, turns, with_answer=False)[0].text
+
+
+def test_it_names_objects_in_pictures_that_stage_one_never_saw(base: Base, tmp_path: Path) -> None:
+    """A quick sample; the full check is what `mixlora align` ends with."""
+    check = check_captions(base, draw(16, "align/heldout"), tmp_path)
+    assert check.names >= 16
+    assert check.share >= 0.5
+
+
+def test_adapter_sizes_are_what_the_shapes_say(base: Base) -> None:
+    """LoRA r=4: r (d_in + d_out) for each linear layer; 30 layers of hidden size 576, 3 of 9 key-value heads, MLP 1536."""
+    shapes = [(576, 576), (576, 192), (576, 192), (576, 576), (576, 1536), (576, 1536), (1536, 576)]
+    lora = attach_adapter(base.model, AdapterConfig(name="lora"), RoutingConfig(name="instance"), rank=4, factors=16)
+    assert num_parameters(lora)[0] == 30 * sum(4 * (d_in + d_out) for d_in, d_out in shapes)
+    plain = lora.unload()
+    mixlora = attach_adapter(plain, AdapterConfig(name="mixlora"), RoutingConfig(name="instance"), rank=4, factors=16)
+    # Pools E (d_in + d_out); with router_grad=none the routers stay as they are drawn: A's and B's E d_in, W_AB r d_in E.
+    pools = 30 * sum(16 * (d_in + d_out) for d_in, d_out in shapes)
+    routers = 30 * sum(2 * 16 * d_in + 4 * d_in * 16 for d_in, _ in shapes)
+    assert num_parameters(mixlora)[0] == pools
+    assert sum(p.numel() for name, p in mixlora.named_parameters() if "mixlora_" in name) == pools + routers
+    assert all(p.dtype == torch.float32 for p in mixlora.parameters() if p.requires_grad)
