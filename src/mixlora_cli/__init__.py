@@ -1,7 +1,7 @@
 """Conditional mixture of LoRA for multimodal instruction tuning.
 
-Importing this package makes the method known to `peft`. Nothing heavy is imported for that: where `peft` is not imported
-yet, the registration waits until it is, so the command line answers `--help` at once.
+Importing this package makes the method known to `peft`. Nothing heavy is imported for that: where `peft` is not
+imported yet, the registration waits until it is, so the command line answers `--help` at once.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ It types for you what you would type yourself and shows each command; the runs s
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from mixlora_cli.config.hydra_app import Command, run_command
 from mixlora_cli.config.schema import EvalConfig, TrainConfig
 
 ROOT = Path("runs/demo")
+PICTURE_WIDTH = 130  # characters
 _TRAIN = Command("train", TrainConfig, "mixlora_cli.training.run:train")
 _EVAL = Command("eval", EvalConfig, "mixlora_cli.evaluation.run:evaluate")
 _EVAL_OPTIONS = ["eval.limit=16", "eval.batch_size=32"]
@@ -49,13 +51,18 @@ def main() -> int:
 
 
 def _compare(folders: list[Path], console: Console) -> None:
-    """One row a model."""
+    """One row a model; on the screen, and as a picture and Markdown beside the runs."""
     from mixlora_cli.evaluation.results import read_results
-    from mixlora_cli.evaluation.table import print_comparison
+    from mixlora_cli.evaluation.table import comparison_markdown, comparison_table, print_comparison
 
+    rows = [(result.label, result) for result in (read_results(folder) for folder in folders)]
     console.print("\nThe untuned base, LoRA and MixLoRA side by side", style="bold")
-    results = [read_results(folder) for folder in folders]
-    print_comparison([(result.label, result) for result in results])
+    print_comparison(rows)
+    (ROOT / "table.md").write_text(comparison_markdown(rows))
+    picture = Console(record=True, file=io.StringIO(), width=PICTURE_WIDTH)
+    picture.print(comparison_table(rows))
+    picture.save_svg(str(ROOT / "table.svg"), title="make demo")
+    console.print(f"the same as a picture and as Markdown: {ROOT / 'table.svg'}, {ROOT / 'table.md'}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A randomly initialised LLaVA of a few thousand parameters, and adapters large enough that routing decides its output."""
+"""A randomly initialised LLaVA of a few thousand parameters, and adapters so large that routing decides its output."""
 
 from __future__ import annotations
 

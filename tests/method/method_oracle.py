@@ -64,7 +64,9 @@ def conditional(p: Parameters, chosen: list[int], form: str) -> list[Tensor]:
     return scores
 
 
-def select(p: Parameters, mean: Tensor, rank: int, form: str) -> tuple[list[int], list[int], list[Tensor], list[Tensor]]:
+def select(
+    p: Parameters, mean: Tensor, rank: int, form: str
+) -> tuple[list[int], list[int], list[Tensor], list[Tensor]]:
     """Eq. 6 for A; Eq. 8 for B, or Eq. 6 where form is none."""
     num_factors = len(p.factors_a)
     p_a = softmax([dot(p.router_a[e], mean) for e in range(num_factors)])
@@ -85,7 +87,9 @@ def layer(p: Parameters, hidden: Tensor, mask: Tensor | None, rank: int, alpha: 
         for t in counted:
             mean = mean + hidden[n, t] / len(counted)
         index_a, index_b, p_a, p_b = select(p, mean, rank, form)
-        ones = [[torch.ones((), dtype=hidden.dtype, requires_grad=True) for _ in range(rank)] for _ in range(2)]
+        ones = [
+            [torch.ones((), dtype=hidden.dtype, requires_grad=True) for _ in range(rank)] for _ in range(2)
+        ]
         rows = []
         for t in range(hidden.shape[1]):
             row = [dot(p.weight[o], hidden[n, t]) for o in range(len(p.weight))]
@@ -102,7 +106,9 @@ def layer(p: Parameters, hidden: Tensor, mask: Tensor | None, rank: int, alpha: 
     return result
 
 
-def gradients(result: Result, probe: Tensor, wanted: dict[str, Tensor], straight_through: bool) -> dict[str, Tensor | None]:
+def gradients(
+    result: Result, probe: Tensor, wanted: dict[str, Tensor], straight_through: bool
+) -> dict[str, Tensor | None]:
     """Gradients of sum(output * probe).
 
     With `straight_through`, a selected factor's probability receives what its weight, were it free, would receive.

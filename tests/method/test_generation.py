@@ -87,7 +87,9 @@ def test_beams_share_their_prompts_factors(make_model, prompts, routing, options
     model = make_model(routing=routing)
     inputs = batch(prompts)
     if routing == "task":
-        options = options | {"task_embeddings": torch.randn(3, 32, generator=torch.Generator().manual_seed(0))}
+        options = options | {
+            "task_embeddings": torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+        }
     answers = []
     for use_cache in (True, False):
         torch.manual_seed(3)

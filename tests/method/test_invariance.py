@@ -157,3 +157,15 @@ def test_arguments_may_be_positional_and_masks_four_dimensional(make_model, prom
             base(inputs["input_ids"], inputs["pixel_values"], given)
         for name, selection in model.base_model.selections().items():
             assert torch.equal(torch.stack([selection.index_a, selection.index_b], dim=1), chosen[name])
+
+
+def test_layers_outside_the_language_model_count_all_their_tokens(make_model, prompts) -> None:
+    model = make_model(target_modules=r".*vision_tower.*\.(q|k|v)_proj")
+    with torch.no_grad():
+        model(**batch(prompts))
+    chosen = model.base_model.selections()
+    assert len(chosen) == 6
+    with torch.no_grad():
+        model(**batch(prompts[1:2], extra=4))
+    for name, alone in model.base_model.selections().items():
+        assert torch.equal(alone.index_a[0], chosen[name].index_a[1])

@@ -15,7 +15,13 @@ from mixlora_cli.method.lowrank import add_low_rank
 def operands(dtype: torch.dtype, *shape: int) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(3)
     rows, tokens, d_in, d_out, rank = shape
-    sizes = ((rows, tokens, d_out), (rows, tokens, d_in), (rows, rank, d_in), (rows, rank, d_out), (rows, rank))
+    sizes = (
+        (rows, tokens, d_out),
+        (rows, tokens, d_in),
+        (rows, rank, d_in),
+        (rows, rank, d_out),
+        (rows, rank),
+    )
     return tuple(torch.randn(size, generator=generator).to(dtype) for size in sizes)
 
 
@@ -49,7 +55,12 @@ def make_layer(dtype: torch.dtype = torch.float32, size: int = 64, **fields: obj
     torch.manual_seed(4)
     base = nn.Linear(size, size, bias=False).to(dtype).requires_grad_(False)
     layer = MixLoraLinear(base, "default", MixLoraConfig(r=2, factors=6, **fields), RoutingContext())
-    for pools in (layer.mixlora_factors_a, layer.mixlora_factors_b, layer.mixlora_router_a, layer.mixlora_router_b):
+    for pools in (
+        layer.mixlora_factors_a,
+        layer.mixlora_factors_b,
+        layer.mixlora_router_a,
+        layer.mixlora_router_b,
+    ):
         pools.float()
         nn.init.normal_(pools["default"].weight)
     layer.mixlora_router_ab.float()
@@ -120,7 +131,10 @@ def test_dropout_applies_to_the_low_rank_product_alone() -> None:
     assert torch.equal(layer.last_selection["default"].index_a, chosen.index_a)
     torch.manual_seed(0)
     thinned = nn.functional.dropout(hidden, 0.5)
-    a, b = layer.mixlora_factors_a["default"](chosen.index_a), layer.mixlora_factors_b["default"](chosen.index_b)
+    a, b = (
+        layer.mixlora_factors_a["default"](chosen.index_a),
+        layer.mixlora_factors_b["default"](chosen.index_b),
+    )
     expected = layer.base_layer(hidden) + 6.0 * (thinned @ a.transpose(1, 2)) @ b
     torch.testing.assert_close(dropped, expected, rtol=1e-4, atol=1e-3)
     assert (dropped - kept).abs().max() > 1

@@ -22,7 +22,9 @@ from mixlora_cli.method.selection import (
 
 
 def test_masked_mean_counts_own_tokens_only() -> None:
-    hidden = torch.tensor([[[2.0, 0.0], [4.0, 6.0], [100.0, 100.0]], [[100.0, 100.0], [8.0, 2.0], [1.0, 1.0]]])
+    hidden = torch.tensor(
+        [[[2.0, 0.0], [4.0, 6.0], [100.0, 100.0]], [[100.0, 100.0], [8.0, 2.0], [1.0, 1.0]]]
+    )
     mask = torch.tensor([[True, True, False], [False, True, False]])
     assert masked_mean(hidden, mask).tolist() == [[3.0, 3.0], [8.0, 2.0]]
     assert masked_mean(hidden, None)[1].tolist() == pytest.approx([109 / 3, 103 / 3])
@@ -45,7 +47,9 @@ def test_independent_probabilities_are_a_softmax() -> None:
 
 def test_conditional_logits_contract_each_factor_with_its_own_matrix() -> None:
     rows = torch.tensor([[[1.0, 2.0], [3.0, -1.0]]])  # B=1, r=2, d=2
-    weight = torch.tensor([[[1.0, 0.0, 2.0], [0.0, 1.0, 1.0]], [[1.0, 1.0, 0.0], [2.0, 0.0, 1.0]]])  # (r, d, E=3)
+    weight = torch.tensor(
+        [[[1.0, 0.0, 2.0], [0.0, 1.0, 1.0]], [[1.0, 1.0, 0.0], [2.0, 0.0, 1.0]]]
+    )  # (r, d, E=3)
     assert conditional_logits(rows, weight)[0].tolist() == [[1.0, 2.0, 4.0], [1.0, 3.0, -1.0]]
     # The published form: (1 + 2) (column sums 1, 1, 3) and (3 - 1) (column sums 3, 1, 1).
     assert conditional_logits_released(rows, weight)[0].tolist() == [[3.0, 3.0, 9.0], [6.0, 2.0, 2.0]]

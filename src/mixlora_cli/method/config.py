@@ -27,12 +27,15 @@ class MixLoraConfig(PeftConfig):
     r: int = field(default=4, metadata={"help": "Rank r: factors selected out of each pool for an instance."})
     factors: int = field(default=16, metadata={"help": "E: factors in each pool."})
     alpha: float | None = field(
-        default=None, metadata={"help": "The update is scaled by alpha / r; null = 2 * factors (paper, App. B)."}
+        default=None,
+        metadata={"help": "The update is scaled by alpha / r; null = 2 * factors (paper, App. B)."},
     )
     dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of the low-rank product."})
     target_modules: list[str] | str | None = field(
         default=None,
-        metadata={"help": "Regular expression that matches a linear layer's whole name, or a list of name endings."},
+        metadata={
+            "help": "Regular expression that matches a linear layer's whole name, or a list of name endings."
+        },
     )
     exclude_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Layers left alone although target_modules matches them."}
@@ -42,23 +45,31 @@ class MixLoraConfig(PeftConfig):
     )
     cfs: ConditionalSelection = field(
         default="paper",
-        metadata={"help": "Conditional factor selection: Eq. 7; as the published code computes it; or without."},
+        metadata={
+            "help": "Conditional factor selection: Eq. 7; as the published code computes it; or without."
+        },
     )
     router_grad: RouterGrad = field(
         default="none",
-        metadata={"help": "none: the routers keep their initial values, as published; straight_through: they learn."},
+        metadata={
+            "help": "none: the routers keep their initial values, as published; straight_through: they learn."
+        },
     )
     routing: RoutingKind = field(
-        default="instance", metadata={"help": "What selects the factors: the layer's input, the task's text, chance."}
+        default="instance",
+        metadata={"help": "What selects the factors: the layer's input, the task's text, chance."},
     )
     pool: Pool = field(
-        default="all", metadata={"help": "Tokens that an instance's description averages; prompt = without loss."}
+        default="all",
+        metadata={"help": "Tokens that an instance's description averages; prompt = without loss."},
     )
     decode: Decode = field(
-        default="prefill", metadata={"help": "prefill: the prompt's factors stay for the answer; step: re-route."}
+        default="prefill",
+        metadata={"help": "prefill: the prompt's factors stay for the answer; step: re-route."},
     )
     task_embedding_dim: int | None = field(
-        default=None, metadata={"help": "routing=task: width of the embeddings; null = the model's hidden size."}
+        default=None,
+        metadata={"help": "routing=task: width of the embeddings; null = the model's hidden size."},
     )
 
     def __post_init__(self) -> None:
@@ -66,8 +77,12 @@ class MixLoraConfig(PeftConfig):
         self.peft_type = PEFT_TYPE
         _require(self.r >= 1, "r", self.r, "must be >= 1")
         _require(self.factors >= 1, "factors", self.factors, "must be >= 1")
-        _require(self.r <= self.factors, "r", self.r, f"must be <= factors={self.factors}: r of them are selected")
-        _require(self.alpha is None or self.alpha > 0, "alpha", self.alpha, "must be > 0, or null for 2 * factors")
+        _require(
+            self.r <= self.factors, "r", self.r, f"must be <= factors={self.factors}: r of them are selected"
+        )
+        _require(
+            self.alpha is None or self.alpha > 0, "alpha", self.alpha, "must be > 0, or null for 2 * factors"
+        )
         _require(0 <= self.dropout < 1, "dropout", self.dropout, "must be in [0, 1)")
         _require(
             self.task_embedding_dim is None or self.task_embedding_dim >= 1,

@@ -65,8 +65,8 @@ class RoutingContext:
     def attach(self, root: nn.Module, layer_class: type[nn.Module]) -> None:
         """Watch the forward passes of `root`; called again, it takes up layers that were added since.
 
-        Every transformers model on the way from `root` to an adapted layer is watched, because training code may call the
-        inner ones; of nested calls the outermost counts.
+        Every transformers model on the way from `root` to an adapted layer is watched, because training code may call
+        the inner ones; of nested calls the outermost counts.
 
         Args:
             root: the model that holds the adapted layers.
@@ -228,4 +228,5 @@ def _mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
     if hidden.dim() == 2:
         return hidden.float()
     tokens = hidden.reshape(hidden.shape[0], -1, hidden.shape[-1])
-    return masked_mean(tokens, mask)
+    # A layer of another part of the model (a vision tower's, say) reads other tokens: the mask is not about those.
+    return masked_mean(tokens, mask if mask is not None and mask.shape == tokens.shape[:2] else None)

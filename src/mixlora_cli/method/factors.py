@@ -1,6 +1,6 @@
 """The parameters of one layer that are not plain linear maps.
 
-They sit in modules that are *called* with what they need, so that sharding (ZeRO-3, FSDP) gathers them at the right time.
+They sit in modules that are *called* with what they need, so that sharding (ZeRO-3, FSDP) gathers them in time.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ class FactorPool(nn.Module):
     def forward(self, index: Tensor) -> Tensor:
         """Rows `index` (B, r) of the pool: (B, r, features)."""
         return F.embedding(index, self.weight)
+
+    def extra_repr(self) -> str:
+        """Shown in the parentheses when the model is printed."""
+        return f"num_factors={self.weight.shape[0]}, features={self.weight.shape[1]}"
 
 
 class ConditionalRouter(nn.Module):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mixlora_cli.method.config import MixLoraConfig
 from mixlora_cli.method.context import RoutingContext
+from mixlora_cli.method.description import Describe, choose_description
 from mixlora_cli.method.factors import ConditionalRouter, FactorPool
 from mixlora_cli.method.lowrank import add_low_rank
 from mixlora_cli.method.selection import (
@@ -48,8 +49,8 @@ class _Rule:
     """Routers get a gradient (straight-through)."""
     keeps: bool
     """The prompt's selection stays for the answer."""
-    describe: Callable[[MixLoraLayer, Tensor], Tensor] | None
-    """What the routers read, (B, width); None = there are no routers, chance selects."""
+    describe: Describe | None
+    """What the routers read; None = there are no routers, chance selects."""
 
 
 class MixLoraLayer(BaseTunerLayer):
@@ -86,7 +87,7 @@ class MixLoraLayer(BaseTunerLayer):
             scaling=config.scaling,
             learns=config.router_grad == "straight_through",
             keeps=config.decode == "prefill",
-            describe=_describer(config),
+            describe=choose_description(config),
         )
         self.mixlora_factors_a[adapter_name] = FactorPool(config.factors, self.in_features).init_like_lora()
         self.mixlora_factors_b[adapter_name] = FactorPool(config.factors, self.out_features)
@@ -141,7 +142,9 @@ class MixLoraLayer(BaseTunerLayer):
 class MixLoraLinear(nn.Module, MixLoraLayer):
     """y = W h + (alpha / r) B A h with A and B selected for each instance (Eq. 6, 8, 9)."""
 
-    def __init__(self, base_layer: nn.Linear, adapter_name: str, config: MixLoraConfig, context: RoutingContext) -> None:
+    def __init__(
+        self, base_layer: nn.Linear, adapter_name: str, config: MixLoraConfig, context: RoutingContext
+    ) -> None:
         super().__init__()
         MixLoraLayer.__init__(self, base_layer, context)
         self._active_adapter = adapter_name
@@ -184,13 +187,16 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
         learning = rule.learns and torch.is_grad_enabled()
         # Near-ties must fall the same way whatever type the layer computes in.
         with torch.set_grad_enabled(learning), torch.autocast(hidden.device.type, enabled=False):
-            return self._select_by_routers(name, rule, rule.describe(self, hidden), learning)
+            return self._select_by_routers(
+                name, rule, rule.describe(self.context, hidden, self.training), learning
+            )
 
     def _select_by_chance(self, rule: _Rule, hidden: Tensor) -> Selection:
         copies = self.context.reading.copies
         # Beams of one input swap their histories, so they must share their factors.
         index_a, index_b = (
-            random_factors(len(hidden) // copies, rule.num_factors, rule.rank, hidden.device) for _ in range(2)
+            random_factors(len(hidden) // copies, rule.num_factors, rule.rank, hidden.device)
+            for _ in range(2)
         )
         return Selection(index_a.repeat_interleave(copies, dim=0), index_b.repeat_interleave(copies, dim=0))
 
@@ -217,36 +223,3 @@ def _logits(router: nn.Module, description: Tensor) -> Tensor:
     weight: Tensor = router.weight  # type: ignore[assignment]
     logits: Tensor = router(description.to(weight.dtype))
     return logits.float()
-
-
-def _describer(config: MixLoraConfig) -> Callable[[MixLoraLayer, Tensor], Tensor] | None:
-    if config.routing == "random":
-        return None
-    if config.routing == "task":
-        return _task_embedding
-    return _pooled_prompt if config.pool == "prompt" else _pooled_all
-
-
-def _pooled_all(layer: MixLoraLayer, hidden: Tensor) -> Tensor:
-    """R_IFS(h) of Eq. 5 over every token that is not padding: (B, d_in)."""
-    return layer.context.pooled(hidden, layer.context.reading.tokens)
-
-
-def _pooled_prompt(layer: MixLoraLayer, hidden: Tensor) -> Tensor:
-    """R_IFS(h) over the tokens that carry no loss; outside training whatever is read first is the prompt."""
-    reading = layer.context.reading
-    if reading.prompt is None and layer.training:  # type: ignore[attr-defined]
-        raise ValueError("pool=prompt: training needs to know the prompt; pass labels or prompt_mask (B, S) to the model")
-    return layer.context.pooled(hidden, reading.tokens if reading.prompt is None else reading.prompt)
-
-
-def _task_embedding(layer: MixLoraLayer, hidden: Tensor) -> Tensor:
-    """The embeddings of the instances' task definitions (App. A): (B, task_embedding_dim)."""
-    task = layer.context.reading.task
-    if task is None or len(task) != len(hidden):
-        shape = None if task is None else tuple(task.shape)
-        raise ValueError(
-            f"task_embeddings={shape}: routing=task needs one embedding for each instance, ({len(hidden)}, d); "
-            "pass task_embeddings to the model or to generate"
-        )
-    return task.to(hidden.device).float()

@@ -7,9 +7,14 @@ from torch import Tensor
 
 
 def add_low_rank(
-    output: Tensor, hidden: Tensor, rows_a: Tensor, rows_b: Tensor, scaling: float, weight: Tensor | None = None
+    output: Tensor,
+    hidden: Tensor,
+    rows_a: Tensor,
+    rows_b: Tensor,
+    scaling: float,
+    weight: Tensor | None = None,
 ) -> Tensor:
-    """output + scaling * B A h (Eq. 9), with A and B of each instance: r (d_in + d_out) products a token.
+    """Add scaling * B A h (Eq. 9) to W h, with A and B of each instance: r (d_in + d_out) products a token.
 
     Everything is computed in the type of `output`, so fp32 factors never drag a bf16 layer to fp32.
 

@@ -50,7 +50,9 @@ class MixLoraModel(BaseTuner):
             text_config = model_config.get("text_config") or model_config
             width = text_config.get("hidden_size") if isinstance(text_config, Mapping) else None
             if width is None:
-                raise ValueError("task_embedding_dim=None: this model's hidden size is not known, give the width")
+                raise ValueError(
+                    "task_embedding_dim=None: this model's hidden size is not known, give the width"
+                )
             config.task_embedding_dim = width
         return config
 

@@ -1,4 +1,4 @@
-"""What one forward pass of the whole model tells its layers: which tokens count, and whether it goes on with a prompt."""
+"""What one forward pass of the whole model tells its layers: which tokens count, and whether a prompt goes on."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def cached_length(cache: Any) -> int:
 
 
 def _token_mask(mask: Any, past: int, length: int) -> Tensor | None:
-    """(B, length) bool mask of the tokens read now, from a two- or four-dimensional attention mask, or one by layer type.
+    """(B, length) bool mask of the tokens read now, from a two- or four-dimensional attention mask, or one by layer.
 
     A four-dimensional one (B, heads, queries, keys) holds True or 0 where a query may look. Its last query may look at
     every token that is not padding; with a pre-allocated cache the keys go on beyond the present.

@@ -55,7 +55,7 @@ def conditional_logits(rows_a: Tensor, weight: Tensor) -> Tensor:
 
 
 def conditional_logits_released(rows_a: Tensor, weight: Tensor) -> Tensor:
-    """What the published code computes instead of Eq. 7: (sum_d A[i]) (sum_d W_AB[i]); shapes as `conditional_logits`."""
+    """What the published code has for Eq. 7: (sum_d A[i]) (sum_d W_AB[i]); shapes as in `conditional_logits`."""
     return rows_a.sum(dim=-1, keepdim=True) * weight.sum(dim=1)
 
 
@@ -82,8 +82,8 @@ def top_factors(probabilities: Tensor, rank: int) -> Tensor:
 def random_factors(num_instances: int, num_factors: int, rank: int, device: torch.device) -> Tensor:
     """(num_instances, rank) distinct indices, uniform over all ordered choices.
 
-    Drawn from torch's generator of the device: a seed repeats it, and so does gradient checkpointing, which restores that
-    generator before it computes a layer again.
+    Drawn from torch's generator of the device: a seed repeats it, and so does gradient checkpointing, which restores
+    that generator before it computes a layer again.
     """
     return torch.rand(num_instances, num_factors, device=device).topk(rank, dim=-1).indices
 

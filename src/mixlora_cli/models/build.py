@@ -21,7 +21,7 @@ def build_base(model: ModelConfig, dtype: torch.dtype = torch.float32) -> Base:
     if model.source == "tiny":
         from mixlora_cli.models.tiny import build_tiny
 
-        return build_tiny()
+        return build_tiny(model.template, dtype)
     from mixlora_cli.models.hub import hub_base
 
     return hub_base(model, dtype)

@@ -24,10 +24,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from mixlora_cli import __version__
 from mixlora_cli.config.schema import TrainConfig
 from mixlora_cli.errors import UserError
 
-RECORDED_PACKAGES = ("mixlora-cli", "torch", "transformers", "peft", "accelerate", "deepspeed", "tokenizers")
+RECORDED_PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "tokenizers")
 
 # Keys that may differ when a run is resumed, because they do not change what it computes; prefixes end with a dot.
 HARMLESS_KEYS = (
@@ -176,7 +177,10 @@ def versions() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _package_version(name) for name in RECORDED_PACKAGES},
+        "packages": {
+            "mixlora-cli": __version__,
+            **{name: _package_version(name) for name in RECORDED_PACKAGES},
+        },
         "git_commit": _git_commit(),
         "command": sys.argv,
     }

@@ -1,0 +1,68 @@
+"""From the command line to an adapter that another process finds again: what a user does, on the tiny model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def _mixlora(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mixlora_cli.cli", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    noise = np.random.default_rng(0)
+    records = []
+    for number in range(12):
+        picture = noise.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(picture).save(tmp_path / "images" / f"{number}.png")
+        turns = [("human", "<image>\nWhat is it?"), ("gpt", ["cat", "dog", "bird"][number % 3])]
+        records.append(
+            {
+                "id": str(number),
+                "task_name": "naming",
+                "benchmark": "animals",
+                "image": f"{number}.png",
+                "conversations": [{"from": who, "value": text} for who, text in turns],
+            }
+        )
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    return tmp_path
+
+
+def _predictions(file: Path) -> dict[int, str]:
+    rows = [json.loads(line) for line in file.read_text().splitlines()[1:]]
+    return {row["index"]: row["prediction"] for row in rows}
+
+
+def test_a_fresh_process_reloads_the_adapter_to_identical_predictions(folder: Path) -> None:
+    data = ["data=json", "data.unseen=data.json", "data.images=images"]
+    trained = _mixlora(
+        *["train", "model=tiny", *data, "data.train=data.json", "factors=8", "rank=2", "output_dir=run"],
+        *["train.steps=6", "train.batch_size=6", "train.learning_rate=0.05"],
+        cwd=folder,
+    )
+    assert trained.returncode == 0, trained.stderr
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {f.name for f in (folder / "run/adapter").iterdir()}
+
+    for name, subject in (("first", "run=run"), ("second", "run=run"), ("base", "adapter=none")):
+        done = _mixlora("eval", "model=tiny", *data, subject, f"output_dir={name}", "eval.max_new_tokens=4", cwd=folder)
+        assert done.returncode == 0, done.stderr
+    first, second, base = (_predictions(folder / name / "predictions.jsonl") for name in ("first", "second", "base"))
+    assert len(first) == 12
+    assert first == second
+    assert first != base
+
+    again = _mixlora("train", "model=tiny", *data, "data.train=data.json", "output_dir=run", "factors=8", cwd=folder)
+    assert again.returncode == 2
+    assert again.stderr.count("\n") == 1
+    assert "holds a finished run" in again.stderr
