@@ -118,7 +118,12 @@ def _extract(config: AlignConfig, base: Base, run: Path) -> StageOne:
             scale = module.scaling["default"]
             update[name] = (scale * module.lora_B["default"].weight, module.lora_A["default"].weight)
     projector = fresh.model.model.multi_modal_projector.modules_to_save["default"].state_dict()
-    made_by = {"config": json.dumps(asdict(config)), "versions": (run / "versions.json").read_text()}
+    versions = json.loads((run / "versions.json").read_text())
+    made_by = {
+        "config": json.dumps(asdict(config)),
+        "git_commit": str(versions["git_commit"]),
+        "packages": json.dumps(versions["packages"]),
+    }
     return StageOne(projector, update, made_by)
 
 
