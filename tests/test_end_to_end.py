@@ -52,17 +52,25 @@ def test_a_fresh_process_reloads_the_adapter_to_identical_predictions(folder: Pa
         cwd=folder,
     )
     assert trained.returncode == 0, trained.stderr
-    assert {"adapter_config.json", "adapter_model.safetensors"} <= {f.name for f in (folder / "run/adapter").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {
+        f.name for f in (folder / "run/adapter").iterdir()
+    }
 
     for name, subject in (("first", "run=run"), ("second", "run=run"), ("base", "adapter=none")):
-        done = _mixlora("eval", "model=tiny", *data, subject, f"output_dir={name}", "eval.max_new_tokens=4", cwd=folder)
+        done = _mixlora(
+            "eval", "model=tiny", *data, subject, f"output_dir={name}", "eval.max_new_tokens=4", cwd=folder
+        )
         assert done.returncode == 0, done.stderr
-    first, second, base = (_predictions(folder / name / "predictions.jsonl") for name in ("first", "second", "base"))
+    first, second, base = (
+        _predictions(folder / name / "predictions.jsonl") for name in ("first", "second", "base")
+    )
     assert len(first) == 12
     assert first == second
     assert first != base
 
-    again = _mixlora("train", "model=tiny", *data, "data.train=data.json", "output_dir=run", "factors=8", cwd=folder)
+    again = _mixlora(
+        "train", "model=tiny", *data, "data.train=data.json", "output_dir=run", "factors=8", cwd=folder
+    )
     assert again.returncode == 2
     assert again.stderr.count("\n") == 1
     assert "holds a finished run" in again.stderr

@@ -92,7 +92,9 @@ def test_the_projector_learns_to_say_the_words(tmp_path: Path) -> None:
     rows = []
     for picture in pictures:
         cells = cell_targets(picture.scene, 2, tokens)
-        rows.append(torch.stack([sum(w * code[t] for t, w in cell.items()) / sum(cell.values()) for cell in cells]))
+        rows.append(
+            torch.stack([sum(w * code[t] for t, w in cell.items()) / sum(cell.values()) for cell in cells])
+        )
     features = torch.stack(rows)
     paths = [Path(str(number)) for number in range(len(pictures))]
 

@@ -36,7 +36,10 @@ def _config(path: Path, **changes: str) -> ModelConfig:
 
 def test_a_saved_checkpoint_gives_the_same_logits(folder: Path) -> None:
     original, loaded = build_tiny(), build_base(_config(folder))
-    assert (loaded.num_image_tokens, loaded.image_token_id) == (original.num_image_tokens, original.image_token_id)
+    assert (loaded.num_image_tokens, loaded.image_token_id) == (
+        original.num_image_tokens,
+        original.image_token_id,
+    )
     pixels = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     ids = torch.tensor([[original.image_token_id] * original.num_image_tokens + [30, 31, 32]])
     with torch.inference_mode():

@@ -32,7 +32,9 @@ def test_every_weight_is_frozen_and_the_picture_is_25_tokens(base: Base) -> None
 
 
 def test_our_template_is_the_processors_chat_template(base: Base) -> None:
-    folder = next(path for path in cache_root().glob("mini-base-*") if path.name.endswith(base.fingerprint[:16]))
+    folder = next(
+        path for path in cache_root().glob("mini-base-*") if path.name.endswith(base.fingerprint[:16])
+    )
     processor = LlavaProcessor.from_pretrained(folder)
     message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}
     prompt = processor.apply_chat_template([message], add_generation_prompt=True)
@@ -48,13 +50,17 @@ def test_it_names_objects_in_pictures_that_stage_one_never_saw(base: Base, tmp_p
 
 
 def test_adapter_sizes_are_what_the_shapes_say(base: Base) -> None:
-    """LoRA r=4: r (d_in + d_out) for each linear layer; 30 layers of hidden size 576, 3 of 9 key-value heads, MLP 1536."""
+    """LoRA r=4: r (d_in + d_out) for each linear layer; 30 layers of width 576, 3 of 9 key-value heads, MLP 1536."""
     shapes = [(576, 576), (576, 192), (576, 192), (576, 576), (576, 1536), (576, 1536), (1536, 576)]
-    lora = attach_adapter(base.model, AdapterConfig(name="lora"), RoutingConfig(name="instance"), rank=4, factors=16)
+    lora = attach_adapter(
+        base.model, AdapterConfig(name="lora"), RoutingConfig(name="instance"), rank=4, factors=16
+    )
     assert num_parameters(lora)[0] == 30 * sum(4 * (d_in + d_out) for d_in, d_out in shapes)
     plain = lora.unload()
-    mixlora = attach_adapter(plain, AdapterConfig(name="mixlora"), RoutingConfig(name="instance"), rank=4, factors=16)
-    # Pools E (d_in + d_out); with router_grad=none the routers stay as they are drawn: A's and B's E d_in, W_AB r d_in E.
+    mixlora = attach_adapter(
+        plain, AdapterConfig(name="mixlora"), RoutingConfig(name="instance"), rank=4, factors=16
+    )
+    # Pools E (d_in + d_out); with router_grad=none the routers keep their first values: E d_in twice, W_AB r d_in E.
     pools = 30 * sum(16 * (d_in + d_out) for d_in, d_out in shapes)
     routers = 30 * sum(2 * 16 * d_in + 4 * d_in * 16 for d_in, _ in shapes)
     assert num_parameters(mixlora)[0] == pools

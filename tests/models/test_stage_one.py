@@ -16,7 +16,10 @@ from mixlora_cli.models.tiny import build_tiny
 def _stage_one() -> StageOne:
     draw = torch.Generator().manual_seed(1)
     up, down = torch.randn(32, 2, generator=draw), torch.randn(2, 32, generator=draw)
-    projector = {"linear_1.weight": torch.randn(8, 5, generator=draw), "linear_1.bias": torch.randn(8, generator=draw)}
+    projector = {
+        "linear_1.weight": torch.randn(8, 5, generator=draw),
+        "linear_1.bias": torch.randn(8, generator=draw),
+    }
     return StageOne(projector, {"layers.0.self_attn.q_proj": (up, down)}, {"config": "{}"})
 
 
