@@ -57,7 +57,7 @@ class Generator:
         pad = self._ends[0] if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
         self._collate: Collator = generation_collator(pad, features)
         # Spelt out, because what is left open here is taken from the checkpoint's own settings.
-        self._settings = GenerationConfig(  # type: ignore[no-untyped-call]
+        self._settings = GenerationConfig(
             do_sample=False,
             num_beams=1,
             repetition_penalty=1.0,

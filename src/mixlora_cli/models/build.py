@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from mixlora_cli.config.schema import ModelConfig
 from mixlora_cli.models.base import Base
@@ -14,6 +15,7 @@ def build_base(model: ModelConfig, dtype: torch.dtype = torch.float32) -> Base:
     Raises:
         UserError: weights or packages are missing, or the checkpoint is not of LLaVA class.
     """
+    disable_progress_bar()  # bars of loading parts say nothing to a person; our own say what takes long
     if model.source == "mini":
         from mixlora_cli.models.mini_base import mini_base
 

@@ -114,7 +114,7 @@ def build_unaligned(
     config = LlavaConfig(  # type: ignore[call-arg]  # mypy does not see the fields that all configurations share
         vision_config=vision,
         text_config=text.config,
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        image_token_index=tokenizer.encode(IMAGE_TOKEN, add_special_tokens=False)[0],
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         image_seq_length=(image_size // tower.STRIDE) ** 2,

@@ -49,7 +49,7 @@ class EfficientNetLiteTower(PreTrainedModel):
     def __init__(self, config: EfficientNetLiteConfig) -> None:
         super().__init__(config)
         self.network: nn.Module = _folded(_new_network())
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: nn.Module) -> None:
         """Weights come from ImageNet or from a checkpoint; there is nothing to initialise."""

@@ -48,7 +48,7 @@ class AdapterTrainer(Trainer):
             # Routing may depend on the prompt alone, and the labels that would tell it stay here.
             inputs["prompt_mask"] = labels == IGNORE
         predicts, targets = label_positions(labels)
-        head: nn.Module = base.get_output_embeddings()  # type: ignore[no-untyped-call]
+        head: nn.Module = base.get_output_embeddings()
         with head_sees_only(head, predicts):
             outputs = model(**inputs)
         num_tokens = len(targets) if num_items_in_batch is None else num_items_in_batch
