@@ -17,6 +17,7 @@ from mixlora_cli.config.schema import TrainConfig, WandbConfig
 from mixlora_cli.data.batches import EncodedDataset, encode_records
 from mixlora_cli.data.collate import Collator, Features, PixelLoader
 from mixlora_cli.data.loading import load_records
+from mixlora_cli.errors import UserError
 from mixlora_cli.models.adapters import attach_adapter, num_parameters
 from mixlora_cli.models.base import Base
 from mixlora_cli.models.build import build_base
@@ -41,6 +42,7 @@ def train(config: TrainConfig, base: Base | None = None) -> Path:
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, where installed, guesses aloud
+    _refuse_what_is_not_built(config)
     console = Console(quiet=os.environ.get("RANK", "0") != "0", soft_wrap=True)
     run = RunFolder(Path(config.output_dir))
     checkpoint = run.open(config)
@@ -81,6 +83,13 @@ def train(config: TrainConfig, base: Base | None = None) -> Path:
         run.finish(summarise(model, run))
         _say_result(run, console)
     return run.root
+
+
+def _refuse_what_is_not_built(config: TrainConfig) -> None:
+    if config.adapter.name == "mixlora" and config.routing.name == "task":
+        raise UserError(
+            "routing=task: training with task definitions is not built yet; routing=instance and routing=random are"
+        )
 
 
 def build_trainer(
