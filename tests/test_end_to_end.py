@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mixlora_cli.evaluation.predictions import read_predictions
+
 
 def _mixlora(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "mixlora_cli.cli", *arguments]
@@ -40,8 +42,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _predictions(file: Path) -> dict[int, str]:
-    rows = [json.loads(line) for line in file.read_text().splitlines()[1:]]
-    return {row["index"]: row["prediction"] for row in rows}
+    return {row.index: row.prediction for row in read_predictions(file).predictions}
 
 
 def test_a_fresh_process_reloads_the_adapter_to_identical_predictions(folder: Path) -> None:

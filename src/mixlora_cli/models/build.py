@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from transformers.utils.logging import disable_progress_bar
 
@@ -15,7 +17,7 @@ def build_base(model: ModelConfig, dtype: torch.dtype = torch.float32) -> Base:
     Raises:
         UserError: weights or packages are missing, or the checkpoint is not of LLaVA class.
     """
-    disable_progress_bar()  # bars of loading parts say nothing to a person; our own say what takes long
+    _quiet_libraries()
     if model.source == "mini":
         from mixlora_cli.models.mini_base import mini_base
 
@@ -27,3 +29,9 @@ def build_base(model: ModelConfig, dtype: torch.dtype = torch.float32) -> Base:
     from mixlora_cli.models.hub import hub_base
 
     return hub_base(model, dtype)
+
+
+def _quiet_libraries() -> None:
+    """Bars of loading parts say nothing to a person, and PEFT's use of an old name is not the user's to mend."""
+    disable_progress_bar()
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
