@@ -3,9 +3,11 @@
 #   PYTHON       the Python (3.10 or newer) that makes the virtual environment
 #   TORCH        version of torch where there is no NVIDIA GPU
 #   TORCH_INDEX  index of CPU-only builds of torch; asked only where pip's own indexes have none
+#   MIXLORA_CACHE  where pictures, the assembled small model and picture features are kept (otherwise in ~/.cache)
 
 export PYTHON ?= python3
 export TORCH ?= 2.13.0
+export MIXLORA_CACHE ?= $(CURDIR)/.cache
 export TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 VENV := .venv
@@ -49,6 +51,6 @@ types: $(READY) ## check the types (mypy --strict; about a minute the first time
 check: lint types test ## everything that has to pass before a commit
 
 clean: ## delete the virtual environment, caches and built packages; runs/ stays
-	@rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache
+	@rm -rf $(VENV) .cache dist build .mypy_cache .ruff_cache .pytest_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "==> Deleted $(VENV), caches and built packages; runs/ is kept"
