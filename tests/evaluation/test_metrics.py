@@ -183,6 +183,17 @@ def test_seen_tasks_count_equally() -> None:
     assert seen.parts["counting"]["low"] == pytest.approx(100 * wilson(1, 10).low)
 
 
+def test_the_most_frequent_answer_is_what_chance_can_reach() -> None:
+    targets = ["yes", "Yes.", "no", "yes"]
+    answers = [
+        replace(answered(i, target, "no", "presence"), split="heldout") for i, target in enumerate(targets)
+    ]
+    seen = score_predictions(answers, {}).seen
+    assert seen is not None
+    assert seen.parts["presence"]["most_frequent"] == 75.0
+    assert seen.parts["presence"]["accuracy"] == 25.0
+
+
 def test_a_benchmark_of_the_users_own_is_scored_by_label_match() -> None:
     results = score_predictions(
         [answered(0, "cat", "a cat", "birds"), answered(1, "cat", "dog", "birds")], {}

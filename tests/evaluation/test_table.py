@@ -12,7 +12,7 @@ def score(column: str, value: float, unit: str = "%", parts: Any = None) -> Scor
 
 
 BASE = Results({"label": "base"}, (score("MME", 512.6, "points"), score("VSR", 50.0)), None, None)
-PARTS = {"naming": {"accuracy": 90.0, "low": 80.0, "high": 95.5, "n": 20.0}}
+PARTS = {"naming": {"accuracy": 90.0, "low": 80.0, "high": 95.5, "n": 20.0, "most_frequent": 12.5}}
 TUNED = Results(
     {"label": "LoRA [r=4]", "limit": 20},
     (score("MME", 600, "points"), score("VSR", 62.5), score("Own", 10)),
@@ -73,6 +73,7 @@ def test_the_seen_table_leaves_out_models_without_seen_tasks() -> None:
     assert "base" not in text
     assert [line.split() for line in text.splitlines() if line.strip()][-1] == [
         "mean",
+        "12.5",
         "90.0",
         "[85.0,",
         "95.3]",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from mixlora_cli.evaluation.benchmarks import AVERAGED, MEAN_TITLE, benchmark_na
 from mixlora_cli.evaluation.metrics import EXACT, Measured, Metric
 from mixlora_cli.evaluation.predictions import Prediction
 from mixlora_cli.evaluation.results import Results, Score
+from mixlora_cli.evaluation.scorers import normalise_answer
 from mixlora_cli.evaluation.statistics import SEED, Floats, bootstrap_means, percentile
 
 SEEN_NAME = "seen"
@@ -53,7 +54,13 @@ def _benchmark_scores(groups: Mapping[str, list[Prediction]]) -> tuple[list[Scor
 def _seen_score(groups: Mapping[str, list[Prediction]]) -> Score:
     measured = {task: EXACT.measure(group) for task, group in sorted(groups.items())}
     parts = {
-        task: {"accuracy": m.value, "low": m.interval.low, "high": m.interval.high, "n": float(len(m.marks))}
+        task: {
+            "accuracy": m.value,
+            "low": m.interval.low,
+            "high": m.interval.high,
+            "n": float(len(m.marks)),
+            "most_frequent": _most_frequent(groups[task]),
+        }
         for task, m in measured.items()
     }
     rule = (
@@ -61,6 +68,12 @@ def _seen_score(groups: Mapping[str, list[Prediction]]) -> Score:
         "within tasks"
     )
     return _mean_of([m.marks for m in measured.values()], SEEN_NAME, SEEN_TITLE, rule, parts)
+
+
+def _most_frequent(group: Sequence[Prediction]) -> float:
+    """Per cent right of always giving the answer that is most frequent in this very group: what chance can reach."""
+    (_, count), *_ = Counter(normalise_answer(p.target) for p in group).most_common(1)
+    return 100 * count / len(group)
 
 
 def score_predictions(predictions: Sequence[Prediction], about: Mapping[str, Any]) -> Results:

@@ -91,13 +91,18 @@ def seen_table(rows: Sequence[Row]) -> Table:
     """Held-out accuracy on the tasks of training: a line for each task and the mean, a column a model."""
     table = _new_table("Seen tasks, held-out instances: exact match in per cent [95 % interval]")
     scored = [(label, results.seen) for label, results in rows if results.seen is not None]
+    frequent = {task: part.get("most_frequent") for _, seen in scored for task, part in seen.parts.items()}
     table.add_column("task")
+    table.add_column("most frequent answer", justify="right")
     for label, _ in scored:
         table.add_column(Text(label), justify="right")
-    for task in dict.fromkeys(task for _, seen in scored for task in seen.parts):
-        table.add_row(Text(task), *(Text(_part_text(seen, task)) for _, seen in scored))
+    for task, share in frequent.items():
+        chance = MISSING if share is None else f"{share:.1f}"
+        table.add_row(Text(task), chance, *(Text(_part_text(seen, task)) for _, seen in scored))
+    known = [share for share in frequent.values() if share is not None]
+    mean = f"{sum(known) / len(known):.1f}" if known else MISSING
     table.add_section()
-    table.add_row("mean", *(Text(_text(seen, " ")) for _, seen in scored))
+    table.add_row("mean", mean, *(Text(_text(seen, " ")) for _, seen in scored))
     return table
 
 
