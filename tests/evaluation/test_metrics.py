@@ -34,9 +34,27 @@ def test_mme_by_hand() -> None:
     assert measured.parts["count"] == {"score": 125.0, "accuracy": 75.0, "accuracy_plus": 50.0, "images": 2.0}
     assert measured.parts["color"] == {"score": 50.0, "accuracy": 50.0, "accuracy_plus": 0.0, "images": 1.0}
     assert measured.value == 175.0
-    # Resampling two images, one worth 200 and one 50: every total lies between 100 and 250.
-    assert measured.interval.low == pytest.approx(100.0)
-    assert measured.interval.high == pytest.approx(250.0)
+    # So few images say nothing about the spread: either subtask could have scored anything from 0 to 200.
+    assert (measured.interval.low, measured.interval.high) == (0.0, 400.0)
+
+
+def test_mme_interval_by_hand() -> None:
+    """Four images, two worth 200 and two worth 50: all four alike is drawn once in 16 times, more than 2.5 %."""
+    answers = []
+    for number in range(4):
+        image, right = str(number), "no" if number < 2 else "yes"
+        answers.append(answered(2 * number, "Yes", "yes", category="count", image_id=image))
+        answers.append(answered(2 * number + 1, "No", right, category="count", image_id=image))
+    measured = measure_mme(answers)
+    assert measured.value == 125.0
+    assert (measured.interval.low, measured.interval.high) == pytest.approx((50.0, 200.0))
+
+
+def test_text_vqa_without_any_right_answer_is_not_certain() -> None:
+    answers = [answered(i, "stop", "go", answers=("stop",) * 10) for i in range(20)]
+    measured = measure_vqa(answers)
+    assert measured.value == 0.0
+    assert measured.interval == wilson(0, 20).scaled(100)
 
 
 def test_mme_pairs_by_image_whatever_the_order() -> None:

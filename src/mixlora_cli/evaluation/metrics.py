@@ -11,10 +11,20 @@ import numpy as np
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.predictions import Prediction
 from mixlora_cli.evaluation.scorers import exact_match, label_match, pope_answer, yes_no
-from mixlora_cli.evaluation.statistics import SEED, Floats, Interval, bootstrap_means, percentile, wilson
+from mixlora_cli.evaluation.statistics import (
+    RESAMPLES,
+    SEED,
+    Floats,
+    Interval,
+    bootstrap_means,
+    percentile,
+    wilson,
+)
 from mixlora_cli.evaluation.vqa import vqa_accuracy
 
 Parts = dict[str, dict[str, float]]
+
+MME_MIN_IMAGES = 3
 
 
 @dataclass(frozen=True)
@@ -81,8 +91,12 @@ def measure_exact(predictions: Sequence[Prediction]) -> Measured:
 def measure_vqa(predictions: Sequence[Prediction]) -> Measured:
     """100 times the mean VQA accuracy; the interval is bootstrapped over instances."""
     marks = np.array([vqa_accuracy(p.prediction, p.answers or (p.target,)) for p in predictions])
-    samples = 100 * bootstrap_means(marks[:, None], np.random.default_rng(SEED))[:, 0]
-    return Measured(100 * float(marks.mean()), percentile(samples), marks=marks)
+    if float(np.ptp(marks)) == 0.0:
+        # Marks that are all alike have no spread to resample, which is no certainty; whole ones are a proportion.
+        interval = wilson(round(float(marks.sum())), len(marks)).scaled(100)
+    else:
+        interval = percentile(100 * bootstrap_means(marks[:, None], np.random.default_rng(SEED))[:, 0])
+    return Measured(100 * float(marks.mean()), interval, marks=marks)
 
 
 def _mme_images(subtask: str, predictions: Sequence[Prediction]) -> Floats:
@@ -103,12 +117,14 @@ def measure_mme(predictions: Sequence[Prediction]) -> Measured:
     """MME's total: sum over subtasks of 100 * accuracy + 100 * accuracy-plus, pairs by image_id, whatever the
     order.
 
-    The interval is bootstrapped over images within each subtask. Raises UserError when an image has not two
-    questions.
+    The interval is bootstrapped over images within each subtask; one with fewer than MME_MIN_IMAGES of them says
+    nothing about its spread, and widens the interval by all that it could score. Raises UserError when an image
+    has not two questions.
     """
     rng = np.random.default_rng(SEED)
     parts: Parts = {}
-    total: Floats | float = 0.0
+    total = np.zeros(RESAMPLES)
+    unknown = 0
     for subtask, group in by_category(predictions).items():
         images = _mme_images(subtask, group)
         accuracy, plus = 100 * images.mean(axis=0)
@@ -118,8 +134,13 @@ def measure_mme(predictions: Sequence[Prediction]) -> Measured:
             "accuracy_plus": float(plus),
             "images": float(len(images)),
         }
-        total = total + 100 * bootstrap_means(images, rng).sum(axis=1)
-    return Measured(sum(part["score"] for part in parts.values()), percentile(np.asarray(total)), parts)
+        if len(images) < MME_MIN_IMAGES:
+            unknown += 1
+        else:
+            total += 100 * bootstrap_means(images, rng).sum(axis=1)
+    known = percentile(total)
+    interval = Interval(known.low, known.high + 200 * unknown)
+    return Measured(sum(part["score"] for part in parts.values()), interval, parts)
 
 
 def pope_numbers(answers: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
