@@ -6,6 +6,9 @@ the projector, and a low-rank update of the language model that is merged here.
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -70,9 +73,17 @@ def sources() -> str:
         ) from error
 
 
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Reading GGUF draws a progress bar that nothing switches off; what goes wrong raises all the same."""
+    with redirect_stderr(io.StringIO()):
+        yield
+
+
 def build_tokenizer() -> PreTrainedTokenizerBase:
     """SmolLM2's tokenizer with `<image>` in the place of a reserved token; pads with `<|endoftext|>`."""
-    original = AutoTokenizer.from_pretrained(language_model_folder(), gguf_file=_GGUF)
+    with _without_bars():
+        original = AutoTokenizer.from_pretrained(language_model_folder(), gguf_file=_GGUF)
     definition = original.backend_tokenizer.to_str().replace(f'"{_RESERVED}"', f'"{IMAGE_TOKEN}"')
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(definition),
@@ -138,9 +149,10 @@ def build_unaligned(
 
 def _language_model() -> LlamaForCausalLM:
     """SmolLM2-135M-Instruct, de-quantised to fp32, with a configuration that forgets the quantisation."""
-    source = AutoModelForCausalLM.from_pretrained(
-        language_model_folder(), gguf_file=_GGUF, dtype=torch.float32
-    )
+    with _without_bars():
+        source = AutoModelForCausalLM.from_pretrained(
+            language_model_folder(), gguf_file=_GGUF, dtype=torch.float32
+        )
     fields = {
         k: v for k, v in source.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")
     }
