@@ -16,7 +16,7 @@ from mixlora_cli.config.hydra_app import Command, run_command
 from mixlora_cli.config.schema import EvalConfig, TrainConfig
 
 ROOT = Path("runs/demo")
-PICTURE_WIDTH = 130  # characters
+PICTURE_WIDTH = 150  # characters
 _TRAIN = Command("train", TrainConfig, "mixlora_cli.training.run:train")
 _EVAL = Command("eval", EvalConfig, "mixlora_cli.evaluation.run:evaluate")
 _EVAL_OPTIONS = ["eval.limit=16", "eval.batch_size=32"]

@@ -1,0 +1,36 @@
+"""The demo types commands that exist, in the order in which they need one another, and stops at the first that fails."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from mixlora_cli import demo
+from mixlora_cli.config.hydra_app import Command, run_command
+
+
+def _typed(monkeypatch: pytest.MonkeyPatch, code: int) -> tuple[int, list[tuple[Command, list[str]]]]:
+    commands: list[tuple[Command, list[str]]] = []
+
+    def record(command: Command, arguments: Sequence[str]) -> int:
+        commands.append((command, list(arguments)))
+        return code
+
+    monkeypatch.setattr(demo, "run_command", record)
+    monkeypatch.setattr(demo, "_compare", lambda folders, console: None)
+    return demo.main(), commands
+
+
+def test_every_command_composes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    code, commands = _typed(monkeypatch, 0)
+    assert code == 0
+    assert [command.name for command, _ in commands] == ["train", "train", "eval", "eval", "eval"]
+    for command, arguments in commands:
+        assert run_command(command, [*arguments, "--cfg", "job"]) == 0
+    assert "steps: 30" in capsys.readouterr().out
+
+
+def test_it_stops_at_the_first_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, commands = _typed(monkeypatch, 2)
+    assert (code, len(commands)) == (2, 1)
