@@ -1,4 +1,4 @@
-"""The demo types commands that exist, in the order in which they need one another, and stops at the first that fails."""
+"""The demo types commands that exist, in the order that they need, and stops at the first that fails."""
 
 from __future__ import annotations
 
