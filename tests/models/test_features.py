@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -66,3 +67,18 @@ def test_a_model_that_joins_layers_is_refused() -> None:
     base.model.config.vision_feature_layer = [-2, -1]
     with pytest.raises(UserError, match=r"train\.cache_features=false"):
         accept_features(base.model)
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_half_written(
+    pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    cache = FeatureCache(build_tiny(), tmp_path / "cache")
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", full)
+        with pytest.raises(UserError, match="No space left on device; free some space, set MIXLORA_CACHE"):
+            cache(pictures)
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert cache(pictures).shape[0] == 3

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -66,7 +67,11 @@ class FeatureCache:
         self.num_computed = 0
 
     def __call__(self, paths: list[Path]) -> Tensor:
-        """Features in the tower's floating-point type; raises what opening a broken picture raises."""
+        """Features in the tower's floating-point type.
+
+        Raises:
+            UserError: they cannot be written. A broken picture raises what opening it raises.
+        """
         files = [self._file(path) for path in paths]
         missing = {file: path for file, path in zip(files, paths, strict=True) if not file.is_file()}
         if missing:
@@ -85,9 +90,21 @@ class FeatureCache:
             output = self._tower.eval()(pixels, output_hidden_states=True, return_dict=True)
         features = output.hidden_states[self._tower.layer].float().cpu().numpy().astype(np.float16)
         for file, row in zip(files, features, strict=True):
-            file.parent.mkdir(exist_ok=True)
-            partial = file.with_name(f"{file.stem}.{os.getpid()}.partial")
+            self._store(file, row)
+        self.num_computed += len(files)
+
+    def _store(self, file: Path, row: npt.NDArray[np.float16]) -> None:
+        """Write one picture's features whole or not at all."""
+        partial = file.with_name(f"{file.stem}.{os.getpid()}.partial")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as stream:
                 np.save(stream, row)
             partial.replace(file)
-        self.num_computed += len(files)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise UserError(
+                f"picture features cannot be kept in {self._folder}: {error.strerror or error}; free some space, set "
+                "MIXLORA_CACHE to a folder elsewhere, or go without (train.cache_features=false, "
+                "eval.cache_features=false)"
+            ) from error
