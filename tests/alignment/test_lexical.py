@@ -15,7 +15,6 @@ from mixlora_cli.alignment.pictures import draw, write_pictures
 from mixlora_cli.config.schema import AlignConfig
 from mixlora_cli.data.mini.canvas import Item, Scene
 from mixlora_cli.data.mini.captions import plural
-from mixlora_cli.models.base import Base
 from mixlora_cli.models.tiny import build_tiny
 
 
@@ -85,6 +84,7 @@ def test_writing_pictures_again_changes_no_file(tmp_path: Path) -> None:
 def test_the_projector_learns_to_say_the_words(tmp_path: Path) -> None:
     """On features that are the answer in disguise, the loss falls to near the entropy of the targets."""
     base = build_tiny("smollm")
+    assert base.num_image_tokens == 4
     pictures = draw(24, "align/0")
     tokens = Tokens(base.tokenizer)
     # The tiny tower has 2 x 2 cells; each cell's feature is a fixed random code of its target.
@@ -109,13 +109,8 @@ def test_the_projector_learns_to_say_the_words(tmp_path: Path) -> None:
         config = AlignConfig(
             output_dir=str(tmp_path), lexical_steps=steps, lexical_batch_size=12, lexical_learning_rate=1e-2
         )
-        value = train_lexical(_with(fresh, base), lookup, pictures, paths, config)
+        value = train_lexical(fresh, lookup, pictures, paths, config)
         assert not any(parameter.requires_grad for parameter in projector.parameters())
         return value
 
     assert loss_after(120) < 0.5 * loss_after(1)
-
-
-def _with(fresh: Base, base: Base) -> Base:
-    assert fresh.num_image_tokens == base.num_image_tokens == 4
-    return fresh
