@@ -78,15 +78,34 @@ def select(
     return index_a, best(p_b, rank), p_a, p_b
 
 
-def layer(p: Parameters, hidden: Tensor, mask: Tensor | None, rank: int, alpha: float, form: str) -> Result:
-    """y = W h + (alpha / r) sum_k w_k b_k (a_k . h), with w_k = 1 x 1 (a leaf for each of the two factors)."""
+def layer(
+    p: Parameters,
+    hidden: Tensor,
+    mask: Tensor | None,
+    rank: int,
+    alpha: float,
+    form: str,
+    task: Tensor | None = None,
+    picked: list[tuple[list[int], list[int]]] | None = None,
+) -> Result:
+    """y = W h + (alpha / r) sum_k w_k b_k (a_k . h), with w_k = 1 x 1 (a leaf for each of the two factors).
+
+    The routers read `task` (instances, width) if it is given; `picked` takes the place of their choice.
+    """
     result = Result([], [], [], [], [])
     for n in range(len(hidden)):
         counted = [t for t in range(hidden.shape[1]) if mask is None or bool(mask[n, t])]
         mean = torch.zeros(hidden.shape[2], dtype=hidden.dtype)
         for t in counted:
             mean = mean + hidden[n, t] / len(counted)
-        index_a, index_b, p_a, p_b = select(p, mean, rank, form)
+        if picked is None:
+            index_a, index_b, p_a, p_b = select(p, mean if task is None else task[n], rank, form)
+        else:
+            (index_a, index_b), p_a, p_b = (
+                picked[n],
+                [mean.sum()] * len(p.factors_a),
+                [mean.sum()] * len(p.factors_a),
+            )
         ones = [
             [torch.ones((), dtype=hidden.dtype, requires_grad=True) for _ in range(rank)] for _ in range(2)
         ]
@@ -126,8 +145,10 @@ def gradients(
     return dict(zip(wanted, found, strict=True))
 
 
-def parameters(d_in: int, d_out: int, num_factors: int, rank: int, seed: int) -> Parameters:
-    """Random parameters whose routers have opinions."""
+def parameters(
+    d_in: int, d_out: int, num_factors: int, rank: int, seed: int, width: int | None = None
+) -> Parameters:
+    """Random parameters whose routers have opinions; `width` is what they read, the layer's input without it."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -137,7 +158,7 @@ def parameters(d_in: int, d_out: int, num_factors: int, rank: int, seed: int) ->
         weight=(normal(d_out, d_in) / math.sqrt(d_in)).detach(),
         factors_a=normal(num_factors, d_in),
         factors_b=normal(num_factors, d_out),
-        router_a=normal(num_factors, d_in),
-        router_b=normal(num_factors, d_in),
+        router_a=normal(num_factors, width or d_in),
+        router_b=normal(num_factors, width or d_in),
         router_ab=normal(rank, d_in, num_factors),
     )

@@ -24,26 +24,27 @@ def generate(model: Any, inputs: dict[str, Tensor], **options: Any) -> Tensor:
 def selections_of_each_pass(model: Any) -> Iterator[list[list[Tensor]]]:
     """Collects `index_a` and `index_b` that each layer used, pass by pass."""
     passes: list[list[Tensor]] = []
-    layers = [layer for layer in model.modules() if hasattr(layer, "_selection")]
+    layers = [layer for layer in model.modules() if hasattr(layer, "_chosen")]
     first = layers[0]
 
     def watch(layer: Any) -> None:
-        plain = layer._selection
+        plain = layer._chosen
 
         def noting(name: str, hidden: Tensor) -> Any:
-            selection = plain(name, hidden)
+            chosen = plain(name, hidden)
+            selection = chosen.selection
             if layer is first:
                 passes.append([])
             passes[-1] += [selection.index_a, selection.index_b]
-            return selection
+            return chosen
 
-        layer._selection = noting
+        layer._chosen = noting
 
     for layer in layers:
         watch(layer)
     yield passes
     for layer in layers:
-        del layer._selection
+        del layer._chosen
 
 
 @pytest.mark.parametrize("pool", ["all", "prompt"])

@@ -14,30 +14,10 @@ from mixlora_cli.method.selection import (
     conditional_scores,
     fused_probabilities,
     independent_probabilities,
-    masked_mean,
     random_factors,
     straight_through_weight,
     top_factors,
 )
-
-
-def test_masked_mean_counts_own_tokens_only() -> None:
-    hidden = torch.tensor(
-        [[[2.0, 0.0], [4.0, 6.0], [100.0, 100.0]], [[100.0, 100.0], [8.0, 2.0], [1.0, 1.0]]]
-    )
-    mask = torch.tensor([[True, True, False], [False, True, False]])
-    assert masked_mean(hidden, mask).tolist() == [[3.0, 3.0], [8.0, 2.0]]
-    assert masked_mean(hidden, None)[1].tolist() == pytest.approx([109 / 3, 103 / 3])
-
-
-def test_masked_mean_of_nothing_is_zero_and_accumulates_in_fp32() -> None:
-    assert masked_mean(torch.ones(1, 2, 2), torch.zeros(1, 2).bool()).tolist() == [[0.0, 0.0]]
-    # 256 + 1 is 256 in bf16: summing there would lose every later one.
-    hidden = torch.ones(1, 1001, 1, dtype=torch.bfloat16)
-    hidden[0, 0] = 256
-    mean = masked_mean(hidden, torch.ones(1, 1001).bool())
-    assert mean.dtype == torch.float32
-    assert mean.item() == pytest.approx(1256 / 1001, rel=1e-6)
 
 
 def test_independent_probabilities_are_a_softmax() -> None:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from mixlora_cli.method.pooling import Spans, contiguous_spans, masked_mean
 from mixlora_cli.method.reading import Reading, cached_length, read_inputs
-from mixlora_cli.method.selection import masked_mean
 
 OWN_ARGUMENTS = ("prompt_mask", "task_embeddings")
 """Arguments of the model that only routing reads; they are taken away before the model sees them."""
@@ -52,7 +52,11 @@ class RoutingContext:
         self.reading = Reading()
         self.root: nn.Module | None = None
         self._generation: _Generation | None = None
+        self.collect_balance = False
+        """Layers whose routers learn leave a balance term in each training pass; read them by `balance_loss`."""
+        self.balance_terms: list[Tensor] = []
         self._pooled: _Pooled | None = None
+        self._spans: tuple[Tensor, Spans | None] | None = None
         self._depth = 0
         self._parameters: dict[nn.Module, list[str]] = {}
         self._checkpointing: list[nn.Module] = []
@@ -106,7 +110,8 @@ class RoutingContext:
         self._depth += 1
         if self._depth > 1:
             return args, kwargs
-        self._pooled = None
+        self._pooled, self._spans = None, None
+        self.balance_terms.clear()
         inputs = dict(zip(self._parameters[module], args, strict=False)) | kwargs
         self.reading = self._place(read_inputs(inputs), inputs)
         for layer in self._checkpointing:
@@ -117,7 +122,7 @@ class RoutingContext:
         self._depth -= 1
         if self._depth == 0:
             # Holds the graph that led to it where routers get gradients.
-            self._pooled = None
+            self._pooled, self._spans = None, None
             cache = getattr(output, "past_key_values", None)
             if cache is not None:
                 self._by_cache[cache] = self.reading
@@ -152,6 +157,11 @@ class RoutingContext:
             task = task.repeat_interleave(copies, dim=0)
         return replace(reading, copies=copies, task=task)
 
+    @property
+    def generating(self) -> bool:
+        """Inside `generate`: this pass's choice is wanted again soon."""
+        return self._generation is not None
+
     # -- generation ---------------------------------------------------------------------------------------------------
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -176,10 +186,14 @@ class RoutingContext:
     def replaying(self, reading: Reading) -> Iterator[None]:
         """Inside, layers see `reading`. The pooled input is shared neither into the block nor out of it."""
         outer, self.reading, self._pooled = self.reading, reading, None
+        collecting, self.collect_balance = (
+            self.collect_balance,
+            False,
+        )  # the first pass left its terms already
         try:
             yield
         finally:
-            self.reading, self._pooled = outer, None
+            self.reading, self._pooled, self.collect_balance = outer, None, collecting
 
     def _restore_in_checkpoint(self, layer: nn.Module) -> None:
         function = vars(layer).get("_gradient_checkpointing_func")
@@ -191,7 +205,7 @@ class RoutingContext:
     def pooled(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         """`masked_mean` of a layer's input (B, S, d) or (B, d), computed once for layers that read the same tensor."""
         if torch.compiler.is_compiling():
-            return _mean(hidden, mask)
+            return _mean(hidden, mask, None)
         version = 0 if hidden.is_inference() else hidden._version
         last, with_graph = self._pooled, torch.is_grad_enabled()
         if (
@@ -201,9 +215,32 @@ class RoutingContext:
             and last.mask is mask
         ):
             return last.mean
-        mean = _mean(hidden, mask)
+        mean = _mean(hidden, mask, self._spans_of(mask))
         self._pooled = _Pooled(weakref.ref(hidden), version, mask, with_graph, mean)
         return mean
+
+    def _spans_of(self, mask: Tensor | None) -> Spans | None:
+        """Found once for all layers of a pass; on other devices it would have to wait for the result."""
+        if mask is None or mask.device.type != "cpu":
+            return None
+        if self._spans is None or self._spans[0] is not mask:
+            self._spans = (mask, contiguous_spans(mask))
+        return self._spans[1]
+
+    # -- load balance -------------------------------------------------------------------------------------------------
+
+    def balance_loss(self) -> Tensor:
+        """Mean `load_balance` of the last training pass over its layers, and over A and B: a scalar with its graph.
+
+        Raises:
+            ValueError: no layer left a term, so no router would learn from it.
+        """
+        if not self.balance_terms:
+            raise ValueError(
+                "no router learns in this pass: a balance loss needs router_grad=straight_through, collect_balance "
+                "before the forward pass, and, with gradient checkpointing, use_reentrant=False"
+            )
+        return torch.stack(self.balance_terms).mean()
 
 
 @dataclass
@@ -223,10 +260,12 @@ class _RestoringCheckpoint:
         return self.checkpoint(run_as_then, *args, **kwargs)
 
 
-def _mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
+def _mean(hidden: Tensor, mask: Tensor | None, spans: Spans | None) -> Tensor:
     """`masked_mean` that takes any number of token dimensions; a row of (B, d) is its own mean."""
     if hidden.dim() == 2:
         return hidden.float()
     tokens = hidden.reshape(hidden.shape[0], -1, hidden.shape[-1])
     # A layer of another part of the model (a vision tower's, say) reads other tokens: the mask is not about those.
-    return masked_mean(tokens, mask if mask is not None and mask.shape == tokens.shape[:2] else None)
+    if mask is None or mask.shape != tokens.shape[:2]:
+        mask, spans = None, None
+    return masked_mean(tokens, mask, spans)

@@ -14,7 +14,8 @@ from mixlora_cli.method.config import MixLoraConfig
 from mixlora_cli.method.context import RoutingContext
 from mixlora_cli.method.description import Describe, choose_description
 from mixlora_cli.method.factors import ConditionalRouter, FactorPool
-from mixlora_cli.method.lowrank import add_low_rank
+from mixlora_cli.method.lowrank import adapted_linear, adapted_linear_of_rows, add_low_rank, is_plain
+from mixlora_cli.method.reading import Kept
 from mixlora_cli.method.selection import (
     Selection,
     conditional_logits,
@@ -22,6 +23,7 @@ from mixlora_cli.method.selection import (
     conditional_scores,
     fused_probabilities,
     independent_probabilities,
+    load_balance,
     random_factors,
     straight_through_weight,
     top_factors,
@@ -71,8 +73,8 @@ class MixLoraLayer(BaseTunerLayer):
         self.mixlora_router_ab = nn.ModuleDict()
         self.mixlora_dropout = nn.ModuleDict()
         self.rules: dict[str, _Rule] = {}
-        self.last_selection: dict[str, Selection] = {}
-        """By adapter: the factors of the last forward pass's instances, without a graph."""
+        self.last_selection: dict[str, Selection | None] = {}
+        """By adapter: the factors of the last forward pass's instances, without a graph; None before the first."""
         self.merged_adapters: list[str] = []
 
     def update_layer(self, adapter_name: str, config: MixLoraConfig) -> None:
@@ -89,6 +91,8 @@ class MixLoraLayer(BaseTunerLayer):
             keeps=config.decode == "prefill",
             describe=choose_description(config),
         )
+        # Its key is there from the start: a new one would make `torch.compile` begin again.
+        self.last_selection[adapter_name] = None
         self.mixlora_factors_a[adapter_name] = FactorPool(config.factors, self.in_features).init_like_lora()
         self.mixlora_factors_b[adapter_name] = FactorPool(config.factors, self.out_features)
         self.mixlora_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
@@ -152,34 +156,51 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
 
     def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Map (B, ..., d_in) to (B, ..., d_out); the first dimension counts instances, the others their tokens."""
-        output: Tensor = self.base_layer(hidden, *args, **kwargs)
-        if self.disable_adapters:
-            return output
-        for name in self.active_adapters:
-            if name in self.rules:
-                output = self._add(name, hidden, output)
+        names = [] if self.disable_adapters else [name for name in self.active_adapters if name in self.rules]
+        if names and not (args or kwargs) and is_plain(self.base_layer, hidden):
+            output = self._adapted(names.pop(0), hidden)
+        else:
+            output = self.base_layer(hidden, *args, **kwargs)
+        for name in names:
+            dropped, chosen = self.mixlora_dropout[name](hidden), self._chosen(name, hidden)
+            rows, weight = self._rows(name, chosen), chosen.selection.weight
+            output = add_low_rank(output, dropped, *rows, self.rules[name].scaling, weight)
         return output
 
-    def _add(self, name: str, hidden: Tensor, output: Tensor) -> Tensor:
-        selection = self._selection(name, hidden)
-        return add_low_rank(
-            output,
+    def _adapted(self, name: str, hidden: Tensor) -> Tensor:
+        """Base layer and update in one step."""
+        dropped, chosen, scaling = (
             self.mixlora_dropout[name](hidden),
-            self.mixlora_factors_a[name](selection.index_a),
-            self.mixlora_factors_b[name](selection.index_b),
+            self._chosen(name, hidden),
             self.rules[name].scaling,
-            selection.weight,
         )
+        if not torch.is_grad_enabled() and dropped is hidden:
+            return adapted_linear_of_rows(self.base_layer, hidden, *self._rows(name, chosen), scaling)
+        pools = self.mixlora_factors_a[name].weight, self.mixlora_factors_b[name].weight
+        return adapted_linear(self.base_layer, hidden, dropped, *pools, chosen.selection, scaling)
 
-    def _selection(self, name: str, hidden: Tensor) -> Selection:
+    def _chosen(self, name: str, hidden: Tensor) -> Kept:
         """The factors of these instances: those of their prompt if they go on with one, else newly selected."""
         rule, reading, key = self.rules[name], self.context.reading, (id(self), name)
-        kept = reading.kept.get(key) if rule.keeps and reading.continues else None
-        if kept is not None:
-            return kept
+        if rule.keeps and reading.continues:
+            kept = reading.kept.get(key)
+            if kept is not None:
+                return kept
         selection = self._select(name, rule, hidden)
-        self.last_selection[name] = reading.kept[key] = selection.without_gradient()
-        return selection
+        reading.kept[key] = kept = Kept(selection.without_gradient())
+        self.last_selection[name] = kept.selection
+        return kept if selection.weight is None else Kept(selection)
+
+    def _rows(self, name: str, chosen: Kept) -> tuple[Tensor, Tensor]:
+        """The selected factors (B, r, d_in) and (B, r, d_out); looked up once for an answer, which has many passes."""
+        if chosen.rows is not None and not torch.is_grad_enabled():
+            return chosen.rows
+        rows_a: Tensor = self.mixlora_factors_a[name](chosen.selection.index_a)
+        rows_b: Tensor = self.mixlora_factors_b[name](chosen.selection.index_b)
+        if self.rules[name].keeps and self.context.generating and not torch.is_grad_enabled():
+            dtype = self.base_layer.weight.dtype
+            chosen.rows = rows_a.to(dtype), rows_b.to(dtype)
+        return rows_a, rows_b
 
     def _select(self, name: str, rule: _Rule, hidden: Tensor) -> Selection:
         if rule.describe is None:
@@ -211,6 +232,10 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
         index_b = top_factors(p_b, rule.rank)
         if not learning:
             return Selection(index_a, index_b)
+        if self.context.collect_balance:
+            # p_B of Eq. 8 is a sum of two distributions.
+            share_b = p_b / p_b.detach().sum(dim=-1, keepdim=True)
+            self.context.balance_terms += [load_balance(p_a, index_a), load_balance(share_b, index_b)]
         weight = straight_through_weight(p_a, index_a) * straight_through_weight(p_b, index_b)
         return Selection(index_a, index_b, weight)
 

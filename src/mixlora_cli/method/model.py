@@ -89,8 +89,6 @@ class MixLoraModel(BaseTuner):
 
     def selections(self, adapter_name: str = "default") -> dict[str, Selection]:
         """By layer name: the factors that the last forward pass's instances got, `index_a` and `index_b` (B, r)."""
-        return {
-            name: layer.last_selection[adapter_name]
-            for name, layer in self.model.named_modules()
-            if isinstance(layer, MixLoraLinear) and adapter_name in layer.last_selection
-        }
+        layers = ((name, m) for name, m in self.model.named_modules() if isinstance(m, MixLoraLinear))
+        last = ((name, layer.last_selection.get(adapter_name)) for name, layer in layers)
+        return {name: selection for name, selection in last if selection is not None}

@@ -15,6 +15,15 @@ IGNORE = -100
 
 
 @dataclass
+class Kept:
+    """What a layer chose for the instances of a pass."""
+
+    selection: Selection
+    rows: tuple[Tensor, Tensor] | None = None
+    """The selected factors themselves, where an answer's next passes will want them again."""
+
+
+@dataclass
 class Reading:
     """One forward pass. `Reading()` is that of a bare layer: every token counts, nothing came before."""
 
@@ -30,8 +39,8 @@ class Reading:
     """Consecutive rows that `generate` made of each input (beams, returned sequences)."""
     continues: bool = False
     """This pass goes on with a prompt read before: its rows keep `kept` under decode=prefill."""
-    kept: dict[tuple[int, str], Selection] = field(default_factory=dict)
-    """Selections by (layer, adapter); shared by all passes of one answer."""
+    kept: dict[tuple[int, str], Kept] = field(default_factory=dict)
+    """Choices by (layer, adapter); shared by all passes of one answer."""
 
 
 def read_inputs(inputs: Mapping[str, Any]) -> Reading:

@@ -27,23 +27,6 @@ class Selection:
         return Selection(self.index_a.detach(), self.index_b.detach())
 
 
-def masked_mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
-    """Average over an instance's own tokens (Eq. 5), accumulated in fp32.
-
-    Args:
-        hidden: (B, S, d).
-        mask: (B, S) bool, True where a token counts; None counts all.
-
-    Returns:
-        (B, d) fp32; zero for an instance without any token.
-    """
-    if mask is None:
-        return hidden.mean(dim=1, dtype=torch.float32)
-    counted = mask.to(hidden.device)
-    total = (hidden * counted.unsqueeze(-1).to(hidden.dtype)).sum(dim=1, dtype=torch.float32)
-    return total / counted.sum(dim=1, keepdim=True).clamp(min=1)
-
-
 def independent_probabilities(logits: Tensor) -> Tensor:
     """softmax(W R_IFS(h)) of Eq. 6: logits (B, E) -> probabilities (B, E)."""
     return logits.softmax(dim=-1)
@@ -51,7 +34,7 @@ def independent_probabilities(logits: Tensor) -> Tensor:
 
 def conditional_logits(rows_a: Tensor, weight: Tensor) -> Tensor:
     """A[i] W_AB[i] of Eq. 7: rows_a (B, r, d_in) in order of selection, weight (r, d_in, E) -> (B, r, E)."""
-    return torch.einsum("brd,rde->bre", rows_a, weight)
+    return torch.bmm(rows_a.transpose(0, 1), weight).transpose(0, 1)
 
 
 def conditional_logits_released(rows_a: Tensor, weight: Tensor) -> Tensor:
@@ -86,6 +69,20 @@ def random_factors(num_instances: int, num_factors: int, rank: int, device: torc
     that generator before it computes a layer again.
     """
     return torch.rand(num_instances, num_factors, device=device).topk(rank, dim=-1).indices
+
+
+def load_balance(probabilities: Tensor, index: Tensor) -> Tensor:
+    """E * sum_e f_e P_e (Fedus et al., 2022, Eq. 4): 1 where factors are used evenly, up to E where one does all.
+
+    Args:
+        probabilities: (B, E), each row sums to 1; P is their mean over the batch and carries the gradient.
+        index: (B, r) selected factors; f is their share in all selections.
+    """
+    num_factors = probabilities.shape[-1]
+    uses = torch.zeros_like(probabilities[0]).scatter_add_(
+        0, index.flatten(), torch.ones_like(index, dtype=probabilities.dtype).flatten()
+    )
+    return num_factors * (uses / index.numel() * probabilities.mean(dim=0)).sum()
 
 
 def straight_through_weight(probabilities: Tensor, index: Tensor) -> Tensor:

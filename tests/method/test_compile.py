@@ -1,0 +1,87 @@
+"""`torch.compile` takes an adapted model whole: no layer breaks the graph, nothing is compiled again, same results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+ROUTINGS: list[dict[str, Any]] = [
+    {},
+    {"cfs": "released", "decode": "step"},
+    {"cfs": "none", "pool": "prompt"},
+    {"router_grad": "straight_through"},
+    {"routing": "random"},
+    {"routing": "task", "task_embedding_dim": 6},
+]
+
+
+def inputs(length: int = 12, rows: int = 2, seed: int = 0, **fields: Any) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(5, 40, (rows, length), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    given = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "prompt_mask": torch.arange(length).expand(rows, -1) < 8,
+    }
+    if fields.get("routing") == "task":
+        given["task_embeddings"] = torch.randn(rows, 6, generator=generator)
+    return given
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fields", ROUTINGS, ids=lambda fields: "-".join(map(str, fields.values())) or "default"
+)
+def test_one_graph_with_the_same_outputs_and_gradients(make_model: Any, fields: dict[str, Any]) -> None:
+    model = make_model(**fields).train()
+    given = inputs(**fields)
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = torch.compile(model, backend="aot_eager")
+    found = []
+    for run in (model, compiled):
+        model.zero_grad()
+        torch.manual_seed(5)
+        logits = run(**given).logits
+        logits.square().mean().backward()
+        found.append(
+            (logits.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+        )
+    assert not counters["graph_break"], dict(counters["graph_break"])
+    (plain, plain_gradients), (fast, fast_gradients) = found
+    torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
+    assert fast_gradients.keys() == plain_gradients.keys() and len(plain_gradients) >= 28
+    for name, gradient in plain_gradients.items():
+        torch.testing.assert_close(fast_gradients[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_next_batches_are_not_compiled_again(make_model: Any) -> None:
+    model = make_model().train()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager")
+    compiled(**inputs())
+    before = counters["stats"]["unique_graphs"]
+    for seed in (1, 2, 3):
+        again = inputs(seed=seed)
+        torch.testing.assert_close(compiled(**again).logits, model(**again).logits)
+    assert counters["stats"]["unique_graphs"] == before
+
+
+@pytest.mark.slow
+def test_the_selection_is_that_of_the_batch_at_hand(make_model: Any) -> None:
+    """What a layer saw while it was compiled must not stay in the graph."""
+    model = make_model()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager")
+    for seed in (1, 2):
+        compiled(**inputs(seed=seed))
+        fast = {name: chosen.index_a.clone() for name, chosen in model.base_model.selections().items()}
+        model(**inputs(seed=seed))
+        for name, chosen in model.base_model.selections().items():
+            assert torch.equal(fast[name], chosen.index_a)
