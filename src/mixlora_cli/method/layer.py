@@ -176,8 +176,11 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
         )
         if not torch.is_grad_enabled() and dropped is hidden:
             return adapted_linear_of_rows(self.base_layer, hidden, *self._rows(name, chosen), scaling)
-        pools = self.mixlora_factors_a[name].weight, self.mixlora_factors_b[name].weight
-        return adapted_linear(self.base_layer, hidden, dropped, *pools, chosen.selection, scaling)
+        pool_a, pool_b = self.mixlora_factors_a[name], self.mixlora_factors_b[name]
+        assert isinstance(pool_a, FactorPool) and isinstance(pool_b, FactorPool)
+        return adapted_linear(
+            self.base_layer, hidden, dropped, pool_a.weight, pool_b.weight, chosen.selection, scaling
+        )
 
     def _chosen(self, name: str, hidden: Tensor) -> Kept:
         """The factors of these instances: those of their prompt if they go on with one, else newly selected."""

@@ -105,8 +105,8 @@ def adapted_linear_of_rows(
 def is_plain(base: nn.Module, hidden: Tensor) -> bool:
     """Whether the base layer is nothing but its frozen weight, so that its product can be taken without calling it.
 
-    Sharded (ZeRO-3, FSDP), offloaded, quantised or watched layers have to be called; so have layers whose types autocast
-    chooses, and all under `torch.compile`, which fuses by itself.
+    Sharded (ZeRO-3, FSDP), offloaded, quantised or watched layers have to be called; so have layers whose types
+    autocast chooses, and all under `torch.compile`, which fuses by itself.
     """
     return (
         type(base) is nn.Linear
@@ -235,10 +235,11 @@ class _AddLowRank(torch.autograd.Function):
         return _sum(output, _weighted(inner, weight), rows_b, scaling)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, rows_a, rows_b, inner, weight = ctx.saved_tensors
         wants_hidden = ctx.needs_input_grad[1]
-        found = _backward(gradient, *ctx.saved_tensors, ctx.scaling, wants_hidden)
+        found = _backward(gradient, hidden, rows_a, rows_b, inner, weight, ctx.scaling, wants_hidden)
         return gradient, found.hidden, found.rows_a, found.rows_b, found.weight, None
 
 
@@ -270,7 +271,7 @@ class _AdaptedLinear(torch.autograd.Function):
         return _add_into(output, _weighted(inner, weight), rows_b, scaling)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         # Unpacked once: under checkpointing that is what computes them again.
         hidden, inner, weight, index_a, index_b, pool_a, pool_b, base_weight = ctx.saved_tensors

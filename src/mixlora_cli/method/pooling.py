@@ -75,7 +75,7 @@ class _MeanOfSpans(torch.autograd.Function):
         return _mean_of_spans(hidden, spans)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         for_hidden = gradient.new_zeros(ctx.shape, dtype=ctx.dtype)
         for row, mean, (first, last) in zip(for_hidden, gradient, ctx.spans, strict=True):
