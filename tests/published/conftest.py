@@ -1,0 +1,38 @@
+"""Synthetic checkpoints in the published layout, and the importer run on them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # for published_code
+
+import published_code
+
+from mixlora_cli.config.import_command import ImportConfig
+from mixlora_cli.published.run import import_checkpoint
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """Folder of a whole checkpoint with CFS and a projector of two layers."""
+    return published_code.write(tmp_path / "checkpoint")
+
+
+@pytest.fixture
+def run_import(tmp_path: Path) -> Callable[..., Path]:
+    """`run_import(folder, **options)` -> the adapter folder."""
+
+    def run(folder: Path, **options: object) -> Path:
+        return import_checkpoint(ImportConfig(folder, tmp_path / "adapter", **options))  # type: ignore[arg-type]
+
+    return run
