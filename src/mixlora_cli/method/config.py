@@ -71,6 +71,12 @@ class MixLoraConfig(PeftConfig):
         default=None,
         metadata={"help": "routing=task: width of the embeddings; null = the model's hidden size."},
     )
+    task_encoder: str | None = field(
+        default=None,
+        metadata={
+            "help": "routing=task: language model that made the embeddings; null = the model's own, unadapted."
+        },
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
