@@ -1,0 +1,104 @@
+"""The adapter that is exported, and the folder that the result goes to: what can be refused before a model loads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig
+
+from mixlora_cli.config.export import ExportConfig
+from mixlora_cli.errors import UserError
+from mixlora_cli.evaluation.subject import Subject, subject_at
+from mixlora_cli.method.config import MixLoraConfig
+from mixlora_cli.training.run_folder import RunFolder
+
+FILE_NAME = "export.json"
+FORMAT = "mixlora-export/1"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A finished MixLoRA adapter."""
+
+    subject: Subject
+    folder: Path
+    """Its adapter folder."""
+    adapter: MixLoraConfig
+
+
+def find_source(config: ExportConfig) -> Source:
+    """Resolve `run` and check what the adapter allows.
+
+    Raises:
+        UserError: there is no finished MixLoRA adapter, or `export.rank` is more than its pools hold.
+    """
+    assert config.run is not None  # the configuration's own check
+    subject = subject_at(config.run, config.model)
+    folder = subject.adapter
+    assert folder is not None
+    if not (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"run={config.run} trained the model's own weights: they are static already, there is nothing to export"
+        )
+    adapter = PeftConfig.from_pretrained(str(folder))
+    if not isinstance(adapter, MixLoraConfig):
+        raise UserError(
+            f"run={config.run} holds a {adapter.peft_type} adapter, which is static already: serve {folder} as it is"
+        )
+    rank = config.export.rank
+    if rank is not None and rank > adapter.factors:
+        raise UserError(
+            f"export.rank={rank}: must be <= {adapter.factors}, the factors in a pool; the mean update has no more"
+        )
+    if adapter.routing == "random" and config.export.per_task:
+        raise UserError(
+            "export.per_task=true: with routing=random chance selects alike for every task, so all adapters would be "
+            "one; give export.per_task=false"
+        )
+    return Source(subject, folder, adapter)
+
+
+def check_output(folder: Path, overwrite: bool) -> None:
+    """Raise UserError unless an export may be written into `folder`."""
+    if RunFolder(folder).started or (folder / "adapter_config.json").is_file():
+        raise UserError(f"output_dir={folder} holds a trained adapter; give a folder of its own")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not (folder / FILE_NAME).is_file():
+        raise UserError(f"output_dir={folder} holds files that no export wrote; give a folder of its own")
+    if not overwrite:
+        raise UserError(
+            f"output_dir={folder} holds an export; choose another output_dir=, or overwrite=true to replace it"
+        )
+    _adapters_in(folder / FILE_NAME)
+
+
+def begin_output(folder: Path, adapters: Sequence[str]) -> None:
+    """Remove an earlier export's adapters and note the names of those to come; other files stay."""
+    file = folder / FILE_NAME
+    if file.is_file():
+        for name in _adapters_in(file):
+            shutil.rmtree(folder / name, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(
+        json.dumps({"format": FORMAT, "finished": False, "adapters": [{"folder": n} for n in adapters]})
+    )
+
+
+def _adapters_in(file: Path) -> list[str]:
+    """Names of the adapter folders that an export wrote beside `file`; UserError where it is another's file."""
+    try:
+        content: Any = json.loads(file.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise ValueError(content["format"])
+        names = [str(entry["folder"]) for entry in content["adapters"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file} is no file of this version's export: move it away, or give another output_dir="
+        ) from error
+    return [name for name in names if name == Path(name).name and name not in ("", ".", "..")]
