@@ -6,6 +6,7 @@ import typer
 
 from mixlora_cli import __version__
 from mixlora_cli.errors import UserError
+from mixlora_cli.import_cli import OneLineMistakes, import_command
 
 HYDRA_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -52,7 +53,7 @@ def train(context: typer.Context) -> None:
     """Train an adapter and save it in a run folder."""
     from mixlora_cli.config.schema import TrainConfig
 
-    _run("train", TrainConfig, "mixlora_cli.training.run:train", context)
+    _run("train", TrainConfig, "mixlora_cli.launch.commands:train", context)
 
 
 @app.command(name="eval", context_settings=HYDRA_ARGUMENTS, add_help_option=False)
@@ -69,6 +70,49 @@ def align(context: typer.Context) -> None:
     from mixlora_cli.config.schema import AlignConfig
 
     _run("align", AlignConfig, "mixlora_cli.alignment.run:align", context)
+
+
+@app.command(context_settings=HYDRA_ARGUMENTS, add_help_option=False)
+def bench(context: typer.Context) -> None:
+    """Measure what MixLoRA costs next to plain LoRA on this machine: time, memory, operations."""
+    from mixlora_cli.config.bench import BenchConfig
+
+    _run("bench", BenchConfig, "mixlora_cli.bench.run:bench", context)
+
+
+@app.command(context_settings=HYDRA_ARGUMENTS, add_help_option=False)
+def prepare(context: typer.Context) -> None:
+    """Make once what a training needs: assemble a model, turn a data set into records."""
+    from mixlora_cli.config.prepare import PrepareConfig
+
+    _run("prepare", PrepareConfig, "mixlora_cli.prepare.run:prepare", context)
+
+
+@app.command(context_settings=HYDRA_ARGUMENTS, add_help_option=False)
+def check(context: typer.Context) -> None:
+    """Look for everything that is wrong with the data before a training starts."""
+    from mixlora_cli.config.check import CheckConfig
+
+    _run("check", CheckConfig, "mixlora_cli.checking.run:check", context)
+
+
+app.command(name="import", cls=OneLineMistakes)(import_command)
+
+
+@app.command(context_settings=HYDRA_ARGUMENTS, add_help_option=False)
+def export(context: typer.Context) -> None:
+    """Fit a static LoRA to a MixLoRA adapter, to merge or to serve, and say what that loses."""
+    from mixlora_cli.config.export import ExportConfig
+
+    _run("export", ExportConfig, "mixlora_cli.export.run:export", context)
+
+
+@app.command(context_settings=HYDRA_ARGUMENTS, add_help_option=False)
+def plan(context: typer.Context) -> None:
+    """Say what a training would need, before it is started: parameters, memory, operations, hours."""
+    from mixlora_cli.config.plan import PlanConfig
+
+    _run("plan", PlanConfig, "mixlora_cli.planning.run:plan", context)
 
 
 @app.command(context_settings=HYDRA_ARGUMENTS)

@@ -8,3 +8,10 @@ class UserError(Exception):
 
     The command line prints the message alone, without a traceback, and exits with code 2.
     """
+
+
+class WorkerFailed(Exception):
+    """One of several processes of a command failed; the message says which and how, with its traceback.
+
+    The command line prints the message alone and exits with code 1.
+    """

@@ -8,7 +8,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from mixlora_cli.config.bench import BenchConfig
+from mixlora_cli.config.check import CheckConfig
+from mixlora_cli.config.export import ExportConfig
 from mixlora_cli.config.load import load
+from mixlora_cli.config.plan import PlanConfig
+from mixlora_cli.config.prepare import PrepareConfig
 from mixlora_cli.config.resolvers import register_resolvers
 from mixlora_cli.config.schema import (
     AdapterConfig,
@@ -26,7 +31,7 @@ from mixlora_cli.config.schema import (
 from mixlora_cli.paths import conf_dir
 
 CONF = conf_dir()
-ROOTS = {"train": TrainConfig, "eval": EvalConfig, "align": AlignConfig}
+ROOTS = {"train": TrainConfig, "plan": PlanConfig, "export": ExportConfig, "eval": EvalConfig, "align": AlignConfig, "prepare": PrepareConfig, "check": CheckConfig, "bench": BenchConfig}
 GROUPS = {
     "model": ModelConfig,
     "adapter": AdapterConfig,
@@ -136,7 +141,7 @@ def test_every_key_is_explained() -> None:
 
     Not so the keys that name an option or open a block, and files whose head explains a set of choices.
     """
-    exempt = {"name", "source", "train", "eval", "wandb", "defaults"}
+    exempt = {"bench", "prepare", "name", "source", "train", "eval", "wandb", "defaults"}
     files = [*CONF.glob("*.yaml"), *(CONF / group / f"{option}.yaml" for group, option in OPTIONS)]
     lacking = []
     for path in files:

@@ -111,6 +111,16 @@ def test_local_checkpoint(here: Path) -> None:
     assert load(TrainConfig, values(model=model)).model.name_or_path == "images"
 
 
+def test_encoder_of_task_definitions_is_an_id_or_a_checkpoint() -> None:
+    assert refusal(routing={"name": "task", "encoder": "./nope"}) == (
+        "routing.encoder=./nope: must be a Hugging Face id or an existing folder with a config.json"
+    )
+    assert refusal(routing={"name": "instance", "encoder": "gpt2"}) == (
+        "routing.encoder=gpt2: routing=instance reads no task definitions; only null"
+    )
+    assert load(TrainConfig, values(routing={"name": "task", "encoder": "gpt2"})).routing.encoder == "gpt2"
+
+
 def test_template_is_one_of_ours() -> None:
     model = {"name": "tiny", "source": "tiny", "template": "smolm"}
     assert refusal(model=model) == "model.template=smolm: must be one of v1, smollm; did you mean smollm?"

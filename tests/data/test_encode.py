@@ -171,3 +171,11 @@ def test_a_template_that_is_not_the_tokenizers_is_refused(word_base) -> None:
     instance = record("what colour?", "red")
     with pytest.raises(UserError, match="'<stop>', which is not one token"):
         verify_labels(encode(instance, base), instance, base)
+
+
+def test_labels_moved_against_their_tokens_are_refused(word_base) -> None:
+    instance = record("what colour?", "red and blue")
+    good = encode(instance, word_base)
+    moved = Encoded(good.input_ids, [*good.labels[1:], IGNORE])  # the right text, one place early
+    with pytest.raises(UserError, match=r"record 5 .* at position 14 the label is 21, the token 14"):
+        verify_labels(moved, instance, word_base)

@@ -50,8 +50,8 @@ def each_step(monkeypatch: pytest.MonkeyPatch, action: Callable[[int], None]) ->
 
     build = run_module.build_trainer
 
-    def build_with_action(*arguments: Any) -> Any:
-        return build(*arguments[:-1], [Act(), *arguments[-1]])
+    def build_with_action(*arguments: Any, **more: Any) -> Any:
+        return build(*arguments[:-1], [Act(), *arguments[-1]], **more)
 
     monkeypatch.setattr(run_module, "build_trainer", build_with_action)
 

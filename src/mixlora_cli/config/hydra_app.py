@@ -22,9 +22,10 @@ from omegaconf import DictConfig
 from mixlora_cli.config.explain import CONFIG_ERRORS, explain
 from mixlora_cli.config.load import load
 from mixlora_cli.config.resolvers import register_resolvers
-from mixlora_cli.errors import UserError
+from mixlora_cli.errors import UserError, WorkerFailed
 from mixlora_cli.paths import conf_dir
 
+FAILURE = 1
 USER_MISTAKE = 2
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C
 
@@ -43,7 +44,7 @@ class Command:
 
 
 def run_command(command: Command, arguments: Sequence[str]) -> int:
-    """Run `mixlora <command> <arguments>` and return its exit code: 0, 2 (a user's mistake), 130 (Ctrl-C).
+    """Run `mixlora <command> <arguments>` and return its exit code: 0, 1 (a worker failed), 2 (a user's mistake), 130.
 
     Errors that are not the user's propagate with their traceback.
     """
@@ -56,6 +57,9 @@ def run_command(command: Command, arguments: Sequence[str]) -> int:
     except UserError as error:
         report(error)
         return USER_MISTAKE
+    except WorkerFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILURE
     except KeyboardInterrupt:
         return INTERRUPTED
 

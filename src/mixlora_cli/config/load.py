@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 _FILES = ("data.train", "data.heldout", "data.unseen", "data.metadata")
 _FOLDERS = ("data.images", "run", "resume")
+_CHECKPOINTS = ("model.name_or_path", "routing.encoder")  # Hugging Face ids or folders
 
 
 def load(config_class: type[T], config: DictConfig | Mapping[str, Any]) -> T:
@@ -53,7 +54,7 @@ def _plain(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
 
 def _expand_home(values: dict[str, Any]) -> None:
     """`~` in the values that are paths; the shell leaves it alone behind `key=`."""
-    for key in (*_FILES, *_FOLDERS, "output_dir", "model.name_or_path"):
+    for key in (*_FILES, *_FOLDERS, "output_dir", *_CHECKPOINTS):
         parent, _, name = key.rpartition(".")
         level = values.get(parent) if parent else values
         if isinstance(level, dict) and isinstance(level.get(name), str) and level[name].startswith("~"):
@@ -84,9 +85,10 @@ def _check_paths(values: Mapping[str, Any]) -> None:
         path = _get(values, key)
         if path is not None and not (key == "resume" and path == "auto") and not Path(str(path)).is_dir():
             raise UserError(f"{key}={path}: must be an existing folder{_seen_from(path)}")
-    checkpoint = _get(values, "model.name_or_path")
-    if checkpoint is not None and _looks_like_path(str(checkpoint)):
-        _check_checkpoint(str(checkpoint))
+    for key in _CHECKPOINTS:
+        checkpoint = _get(values, key)
+        if checkpoint is not None and _looks_like_path(str(checkpoint)):
+            _check_checkpoint(key, str(checkpoint))
     output = Path(str(_get(values, "output_dir")))
     if output.exists() and not output.is_dir():
         raise UserError(f"output_dir={output}: must be a folder, or a name that is free; this is a file")
@@ -105,8 +107,6 @@ def _looks_like_path(name: str) -> bool:
     return name.startswith((".", "/")) or name.count("/") > 1 or Path(name).exists()
 
 
-def _check_checkpoint(folder: str) -> None:
+def _check_checkpoint(key: str, folder: str) -> None:
     if not (Path(folder) / "config.json").is_file():
-        raise UserError(
-            f"model.name_or_path={folder}: must be a Hugging Face id or an existing folder with a config.json"
-        )
+        raise UserError(f"{key}={folder}: must be a Hugging Face id or an existing folder with a config.json")

@@ -54,8 +54,9 @@ def parse(config_class: type[T], values: Mapping[str, Any], at: str = "") -> T:
 
 def convert(value: Any, hint: Any, key: str) -> Any:
     """`value` as the type that `hint` declares; an integer may stand for a float or a text."""
-    if is_dataclass(hint) and isinstance(value, Mapping):
-        return parse(hint, value, key)  # type: ignore[arg-type]  # `hint` is a class, not an instance
+    group = _group(hint)
+    if group is not None and isinstance(value, Mapping):
+        return parse(group, value, key)
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     if value is None and type(None) in options:
         return None
@@ -141,9 +142,16 @@ def all_keys(config_class: type, at: str = "") -> list[str]:
     keys = []
     for name, hint in _hints(config_class).items():
         keys.append(_join(at, name))
-        if is_dataclass(hint):
-            keys += all_keys(hint, _join(at, name))  # type: ignore[arg-type]  # a class, not an instance
+        group = _group(hint)
+        if group is not None:
+            keys += all_keys(group, _join(at, name))
     return keys
+
+
+def _group(hint: Any) -> type | None:
+    """The dataclass that `hint` declares, alone or as `X | None`."""
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return next((option for option in options if is_dataclass(option)), None)
 
 
 def _hints(config_class: type) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import PurePath
 
 from omegaconf import OmegaConf
@@ -13,6 +14,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("eval_dir", eval_dir, replace=True)
     OmegaConf.register_new_resolver("last_part", last_part, replace=True)
     OmegaConf.register_new_resolver("config_groups", config_groups, replace=True)
+    OmegaConf.register_new_resolver("joined", joined, replace=True)
 
 
 def run_name(adapter: str, rank: int, factors: int, routing: str) -> str:
@@ -30,6 +32,11 @@ def eval_dir(run: str | None, model: str) -> str:
 def last_part(path: str | None, default: str) -> str:
     """Last part of a path or hub id, without `.json`: `llava-hf/llava-1.5-7b-hf` -> `llava-1.5-7b-hf`."""
     return PurePath(str(path)).name.removesuffix(".json") if path else default
+
+
+def joined(names: Sequence[str] | str) -> str:
+    """Names in one, as part of a folder's name: `[GQA, VQAv2]` -> `GQA-VQAv2`."""
+    return names if isinstance(names, str) else "-".join(names)
 
 
 def config_groups(*groups: str) -> str:

@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mixlora_cli.config.launch import LaunchConfig
+
 AdapterName = Literal["lora", "mixlora", "full", "none"]
 RoutingName = Literal["instance", "task", "random"]
 
@@ -33,7 +35,7 @@ class ModelConfig:
     """The base vision-language model (group `model`)."""
 
     name: str
-    source: Literal["mini", "tiny", "hub"]
+    source: Literal["mini", "tiny", "hub", "prepared"]
     name_or_path: str | None = None
     """Hugging Face id or local folder of a LLaVA-class checkpoint; required for `source=hub`."""
     revision: str | None = None
@@ -82,6 +84,29 @@ class RoutingConfig:
     name: RoutingName
     pool: Literal["all", "prompt"] = "all"
     decode: Literal["prefill", "step"] = "prefill"
+    encoder: str | None = None
+    """routing=task: Hugging Face id or local folder of the frozen language model that reads the task definitions;
+    null = the base's own."""
+    balance_loss: float = 0.0
+    """Weight of the load-balancing loss of trained routers; 0 = none."""
+    health_every: int = 50
+    """Training steps between two looks at how the factors are used; 0 = never."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.encoder is None or self.name == "task",
+            "routing.encoder",
+            self.encoder,
+            f"routing={self.name} reads no task definitions; only null",
+        )
+        _require(self.balance_loss >= 0, "routing.balance_loss", self.balance_loss, "must be >= 0")
+        _require(
+            self.balance_loss == 0 or self.name != "random",
+            "routing.balance_loss",
+            self.balance_loss,
+            "routing=random has no routers to balance; only 0",
+        )
+        _require(self.health_every >= 0, "routing.health_every", self.health_every, "must be >= 0; 0 = never")
 
 
 @dataclass(frozen=True)
@@ -89,7 +114,9 @@ class DataConfig:
     """Training and evaluation records (group `data`): LLaVA-format JSON plus an image folder."""
 
     name: str
-    source: Literal["mini", "json"]
+    source: Literal["mini", "json", "vision_flan"]
+    root: str | None = None
+    """Folder that `mixlora prepare` wrote (source=vision_flan); null = in the cache folder."""
     train: str | None = None
     """Path of the training JSON (source=json; the mini data knows its own)."""
     heldout: str | None = None
@@ -132,6 +159,8 @@ class OptimConfig:
     batch_size: int = 16
     """Instances per device and forward pass."""
     accumulation: int = 1
+    effective_batch: int | None = None
+    """Instances per optimizer step over all devices; the accumulation follows from it. null = as `accumulation` says."""
     learning_rate: float = 4e-5
     scheduler: str = "cosine"
     warmup_ratio: float = 0.03
@@ -153,6 +182,18 @@ class OptimConfig:
         _require(self.epochs > 0, "train.epochs", self.epochs, "must be > 0")
         _require(self.batch_size > 0, "train.batch_size", self.batch_size, "must be > 0")
         _require(self.accumulation > 0, "train.accumulation", self.accumulation, "must be > 0")
+        _require(
+            self.effective_batch is None or self.effective_batch > 0,
+            "train.effective_batch",
+            self.effective_batch,
+            "must be > 0 or null",
+        )
+        _require(
+            self.effective_batch is None or self.accumulation == 1,
+            "train.accumulation",
+            self.accumulation,
+            "follows from train.effective_batch; give one of the two",
+        )
         _require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "must be > 0")
         _require(0 <= self.warmup_ratio < 1, "train.warmup_ratio", self.warmup_ratio, "must be in [0, 1)")
         _require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "must be >= 0")
@@ -213,10 +254,20 @@ class TrainConfig:
     overwrite: bool = False
     wandb: WandbConfig = field(default_factory=WandbConfig)
     deepspeed: DeepspeedConfig = field(default_factory=DeepspeedConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
 
     def __post_init__(self) -> None:
         _check_pool(self.rank, self.factors, self.adapter)
         _check_seed(self.seed)
+        _require(
+            self.adapter.name != "mixlora"
+            or self.routing.balance_loss == 0
+            or self.adapter.router_grad != "none",
+            "routing.balance_loss",
+            self.routing.balance_loss,
+            "the routers get no gradient with adapter.router_grad=none; "
+            "give adapter.router_grad=straight_through, or routing.balance_loss=0",
+        )
         _require(
             self.adapter.name != "none" or self.model.train_projector,
             "adapter",

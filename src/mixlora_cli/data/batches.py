@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
@@ -12,32 +10,18 @@ from rich.progress import track
 from torch.utils.data import Dataset
 
 from mixlora_cli.data.encode import Encoded, TextSide, encode, encode_prompt, verify_labels
+from mixlora_cli.data.packed import Item, PackedItems
 from mixlora_cli.data.problems import BadRecord, Problem, settle
 from mixlora_cli.data.records import Record
 
-
-@dataclass(frozen=True)
-class Item:
-    """One encoded instance: ids and labels (S,), its picture and where it came from."""
-
-    input_ids: list[int]
-    labels: list[int]
-    image: Path | None
-    task: str
-    index: int
-    """`Record.index`, for messages."""
-
-    @property
-    def length(self) -> int:
-        """Tokens, image tokens included."""
-        return len(self.input_ids)
+__all__ = ["EncodedDataset", "Item", "encode_prompts", "encode_records"]
 
 
 class EncodedDataset(Dataset[Item]):
     """Items in the order of their records."""
 
     def __init__(self, items: Sequence[Item], num_truncated: int = 0) -> None:
-        self.items = list(items)
+        self.items = items if isinstance(items, PackedItems) else PackedItems(items)
         self.num_truncated = num_truncated
         """Items that lost the end of their last answer."""
 
@@ -50,7 +34,7 @@ class EncodedDataset(Dataset[Item]):
     @property
     def lengths(self) -> list[int]:
         """Tokens of each item, for length-grouped batches."""
-        return [item.length for item in self.items]
+        return self.items.lengths
 
 
 def encode_records(
@@ -111,8 +95,8 @@ def _encode_all(
     encode_one: Callable[[Record], Encoded],
     on_error: Literal["stop", "skip"],
     source: str,
-) -> list[Item]:
-    items: list[Item] = []
+) -> PackedItems:
+    items = PackedItems()
     problems: list[Problem] = []
     console = Console(stderr=True)
     hidden = not console.is_terminal

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from mixlora_cli.data.batches import Item
 from mixlora_cli.data.encode import IGNORE
+from mixlora_cli.data.pictures import open_picture
+from mixlora_cli.data.stand_in import StandIn
 
 Features = Callable[[list[Path]], Tensor]
 """Pictures to pixel values (n, 3, H, W), or to cached features of the frozen tower (n, T, C)."""
@@ -28,7 +29,7 @@ class PixelLoader:
         """Pixel values (n, 3, H, W)."""
         images = []
         for path in paths:
-            with Image.open(path) as image:
+            with open_picture(path) as image:
                 images.append(image.convert("RGB"))
         pixels: Tensor = self.image_processor(images=images, return_tensors="pt")["pixel_values"]
         return pixels
@@ -39,9 +40,10 @@ class Collator:
     """Pads a batch of B items to its longest, S tokens.
 
     Gives `input_ids` and `attention_mask` (B, S), `labels` (B, S) if `with_labels`, and `pixel_values` with
-    one row for each item that has a picture, in order; a batch of text-only items has no such key. Training
-    pads on the right, generation on the left (new tokens must follow the prompt at once). `with_indices` adds
-    `indices` (B,): `Record.index` of each row.
+    one row for each item that has a picture, in order; a batch of text-only items has no such key, or that of
+    the stand-in. Training pads on the right, generation on the left (new tokens must follow the prompt at
+    once). `with_indices` adds `indices` (B,): `Record.index` of each row; embeddings (d,) by task add
+    `task_embeddings` (B, d).
     """
 
     pad_token_id: int
@@ -49,6 +51,8 @@ class Collator:
     padding: Literal["right", "left"] = "right"
     with_labels: bool = True
     with_indices: bool = False
+    embeddings: Mapping[str, Tensor] | None = None
+    stand_in: StandIn | None = None
 
     def __call__(self, items: Sequence[Item]) -> dict[str, Tensor]:
         """The batch's tensors, on the CPU."""
@@ -62,8 +66,12 @@ class Collator:
         pictures = [item.image for item in items if item.image is not None]
         if pictures:
             batch["pixel_values"] = self.features(pictures)
+        elif self.stand_in is not None:
+            batch = self.stand_in.joined(batch, self.pad_token_id, IGNORE)
         if self.with_indices:
             batch["indices"] = torch.tensor([item.index for item in items])
+        if self.embeddings is not None:
+            batch["task_embeddings"] = torch.stack([self.embeddings[item.task] for item in items])
         return batch
 
     def _pad(self, rows: Sequence[Sequence[int]], value: int) -> Tensor:
@@ -81,6 +89,8 @@ def training_collator(pad_token_id: int, features: Features) -> Collator:
     return Collator(pad_token_id, features)
 
 
-def generation_collator(pad_token_id: int, features: Features) -> Collator:
+def generation_collator(
+    pad_token_id: int, features: Features, embeddings: Mapping[str, Tensor] | None = None
+) -> Collator:
     """Left padding, no labels."""
-    return Collator(pad_token_id, features, padding="left", with_labels=False)
+    return Collator(pad_token_id, features, padding="left", with_labels=False, embeddings=embeddings)

@@ -102,8 +102,8 @@ def encode_prompt(record: Record, base: TextSide) -> Encoded:
 
 
 def verify_labels(encoded: Encoded, record: Record, base: TextSide) -> None:
-    """Check that the unmasked text is the answers and their end tokens, and that the prompt is what
-    generation will see.
+    """Check that the unmasked text is the answers and their end tokens, that labels stand where their tokens
+    are, and that the prompt is what generation will see.
 
     Text is compared after a round trip of the expected text through the tokenizer, so that one that cannot
     spell everything (unknown words, lower-casing) is not blamed. A truncated last answer must be the
@@ -118,6 +118,11 @@ def verify_labels(encoded: Encoded, record: Record, base: TextSide) -> None:
             f"template {template.name} ends answers with {template.end!r}, which is not one token of this "
             "model's tokenizer; choose the template that the model was trained with (model.template=...)"
         )
+    for position, (token, label) in enumerate(zip(encoded.input_ids, encoded.labels, strict=True)):
+        if label not in (IGNORE, token):
+            raise UserError(
+                f"label mask of {where} is wrong: at position {position} the label is {label}, the token {token}"
+            )
     answers = [segment.text for segment in segments(template, record.conversation) if segment.is_answer]
     expected = [_round_trip(tokenizer, text) for text in answers]
     found = [_decode(tokenizer, run) for run in _label_runs(encoded.labels)]

@@ -16,15 +16,13 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
+from mixlora_cli.data.pictures import Stamp, open_picture, stamp
 from mixlora_cli.data.problems import BadRecord, Kind
 
 MAX_PIXELS = 64_000_000
 """Largest picture that is decoded, width times height: 192 MB as RGB."""
 
 _Opened = tuple[Path, BadRecord | None]
-
-Stamp = tuple[int, int]
-"""Size in bytes and time of last change in nanoseconds of a file that opened well."""
 
 
 def open_fully(path: Path) -> None:
@@ -33,7 +31,7 @@ def open_fully(path: Path) -> None:
     Raises BadRecord when it is too large, damaged, or not a picture.
     """
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise BadRecord(
@@ -41,7 +39,7 @@ def open_fully(path: Path) -> None:
                     f"{path.name} has {width} x {height} pixels, at most {MAX_PIXELS} allowed",
                 )
             image.verify()  # checksums, without decoding; leaves the image unusable
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             image.load()
     except BadRecord:
         raise
@@ -61,10 +59,8 @@ def check_images(paths: Iterable[Path], folder: Path, cache: Path) -> dict[Path,
     """
     store = cache / "checked-images" / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.json"
     known = _read_stamps(store)
-    stamps = {path: _stamp(path) for path in dict.fromkeys(paths)}
-    unseen = [
-        path for path, stamp in stamps.items() if stamp is None or known.get(_key(path, folder)) != stamp
-    ]
+    stamps = {path: stamp(path) for path in dict.fromkeys(paths)}
+    unseen = [path for path, mark in stamps.items() if mark is None or known.get(_key(path, folder)) != mark]
     if not unseen:
         return {}
     bad: dict[Path, BadRecord] = {}
@@ -73,7 +69,7 @@ def check_images(paths: Iterable[Path], folder: Path, cache: Path) -> dict[Path,
         for path, problem in _progress(results, len(unseen)):
             if problem is not None:
                 bad[path] = problem
-    good = {_key(path, folder): stamp for path in unseen if path not in bad and (stamp := stamps[path])}
+    good = {_key(path, folder): mark for path in unseen if path not in bad and (mark := stamps[path])}
     _write_stamps(store, known | good)
     return bad
 
@@ -95,14 +91,6 @@ def _try_open(path: Path) -> BadRecord | None:
 
 def _key(path: Path, folder: Path) -> str:
     return os.path.relpath(path, folder)
-
-
-def _stamp(path: Path) -> Stamp | None:
-    try:
-        status = path.stat()
-    except OSError:  # gone since its record was checked: opening it will say so
-        return None
-    return status.st_size, status.st_mtime_ns
 
 
 def _read_stamps(store: Path) -> dict[str, Stamp]:

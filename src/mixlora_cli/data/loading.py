@@ -7,19 +7,23 @@ from __future__ import annotations
 import difflib
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from mixlora_cli.config.schema import DataConfig
 from mixlora_cli.data.cache import cache_root
+from mixlora_cli.data.definitions import parse_definitions, require_definitions
 from mixlora_cli.data.images import check_images
 from mixlora_cli.data.problems import BadRecord, Kind, Problem, settle
 from mixlora_cli.data.records import Record, parse_record, read_annotations, task_name
+from mixlora_cli.data.vision_flan import ArrowRows, open_prepared
 from mixlora_cli.errors import UserError
 
 Split = Literal["train", "heldout", "unseen"]
+Raws = ArrowRows | list[tuple[int, Any]]
+"""Unchecked records of a file, with their indices; may be gone through more than once."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,9 @@ def locate_files(data: DataConfig, split: Split) -> DataFiles:
 
         root = mini_root()
         return DataFiles(root / f"{split}.json", (root / "images").resolve(), root / "metadata.json")
+    if data.source == "vision_flan" and split == "train":
+        prepared = open_prepared(data)
+        return DataFiles(prepared.records, prepared.images, _metadata(data))
     paths = {"train": data.train, "heldout": data.heldout, "unseen": data.unseen}
     annotations = paths[split]
     if annotations is None:
@@ -67,7 +74,7 @@ def load_records(data: DataConfig, split: Split, seed: int = 0) -> list[Record]:
     `data.on_error` is "stop"; with "skip" they are left out, counted and reported.
     """
     files = locate_files(data, split)
-    raws, problems = read_annotations(files.annotations)
+    raws, problems = read_raws(files.annotations)
     source = str(files.annotations)
     if data.on_error == "stop":
         for problem in problems:
@@ -91,30 +98,39 @@ def load_records(data: DataConfig, split: Split, seed: int = 0) -> list[Record]:
     return records
 
 
+def read_raws(annotations: Path) -> tuple[Raws, list[Problem]]:
+    """Unchecked records with their indices; those of an Arrow data set are not held in memory."""
+    return (ArrowRows(annotations), []) if annotations.is_dir() else read_annotations(annotations)
+
+
 def load_definitions(data: DataConfig) -> dict[str, str]:
-    """Definition of each task, read from `data.metadata`: `{task: {"definition": str, ...}}` or `{task:
-    str}`.
+    """Definition of each task, read from `data.metadata`; see `parse_definitions` for the forms it may have.
 
     Empty when the configuration names no metadata file. Raises UserError when the file cannot be read as
     such.
     """
-    path = locate_files(data, "train").metadata if data.source == "mini" else data.metadata
+    path = _metadata(data)
     if path is None:
         return {}
-    path = Path(path).expanduser()
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"data.metadata={path}: cannot be read as JSON ({error})") from None
-    if not isinstance(raw, Mapping):
-        raise UserError(f"data.metadata={path}: expected an object of task names, got a {type(raw).__name__}")
-    definitions = {}
-    for task, entry in raw.items():
-        definition = entry.get("definition") if isinstance(entry, Mapping) else entry
-        if not isinstance(definition, str) or not definition.strip():
-            raise UserError(f"data.metadata={path}: task {task} has no text in 'definition'")
-        definitions[task] = definition
-    return definitions
+    return parse_definitions(raw, f"data.metadata={path}")
+
+
+def definitions_of(data: DataConfig, tasks: Iterable[str]) -> dict[str, str]:
+    """Definitions of exactly these tasks. Raises UserError that names the tasks without one and the file."""
+    path = _metadata(data)
+    return require_definitions(tasks, load_definitions(data), None if path is None else str(path))
+
+
+def _metadata(data: DataConfig) -> Path | None:
+    if data.source == "mini":
+        return locate_files(data, "train").metadata
+    if data.source == "vision_flan" and data.metadata is None:
+        return open_prepared(data).definitions
+    return None if data.metadata is None else Path(data.metadata).expanduser()
 
 
 def sample_per_task(records: Sequence[Record], max_per_task: int, seed: int) -> list[Record]:

@@ -8,12 +8,12 @@ a record's place in its file names it.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mixlora_cli.data.pictures import locate_picture
 from mixlora_cli.data.problems import BadRecord, Kind, Problem
 from mixlora_cli.data.template import IMAGE_MARKER, Turn
 from mixlora_cli.errors import UserError
@@ -127,7 +127,7 @@ def _read_lines(text: str) -> tuple[list[tuple[int, Any]], list[Problem]]:
 def parse_record(index: int, raw: Any, images: Path | None) -> Record:
     """Check one record's fields, turns and image path (the picture itself is opened later).
 
-    `images` is the folder that image paths are relative to, already resolved.
+    `images` is the folder that image paths are relative to, already resolved; it may lie in a zip archive.
 
     Raises BadRecord that says what is wrong.
     """
@@ -197,12 +197,4 @@ def _locate_image(name: Any, images: Path | None) -> Path:
         raise BadRecord(Kind.MALFORMED, f"image must be one relative path, got {name!r}")
     if images is None:
         raise BadRecord(Kind.MISSING_IMAGE, f"{name}: no image folder is set (data.images=<folder>)")
-    path = images / name
-    if os.path.isabs(name):
-        raise BadRecord(Kind.ESCAPING_IMAGE, f"{name} is absolute, expected a path relative to {images}")
-    real = os.path.realpath(path)
-    if not Path(real).is_relative_to(images):
-        raise BadRecord(Kind.ESCAPING_IMAGE, f"{name} leads to {real}, outside {images}")
-    if not os.path.isfile(real):
-        raise BadRecord(Kind.MISSING_IMAGE, name if not os.path.exists(real) else f"{name} is not a file")
-    return path
+    return locate_picture(name, images)

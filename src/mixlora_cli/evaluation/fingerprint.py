@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from mixlora_cli.data.pictures import stamp
 from mixlora_cli.data.records import Record
 from mixlora_cli.models.base import Base
 
@@ -49,7 +50,7 @@ def records_digest(records: Sequence[Record], images: Path | None) -> str:
 
     def content(record: Record) -> bytes:
         turns = [(turn.role, turn.text) for turn in record.conversation]
-        size = 0 if record.image is None else record.image.stat().st_size
+        size = 0 if record.image is None else (stamp(record.image) or (0, 0))[0]
         image = (relative_image(record, images), size)
         return json.dumps(
             [record.index, record.task, turns, image, dict(record.extra)], sort_keys=True

@@ -6,7 +6,7 @@ instance's own prompt. So batches are made by prompt length, which wastes least 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
 
@@ -48,14 +48,18 @@ class Generator:
         features: Features,
         max_new_tokens: int,
         use_cache: bool = True,
+        embeddings: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """`model` is `base.model` or an adapter on it; `features` turns picture paths into `pixel_values`."""
+        """`model` is `base.model` or an adapter on it; `features` turns picture paths into `pixel_values`.
+
+        `embeddings` (d,) by task are what an adapter with routing=task selects by.
+        """
         tokenizer = base.tokenizer
         self._model, self._tokenizer = model, tokenizer
         ends = [tokenizer.convert_tokens_to_ids(base.template.end), tokenizer.eos_token_id]
         self._ends = list(dict.fromkeys(int(end) for end in ends if end is not None))
         pad = self._ends[0] if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
-        self._collate: Collator = generation_collator(pad, features)
+        self._collate: Collator = generation_collator(pad, features, embeddings)
         # Spelt out, because what is left open here is taken from the checkpoint's own settings.
         self._settings = GenerationConfig(
             do_sample=False,

@@ -38,6 +38,8 @@ from mixlora_cli.models.adapters import load_adapter
 from mixlora_cli.models.base import Base
 from mixlora_cli.models.build import build_base
 from mixlora_cli.models.features import FeatureCache
+from mixlora_cli.models.prepared import require_prepared
+from mixlora_cli.models.task_routing import TaskRouting, routing_of_adapter
 from mixlora_cli.training.precision import choose_dtype, matrix_products_in
 from mixlora_cli.training.run_folder import versions
 
@@ -62,21 +64,27 @@ def evaluate(config: EvalConfig) -> Results:
     """
     console = Console(stderr=True)
     subject = find_subject(config)
+    require_prepared(subject.model)
     chosen = choose_records(config)
     folder = Path(config.output_dir).expanduser()
+    tasks = (record.task for records in chosen.values() for record in records)
+    routing = routing_of_adapter(subject.adapter, config.data, tasks)
 
     dtype = choose_dtype(subject.precision)
     base = build_base(subject.model, dtype)
     work = [_encoded(split, records, base, config) for split, records in chosen.items()]
-    header = _header(config, subject, base, dtype, work)
+    header = _header(config, subject, base, dtype, work, routing)
     with open_predictions(folder / FILE_NAME, header, announce=lambda text: _say(console, text)) as writer:
         if len(writer.done) < header.count:
             features = _features(base, config.eval)
+            embeddings = None if routing is None else routing.embeddings(base)  # before the adapter is there
             model = _on_device(
                 base.model if subject.adapter is None else load_adapter(base.model, subject.adapter)
             )
             with matrix_products_in(model, dtype, model.device.type):
-                generator = Generator(model, base, features, config.eval.max_new_tokens)
+                generator = Generator(
+                    model, base, features, config.eval.max_new_tokens, embeddings=embeddings
+                )
                 try:
                     _answer_all(work, generator, writer, config.eval, header.count, console)
                 except KeyboardInterrupt:
@@ -110,7 +118,12 @@ def _encoded(split: EvalSplit, records: Sequence[Record], base: Base, config: Ev
 
 
 def _header(
-    config: EvalConfig, subject: Subject, base: Base, dtype: torch.dtype, work: Sequence[Work]
+    config: EvalConfig,
+    subject: Subject,
+    base: Base,
+    dtype: torch.dtype,
+    work: Sequence[Work],
+    routing: TaskRouting | None,
 ) -> Header:
     digests = (records_digest([part.records[i.index] for i in part.items], part.images) for part in work)
     fingerprint = {
@@ -122,6 +135,8 @@ def _header(
         "pictures": "tower features, cached in fp16" if config.eval.cache_features else "pixels",
         "decoding": f"greedy, at most {config.eval.max_new_tokens} tokens",
     }
+    if routing is not None:
+        fingerprint["task definitions"] = routing.fingerprint(base)
     about: Mapping[str, Any] = {
         "label": subject.label,
         "model": base.name,

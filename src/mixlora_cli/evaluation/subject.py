@@ -44,17 +44,23 @@ def find_subject(config: EvalConfig) -> Subject:
         raise UserError(
             f"adapter=none is the untuned base, run={config.run} a trained adapter: give one of the two"
         )
-    folder = RunFolder(Path(config.run).expanduser())
+    return subject_at(config.run, config.model)
+
+
+def subject_at(run: str, model: ModelConfig) -> Subject:
+    """The adapter in a run folder, or in a bare folder with a PEFT adapter, which is put on `model`.
+
+    Raises UserError when the folder is missing, is no run, or its run has not finished.
+    """
+    folder = RunFolder(Path(run).expanduser())
     if not folder.root.is_dir():
-        raise UserError(
-            f"run={config.run}: no such folder; expected the run folder that `mixlora train` printed"
-        )
+        raise UserError(f"run={run}: no such folder; expected the run folder that `mixlora train` printed")
     if folder.started:
         return _of_run(folder)
     if (folder.root / "adapter_config.json").is_file():
-        return Subject(folder.root.name, config.model, adapter=folder.root, run=folder.root)
+        return Subject(folder.root.name, model, adapter=folder.root, run=folder.root)
     raise UserError(
-        f"run={config.run} is no run folder: expected config.yaml in it, as `mixlora train` writes, "
+        f"run={run} is no run folder: expected config.yaml in it, as `mixlora train` writes, "
         "or adapter_config.json"
     )
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -31,6 +32,7 @@ def attach_adapter(
     rank: int,
     factors: int,
     train_projector: bool = False,
+    task_embedding_dim: int | None = None,
 ) -> PreTrainedModel | PeftModel:
     """Make exactly the wanted parameters trainable; everything else is frozen.
 
@@ -39,6 +41,7 @@ def attach_adapter(
         rank: r, factors selected for an instance (MixLoRA) or rank of the update (LoRA).
         factors: E, factors in each pool; MixLoRA only.
         train_projector: also train the vision-language projector.
+        task_embedding_dim: width of the definitions' embeddings (routing=task); None = the model's hidden size.
 
     Returns:
         A `PeftModel` for `lora` and `mixlora`, the model itself for `full` and `none`. Trainable parameters are in
@@ -50,7 +53,7 @@ def attach_adapter(
     model.requires_grad_(False)
     adapted: PreTrainedModel | PeftModel = model
     if adapter.name in ("lora", "mixlora"):
-        settings = _peft_config(adapter, routing, rank, factors, train_projector)
+        settings = _peft_config(adapter, routing, rank, factors, train_projector, task_embedding_dim)
         try:
             with warnings.catch_warnings():
                 # PEFT asks transformers under an old name, which no user can change.
@@ -72,7 +75,12 @@ def attach_adapter(
 
 
 def _peft_config(
-    adapter: AdapterConfig, routing: RoutingConfig, rank: int, factors: int, train_projector: bool
+    adapter: AdapterConfig,
+    routing: RoutingConfig,
+    rank: int,
+    factors: int,
+    train_projector: bool,
+    task_embedding_dim: int | None,
 ) -> PeftConfig:
     modules_to_save = [PROJECTOR] if train_projector else None
     if adapter.name == "lora":
@@ -95,7 +103,14 @@ def _peft_config(
         routing=routing.name,
         pool=routing.pool,
         decode=routing.decode,
+        task_embedding_dim=task_embedding_dim,
+        task_encoder=_from_anywhere(routing.encoder),
     )
+
+
+def _from_anywhere(model: str | None) -> str | None:
+    """A folder as an absolute path, so that the adapter finds it whatever the working directory; an id as it is."""
+    return str(Path(model).resolve()) if model is not None and Path(model).is_dir() else model
 
 
 def num_parameters(model: nn.Module) -> tuple[int, int]:
@@ -126,8 +141,13 @@ def save_adapter(
     save_file(trained, folder / TRAINED_WEIGHTS, metadata={"format": "pt"})
 
 
-def load_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel | PeftModel:
+def load_adapter(
+    model: PreTrainedModel, folder: Path, config: PeftConfig | None = None
+) -> PreTrainedModel | PeftModel:
     """Load what `save_adapter` wrote onto a fresh base, for inference: nothing requires a gradient.
+
+    Args:
+        config: stands in for the one in `folder`, where an adapter is to be used otherwise than it was trained.
 
     Raises:
         UserError: the folder holds no adapter, or one that was trained on another model.
@@ -135,8 +155,10 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel | Peft
     if (folder / "adapter_config.json").is_file():
         try:
             adapted: PreTrainedModel | PeftModel = PeftModel.from_pretrained(
-                model, str(folder), is_trainable=False
+                model, str(folder), is_trainable=False, config=config
             )
+        except KeyError as error:
+            raise UserError(f"{folder}: this adapter does not fit the model: it lacks {error.args[0]}") from error
         except (RuntimeError, ValueError) as error:
             raise UserError(f"{folder}: this adapter does not fit the model: {_first_line(error)}") from error
     else:
@@ -144,6 +166,19 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel | Peft
         adapted = model.requires_grad_(False)
     adapted.train(False)
     return adapted
+
+
+def unload_adapter(model: PeftModel) -> None:
+    """Take an adapter that `load_adapter` put on off again: the base is what it was, its own projector included.
+
+    PEFT's `unload` alone would leave modules that were trained whole in the place of the base's, and fails on those
+    that, like a projector, have no `weight` of their own (seen in 0.21.2).
+    """
+    base = model.get_base_model()
+    trained_whole = [(name, m) for name, m in base.named_modules() if isinstance(m, ModulesToSaveWrapper)]
+    for name, module in trained_whole:
+        base.set_submodule(name, module.original_module)
+    model.unload()
 
 
 def load_trained_weights(model: nn.Module, folder: Path) -> None:

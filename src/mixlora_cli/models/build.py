@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import torch
 from transformers.utils.logging import disable_progress_bar
 
 from mixlora_cli.config.schema import ModelConfig
 from mixlora_cli.models.base import Base
+from mixlora_cli.models.prepared import prepared_folder, require_prepared
 
 
 def build_base(model: ModelConfig, dtype: torch.dtype = torch.float32) -> Base:
     """Load the base model with frozen weights of `dtype`, in eval mode.
 
     Raises:
-        UserError: weights or packages are missing, or the checkpoint is not of LLaVA class.
+        UserError: weights or packages are missing, a model is not prepared, or the checkpoint is not of LLaVA class.
     """
     _quiet_libraries()
     if model.source == "mini":
@@ -28,6 +30,9 @@ def build_base(model: ModelConfig, dtype: torch.dtype = torch.float32) -> Base:
         return build_tiny(model.template, dtype)
     from mixlora_cli.models.hub import hub_base
 
+    if model.source == "prepared":
+        require_prepared(model)
+        model = replace(model, source="hub", name_or_path=str(prepared_folder(model)))
     return hub_base(model, dtype)
 
 

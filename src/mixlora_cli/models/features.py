@@ -19,6 +19,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from mixlora_cli.data.cache import cache_root
 from mixlora_cli.data.collate import PixelLoader
+from mixlora_cli.data.pictures import read_picture
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.base import Base
 
@@ -80,7 +81,7 @@ class FeatureCache:
         return torch.from_numpy(stacked).to(next(self._tower.parameters()).dtype)
 
     def _file(self, path: Path) -> Path:
-        key = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+        key = hashlib.blake2b(read_picture(path), digest_size=16).hexdigest()
         return self._folder / key[:2] / f"{key}.npy"
 
     def _compute(self, files: list[Path], paths: list[Path]) -> None:

@@ -1,4 +1,4 @@
-"""Any Hugging Face checkpoint of LLaVA class, from the hub or a local folder; no class of ours is involved."""
+"""Any Hugging Face checkpoint of LLaVA class, from the hub or a local folder."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LlavaConfig,
+    PreTrainedConfig,
+)
 
 from mixlora_cli.config.schema import ModelConfig
 from mixlora_cli.data.template import TEMPLATES
 from mixlora_cli.errors import UserError
-from mixlora_cli.models import tower
+from mixlora_cli.models import linear_llava, tower
 from mixlora_cli.models.base import Base
 
 _HEAD_BYTES = (
@@ -30,6 +36,7 @@ def hub_base(model: ModelConfig, dtype: torch.dtype) -> Base:
         raise UserError(f"model.template={model.template}: must be one of {', '.join(TEMPLATES)}")
     assert model.name_or_path is not None
     tower.register()  # a saved copy of the small model is a checkpoint like any other
+    linear_llava.register()
     source, revision = model.name_or_path, model.revision or "main"
     try:
         config = AutoConfig.from_pretrained(source, revision=revision)
@@ -41,7 +48,7 @@ def hub_base(model: ModelConfig, dtype: torch.dtype) -> Base:
             "llava), such as llava-hf/llava-1.5-7b-hf"
         )
     try:
-        network = LlavaForConditionalGeneration.from_pretrained(
+        network = AutoModelForImageTextToText.from_pretrained(
             source, revision=revision, dtype=dtype, attn_implementation=model.attn_implementation
         )
         processor = AutoProcessor.from_pretrained(source, revision=revision)
@@ -51,15 +58,15 @@ def hub_base(model: ModelConfig, dtype: torch.dtype) -> Base:
         model=network.requires_grad_(False).eval(),
         tokenizer=processor.tokenizer,
         image_processor=processor.image_processor,
-        num_image_tokens=_num_image_tokens(network.config),
+        num_image_tokens=num_image_tokens(config),
         image_token_id=network.config.image_token_id,
         template=TEMPLATES[model.template],
         name=source,
-        fingerprint=_fingerprint(network.config, source),
+        fingerprint=checkpoint_fingerprint(network.config, source),
     )
 
 
-def _num_image_tokens(config: LlavaConfig) -> int:
+def num_image_tokens(config: LlavaConfig) -> int:
     """Tokens of one picture: CLIP's CLS token is dropped by the `default` strategy and kept by `full`."""
     vision: Any = config.vision_config
     patches = int((vision.image_size // vision.patch_size) ** 2)
@@ -67,7 +74,7 @@ def _num_image_tokens(config: LlavaConfig) -> int:
     return patches + int(has_cls and config.vision_feature_select_strategy == "full")
 
 
-def _fingerprint(config: LlavaConfig, source: str) -> str:
+def checkpoint_fingerprint(config: PreTrainedConfig, source: str) -> str:
     """Of a hub checkpoint its commit, of a local folder its configuration and the heads of its weight files."""
     digest = hashlib.sha256(config.to_json_string().encode())
     digest.update(str(getattr(config, "_commit_hash", None)).encode())

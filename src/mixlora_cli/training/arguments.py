@@ -7,6 +7,7 @@ from transformers import SchedulerType, TrainingArguments
 
 from mixlora_cli.config.schema import TrainConfig
 from mixlora_cli.errors import UserError
+from mixlora_cli.training.accumulation import accumulation
 from mixlora_cli.training.run_folder import RunFolder
 
 
@@ -14,7 +15,7 @@ def build_arguments(config: TrainConfig, run: RunFolder, dtype: torch.dtype) -> 
     """Arguments of a run; nothing is left to the Trainer's defaults that changes what is computed.
 
     Raises:
-        UserError: `train.scheduler` is unknown.
+        UserError: `train.scheduler` is unknown, or `train.effective_batch` cannot be split.
     """
     numbers = config.train
     schedulers = [kind.value for kind in SchedulerType]
@@ -26,7 +27,7 @@ def build_arguments(config: TrainConfig, run: RunFolder, dtype: torch.dtype) -> 
         num_train_epochs=numbers.epochs,
         max_steps=-1 if numbers.steps is None else numbers.steps,
         per_device_train_batch_size=numbers.batch_size,
-        gradient_accumulation_steps=numbers.accumulation,
+        gradient_accumulation_steps=accumulation(numbers),
         train_sampling_strategy="group_by_length" if numbers.group_by_length else "random",
         optim="adamw_torch",
         learning_rate=numbers.learning_rate,
@@ -35,6 +36,7 @@ def build_arguments(config: TrainConfig, run: RunFolder, dtype: torch.dtype) -> 
         weight_decay=numbers.weight_decay,
         max_grad_norm=numbers.max_grad_norm,
         bf16=dtype == torch.bfloat16,
+        tf32=True if _has_tf32() else None,
         use_cpu=not gpu,
         seed=config.seed,
         data_seed=config.seed,
@@ -62,3 +64,8 @@ def build_arguments(config: TrainConfig, run: RunFolder, dtype: torch.dtype) -> 
     # loses hooks and is slow; several GPUs are used by several processes.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+def _has_tf32() -> bool:
+    """fp32 products (routers, norms of the gradient) run in TF32, as in the paper, where the GPU has it."""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 8

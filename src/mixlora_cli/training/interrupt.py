@@ -1,4 +1,7 @@
-"""Ctrl-C and `kill`: the current step is finished and saved, then the run stops; a second signal ends it at once."""
+"""Ctrl-C and `kill`: the current step is finished and saved, then the run stops; a second signal ends it at once.
+
+Of several processes, all stop after the same step as soon as one of them has got a signal.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,12 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from mixlora_cli.launch.environment import global_rank
+from mixlora_cli.launch.worker import SPAWNED
 
 
 class Interrupted(SystemExit):
@@ -37,7 +43,7 @@ class StopAtSignal(TrainerCallback):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {signum: signal.signal(signum, self._receive) for signum in SIGNALS}
+        before = {signum: signal.signal(signum, self._receive) for signum in _signals()}
         try:
             yield
         finally:
@@ -47,8 +53,10 @@ class StopAtSignal(TrainerCallback):
     def _receive(self, signum: int, _: FrameType | None) -> None:
         self.signum = signum
         # From here on the kernel ends the process itself, also while Python is inside a long matrix product.
-        for each in SIGNALS:
+        for each in _signals():
             signal.signal(each, signal.SIG_DFL)
+        if global_rank() != 0:
+            return
         name = signal.Signals(signum).name
         # Not through Python's buffered streams: the signal may have come in the middle of a write to them.
         os.write(
@@ -59,8 +67,23 @@ class StopAtSignal(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Ask the Trainer to save and stop; a run that has just done its last step simply ends."""
-        if self.signum is not None and state.global_step < state.max_steps:
-            self.stopped = self.signum
+        signum = _agreed(self.signum, args.device)
+        if signum is not None and state.global_step < state.max_steps:
+            self.stopped = signum
             control.should_log = True  # else the losses since the last log would appear nowhere
             control.should_save = True
             control.should_training_stop = True
+
+
+def _signals() -> tuple[signal.Signals, ...]:
+    """A worker of ours is asked to stop by SIGINT alone; SIGTERM is how torch's launcher ends it when another failed."""
+    return (signal.SIGINT,) if SPAWNED in os.environ else (signal.SIGINT, signal.SIGTERM)
+
+
+def _agreed(signum: int | None, device: torch.device) -> int | None:
+    """The signal that any of the processes has got; every one of them has to ask after every step."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return signum
+    flag = torch.tensor(signum or 0, device=device)
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return int(flag) or None

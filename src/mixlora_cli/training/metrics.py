@@ -9,16 +9,26 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+ROUTING = "routing/"
+"""What the names of the routing's measures begin with in the Trainer's logs."""
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Rows of a metrics file, in order; none if there is no file. A last line cut short by a kill is left out."""
-    rows: list[dict[str, float]] = []
+    rows: list[dict[str, Any]] = []
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
             break
     return rows
+
+
+def drop_rows_after(path: Path, step: int) -> list[dict[str, Any]]:
+    """Cut a file of rows with a `step` down to those up to `step`, which are returned; creates an empty file."""
+    kept = [row for row in read_metrics(path) if row["step"] <= step]
+    path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    return kept
 
 
 class Throughput:
@@ -43,6 +53,7 @@ class Throughput:
 class MetricsWriter(TrainerCallback):
     """Appends {step, epoch, loss, lr, grad_norm, tokens_per_second, tokens, seconds}; `seconds` adds up over resumes.
 
+    Where there is such a thing, also `balance_loss`, and `routing` with what the Trainer's log calls "routing/...".
     On resume, rows after the resumed step are dropped: the steps are done again and written again.
     """
 
@@ -62,9 +73,8 @@ class MetricsWriter(TrainerCallback):
         self._throughput.start(state.num_input_tokens_seen)
         if not state.is_world_process_zero:
             return
-        kept = [row for row in read_metrics(self.path) if row["step"] <= state.global_step]
+        kept = drop_rows_after(self.path, state.global_step)
         self._seconds_before = kept[-1]["seconds"] if kept else 0.0
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -84,7 +94,7 @@ class MetricsWriter(TrainerCallback):
         """Write a row for a logged step; the Trainer's closing summary has no loss of its own and is passed over."""
         if logs is None or "loss" not in logs or not state.is_world_process_zero:
             return
-        row = {
+        row: dict[str, Any] = {
             "step": state.global_step,
             "epoch": round(state.epoch or 0.0, 6),
             "loss": logs["loss"],
@@ -94,5 +104,10 @@ class MetricsWriter(TrainerCallback):
             "tokens": state.num_input_tokens_seen,
             "seconds": round(self._seconds_before + time.perf_counter() - self._start, 3),
         }
+        if "balance_loss" in logs:
+            row["balance_loss"] = logs["balance_loss"]
+        routing = {key.removeprefix(ROUTING): value for key, value in logs.items() if key.startswith(ROUTING)}
+        if routing:
+            row["routing"] = routing
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")

@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from mixlora_cli.config.schema import TrainConfig, WandbConfig
 from mixlora_cli.data.batches import EncodedDataset, encode_records
 from mixlora_cli.data.collate import Collator, Features, PixelLoader
 from mixlora_cli.data.loading import load_records
-from mixlora_cli.errors import UserError
 from mixlora_cli.models.adapters import attach_adapter, num_parameters
 from mixlora_cli.models.base import Base
 from mixlora_cli.models.build import build_base
 from mixlora_cli.models.features import FeatureCache
+from mixlora_cli.models.prepared import require_prepared
+from mixlora_cli.models.task_routing import embedding_width, routing_to_train
 from mixlora_cli.training.arguments import build_arguments
 from mixlora_cli.training.interrupt import Interrupted, StopAtSignal
 from mixlora_cli.training.metrics import MetricsWriter, read_metrics
 from mixlora_cli.training.precision import choose_dtype, inputs_keep_their_dtype
 from mixlora_cli.training.progress import ProgressReport
+from mixlora_cli.training.routing_health import tend_routing
+from mixlora_cli.training.routing_summary import collapse_warning
 from mixlora_cli.training.run_folder import RunFolder
+from mixlora_cli.training.text_only import stand_in_for_text
 from mixlora_cli.training.trainer import AdapterTrainer
 
 
@@ -42,7 +46,6 @@ def train(config: TrainConfig, base: Base | None = None) -> Path:
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, where installed, guesses aloud
-    _refuse_what_is_not_built(config)
     console = Console(quiet=os.environ.get("RANK", "0") != "0", soft_wrap=True)
     run = RunFolder(Path(config.output_dir))
     checkpoint = run.open(config)
@@ -50,14 +53,25 @@ def train(config: TrainConfig, base: Base | None = None) -> Path:
     dtype = choose_dtype(config.train.precision)
     arguments = build_arguments(config, run, dtype)
 
+    if base is None:
+        require_prepared(config.model)
     records = load_records(config.data, "train", config.seed)
+    routing = routing_to_train(config, (record.task for record in records))
     # Weights that are trained themselves need their full precision; otherwise only the adapter does.
     base = base or build_base(config.model, torch.float32 if config.adapter.name == "full" else dtype)
     dataset = encode_records(records, base, config.data.max_length, config.data.on_error, "the training data")
+    del records  # the dataset holds all that training needs, in a fraction of the memory
+    embeddings = None if routing is None else routing.embeddings(base)
     # Here, so that the adapter's first values depend on the seed and on nothing done before.
     set_seed(config.seed)
     model = attach_adapter(
-        base.model, config.adapter, config.routing, config.rank, config.factors, config.model.train_projector
+        base.model,
+        config.adapter,
+        config.routing,
+        config.rank,
+        config.factors,
+        config.model.train_projector,
+        embedding_width(embeddings),
     )
 
     stop, progress = StopAtSignal(), ProgressReport(console)
@@ -65,7 +79,8 @@ def train(config: TrainConfig, base: Base | None = None) -> Path:
     features: Features = (
         FeatureCache(base) if config.train.cache_features else PixelLoader(base.image_processor)
     )
-    trainer = build_trainer(model, base, dataset, features, arguments, callbacks)
+    trainer = build_trainer(model, base, dataset, features, arguments, callbacks, embeddings=embeddings)
+    tend_routing(trainer, config.routing, run.routing, console)
     if trainer.is_world_process_zero():
         run.begin(config, checkpoint)
     with ExitStack() as stack:
@@ -85,13 +100,6 @@ def train(config: TrainConfig, base: Base | None = None) -> Path:
     return run.root
 
 
-def _refuse_what_is_not_built(config: TrainConfig) -> None:
-    if config.adapter.name == "mixlora" and config.routing.name == "task":
-        raise UserError(
-            "routing=task: training with task definitions is not built yet; routing=instance and routing=random are"
-        )
-
-
 def build_trainer(
     model: nn.Module,
     base: Base,
@@ -99,15 +107,25 @@ def build_trainer(
     features: Features,
     arguments: TrainingArguments,
     callbacks: list[TrainerCallback],
+    embeddings: Mapping[str, Tensor] | None = None,
 ) -> AdapterTrainer:
-    """The Trainer with our collator, and with our progress report in place of its own."""
+    """The Trainer with our collator, and with our progress report in place of its own.
+
+    `embeddings` (d,) by task go with every batch for routing=task.
+    """
     tokenizer = base.tokenizer
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     trainer = AdapterTrainer(
         model=model,
         args=arguments,
         train_dataset=dataset,
-        data_collator=Collator(pad, features, with_indices=True),
+        data_collator=Collator(
+            pad,
+            features,
+            with_indices=True,
+            embeddings=embeddings,
+            stand_in=stand_in_for_text(model, base, dataset, features, arguments),
+        ),
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
@@ -129,7 +147,14 @@ def summarise(model: nn.Module, run: RunFolder) -> dict[str, Any]:
         "trainable_parameters": trainable,
         "parameters": total,
         "adapter": str(run.adapter.relative_to(run.root)),
+        **_routing_result(rows),
     }
+
+
+def _routing_result(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The last look at the routing and what there is to warn of; nothing where none was taken."""
+    looks = [row["routing"] for row in rows if "routing" in row]
+    return {"routing": looks[-1], "routing_warning": collapse_warning(rows)} if looks else {}
 
 
 @contextmanager
@@ -171,6 +196,8 @@ def _say_how_to_resume(trainer: AdapterTrainer, run: RunFolder, console: Console
 
 def _say_result(run: RunFolder, console: Console) -> None:
     result = run.read_result()
+    if result.get("routing_warning"):
+        console.print(f"warning: {result['routing_warning']}", markup=False, highlight=False)
     share = 100 * result["trainable_parameters"] / result["parameters"]
     console.print(
         f"done: {result['steps']} steps, loss {result['loss']:.4f}, {result['seconds'] / 60:.1f} minutes, "

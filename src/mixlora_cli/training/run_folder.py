@@ -3,6 +3,7 @@
 - config.yaml: the resolved configuration
 - versions.json: Python, packages, platform, git commit, command line
 - metrics.jsonl: one line for each logged step
+- routing.jsonl: how each layer uses its factors, one line for each look (MixLoRA)
 - checkpoints/checkpoint-<step>/: for resume=auto
 - adapter/: the trained adapter
 - result.json: summary, written last: a run that has it is finished
@@ -36,10 +37,12 @@ HARMLESS_KEYS = (
     "resume",
     "overwrite",
     "wandb.",
+    "launch.",  # the number of processes is compared itself, whoever started them
     "train.log_every",
     "train.save_every",
     "train.keep_checkpoints",
     "train.workers",
+    "routing.health_every",
 )
 
 
@@ -51,6 +54,7 @@ class RunFolder:
         self.config = root / "config.yaml"
         self.versions = root / "versions.json"
         self.metrics = root / "metrics.jsonl"
+        self.routing = root / "routing.jsonl"
         self.checkpoints = root / "checkpoints"
         self.adapter = root / "adapter"
         self.result = root / "result.json"
@@ -123,7 +127,7 @@ class RunFolder:
     def clear(self) -> None:
         """Remove an earlier run's files; other files in the folder (Hydra's, the user's) stay."""
         # The marks of a run go first: a run that is half removed must not look finished.
-        for file in (self.result, self.config, self.versions, self.metrics):
+        for file in (self.result, self.config, self.versions, self.metrics, self.routing):
             file.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.adapter):
             shutil.rmtree(folder, ignore_errors=True)

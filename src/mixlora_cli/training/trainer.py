@@ -18,7 +18,9 @@ from mixlora_cli.data.encode import IGNORE
 from mixlora_cli.errors import UserError
 from mixlora_cli.method.model import MixLoraModel
 from mixlora_cli.models.adapters import TRAINED_WEIGHTS, load_trained_weights, save_adapter
+from mixlora_cli.training.balance import BalanceLoss
 from mixlora_cli.training.loss import head_sees_only, label_positions, token_loss
+from mixlora_cli.training.routing_health import RoutingHealth
 
 
 class AdapterTrainer(Trainer):
@@ -26,6 +28,10 @@ class AdapterTrainer(Trainer):
 
     # What compute_loss returns is already divided by the label tokens of the whole accumulated step.
     loss_is_scaled_for_ga = True
+    health: RoutingHealth | None = None
+    """Watches the routing, where there is one."""
+    balance: BalanceLoss | None = None
+    """Spreads the use of factors, where that is asked for."""
 
     def compute_loss(
         self,
@@ -36,10 +42,30 @@ class AdapterTrainer(Trainer):
     ) -> Any:
         """Sum of the answer tokens' cross entropies over `num_items_in_batch` (all processes, all accumulated batches).
 
+        Plus the batch's share of the balance loss, where there is one.
+
         Raises:
             UserError: the loss is NaN or infinite; names the step and the records.
         """
         indices = inputs.pop("indices", None)
+        outputs, targets = self.read(model, inputs)
+        if self.health is not None and indices is not None:
+            # Now: gradient checkpointing will run the layers again.
+            self.health.observe(indices)
+        num_tokens = len(targets) if num_items_in_batch is None else num_items_in_batch
+        loss = token_loss(outputs.logits, targets, num_tokens)
+        if not torch.isfinite(loss):
+            raise UserError(self._non_finite(loss, indices))
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            # The count is global, but gradients are averaged over processes: undo that average.
+            loss = loss * self.accelerator.num_processes
+        if self.balance is not None:
+            loss = loss + self.balance.share(self.current_gradient_accumulation_steps)
+        return (loss, outputs) if return_outputs else loss
+
+    def read(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Any, Tensor]:
+        """Run a batch: the outputs, with logits (n, vocabulary), and the n tokens that they should predict."""
+        inputs.pop("indices", None)
         labels: Tensor = inputs.pop("labels")
         base = _base_model(self.accelerator.unwrap_model(model))
         # `model.train()` reached the frozen tower too; statistics or dropout there would change the features.
@@ -50,15 +76,17 @@ class AdapterTrainer(Trainer):
         predicts, targets = label_positions(labels)
         head: nn.Module = base.get_output_embeddings()
         with head_sees_only(head, predicts):
-            outputs = model(**inputs)
-        num_tokens = len(targets) if num_items_in_batch is None else num_items_in_batch
-        loss = token_loss(outputs.logits, targets, num_tokens)
-        if not torch.isfinite(loss):
-            raise UserError(self._non_finite(loss, indices))
-        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            # The count is global, but gradients are averaged over processes: undo that average.
-            loss = loss * self.accelerator.num_processes
-        return (loss, outputs) if return_outputs else loss
+            return model(**inputs), targets
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log also what the routing does; `loss` stays that of the answers alone."""
+        if "loss" in logs:
+            if self.balance is not None:
+                logs["balance_loss"] = self.accelerator.reduce(self.balance.read(), "mean").item()
+                logs["loss"] -= self.balance.weight * logs["balance_loss"]
+            if self.health is not None:
+                logs.update(self.health.report(self.state.global_step))
+        super().log(logs, start_time)
 
     def _non_finite(self, loss: Tensor, indices: Tensor | None) -> str:
         names = "?" if indices is None else ", ".join(str(index) for index in indices.tolist())

@@ -1,0 +1,1 @@
+"""`mixlora bench`: what MixLoRA costs next to plain LoRA, measured on this machine."""

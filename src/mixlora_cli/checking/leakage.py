@@ -1,0 +1,109 @@
+"""What the training records share with an evaluation set: pictures, near-duplicates of pictures, texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mixlora_cli.checking.findings import Found
+from mixlora_cli.checking.prints import Print, nearest
+from mixlora_cli.checking.texts import Summary
+
+
+@dataclass
+class Leak:
+    """One evaluation set against the training records."""
+
+    benchmark: str
+    records: int
+    pictures: int
+    """Different picture files."""
+    same_picture: Found = field(default_factory=Found)
+    """Pictures whose bytes a training picture has."""
+    near_picture: Found = field(default_factory=Found)
+    """Other pictures whose perceptual hash is near that of a training picture."""
+    plain_pictures: int = 0
+    """Pictures too plain for that comparison."""
+    same_text: Found = field(default_factory=Found)
+    """Records whose question and answer are those of a training record."""
+    same_picture_and_question: Found = field(default_factory=Found)
+    """Records that ask a training question about a training picture (equal bytes)."""
+
+    @property
+    def total(self) -> int:
+        """Everything that was found."""
+        counted = (self.same_picture, self.near_picture, self.same_text, self.same_picture_and_question)
+        return sum(found.count for found in counted)
+
+
+class TrainingSide:
+    """The training records, indexed for comparison.
+
+    `prints` holds the fingerprints of their pictures; pictures without one are not compared.
+    """
+
+    def __init__(self, records: Sequence[Summary], prints: Mapping[Path, Print]) -> None:
+        self.texts = {record.answered: record.index for record in records}
+        self.pictures: dict[str, Path] = {}
+        self.asked: dict[tuple[str, bytes], int] = {}
+        for record in records:
+            known = None if record.image is None else prints.get(record.image)
+            if known is not None and record.image is not None:
+                self.pictures.setdefault(known.bytes_digest, record.image)
+                self.asked.setdefault((known.bytes_digest, record.asked), record.index)
+        looks = {known.perceptual: path for path, known in prints.items() if not known.is_plain}
+        self.hashes, self.hash_paths = list(looks), list(looks.values())
+
+
+def compare(
+    benchmark: str,
+    records: Sequence[Summary],
+    prints: Mapping[Path, Print],
+    training: TrainingSide,
+    near: int,
+    num_examples: int,
+) -> Leak:
+    """Count what `records` share with the training side; `near` is the largest number of differing bits."""
+    paths = list(dict.fromkeys(record.image for record in records if record.image is not None))
+    leak = Leak(benchmark, len(records), len(paths))
+    others: list[Path] = []
+    for path in paths:
+        known = prints.get(path)
+        if known is None:
+            continue
+        if known.bytes_digest in training.pictures:
+            _add(
+                leak.same_picture, f"{path.name} = {training.pictures[known.bytes_digest].name}", num_examples
+            )
+        elif known.is_plain:
+            leak.plain_pictures += 1
+        else:
+            others.append(path)
+    found = nearest([prints[path].perceptual for path in others], training.hashes)
+    for path, (position, distance) in zip(others, found, strict=bool(found)):
+        if distance <= near:
+            twin = training.hash_paths[position].name
+            _add(leak.near_picture, f"{path.name} ~ {twin} ({distance} of 256 bits differ)", num_examples)
+    for record in records:
+        _compare_texts(record, prints, training, leak, num_examples)
+    return leak
+
+
+def _compare_texts(
+    record: Summary, prints: Mapping[Path, Print], training: TrainingSide, leak: Leak, num_examples: int
+) -> None:
+    twin = training.texts.get(record.answered)
+    if twin is not None:
+        _add(leak.same_text, f"record {record.index} = training record {twin}", num_examples)
+    known = None if record.image is None else prints.get(record.image)
+    asked = None if known is None else training.asked.get((known.bytes_digest, record.asked))
+    if asked is not None:
+        example = f"record {record.index} = training record {asked}"
+        _add(leak.same_picture_and_question, example, num_examples)
+
+
+def _add(found: Found, example: str, num_examples: int) -> None:
+    found.count += 1
+    if len(found.examples) < num_examples:
+        found.examples.append(example)

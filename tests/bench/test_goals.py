@@ -1,0 +1,108 @@
+"""Verdicts follow from the ratios of the cases that a goal speaks of."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from mixlora_cli.bench import comparisons
+from mixlora_cli.bench.comparisons import Comparison, compare
+from mixlora_cli.bench.estimates import Estimate, exact
+from mixlora_cli.bench.goals import GOALS, Goal, judge
+from mixlora_cli.bench.measurement import Measurement
+
+FP32, BF16, PUBLISHED, FLAT, PEAK, STEP, GENERATION, BATCHING = GOALS
+
+
+def layer(shape: str = "4096", dtype: str = "fp32", **times: float) -> Measurement:
+    d_in, _, d_out = shape.partition("x")
+    case: dict[str, Any] = {
+        "shape": shape,
+        "d_in": int(d_in),
+        "d_out": int(d_out or d_in),
+        "dtype": dtype,
+        "batch": 1,
+        "factors": 16,
+        "pools": "16,64",
+    }
+    seconds = {"linear": 1.0, "lora": 1.2, "mixlora_e16": 1.1, "mixlora_e64": 1.12, "published": 4.4, **times}
+    return Measurement("layer", case, {name: [time] * 3 for name, time in seconds.items()})
+
+
+def verdict(goal: Goal, *done: Measurement) -> tuple[str, int, int, float | None]:
+    judgement = judge(goal, [found for measurement in done for found in compare(measurement)])
+    worst = None if judgement.worst is None else judgement.worst.estimate.value
+    return judgement.verdict, judgement.num_met, judgement.num_cases, worst
+
+
+def test_every_case_has_to_meet_the_goal() -> None:
+    good, bad = layer(), layer("1024", mixlora_e16=1.17)
+    assert verdict(FP32, good) == ("met", 1, 1, pytest.approx(0.5))
+    assert verdict(FP32, good, bad) == ("not met", 1, 2, pytest.approx(0.85))
+
+
+def test_each_number_format_has_its_own_bound() -> None:
+    ours = {"mixlora_e16": 1.19}
+    assert verdict(FP32, layer(**ours), layer(dtype="bf16"))[0] == "not met"
+    assert verdict(BF16, layer(dtype="bf16", **ours)) == ("met", 1, 1, pytest.approx(0.95))
+    assert verdict(BF16, layer(**ours)) == ("not measured", 0, 0, None)
+
+
+def test_narrow_layers_and_other_pools_are_not_judged() -> None:
+    assert verdict(FP32, layer("576", mixlora_e16=9.0))[0] == "not measured"
+    assert verdict(FP32, layer(mixlora_e64=9.0)) == ("met", 1, 1, pytest.approx(0.5))
+
+
+def test_the_published_form_is_judged_at_4096_alone() -> None:
+    assert verdict(PUBLISHED, layer(), layer("1024", published=1.0), layer("4096x11008", published=1.0)) == (
+        "met",
+        1,
+        1,
+        pytest.approx(4.0),
+    )
+    assert verdict(PUBLISHED, layer(published=3.2))[0] == "not met"
+    without = layer()
+    del without.seconds["published"]  # type: ignore[attr-defined]
+    assert verdict(PUBLISHED, without)[0] == "not measured"
+
+
+def test_flat_in_the_pool() -> None:
+    assert verdict(FLAT, layer()) == ("met", 1, 1, pytest.approx(1.12 / 1.1))
+    assert verdict(FLAT, layer(mixlora_e64=1.2))[0] == "not met"
+    other = replace(layer(), case={**layer().case, "pools": "16,32"})
+    seconds = {**other.seconds, "mixlora_e32": [9.0] * 3}
+    assert verdict(FLAT, replace(other, seconds=seconds))[0] == "not measured"
+
+
+def test_whole_model_goals() -> None:
+    about: dict[str, Any] = {"model": "tiny", "factors": 16}
+    counts = {
+        name: {"peak_bytes": peak, "step_bytes": 10, "saved_bytes": 5}
+        for name, peak in (("lora", 1000), ("mixlora", 1021))
+    }
+    step = Measurement("step", about, {"lora": [1.0], "mixlora": [1.04]})
+    generation = Measurement("generation", about, {"base": [0.5], "lora": [1.0], "mixlora": [1.06]})
+    evaluation = Measurement("evaluation", about, {"batched": [1.0], "one_by_one": [5.5]})
+    assert verdict(PEAK, Measurement("memory", about, counts=counts)) == ("not met", 0, 1, 1.021)
+    assert verdict(STEP, step, generation) == ("met", 1, 1, 1.04)
+    assert verdict(GENERATION, step, generation) == ("not met", 0, 1, 1.06)
+    assert verdict(BATCHING, evaluation) == ("met", 1, 1, 5.5)
+
+
+def test_what_cannot_be_told_is_not_met() -> None:
+    assert verdict(FP32, layer(lora=0.9)) == ("not met", 0, 1, None)
+
+
+@pytest.mark.parametrize(
+    ("estimate", "certain"),
+    [
+        (Estimate(0.7, 0.6, 0.79), True),
+        (Estimate(0.7, 0.6, 0.81), False),
+        (Estimate(0.9, 0.85, 1.0), True),
+        (Estimate(0.7, 0.6, None), False),
+        (exact(0.5), True),
+    ],
+)
+def test_certain_is_an_interval_on_one_side(estimate: Estimate, certain: bool) -> None:
+    found = Comparison(comparisons.EXTRA, layer(), 16, estimate)
+    assert judge(FP32, [found]).certain is certain

@@ -1,0 +1,272 @@
+"""`mixlora check` on data in which everything that can be wrong is wrong a known number of times."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from mixlora_cli.checking import texts
+from mixlora_cli.checking.findings import Mistake, Remark
+from mixlora_cli.checking.report import Report
+from mixlora_cli.checking.run import check, run_check
+from mixlora_cli.checking.texts import Rules, check_chunk, check_texts
+from mixlora_cli.checking.tokens import text_side
+from mixlora_cli.config.check import CheckConfig, CheckOptions
+from mixlora_cli.config.schema import DataConfig, ModelConfig
+from mixlora_cli.data import images as image_checks
+from mixlora_cli.data.encode import Encoded
+from mixlora_cli.data.problems import Kind
+from mixlora_cli.errors import UserError
+
+TINY = ModelConfig(name="tiny", source="tiny")
+
+
+def raw(
+    question: str, answer: str, image: str | None = None, task: str = "colour", **more: Any
+) -> dict[str, Any]:
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return {"id": "x", "task_name": task, "image": image, "conversations": turns, **more}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Noise pictures a..d.png and z.png, a damaged one, and a link that leads out."""
+    monkeypatch.setenv("MIXLORA_CACHE", str(tmp_path / "cache"))
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name in "abcdz":
+        Image.frombytes("L", (8, 8), random.Random(name).randbytes(64)).resize((64, 64)).save(
+            pictures / f"{name}.png"
+        )
+    (pictures / "half.png").write_bytes((pictures / "a.png").read_bytes()[:200])
+    Image.new("RGB", (40, 30)).save(pictures / "large.png")
+    outside = tmp_path / "outside.png"
+    Image.new("RGB", (4, 4)).save(outside)
+    (pictures / "link.png").symlink_to(outside)
+    return tmp_path
+
+
+Check = Callable[..., Report]
+
+
+@pytest.fixture
+def checked(folder: Path) -> Check:
+    def make(train: list[Any], unseen: list[Any] | None = None, **options: Any) -> Report:
+        return run_check(configured(folder, train, unseen, **options))
+
+    return make
+
+
+def configured(
+    folder: Path,
+    train: list[Any],
+    unseen: list[Any] | None = None,
+    data: dict[str, Any] | None = None,
+    **options: Any,
+) -> CheckConfig:
+    (folder / "train.json").write_text(json.dumps(train))
+    values: dict[str, Any] = {"train": str(folder / "train.json"), "images": str(folder / "pictures")}
+    if unseen is not None:
+        (folder / "unseen.json").write_text(json.dumps(unseen))
+        values["unseen"] = str(folder / "unseen.json")
+    group = DataConfig(name="json", source="json", **values, **(data or {}))
+    return CheckConfig(TINY, group, str(folder / "out"), CheckOptions(**{"workers": 1, **options}))
+
+
+EVERYTHING = [
+    raw("What?", "red", "a.png"),
+    raw("What?", "red", "a.png"),  # a duplicate
+    raw("<image>\nWhat?", "red", "a.png"),  # another: the marker is no text
+    raw("What?", "blue", "a.png"),  # the same id and picture, another answer: fine
+    raw("What?", " ", "a.png"),
+    raw("What?", "red", "gone.png"),
+    raw("What?", "red", "half.png"),
+    raw("What?", "red", "../outside.png"),
+    raw("What?", "red", "/etc/hosts"),
+    raw("What?", "red", "link.png"),
+    raw("What?", "red", "large.png"),
+    raw("What?", "red " * 400, "b.png"),
+    raw("What? " * 200, "red", "c.png"),
+    raw("What?", "a </s> b", "b.png"),
+    raw("Say red.", "red", None, task="text"),
+    {"id": "x", "image": "a.png", "conversations": []},
+]
+
+
+def test_exact_counts_of_everything(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_checks, "MAX_PIXELS", 40 * 30 - 1)
+    for name in "abcd":  # small enough for that limit
+        Image.effect_noise((20, 20), 80).save(folder / "pictures" / f"{name}.png")
+    whole = (folder / "pictures" / "a.png").read_bytes()
+    (folder / "pictures" / "half.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "tasks.json").write_text(json.dumps({"colour": "Name the colour."}))
+    data = {"max_length": 300, "metadata": str(folder / "tasks.json")}
+    report = run_check(configured(folder, EVERYTHING, data=data))
+    (train,) = report.splits
+    assert {sort: found.count for sort, found in train.findings.of().items()} == {
+        Kind.MALFORMED: 1,
+        Kind.EMPTY_ANSWER: 1,
+        Kind.ESCAPING_IMAGE: 3,
+        Kind.MISSING_IMAGE: 1,
+        Kind.CORRUPT_IMAGE: 1,
+        Kind.HUGE_IMAGE: 1,
+        Kind.CONTROL_TEXT: 1,
+        Kind.NO_LABEL: 1,
+        Remark.DUPLICATE: 2,
+        Remark.OVER_LENGTH: 1,
+        Remark.UNDEFINED_TASK: 1,
+    }
+    found = train.findings.of()
+    assert found[Remark.DUPLICATE].examples == ["record 1: as record 0", "record 2: as record 0"]
+    assert found[Remark.UNDEFINED_TASK].examples == ["text (1 records)"]
+    assert found[Kind.HUGE_IMAGE].examples[0].startswith("record 10: large.png has 40 x 30 pixels")
+    assert (train.records, train.good, train.text_only, train.pictures) == (16, 6, 1, 2)
+    assert train.tasks == {"colour": 5, "text": 1}
+    assert train.shared_ids == 5
+    assert report.exit_code == 1
+
+
+def test_good_data_is_found_good_and_remarks_count_only_if_strict(checked: Check) -> None:
+    good = [raw("What?", "red", "a.png"), raw("What?", "red", "b.png")]
+    for strict in (False, True):
+        report = checked(good, strict=strict)
+        assert (report.exit_code, report.splits[0].findings.of()) == (0, {})
+        assert checked([*good, good[0]], strict=strict).exit_code == int(strict)
+
+
+def test_what_is_left_out_is_said(checked: Check) -> None:
+    train = [raw("What?", "red " * 2000, "half.png")]
+    assert checked(train).exit_code == 1
+    report = checked(train, lengths=False, images=False)
+    assert (report.exit_code, report.splits[0].good) == (0, 1)
+    assert report.left_out == [
+        "lengths and label masks (check.lengths=false)",
+        "the inside of pictures (check.images=false)",
+        "task definitions (data.metadata=null; only routing=task needs them)",
+        "leakage (it needs data.train and data.heldout or data.unseen)",
+    ]
+
+
+def test_only_the_named_tasks(folder: Path) -> None:
+    train = [raw("What?", "red", "a.png"), raw("What?", "", "a.png", task="other")]
+    report = run_check(configured(folder, train, data={"tasks": ["colour"]}))
+    assert (report.splits[0].records, report.exit_code) == (1, 0)
+    with pytest.raises(UserError, match="no record to check"):
+        run_check(configured(folder, train, data={"tasks": ["colr"]}))
+
+
+def test_a_wrong_label_mask_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    side = text_side(TINY)
+    encode = texts.encode
+
+    def slipped(record: Any, base: Any, max_length: int | None = None) -> Encoded:
+        whole = encode(record, base, max_length)
+        return Encoded(whole.input_ids, [*whole.labels[1:], -100])
+
+    rules = Rules(None, 1792, None, side)
+    rows = [(n, raw("What?", "red", None)) for n in range(5)]
+    assert check_chunk(rows, rules).found == []
+    monkeypatch.setattr(texts, "encode", slipped)
+    found = check_chunk(rows, rules).found
+    assert [(index, sort) for index, sort, _ in found] == [(0, Mistake.LABELS), (1, Mistake.LABELS)]
+
+
+def test_processes_give_what_one_gives_in_order(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts, "CHUNK", 7)
+    rows = [(n, raw(f"What {n}?", "" if n % 10 == 3 else "red", "a.png")) for n in range(60)]
+    rules = Rules((folder / "pictures").resolve(), 1792, None, text_side(TINY))
+    alone, together = (list(check_texts(rows, rules, workers)) for workers in (1, 2))
+    assert alone == together
+    assert [summary.index for result in together for summary in result.good] == [
+        n for n in range(60) if n % 10 != 3
+    ]
+
+
+def test_leakage(folder: Path, checked: Check) -> None:
+    pictures = folder / "pictures"
+    (pictures / "copy.png").write_bytes((pictures / "a.png").read_bytes())
+    with Image.open(pictures / "b.png") as image:
+        image.convert("RGB").resize((50, 50)).save(pictures / "b_small.jpg", quality=70)
+    Image.new("RGB", (8, 8)).save(pictures / "plain.png")
+    train = [
+        raw("What is it?", "red", "a.png"),
+        raw("Which?", "blue", "b.png"),
+        raw("Where?", "here", "plain.png"),
+    ]
+    unseen = [
+        raw(
+            "what  is IT?\n<image>", "Red", "copy.png", benchmark="pope"
+        ),  # the same question about the same picture
+        raw("How many?", "two", "copy.png", benchmark="pope"),
+        raw("Which?", "blue", "z.png", benchmark="pope"),
+        raw("Who?", "me", "b_small.jpg", benchmark="mme"),
+        raw("Who?", "you", "d.png", benchmark="mme"),
+        raw("Who?", "they", None, benchmark="mme"),
+    ]
+    pope, mme = checked(train, unseen).leaks
+    assert (pope.benchmark, pope.records, pope.pictures) == ("pope", 3, 2)
+    assert pope.same_picture.examples == ["copy.png = a.png"]
+    assert pope.same_text.examples == ["record 0 = training record 0", "record 2 = training record 1"]
+    assert pope.same_picture_and_question.examples == ["record 0 = training record 0"]
+    assert pope.near_picture.count == 0
+    assert (mme.benchmark, mme.records, mme.pictures, mme.total) == ("mme", 3, 2, 1)
+    assert mme.near_picture.examples[0].startswith("b_small.jpg ~ b.png (")
+    assert checked(train, unseen, near=0).leaks[1].near_picture.count == 0
+    assert checked(train, unseen, strict=True).exit_code == 1
+    assert checked(train, unseen).exit_code == 0
+    assert checked(train, unseen, leakage=False).leaks == []
+
+
+def test_table_file_and_exit_code(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        check(configured(folder, [raw("What?", "", "a.png"), raw("What?", "red", "a.png")], examples=1))
+    assert stop.value.code == 1
+    written = json.loads((folder / "out" / "check.json").read_text())
+    assert written["exit_code"] == 1
+    assert written["splits"]["train"]["findings"] == {
+        "empty_answer": {
+            "text": "empty answer",
+            "remark": False,
+            "count": 1,
+            "examples": ["record 0: turn 1"],
+        }
+    }
+    assert (written["splits"]["train"]["records"], written["splits"]["train"]["good"]) == (2, 1)
+    shown = capsys.readouterr().out
+    assert "train: 2 records of 1 tasks, 1 pictures, 0 records without one; 1 good" in shown
+    assert "1 problems, 0 remarks; full report: " in shown
+
+
+@pytest.mark.slow
+def test_the_command_line_gives_the_exit_code(folder: Path) -> None:
+    def run(answer: str, *more: str) -> subprocess.CompletedProcess[str]:
+        configured(folder, [raw("What?", answer, "a.png")])
+        arguments = [
+            "data=json",
+            f"data.train={folder}/train.json",
+            f"data.images={folder}/pictures",
+            "model=tiny",
+        ]
+        command = [
+            sys.executable,
+            "-m",
+            "mixlora_cli.cli",
+            "check",
+            *arguments,
+            f"output_dir={folder}/out",
+            *more,
+        ]
+        return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+
+    assert run("red").returncode == 0
+    assert run("").returncode == 1
+    wrong = run("red", "check.near=100")
+    assert (wrong.returncode, wrong.stderr) == (2, "error: check.near=100: must be from 0 to 64\n")
