@@ -65,6 +65,22 @@ def evaluate(context: typer.Context) -> None:
 
 
 @app.command(context_settings=HYDRA_ARGUMENTS, add_help_option=False)
+def judge(context: typer.Context) -> None:
+    """Have the answers of a finished evaluation judged: by a rule, a local language model or a server."""
+    from mixlora_cli.config.judge import JudgeCommandConfig
+
+    _run("judge", JudgeCommandConfig, "mixlora_cli.judging.run:judge", context)
+
+
+@app.command(context_settings=HYDRA_ARGUMENTS, add_help_option=False)
+def report(context: typer.Context) -> None:
+    """Write results.md and report.html from stored evaluations, one or several side by side."""
+    from mixlora_cli.config.report import ReportConfig
+
+    _run("report", ReportConfig, "mixlora_cli.report.run:report", context)
+
+
+@app.command(context_settings=HYDRA_ARGUMENTS, add_help_option=False)
 def align(context: typer.Context) -> None:
     """Stage one of the small model, picture -> caption; its result ships with the package."""
     from mixlora_cli.config.schema import AlignConfig

@@ -122,7 +122,7 @@ def test_full_fine_tuning_trains_no_adapter() -> None:
 
 
 def test_a_specialist_needs_its_task() -> None:
-    with pytest.raises(UserError, match=r"data\.tasks is missing"):
+    with pytest.raises(UserError, match=r"data\.tasks=\[\]: must name at least one task"):
         trained("specialist_lora_r4")
     one = trained("specialist_lora_r16", "data.tasks=[VQAv2]", "seed=3")
     assert one.data.tasks == ["VQAv2"]

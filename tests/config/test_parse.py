@@ -118,3 +118,18 @@ def test_keys_are_listed_with_their_groups() -> None:
 
 def test_no_guess_where_nothing_is_near() -> None:
     assert unknown_key("zzz", "1", ["rank", "seed"]) == "zzz=1: unknown key; allowed here: rank, seed"
+
+
+@dataclass(frozen=True)
+class Optional:
+    inner: Inner | None = None
+
+
+def test_a_group_may_be_left_out() -> None:
+    assert parse(Optional, {"inner": None}) == Optional(None)
+    assert parse(Optional, {"inner": {"size": 3}}) == Optional(Inner(3))
+    assert all_keys(Optional) == ["inner", "inner.size", "inner.kind"]
+    with pytest.raises(
+        UserError, match=r"inner\.colour=red: unknown key; allowed here: inner\.size, inner\.kind"
+    ):
+        parse(Optional, {"inner": {"size": 3, "colour": "red"}})

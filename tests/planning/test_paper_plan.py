@@ -85,7 +85,7 @@ def test_the_assumed_mfu_is_that_of_llavas_own_runs(size: str, gpu: str, hours: 
         "plan.gpus=8",
         f"plan.gpu={gpu}",
         "plan.instances=665298",
-        "plan.tokens=750",
+        "plan.tokens=750",  # 576 of the picture and an estimate of the text
     )
     implied = made.config.plan.mfu * made.schedule.hours / hours
     assert implied == pytest.approx(MachineConfig().mfu, rel=0.15)

@@ -110,13 +110,17 @@ def test_the_projector_is_one_layer_in_memory_and_on_disk(parts: Parts, base: Ba
 
 def test_shards_hold_the_same_as_one_file(parts: Parts, folder: Path, tmp_path: Path) -> None:
     opened = [Part(key, value, Path(value)) for key, value in parts.options.items()]
+    output = tmp_path / "output"  # pytest's own folder is private
+    output.mkdir()
     counted: list[int] = []
     model = open_llava_v1(*opened)
-    write_llava_v1(model, tmp_path, counted.append, shard_bytes=60_000)
+    write_llava_v1(model, output, counted.append, shard_bytes=60_000)
     assert sum(counted) == model.num_bytes
-    assert len(list(tmp_path.glob("model-0000*.safetensors"))) > 3
+    files = list(output.glob("model-0000*.safetensors"))
+    assert len(files) > 3
+    assert {file.stat().st_mode for file in files} == {(output / "config.json").stat().st_mode}
     one = build_base(ModelConfig("one", "hub", str(folder))).model.state_dict()
-    many = build_base(ModelConfig("many", "hub", str(tmp_path))).model.state_dict()
+    many = build_base(ModelConfig("many", "hub", str(output))).model.state_dict()
     assert [name for name in one if not torch.equal(one[name], many[name])] == []
     assert one.keys() == many.keys()
 

@@ -26,11 +26,9 @@ NUM_RECORDS = 12
 MakeConfig = Callable[..., TrainConfig]
 
 
-@pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataConfig:
+def write_data(folder: Path) -> DataConfig:
     """Twelve pictures of one colour each; answers of different lengths, one record without a picture."""
-    monkeypatch.setenv("MIXLORA_CACHE", str(tmp_path / "cache"))
-    images = tmp_path / "images"
+    images = folder / "images"
     images.mkdir()
     records = []
     for number in range(NUM_RECORDS):
@@ -50,9 +48,16 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataConfig:
             del record["image"]
             record["conversations"][0]["value"] = "Say white."
         records.append(record)
-    path = tmp_path / "train.json"
+    path = folder / "train.json"
     path.write_text(json.dumps(records))
     return DataConfig(name="json", source="json", train=str(path), images=str(images))
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataConfig:
+    """`write_data` and a cache of their own."""
+    monkeypatch.setenv("MIXLORA_CACHE", str(tmp_path / "cache"))
+    return write_data(tmp_path)
 
 
 @pytest.fixture

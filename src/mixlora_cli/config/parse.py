@@ -151,7 +151,7 @@ def all_keys(config_class: type, at: str = "") -> list[str]:
 def _group(hint: Any) -> type | None:
     """The dataclass that `hint` declares, alone or as `X | None`."""
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    return next((option for option in options if is_dataclass(option)), None)
+    return next((option for option in options if isinstance(option, type) and is_dataclass(option)), None)
 
 
 def _hints(config_class: type) -> dict[str, Any]:

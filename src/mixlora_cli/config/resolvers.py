@@ -34,9 +34,9 @@ def last_part(path: str | None, default: str) -> str:
     return PurePath(str(path)).name.removesuffix(".json") if path else default
 
 
-def joined(names: Sequence[str] | str) -> str:
-    """Names in one, as part of a folder's name: `[GQA, VQAv2]` -> `GQA-VQAv2`."""
-    return names if isinstance(names, str) else "-".join(names)
+def joined(names: Sequence[str] | None) -> str:
+    """Names in one, as part of a folder's name: `[GQA, VQAv2]` -> `GQA-VQAv2`, none -> `all`."""
+    return "-".join(names) if names else "all"
 
 
 def config_groups(*groups: str) -> str:

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mixlora_cli.config.judge import JudgeConfig
 from mixlora_cli.config.launch import LaunchConfig
 
 AdapterName = Literal["lora", "mixlora", "full", "none"]
@@ -134,6 +135,7 @@ class DataConfig:
     on_error: Literal["stop", "skip"] = "stop"
 
     def __post_init__(self) -> None:
+        _require(self.tasks != [], "data.tasks", "[]", "must name at least one task, or be null for all")
         _require(self.max_length >= 16, "data.max_length", self.max_length, "must be >= 16")
         _require(
             self.max_per_task is None or self.max_per_task > 0,
@@ -160,7 +162,7 @@ class OptimConfig:
     """Instances per device and forward pass."""
     accumulation: int = 1
     effective_batch: int | None = None
-    """Instances per optimizer step over all devices; the accumulation follows from it. null = as `accumulation` says."""
+    """Instances per optimizer step over all devices; accumulation follows from it. null = `accumulation` as given."""
     learning_rate: float = 4e-5
     scheduler: str = "cosine"
     warmup_ratio: float = 0.03
@@ -309,6 +311,8 @@ class EvalConfig:
     run: str | None = None
     """Run folder of `mixlora train`, whose base, adapter and template are evaluated; null: the untuned base."""
     seed: int = 0
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    """Who judges the answers once they are there, beside each benchmark's own rule."""
 
     def __post_init__(self) -> None:
         _check_seed(self.seed)

@@ -1,18 +1,26 @@
-"""The benchmarks: one row each. Adding one touches this table and nothing else."""
+"""The benchmarks: one row each. Adding one touches this table and nothing else.
+
+A benchmark without an origin comes with the data (`data=mini`, or records of your own that carry its name).
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mixlora_cli.errors import UserError
-from mixlora_cli.evaluation.metrics import LABELS, MME, POPE, VQA, Metric
+from mixlora_cli.evaluation.metrics import LABELS, METRICS, MME, POPE, VQA, Metric
+from mixlora_cli.evaluation.sources import rows
+from mixlora_cli.evaluation.sources.origin import Origin
 
 COLUMNS = ("MME", "Text-VQA", "VSR", "SNLI-VE", "CIFAR-10", "CIFAR-100", "MNIST", "POPE")
 """The paper's columns, in its order; MMAvg, the mean of all but MME, follows them."""
 AVERAGED = tuple(column for column in COLUMNS if column != "MME")
 MEAN_TITLE = "MMAvg"
+PAPER = "paper"
+"""In `eval.benchmarks`: all eight of the paper's."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +32,95 @@ class Benchmark:
     column: str
     """The paper's name; also the column of the result table."""
     metric: Metric
+    origin: Origin | None = None
 
+
+_MME = Origin(
+    hub=("lmms-lab/MME", "lmms-lab-encoder/MME"),
+    split="test",
+    rows=2_374,
+    columns=("question_id", "image", "question", "answer", "category"),
+    ask=rows.ask_mme,
+)
+_TEXT_VQA = Origin(
+    hub=("lmms-lab/textvqa",),
+    split="validation",
+    rows=5_000,
+    columns=("question_id", "image", "question", "answers"),
+    ask=rows.ask_textvqa,
+)
+_VSR = Origin(
+    hub=("cambridgeltl/vsr_zeroshot",),
+    split="test",
+    rows=1_222,
+    columns=("image", "caption", "label"),
+    ask=rows.ask_vsr,
+    picture="",
+    photos=rows.vsr_photos,
+    records="test.jsonl",
+    by_hand="a folder with COCO 2017's pictures in images/ (images/train2017/000000000009.jpg and so on, from "
+    "cocodataset.org, or the same files without sub-folders); test.jsonl beside it is fetched from the hub if absent",
+)
+_SNLI_VE = Origin(
+    hub=(),  # HuggingFaceM4/SNLI-VE is a script, which `datasets` no longer runs
+    split="test",
+    rows=17_901,
+    columns=("Flickr30K_ID", "sentence2", "gold_label"),
+    ask=rows.ask_snli_ve,
+    picture="",
+    photos=rows.snli_ve_photos,
+    records="snli_ve_test.jsonl",
+    by_hand="a folder with snli_ve_test.jsonl (github.com/necla-ml/SNLI-VE links to it) and Flickr30k's pictures in "
+    "images/ (images/1000092795.jpg and so on; shannon.cs.illinois.edu/DenotationGraph gives them on request)",
+)
+_CIFAR10 = Origin(
+    hub=("uoft-cs/cifar10",),
+    split="test",
+    rows=10_000,
+    columns=("img", "label"),
+    ask=rows.classify("object", rows.CIFAR10, "label"),
+    picture="img",
+    labels=rows.CIFAR10,
+    label_column="label",
+)
+_CIFAR100 = Origin(
+    hub=("uoft-cs/cifar100",),
+    split="test",
+    rows=10_000,
+    columns=("img", "fine_label"),
+    ask=rows.classify("object", rows.CIFAR100, "fine_label"),
+    picture="img",
+    labels=rows.CIFAR100,
+    label_column="fine_label",
+)
+_MNIST = Origin(
+    hub=("ylecun/mnist",),
+    split="test",
+    rows=10_000,
+    columns=("image", "label"),
+    ask=rows.classify("number", rows.DIGITS, "label"),
+    labels=rows.DIGITS,
+    label_column="label",
+)
+_POPE = Origin(
+    hub=("lmms-lab/POPE", "lmms-lab-encoder/POPE"),
+    split="test",
+    rows=9_000,
+    columns=("question_id", "question", "answer", "image", "category"),
+    ask=rows.ask_pope,
+)
 
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark
     for benchmark in (
+        Benchmark("mme", "MME", MME, _MME),
+        Benchmark("textvqa", "Text-VQA", VQA, _TEXT_VQA),
+        Benchmark("vsr", "VSR", LABELS, _VSR),
+        Benchmark("snli_ve", "SNLI-VE", LABELS, _SNLI_VE),
+        Benchmark("cifar10", "CIFAR-10", LABELS, _CIFAR10),
+        Benchmark("cifar100", "CIFAR-100", LABELS, _CIFAR100),
+        Benchmark("mnist", "MNIST", LABELS, _MNIST),
+        Benchmark("pope", "POPE", POPE, _POPE),
         Benchmark("mini_mme", "MME", MME),
         Benchmark("mini_textvqa", "Text-VQA", VQA),
         Benchmark("mini_vsr", "VSR", LABELS),
@@ -40,16 +132,42 @@ BENCHMARKS: dict[str, Benchmark] = {
     )
 }
 
+FROM_THE_PAPER = tuple(name for name, benchmark in BENCHMARKS.items() if benchmark.origin is not None)
 
-def benchmark_named(name: str) -> Benchmark:
-    """The row of this name; a benchmark of the user's own gets its own column, scored by label match."""
-    return BENCHMARKS.get(name) or Benchmark(name, name, LABELS)
+SEEN_TASKS = {
+    "scienceqa+question_answering": "ScienceQA",
+    "coco+image_classification_animal": "COCO",
+    "fairface+image_classification_age": "FairFace",
+    "INATURALIST+order_classification": "iNaturalist",
+    "STVQA+image_question_answer": "ST-VQA",
+    "PACS+elephant_image_category_classification": "PACS",
+}
+"""Table 3: Vision-Flan's name of each seen task -> the paper's. Their instances are held-out ones (`data.heldout`)."""
+
+
+def benchmark_named(name: str, declared: Mapping[str, Any] | None = None) -> Benchmark:
+    """The row of this name.
+
+    A benchmark of the user's own is described by `declared`, which the predictions file has under
+    `about.benchmarks` ({name: {"column", "scorer"}}); without that it gets its own column, scored by label match.
+    """
+    if known := BENCHMARKS.get(name):
+        return known
+    own = (declared or {}).get(name, {})
+    return Benchmark(name, str(own.get("column", name)), METRICS[str(own.get("scorer", "labels"))])
 
 
 def in_paper_order(names: Iterable[str]) -> list[str]:
     """Benchmark names sorted by the paper's columns, others behind them in the order they come."""
     place = {column: position for position, column in enumerate(COLUMNS)}
     return sorted(names, key=lambda name: place.get(benchmark_named(name).column, len(COLUMNS)))
+
+
+def expand(wanted: Sequence[str]) -> list[str]:
+    """`eval.benchmarks` with "paper" replaced by the eight that it stands for, each name once."""
+    return list(
+        dict.fromkeys(each for name in wanted for each in (FROM_THE_PAPER if name == PAPER else (name,)))
+    )
 
 
 def choose(wanted: Sequence[str] | None, available: Sequence[str]) -> list[str]:

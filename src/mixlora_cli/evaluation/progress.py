@@ -21,24 +21,29 @@ LINES = 10
 
 
 @contextmanager
-def answer_progress(console: Console, done: int, total: int) -> Iterator[Callable[[int], None]]:
-    """Give a function that is told how many more instances were answered; `done` of `total` were before."""
+def answer_progress(
+    console: Console, done: int, total: int, verb: tuple[str, str] = ("answering", "answered")
+) -> Iterator[Callable[[int], None]]:
+    """Give a function that is told how many more instances were answered; `done` of `total` were before.
+
+    `verb` says what happens to them, as it goes on and when it is done.
+    """
     if console.is_terminal:
         columns = (
-            TextColumn("answering"),
+            TextColumn(verb[0]),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=console) as bar:
-            task = bar.add_task("answering", total=total, completed=done)
+            task = bar.add_task(verb[0], total=total, completed=done)
             yield lambda count: bar.advance(task, count)
         return
-    yield _line_printer(console, done, total)
+    yield _line_printer(console, done, total, verb[1])
 
 
-def _line_printer(console: Console, done: int, total: int) -> Callable[[int], None]:
+def _line_printer(console: Console, done: int, total: int, verb: str) -> Callable[[int], None]:
     start, first, reported = time.monotonic(), done, done * LINES // max(total, 1)
 
     def advance(count: int) -> None:
@@ -48,7 +53,7 @@ def _line_printer(console: Console, done: int, total: int) -> Callable[[int], No
             reported = tenth
             rate = (done - first) / max(time.monotonic() - start, 1e-9)
             console.print(
-                f"answered {done}/{total}  {rate:.1f} instances/s  {(total - done) / rate:.0f} s left",
+                f"{verb} {done}/{total}  {rate:.1f} instances/s  {(total - done) / rate:.0f} s left",
                 markup=False,
                 highlight=False,
                 soft_wrap=True,

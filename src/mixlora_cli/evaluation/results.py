@@ -1,7 +1,7 @@
 """What an evaluation found, and the file it is kept in.
 
-`results.json` is `{"format", "about": {...}, "scores": [Score], "mean": Score | null, "seen": Score | null}`
-with the fields of the dataclasses below.
+`results.json` is `{"format", "about": {...}, "scores": [Score], "mean": Score | null, "seen": Score | null,
+"judged": [Judged]}` with the fields of the dataclasses below.
 """
 
 from __future__ import annotations
@@ -41,6 +41,51 @@ class Score:
 
 
 @dataclass(frozen=True)
+class JudgedScore:
+    """What one judge says of one benchmark's answers, in per cent."""
+
+    name: str
+    column: str
+    value: float
+    """Per cent of answers that it calls right."""
+    low: float
+    high: float
+    n: int
+    unparsed: int
+    """Replies of the judge that decide nothing; counted as wrong."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How often two judges say the same of an answer."""
+
+    share: float
+    """Per cent of the `n` answers that both have judged."""
+    n: int
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The scores that one judge gives."""
+
+    judge: Mapping[str, Any]
+    """title, judge, model, revision, digest of the prompt and decoding."""
+    scores: tuple[JudgedScore, ...]
+    """One for each benchmark that it has judged whole, in the paper's order."""
+    mean: JudgedScore | None
+    """Mean of the paper's columns other than MME; None unless all seven are judged."""
+    seen: JudgedScore | None
+    """Mean over the seen tasks; None unless all are judged."""
+    agreement: Mapping[str, Agreement]
+    """With every other judge, by its title, and with the rule "exact"."""
+
+    @property
+    def title(self) -> str:
+        """Short name of the judge."""
+        return str(self.judge["title"])
+
+
+@dataclass(frozen=True)
 class Results:
     """The scores of one model."""
 
@@ -52,6 +97,8 @@ class Results:
     """MMAvg, the mean of the paper's columns other than MME; None unless all seven were evaluated."""
     seen: Score | None
     """Held-out instances of the seen tasks: mean over tasks, each in `parts`; None unless answered."""
+    judged: tuple[Judged, ...] = ()
+    """One for each judge that was asked."""
 
     @property
     def label(self) -> str:
@@ -79,8 +126,19 @@ def read_results(path: Path) -> Results:
         if content.pop("format") != FORMAT:
             raise ValueError("format")
         mean, seen = (None if content[key] is None else Score(**content[key]) for key in ("mean", "seen"))
-        return Results(content["about"], tuple(Score(**score) for score in content["scores"]), mean, seen)
+        scores = tuple(Score(**score) for score in content["scores"])
+        judged = tuple(map(_judged, content.get("judged", ())))
+        return Results(content["about"], scores, mean, seen, judged)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: run `mixlora eval` first") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no results file of this version (expected format {FORMAT})") from error
+
+
+def _judged(content: Mapping[str, Any]) -> Judged:
+    mean, seen = (
+        None if content[key] is None else JudgedScore(**content[key]) for key in ("mean", "seen")
+    )
+    scores = tuple(JudgedScore(**score) for score in content["scores"])
+    agreement = {title: Agreement(**found) for title, found in content["agreement"].items()}
+    return Judged(content["judge"], scores, mean, seen, agreement)

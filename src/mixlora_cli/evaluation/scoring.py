@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mixlora_cli.errors import UserError
-from mixlora_cli.evaluation import predictions as files
 from mixlora_cli.evaluation import results as result_files
 from mixlora_cli.evaluation.benchmarks import AVERAGED, MEAN_TITLE, benchmark_named, in_paper_order
+from mixlora_cli.evaluation.folder import read_finished
 from mixlora_cli.evaluation.metrics import EXACT, Measured, Metric
 from mixlora_cli.evaluation.predictions import Prediction
 from mixlora_cli.evaluation.results import Results, Score
 from mixlora_cli.evaluation.scorers import normalise_answer
 from mixlora_cli.evaluation.statistics import SEED, Floats, bootstrap_means, percentile
+from mixlora_cli.judging.scores import judged_scores
 
 SEEN_NAME = "seen"
 SEEN_TITLE = "Seen"
@@ -98,17 +99,11 @@ def score(folder: Path) -> Results:
 
     Raises UserError when there are none or the evaluation has not finished.
     """
-    path = folder / files.FILE_NAME
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: run `mixlora eval` first")
-    contents = files.read_predictions(path)
+    contents = read_finished(folder)
     header = contents.header
-    if header is None or len(contents.predictions) < header.count:
-        there = f"{len(contents.predictions)} of {header.count}" if header else "none"
-        raise UserError(
-            f"{path} is not finished ({there} answers): run the same `mixlora eval` again, it continues"
-        )
+    assert header is not None
     about = {**header.about, "fingerprint": dict(header.fingerprint)}
-    results = score_predictions(contents.predictions, about)
+    judged = judged_scores(folder, contents.predictions)
+    results = replace(score_predictions(contents.predictions, about), judged=judged)
     result_files.write_results(results, folder / result_files.FILE_NAME)
     return results

@@ -186,14 +186,10 @@ class RoutingContext:
     def replaying(self, reading: Reading) -> Iterator[None]:
         """Inside, layers see `reading`. The pooled input is shared neither into the block nor out of it."""
         outer, self.reading, self._pooled = self.reading, reading, None
-        collecting, self.collect_balance = (
-            self.collect_balance,
-            False,
-        )  # the first pass left its terms already
         try:
             yield
         finally:
-            self.reading, self._pooled, self.collect_balance = outer, None, collecting
+            self.reading, self._pooled = outer, None
 
     def _restore_in_checkpoint(self, layer: nn.Module) -> None:
         function = vars(layer).get("_gradient_checkpointing_func")
@@ -251,11 +247,20 @@ class _RestoringCheckpoint:
     checkpoint: Callable[..., Any]
 
     def __call__(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        reading = self.context.reading
+        context, reading, collecting = self.context, self.context.reading, self.context.collect_balance
+        terms: list[Tensor] | None = context.balance_terms
 
         def run_as_then(*inner: Any, **inner_kwargs: Any) -> Any:
-            with self.context.replaying(reading):
-                return run(*inner, **inner_kwargs)
+            nonlocal terms
+            outside = context.collect_balance, context.balance_terms
+            # A second pass must save the same tensors as the first, but its terms are not wanted again.
+            context.collect_balance, context.balance_terms = collecting, [] if terms is None else terms
+            terms = None
+            try:
+                with context.replaying(reading):
+                    return run(*inner, **inner_kwargs)
+            finally:
+                context.collect_balance, context.balance_terms = outside
 
         return self.checkpoint(run_as_then, *args, **kwargs)
 

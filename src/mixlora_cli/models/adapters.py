@@ -114,9 +114,9 @@ def _from_anywhere(model: str | None) -> str | None:
 
 
 def num_parameters(model: nn.Module) -> tuple[int, int]:
-    """Return (trainable, all) parameters; a shared one counts once."""
-    parameters = list(model.parameters())
-    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+    """Return (trainable, all) parameters; a shared one counts once, and one that ZeRO-3 has taken away is whole."""
+    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
+    return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
 
 
 def save_adapter(

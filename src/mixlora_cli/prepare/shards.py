@@ -33,11 +33,13 @@ def write_shards(
         tensor: gives the values of one; asked once for each, a shard's at a time.
         limit: bytes of one shard.
     """
+    readable = folder.stat().st_mode & 0o666  # what the umask allows
     plan = split_torch_state_dict_into_shards(dict(shapes), max_shard_size=limit)
     for file, names in plan.filename_to_tensors.items():
         with torch.inference_mode():
             values = {name: tensor(name).contiguous() for name in names}
         save_file(values, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(readable)  # safetensors writes files that only their owner can read
         del values
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}

@@ -8,11 +8,14 @@ from transformers import SchedulerType, TrainingArguments
 from mixlora_cli.config.schema import TrainConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.training.accumulation import accumulation
+from mixlora_cli.training.deepspeed import start_deepspeed
 from mixlora_cli.training.run_folder import RunFolder
 
 
 def build_arguments(config: TrainConfig, run: RunFolder, dtype: torch.dtype) -> TrainingArguments:
     """Arguments of a run; nothing is left to the Trainer's defaults that changes what is computed.
+
+    Several processes find one another in here.
 
     Raises:
         UserError: `train.scheduler` is unknown, or `train.effective_batch` cannot be split.
@@ -58,7 +61,9 @@ def build_arguments(config: TrainConfig, run: RunFolder, dtype: torch.dtype) -> 
         log_level="error",  # its warnings speak of arguments that a user of ours never gave
         report_to=[] if config.wandb.mode == "disabled" else ["wandb"],
         run_name=config.wandb.name or run.root.name,
-        deepspeed=config.deepspeed.config,
+        deepspeed=start_deepspeed(config),
+        # Every trained weight gets a gradient in every batch: factors that nobody selects one of zero.
+        ddp_find_unused_parameters=False,
     )
     # Several GPUs visible to one process would make the Trainer replicate the model in threads (DataParallel), which
     # loses hooks and is slow; several GPUs are used by several processes.

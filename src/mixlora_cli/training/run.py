@@ -24,6 +24,7 @@ from mixlora_cli.models.features import FeatureCache
 from mixlora_cli.models.prepared import require_prepared
 from mixlora_cli.models.task_routing import embedding_width, routing_to_train
 from mixlora_cli.training.arguments import build_arguments
+from mixlora_cli.training.deepspeed import loads_whole_weights
 from mixlora_cli.training.interrupt import Interrupted, StopAtSignal
 from mixlora_cli.training.metrics import MetricsWriter, read_metrics
 from mixlora_cli.training.precision import choose_dtype, inputs_keep_their_dtype
@@ -55,10 +56,12 @@ def train(config: TrainConfig, base: Base | None = None) -> Path:
 
     if base is None:
         require_prepared(config.model)
-    records = load_records(config.data, "train", config.seed)
+    with arguments.main_process_first(desc="records"):  # what it finds about the pictures is kept for the others
+        records = load_records(config.data, "train", config.seed)
     routing = routing_to_train(config, (record.task for record in records))
     # Weights that are trained themselves need their full precision; otherwise only the adapter does.
-    base = base or build_base(config.model, torch.float32 if config.adapter.name == "full" else dtype)
+    with loads_whole_weights():
+        base = base or build_base(config.model, torch.float32 if config.adapter.name == "full" else dtype)
     dataset = encode_records(records, base, config.data.max_length, config.data.on_error, "the training data")
     del records  # the dataset holds all that training needs, in a fraction of the memory
     embeddings = None if routing is None else routing.embeddings(base)
@@ -81,6 +84,9 @@ def train(config: TrainConfig, base: Base | None = None) -> Path:
     )
     trainer = build_trainer(model, base, dataset, features, arguments, callbacks, embeddings=embeddings)
     tend_routing(trainer, config.routing, run.routing, console)
+    if arguments.process_index:
+        set_seed(config.seed + arguments.process_index)  # its own dropout
+    trainer.accelerator.wait_for_everyone()  # until all have seen the run folder as it was
     if trainer.is_world_process_zero():
         run.begin(config, checkpoint)
     with ExitStack() as stack:

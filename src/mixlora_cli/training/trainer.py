@@ -19,6 +19,7 @@ from mixlora_cli.errors import UserError
 from mixlora_cli.method.model import MixLoraModel
 from mixlora_cli.models.adapters import TRAINED_WEIGHTS, load_trained_weights, save_adapter
 from mixlora_cli.training.balance import BalanceLoss
+from mixlora_cli.training.deepspeed import gather_weights
 from mixlora_cli.training.loss import head_sees_only, label_positions, token_loss
 from mixlora_cli.training.routing_health import RoutingHealth
 
@@ -110,6 +111,14 @@ class AdapterTrainer(Trainer):
         else:
             sampler = super()._get_train_sampler(dataset)
         return None if sampler is None else _SeededByEpoch(sampler, self.args.seed)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the adapter from the first process, gathered from all of them where DeepSpeed keeps it."""
+        if self.is_deepspeed_enabled:
+            assert self.model is not None
+            self._save(output_dir, gather_weights(self.model))
+        else:
+            super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write the adapter alone: the frozen base is where it came from. Called for checkpoints by the Trainer."""

@@ -1,0 +1,51 @@
+"""`mixlora judge`: have stored answers judged, without the model that gave them; continues where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+
+from mixlora_cli.config.judge import JudgeCommandConfig, JudgeConfig
+from mixlora_cli.evaluation.folder import find_evaluation, read_finished
+from mixlora_cli.evaluation.predictions import Prediction
+from mixlora_cli.evaluation.progress import answer_progress
+from mixlora_cli.evaluation.results import Results
+from mixlora_cli.evaluation.scoring import score
+from mixlora_cli.judging.build import build_judge
+from mixlora_cli.judging.replies import open_replies
+from mixlora_cli.judging.table import print_judged
+
+
+def judge(config: JudgeCommandConfig) -> Results:
+    """Judge the answers of a finished evaluation, score it anew and print what the judges say.
+
+    Raises UserError when there is no finished evaluation or the judge cannot go on; every reply until then is kept.
+    """
+    folder = find_evaluation(str(config.run))
+    judge_answers(folder, config.judge)
+    results = score(folder)
+    print_judged([(results.label, results)])
+    return results
+
+
+def judge_answers(folder: Path, settings: JudgeConfig) -> None:
+    """Ask the judge about every answer in an evaluation folder that it has not judged yet.
+
+    Raises UserError like `judge`.
+    """
+    console = Console(stderr=True)
+    predictions = read_finished(folder).predictions
+    judged_by = build_judge(settings)
+    questions = {judged_by.identity.key(p): p for p in predictions}
+    writer, known = open_replies(folder, judged_by.identity)
+    with writer:
+        missing: Mapping[str, Prediction] = {key: p for key, p in questions.items() if key not in known}
+        done = len(questions) - len(missing)
+        if done and missing:
+            console.print(f"continuing: {done} of {len(questions)} questions are judged already", markup=False)
+        with answer_progress(console, done, len(questions), ("judging", "judged")) as advance:
+            for replies in judged_by.replies(missing):
+                writer.append(replies)
+                advance(len(replies))

@@ -1,0 +1,179 @@
+"""Two real processes (gloo) train as one process with twice the batch does, without and with each stage of ZeRO.
+
+In fp32 the loss is the same to 2e-5 and the weights to 2e-4: sums over a batch are taken in another order, and Adam
+divides by the size of a gradient however small it is.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mixlora_cli.config.launch import LaunchConfig
+from mixlora_cli.config.schema import (
+    AdapterConfig,
+    DeepspeedConfig,
+    ModelConfig,
+    OptimConfig,
+    RoutingConfig,
+    TrainConfig,
+)
+from mixlora_cli.launch.workers import run_workers
+from mixlora_cli.models.adapters import load_adapter
+from mixlora_cli.models.tiny import build_tiny
+from mixlora_cli.paths import conf_dir
+from mixlora_cli.training.metrics import read_metrics
+from mixlora_cli.training.run import train
+
+from .conftest import write_data
+
+pytestmark = pytest.mark.slow
+
+LOSS, WEIGHT = 2e-5, 2e-4
+BATCH = 3
+STEPS = 4
+
+
+@dataclass(frozen=True)
+class Case:
+    """A stage of ZeRO and what it trains; `whole` = also the projector, and routers that learn."""
+
+    stage: str
+    adapter: str
+    whole: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.stage}-{self.adapter}{'-whole' * self.whole}"
+
+    @property
+    def alone(self) -> str:
+        """Name of the run in one process that it must equal."""
+        return f"alone-{self.adapter}{'-whole' * self.whole}"
+
+
+CASES = [
+    Case("none", "mixlora"),
+    Case("none", "lora"),
+    Case("zero1", "mixlora"),
+    Case("zero2", "mixlora", whole=True),
+    Case("zero2", "lora"),
+    Case("zero3", "mixlora", whole=True),
+    Case("zero3", "lora"),
+    Case("zero3_offload", "mixlora"),
+]
+each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Where the runs are, and what their processes saw."""
+
+    root: Path
+    seen: dict[str, dict[str, Any]]
+
+    def losses(self, name: str) -> list[float]:
+        return [row["loss"] for row in read_metrics(self.root / name / "metrics.jsonl")]
+
+    def weights(self, name: str) -> dict[str, Tensor]:
+        return load_file(self.root / name / "adapter" / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    root = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MIXLORA_CACHE", str(root / "cache"))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.syspath_prepend(str(Path(__file__).parent))
+        data = write_data(root)
+
+        def config(name: str, case: Case, batch_size: int) -> TrainConfig:
+            settings = yaml.safe_load((conf_dir() / "deepspeed" / f"{case.stage}.yaml").read_text())
+            return TrainConfig(
+                model=ModelConfig(name="tiny", source="tiny", train_projector=case.whole),
+                adapter=AdapterConfig(
+                    name=case.adapter,  # type: ignore[arg-type]
+                    dropout=0.0,  # each process draws its own
+                    router_grad="straight_through" if case.whole else "none",
+                ),
+                routing=RoutingConfig(name="instance", health_every=1),
+                data=data,
+                train=OptimConfig(
+                    steps=STEPS,
+                    batch_size=batch_size,
+                    learning_rate=1e-2,
+                    precision="fp32",
+                    log_every=1,
+                    save_every=2,
+                    cache_features=False,
+                ),
+                rank=2,
+                factors=4,
+                output_dir=str(root / name),
+                deepspeed=DeepspeedConfig(**settings),
+            )
+
+        for case in {case.alone: case for case in CASES}.values():
+            train(config(case.alone, replace(case, stage="none"), 2 * BATCH))
+        together = [config(case.name, case, BATCH) for case in CASES]
+        yield Runs(root, run_workers("distributed_runs:run_all", together, LaunchConfig(nproc=2)))
+
+
+@each_case
+def test_losses_are_those_of_one_process_with_twice_the_batch(runs: Runs, case: Case) -> None:
+    assert runs.seen[case.name]["processes"] == 2
+    losses = runs.losses(case.name)
+    assert losses == pytest.approx(runs.losses(case.alone), abs=LOSS)
+    assert len(losses) == STEPS
+    assert abs(losses[-1] - losses[0]) > 100 * LOSS  # the curve moves: equal curves say something
+
+
+@each_case
+def test_saved_weights_are_whole_and_those_of_one_process(runs: Runs, case: Case) -> None:
+    weights, alone = runs.weights(case.name), runs.weights(case.alone)
+    assert weights.keys() == alone.keys()
+    assert any("projector" in name for name in weights) == case.whole
+    for name, expected in alone.items():
+        assert weights[name].shape == expected.shape, name
+        assert weights[name].dtype == torch.float32
+        torch.testing.assert_close(weights[name], expected, atol=WEIGHT, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+    # B starts at zero, so it shows that trained weights were saved and not the first ones.
+    trained = [tensor for name, tensor in weights.items() if "lora_B" in name or "factors_b" in name]
+    assert trained and all(tensor.abs().max() > 10 * WEIGHT for tensor in trained)
+
+
+@each_case
+def test_saved_adapter_is_found_again(runs: Runs, case: Case) -> None:
+    model = load_adapter(build_tiny().model, runs.root / case.name / "adapter")
+    loaded = {name.replace(".default", ""): tensor for name, tensor in model.named_parameters()}
+    for name, tensor in runs.weights(case.name).items():
+        assert torch.equal(loaded[name.replace(".modules_to_save", "") if name not in loaded else name], tensor)
+
+
+@each_case
+def test_resumed_run_goes_on_with_the_curve(runs: Runs, case: Case) -> None:
+    resumed = f"{case.name}-resumed"
+    assert runs.losses(resumed) == pytest.approx(runs.losses(case.name)[2:], abs=LOSS)
+    for name, expected in runs.weights(case.name).items():
+        torch.testing.assert_close(runs.weights(resumed)[name], expected, atol=WEIGHT, rtol=0)
+
+
+@each_case
+def test_base_weights_are_read_directly_unless_they_are_spread(runs: Runs, case: Case) -> None:
+    fused = runs.seen[case.name]["fused"]
+    assert (fused > 0) == (case.adapter == "mixlora" and not case.stage.startswith("zero3"))
+
+
+def test_one_process_writes_the_run_folder(runs: Runs) -> None:
+    for case in CASES:
+        steps = [row["step"] for row in read_metrics(runs.root / case.name / "metrics.jsonl")]
+        assert steps == [1, 2, 3, 4]
+        if case.adapter == "mixlora":
+            looks = read_metrics(runs.root / case.name / "routing.jsonl")
+            assert [look["instances"] for look in looks] == [2 * BATCH] * STEPS
