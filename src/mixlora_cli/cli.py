@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from mixlora_cli import __version__
+from mixlora_cli.compare_cli import compare_command
 from mixlora_cli.errors import UserError
 from mixlora_cli.import_cli import OneLineMistakes, import_command
 
@@ -61,7 +62,7 @@ def evaluate(context: typer.Context) -> None:
     """Answer the unseen tasks with a trained run or the untuned base, and score the answers."""
     from mixlora_cli.config.schema import EvalConfig
 
-    _run("eval", EvalConfig, "mixlora_cli.evaluation.run:evaluate", context)
+    _run("eval", EvalConfig, "mixlora_cli.launch.commands:evaluate", context)
 
 
 @app.command(context_settings=HYDRA_ARGUMENTS, add_help_option=False)
@@ -113,6 +114,7 @@ def check(context: typer.Context) -> None:
 
 
 app.command(name="import", cls=OneLineMistakes)(import_command)
+app.command(name="compare", cls=OneLineMistakes)(compare_command)
 
 
 @app.command(context_settings=HYDRA_ARGUMENTS, add_help_option=False)
@@ -131,22 +133,46 @@ def plan(context: typer.Context) -> None:
     _run("plan", PlanConfig, "mixlora_cli.planning.run:plan", context)
 
 
-@app.command(context_settings=HYDRA_ARGUMENTS)
+@app.command(context_settings=HYDRA_ARGUMENTS, add_help_option=False)
 def interference(context: typer.Context) -> None:
-    """Measure how much tasks disturb one another's gradients (not built yet)."""
-    _not_built_yet("interference")
+    """Measure how much tasks disturb one another's gradients, layer by layer, and draw it."""
+    from mixlora_cli.config.interference import InterferenceConfig
+
+    _run("interference", InterferenceConfig, "mixlora_cli.launch.commands:interference", context)
 
 
-@app.command(context_settings=HYDRA_ARGUMENTS)
+@app.command(context_settings=HYDRA_ARGUMENTS, add_help_option=False)
 def tsne(context: typer.Context) -> None:
-    """Draw a map of the factors that tasks select (not built yet)."""
-    _not_built_yet("tsne")
+    """Draw a map of the factors that tasks select, and say how far it tells the tasks apart."""
+    from mixlora_cli.config.tsne import TsneConfig
+
+    _run("tsne", TsneConfig, "mixlora_cli.selections.run:tsne", context)
 
 
-def _run(name: str, config_class: type, entry: str, context: typer.Context) -> None:
+@app.command(context_settings=HYDRA_ARGUMENTS, add_help_option=False)
+def reproduce(context: typer.Context) -> None:
+    """Train and evaluate every row of one of the paper's tables, then print it; goes on where it was."""
+    from mixlora_cli.config.reproduce import ReproduceConfig
+
+    _run("reproduce", ReproduceConfig, "mixlora_cli.reproduction.run:reproduce", context, first_word="what")
+
+
+@app.command(context_settings=HYDRA_ARGUMENTS, add_help_option=False)
+def table(context: typer.Context) -> None:
+    """One of the paper's tables from finished cells: intervals, paired tests, Markdown, LaTeX, CSV."""
+    from mixlora_cli.config.table import TableConfig
+
+    _run("table", TableConfig, "mixlora_cli.tables.run:table", context, first_word="what")
+
+
+def _run(name: str, config_class: type, entry: str, context: typer.Context, first_word: str = "") -> None:
+    """Hand over to Hydra; a bare first argument is the value of the key `first_word`, where there is one."""
     from mixlora_cli.config.hydra_app import Command, run_command
 
-    raise typer.Exit(run_command(Command(name, config_class, entry), context.args))
+    arguments = list(context.args)
+    if first_word and arguments and arguments[0].isalnum():
+        arguments[0] = f"{first_word}={arguments[0]}"
+    raise typer.Exit(run_command(Command(name, config_class, entry), arguments))
 
 
 def _not_built_yet(name: str) -> None:

@@ -53,23 +53,25 @@ def test_the_compared_pool_is_always_there() -> None:
 
 
 @pytest.mark.parametrize(
-    ("d_in", "d_out", "batch", "tokens"),
+    ("d_in", "d_out", "batch", "dtype", "tokens"),
     [
-        (576, 576, 8, 128),
-        (1024, 1024, 8, 128),
-        (4096, 4096, 1, 128),
-        (4096, 4096, 8, 32),
-        (4096, 11008, 1, 64),
+        (576, 576, 8, "fp32", 256),
+        (1024, 1024, 8, "fp32", 256),
+        (4096, 4096, 1, "fp32", 256),
+        (4096, 4096, 8, "fp32", 64),
+        (4096, 11008, 1, "fp32", 128),
+        (1024, 1024, 8, "bf16", 64),
+        (4096, 4096, 1, "bf16", 32),
     ],
 )
-def test_wide_layers_read_fewer_tokens(d_in: int, d_out: int, batch: int, tokens: int) -> None:
-    assert tokens_for(d_in, d_out, batch) == tokens
-    assert batch * tokens * d_in * d_out <= PRODUCTS
+def test_wide_layers_read_fewer_tokens(d_in: int, d_out: int, batch: int, dtype: str, tokens: int) -> None:
+    assert tokens_for(d_in, d_out, batch, dtype) == tokens
+    assert batch * tokens * d_in * d_out <= PRODUCTS[dtype]
 
 
 def test_never_fewer_than_sixteen() -> None:
-    assert tokens_for(4096, 11008, 8) == 16
-    assert tokens_for(20_000, 20_000, 64) == 16
+    assert tokens_for(4096, 11008, 8, "bf16") == 16
+    assert tokens_for(20_000, 20_000, 64, "fp32") == 16
 
 
 def test_shapes() -> None:

@@ -11,9 +11,12 @@ from omegaconf import OmegaConf
 from mixlora_cli.config.bench import BenchConfig
 from mixlora_cli.config.check import CheckConfig
 from mixlora_cli.config.export import ExportConfig
+from mixlora_cli.config.interference import InterferenceConfig
+from mixlora_cli.config.judge import JudgeCommandConfig, JudgeConfig
 from mixlora_cli.config.load import load
 from mixlora_cli.config.plan import PlanConfig
 from mixlora_cli.config.prepare import PrepareConfig
+from mixlora_cli.config.report import PageConfig, ReportConfig
 from mixlora_cli.config.resolvers import register_resolvers
 from mixlora_cli.config.schema import (
     AdapterConfig,
@@ -31,13 +34,14 @@ from mixlora_cli.config.schema import (
 from mixlora_cli.paths import conf_dir
 
 CONF = conf_dir()
-ROOTS = {"train": TrainConfig, "plan": PlanConfig, "export": ExportConfig, "eval": EvalConfig, "align": AlignConfig, "prepare": PrepareConfig, "check": CheckConfig, "bench": BenchConfig}
+ROOTS = {"judge": JudgeCommandConfig, "report": ReportConfig, "train": TrainConfig, "plan": PlanConfig, "export": ExportConfig, "eval": EvalConfig, "align": AlignConfig, "prepare": PrepareConfig, "check": CheckConfig, "interference": InterferenceConfig, "bench": BenchConfig}
 GROUPS = {
     "model": ModelConfig,
     "adapter": AdapterConfig,
     "routing": RoutingConfig,
     "data": DataConfig,
     "deepspeed": DeepspeedConfig,
+    "judge": JudgeConfig,
 }
 OPTIONS = [
     (path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name != "hydra"
@@ -47,6 +51,7 @@ WITH = {
     ("model", "hf"): ["model.name_or_path=someone/some-llava"],
     ("data", "json"): ["data.train={folder}/my.json", "data.images={folder}"],
     ("adapter", "none"): ["model.train_projector=true"],
+    **{("judge", option): ["adapter=none"] for option in ("none", "exact", "hf", "openai")},
 }
 
 
@@ -71,13 +76,14 @@ def test_every_file_is_a_root_a_known_group_or_hydras() -> None:
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes(group: str, option: str, folder: Path) -> None:
     extra = [text.format(folder=folder) for text in WITH.get((group, option), [])]
-    config = composed("train", f"{group}={option}", *extra)
-    assert isinstance(config, TrainConfig)
+    root = "eval" if group == "judge" else "train"
+    config = composed(root, f"{group}={option}", *extra)
+    assert isinstance(config, ROOTS[root])
     if group in GROUPS:
         chosen = getattr(config, group)
         assert isinstance(chosen, GROUPS[group])
-        names = {"hf": "some-llava", "json": "my"}
-        assert chosen.name == names.get(option, option)
+        names = {("model", "hf"): "some-llava", ("data", "json"): "my"}
+        assert chosen.name == names.get((group, option), option)
 
 
 def test_train_defaults() -> None:
@@ -94,6 +100,12 @@ def test_train_defaults() -> None:
 def test_yaml_repeats_the_defaults_of_the_dataclasses() -> None:
     assert composed("align") == AlignConfig(output_dir="runs/align")
     assert composed("eval", "adapter=none").eval == GenerationConfig()
+    assert composed("eval", "adapter=none").judge == JudgeConfig()
+    for option in ("hf", "openai"):
+        assert composed("judge", f"run={CONF}", f"judge={option}").judge == JudgeConfig(
+            option, model="lmsys/vicuna-13b-v1.5"
+        )
+    assert composed("report", f"run={CONF}").report == PageConfig()
     for option in ("lora", "mixlora"):
         assert composed("train", f"adapter={option}").adapter == AdapterConfig(name=option)
     assert composed("train").routing == RoutingConfig(name="instance")
@@ -141,7 +153,7 @@ def test_every_key_is_explained() -> None:
 
     Not so the keys that name an option or open a block, and files whose head explains a set of choices.
     """
-    exempt = {"bench", "check", "prepare", "name", "source", "train", "eval", "wandb", "defaults", "plan"}
+    exempt = {"bench", "check", "prepare", "report", "name", "source", "train", "eval", "wandb", "defaults", "plan"}
     files = [*CONF.glob("*.yaml"), *(CONF / group / f"{option}.yaml" for group, option in OPTIONS)]
     lacking = []
     for path in files:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mixlora_cli.errors import UserError
-from mixlora_cli.evaluation.metrics import measure_labels, measure_mme, measure_pope, measure_vqa
+from mixlora_cli.evaluation.metrics import LABELS, MME, POPE, VQA
 from mixlora_cli.evaluation.predictions import Prediction
 from mixlora_cli.evaluation.scoring import score_predictions
 from mixlora_cli.evaluation.statistics import wilson
@@ -29,7 +29,7 @@ MME_ANSWERS = [
 
 
 def test_mme_by_hand() -> None:
-    measured = measure_mme(MME_ANSWERS)
+    measured = MME.measure(MME_ANSWERS)
     # count: 3 of 4 answers, 1 of 2 images; color: 1 of 2 answers ("it is not" is "other"), 0 of 1 images.
     assert measured.parts["count"] == {"score": 125.0, "accuracy": 75.0, "accuracy_plus": 50.0, "images": 2.0}
     assert measured.parts["color"] == {"score": 50.0, "accuracy": 50.0, "accuracy_plus": 0.0, "images": 1.0}
@@ -45,14 +45,14 @@ def test_mme_interval_by_hand() -> None:
         image, right = str(number), "no" if number < 2 else "yes"
         answers.append(answered(2 * number, "Yes", "yes", category="count", image_id=image))
         answers.append(answered(2 * number + 1, "No", right, category="count", image_id=image))
-    measured = measure_mme(answers)
+    measured = MME.measure(answers)
     assert measured.value == 125.0
     assert (measured.interval.low, measured.interval.high) == pytest.approx((50.0, 200.0))
 
 
 def test_text_vqa_without_any_right_answer_is_not_certain() -> None:
     answers = [answered(i, "stop", "go", answers=("stop",) * 10) for i in range(20)]
-    measured = measure_vqa(answers)
+    measured = VQA.measure(answers)
     assert measured.value == 0.0
     assert measured.interval == wilson(0, 20).scaled(100)
 
@@ -61,12 +61,12 @@ def test_mme_pairs_by_image_whatever_the_order() -> None:
     shuffled = MME_ANSWERS[:]
     for seed in range(5):
         random.Random(seed).shuffle(shuffled)
-        assert measure_mme(shuffled).value == 175.0
+        assert MME.measure(shuffled).value == 175.0
 
 
 def test_mme_refuses_an_image_without_its_pair() -> None:
     with pytest.raises(UserError, match=r"subtask count, image '2': 1 questions, expected two"):
-        measure_mme(MME_ANSWERS[:3])
+        MME.measure(MME_ANSWERS[:3])
 
 
 def test_pope_by_hand() -> None:
@@ -77,7 +77,7 @@ def test_pope_by_hand() -> None:
         answered(3, "no", "a dog", category="popular"),
         answered(4, "yes", "yes", category="popular"),
     ]
-    measured = measure_pope(answers)
+    measured = POPE.measure(answers)
     assert measured.value == pytest.approx(60.0)
     random_part = {
         "accuracy": 200 / 3,
@@ -109,7 +109,7 @@ def test_pope_by_hand() -> None:
 
 
 def test_pope_without_a_yes_divides_by_nothing() -> None:
-    measured = measure_pope([answered(0, "no", "no"), answered(1, "no", "no")])
+    measured = POPE.measure([answered(0, "no", "no"), answered(1, "no", "no")])
     assert measured.parts["all"] == {
         "accuracy": 100.0, "precision": 0.0, "recall": 0.0, "f1": 0.0, "yes_ratio": 0.0, "n": 2.0
     }  # fmt: skip
@@ -117,7 +117,7 @@ def test_pope_without_a_yes_divides_by_nothing() -> None:
 
 def test_label_accuracy_with_wilson_interval_and_categories() -> None:
     answers = [answered(i, "cat", "cat" if i < 7 else "dog", category="ab"[i % 2]) for i in range(10)]
-    measured = measure_labels(answers)
+    measured = LABELS.measure(answers)
     assert measured.value == 70.0
     assert measured.interval.low == pytest.approx(100 * wilson(7, 10).low)
     assert measured.interval.high == pytest.approx(100 * wilson(7, 10).high)
@@ -131,7 +131,7 @@ def test_vqa_is_the_mean_over_instances() -> None:
         answered(2, "7", "", answers=("7",) * 10),
         answered(3, "7", "1", answers=("7",) * 9 + ("1",)),
     ]
-    measured = measure_vqa(answers)
+    measured = VQA.measure(answers)
     assert measured.value == pytest.approx(100 * (0.9 + 1 + 0 + 0.3) / 4)
     assert 0 <= measured.interval.low < measured.value < measured.interval.high <= 100
 

@@ -45,7 +45,7 @@ def test_a_half_written_last_line_is_dropped_and_overwritten(tmp_path: Path, cut
     assert contents.torn
     assert contents.predictions == predictions[:2]
     with open_predictions(path, HEADER) as writer:
-        assert writer.done == {("unseen", 0), ("unseen", 1)}
+        assert set(writer.done) == {("unseen", "mini_cifar10", 0), ("unseen", "mini_cifar10", 1)}
         writer.append([predictions[2]])
     assert path.read_bytes() == whole
 
@@ -93,7 +93,7 @@ def test_other_settings_never_mix(tmp_path: Path, capsys: pytest.CaptureFixture[
     old = path.read_bytes()
     for number, changes in enumerate(({"data": "d2"}, {"data": "d3", "adapter": "a"}), start=1):
         with open_predictions(path, Header({**HEADER.fingerprint, **changes}, count=3)) as writer:
-            assert writer.done == set()
+            assert len(writer.done) == 0
         assert (tmp_path / f"predictions.{number}.jsonl").exists()
     assert (tmp_path / "predictions.1.jsonl").read_bytes() == old
     said = capsys.readouterr().out

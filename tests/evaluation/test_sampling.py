@@ -9,7 +9,15 @@ from mixlora_cli.data.loading import load_records
 from mixlora_cli.data.records import Record
 from mixlora_cli.data.template import Turn
 from mixlora_cli.errors import UserError
-from mixlora_cli.evaluation.benchmarks import AVERAGED, BENCHMARKS, COLUMNS, choose, in_paper_order
+from mixlora_cli.evaluation.benchmarks import (
+    AVERAGED,
+    BENCHMARKS,
+    COLUMNS,
+    FROM_THE_PAPER,
+    choose,
+    expand,
+    in_paper_order,
+)
 from mixlora_cli.evaluation.sampling import limited, stratified
 
 
@@ -57,6 +65,16 @@ def test_closed_labels_keep_their_share() -> None:
     assert Counter(r.conversation[-1].text for r in sample) == {"yes": 20, "no": 10}
 
 
+def test_labels_keep_their_share_within_each_category() -> None:
+    records = [
+        record(i, ("yes", "no")[i % 4 == 0], category=("random", "popular")[i < 40], labels=["yes", "no"])
+        for i in range(120)
+    ]
+    sample = stratified(records, 24, seed=0)
+    shares = Counter((r.extra["category"], r.conversation[-1].text) for r in sample)
+    assert shares == {("popular", "yes"): 6, ("popular", "no"): 2, ("random", "yes"): 12, ("random", "no"): 4}
+
+
 def test_one_pair_comes_even_with_a_limit_of_one() -> None:
     records = [record(i, category="count", image_id=str(i // 2)) for i in range(6)]
     assert len(stratified(records, 1, seed=0)) == 2
@@ -65,11 +83,13 @@ def test_one_pair_comes_even_with_a_limit_of_one() -> None:
 def test_each_benchmark_has_the_limit_of_its_own(data: DataConfig) -> None:
     sample = limited(load_records(data, "unseen"), 3, seed=0)
     counts = Counter(r.extra["benchmark"] for r in sample)
-    assert counts == {name: 2 if name == "mini_mme" else 3 for name in BENCHMARKS}
+    assert counts == {name: 2 if name == "mini_mme" else 3 for name in BENCHMARKS if name.startswith("mini_")}
 
 
 def test_the_papers_columns_and_what_is_averaged() -> None:
-    assert [benchmark.column for benchmark in BENCHMARKS.values()] == list(COLUMNS)
+    assert [benchmark.column for benchmark in BENCHMARKS.values()] == 2 * list(COLUMNS)
+    assert expand(["mini_vsr", "paper", "mnist"]) == ["mini_vsr", *FROM_THE_PAPER]
+    assert [BENCHMARKS[name].column for name in FROM_THE_PAPER] == list(COLUMNS)
     assert AVERAGED == ("Text-VQA", "VSR", "SNLI-VE", "CIFAR-10", "CIFAR-100", "MNIST", "POPE")
     assert in_paper_order(["own", "mini_pope", "mini_mme"]) == ["mini_mme", "mini_pope", "own"]
 
@@ -78,5 +98,7 @@ def test_choose_names_what_was_probably_meant() -> None:
     available = ["mini_pope", "mini_mme"]
     assert choose(None, available) == ["mini_mme", "mini_pope"]
     assert choose(["mini_pope"], available) == ["mini_pope"]
-    with pytest.raises(UserError, match=r"no mme\. Did you mean mini_mme\? It has: mini_mme, mini_pope"):
-        choose(["mme"], available)
+    with pytest.raises(UserError, match=r"no mini_me\. Did you mean mini_mme\? It has: mini_mme, mini_pope"):
+        choose(["mini_me"], available)
+    with pytest.raises(UserError, match=r"no mnits\. Did you mean mnist\?"):
+        choose(["mnits"], available)

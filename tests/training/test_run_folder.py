@@ -11,6 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from mixlora_cli.errors import UserError
+from mixlora_cli.training.checkpoints import seal
 from mixlora_cli.training.run_folder import RunFolder, versions
 
 from .conftest import MakeConfig
@@ -19,8 +20,9 @@ from .conftest import MakeConfig
 def checkpoint(run: RunFolder, step: int, complete: bool = True) -> Path:
     folder = run.checkpoints / f"checkpoint-{step}"
     folder.mkdir(parents=True)
+    (folder / "trainer_state.json").write_text("{}")
     if complete:
-        (folder / "trainer_state.json").write_text("{}")
+        seal(folder)
     return folder
 
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from mixlora_cli.bench.clock import Rounds
 from mixlora_cli.bench.measurement import Value, case_key
-from mixlora_cli.config.bench import BenchConfig, BenchSettings, Part, parse_shape
+from mixlora_cli.config.bench import BenchConfig, BenchSettings, Part, Precision, parse_shape
 
-PRODUCTS = 2**32
-"""Multiplications of one pass over a frozen layer that its tokens are chosen to stay below: seconds on a slow CPU."""
-FEWEST_TOKENS, MOST_TOKENS = 16, 128
+PRODUCTS = {"fp32": 2**33, "bf16": 2**29}
+"""Multiplications of one pass over a frozen layer that its tokens are chosen to stay below: a good second on two cores, of
+which many have no bf16 in hardware."""
+FEWEST_TOKENS, MOST_TOKENS = 16, 256
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,9 @@ def pools_of(config: BenchConfig) -> list[int]:
     return sorted({config.factors, *chosen})
 
 
-def tokens_for(d_in: int, d_out: int, batch: int, most: int = MOST_TOKENS) -> int:
+def tokens_for(d_in: int, d_out: int, batch: int, dtype: Precision, most: int = MOST_TOKENS) -> int:
     """Tokens of each instance: a power of two, `most` for narrow layers, fewer for wide ones (see `PRODUCTS`)."""
-    affordable = PRODUCTS // (d_in * d_out * batch)
+    affordable = PRODUCTS[dtype] // (d_in * d_out * batch)
     rounded = 1 << max(affordable.bit_length() - 1, 0)
     return max(FEWEST_TOKENS, min(most, rounded))
 
@@ -146,7 +147,7 @@ def _layer_cases(config: BenchConfig) -> list[Case]:
         d_in, d_out = parse_shape(shape)
         for dtype in settings.dtypes:
             for batch in settings.batches or otherwise.batches:
-                tokens = settings.tokens or tokens_for(d_in, d_out, batch, otherwise.most_tokens)
+                tokens = settings.tokens or tokens_for(d_in, d_out, batch, dtype, otherwise.most_tokens)
                 values: dict[str, Value] = {
                     "shape": shape,
                     "d_in": d_in,

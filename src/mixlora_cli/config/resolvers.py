@@ -15,6 +15,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("last_part", last_part, replace=True)
     OmegaConf.register_new_resolver("config_groups", config_groups, replace=True)
     OmegaConf.register_new_resolver("joined", joined, replace=True)
+    OmegaConf.register_new_resolver("grid_dir", grid_dir, replace=True)
 
 
 def run_name(adapter: str, rank: int, factors: int, routing: str) -> str:
@@ -32,6 +33,11 @@ def eval_dir(run: str | None, model: str) -> str:
 def last_part(path: str | None, default: str) -> str:
     """Last part of a path or hub id, without `.json`: `llava-hf/llava-1.5-7b-hf` -> `llava-1.5-7b-hf`."""
     return PurePath(str(path)).name.removesuffix(".json") if path else default
+
+
+def grid_dir(scale: str, budget: int | None) -> str:
+    """Default folder of a grid's cells; those of a smoke run lie apart, so that no table takes them for real ones."""
+    return f"runs/reproduce/{scale}" + ("" if budget is None else f"-budget{budget}")
 
 
 def joined(names: Sequence[str] | None) -> str:

@@ -289,7 +289,11 @@ class GenerationConfig:
     seen: bool = False
     """Also answer the held-out instances of the seen tasks."""
     benchmarks: list[str] | None = None
-    """Only these; null = all that the data has."""
+    """Only these; null = those of `sources` where it is given, else all that the data has. "paper" = its eight."""
+    sources: dict[str, str] | None = None
+    """Local copies of benchmarks (folder, parquet file) and YAML files of your own, by name; the rest is from the hub."""
+    ocr_tokens: bool = False
+    """Text-VQA: put the words that an OCR system read into the prompt."""
     cache_features: bool = True
 
     def __post_init__(self) -> None:
@@ -311,6 +315,7 @@ class EvalConfig:
     run: str | None = None
     """Run folder of `mixlora train`, whose base, adapter and template are evaluated; null: the untuned base."""
     seed: int = 0
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     """Who judges the answers once they are there, beside each benchmark's own rule."""
 

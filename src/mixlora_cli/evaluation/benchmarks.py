@@ -179,9 +179,10 @@ def choose(wanted: Sequence[str] | None, available: Sequence[str]) -> list[str]:
     if wanted is None:
         return ordered
     if unknown := [name for name in wanted if name not in ordered]:
-        near = difflib.get_close_matches(unknown[0], ordered, n=1, cutoff=0.4)
+        near = difflib.get_close_matches(unknown[0], [*ordered, *FROM_THE_PAPER, PAPER], n=1, cutoff=0.4)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise UserError(
-            f"eval.benchmarks: the data has no {', '.join(unknown)}.{hint} It has: {', '.join(ordered)}"
+            f"eval.benchmarks: the data has no {', '.join(unknown)}.{hint} It has: {', '.join(ordered)}; "
+            f"from elsewhere: {', '.join(FROM_THE_PAPER)}, and your own with eval.sources"
         )
     return [name for name in ordered if name in wanted]

@@ -23,19 +23,41 @@ def find_evaluation(folder: str | Path) -> Path:
     )
 
 
-def read_finished(folder: Path) -> files.Contents:
-    """The predictions in an evaluation folder.
+def open_evaluation(folder: Path) -> tuple[files.Header, files.PredictionReader]:
+    """Header and reader of the predictions in an evaluation folder.
 
-    Raises UserError when there are none or the evaluation has not finished.
+    Raises UserError when there are none, or fewer lines than answers are wanted.
     """
     path = folder / files.FILE_NAME
     if not path.is_file():
         raise UserError(f"{path} does not exist: run `mixlora eval` first")
-    contents = files.read_predictions(path)
-    header = contents.header
-    if header is None or len(contents.predictions) < header.count:
-        there = f"{len(contents.predictions)} of {header.count}" if header else "none"
-        raise UserError(
-            f"{path} is not finished ({there} answers): run the same `mixlora eval` again, it continues"
-        )
-    return contents
+    header = files.read_header(path)
+    with path.open("rb") as file:
+        lines = sum(1 for line in file if line.endswith(b"\n")) - 1
+    if header is None or lines < header.count:
+        raise _unfinished(path, lines, header)
+    return header, files.PredictionReader(path)
+
+
+def check_finished(folder: Path, header: files.Header, reader: files.PredictionReader) -> None:
+    """Behind a whole pass of the reader. Raises UserError when instances are missing (lines may repeat some)."""
+    if len(reader.done) < header.count:
+        raise _unfinished(folder / files.FILE_NAME, len(reader.done), header)
+
+
+def read_finished(folder: Path) -> files.Contents:
+    """The predictions in an evaluation folder, all in memory.
+
+    Raises UserError when there are none or the evaluation has not finished.
+    """
+    header, reader = open_evaluation(folder)
+    predictions = list(reader)
+    check_finished(folder, header, reader)
+    return files.Contents(header, predictions, reader.end, reader.torn)
+
+
+def _unfinished(path: Path, answers: int, header: files.Header | None) -> UserError:
+    there = f"{answers} of {header.count}" if header else "none"
+    return UserError(
+        f"{path} is not finished ({there} answers): run the same `mixlora eval` again, it continues"
+    )

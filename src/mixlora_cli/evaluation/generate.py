@@ -20,9 +20,14 @@ from mixlora_cli.data.collate import Collator, Features, generation_collator
 from mixlora_cli.models.base import Base
 
 
+def longest_first(items: Sequence[Item]) -> list[Item]:
+    """Items by the length of their prompts: a batch too large for the memory fails at once."""
+    return sorted(items, key=lambda item: (-item.length, item.index))
+
+
 def batches(items: Sequence[Item], batch_size: int) -> list[list[Item]]:
-    """Batches of similar prompt length, the longest first: one too large for the memory fails at once."""
-    ordered = sorted(items, key=lambda item: (-item.length, item.index))
+    """Batches of similar prompt length, the longest first."""
+    ordered = longest_first(items)
     return [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
 
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
 from mixlora_cli.errors import UserError
+from mixlora_cli.evaluation.done import Done, Key
 
 FORMAT = "mixlora-predictions/1"
 FILE_NAME = "predictions.jsonl"
@@ -46,9 +48,9 @@ class Prediction:
     image: str = ""
 
     @property
-    def key(self) -> tuple[str, int]:
+    def key(self) -> Key:
         """What identifies the instance within the file."""
-        return self.split, self.index
+        return self.split, self.benchmark, self.index
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,19 @@ def _header(content: Any, path: Path) -> Header:
     return Header(content["fingerprint"], content["count"], content["about"])
 
 
+_SHARED_SETS = ("answers", "labels")
+
+
+@lru_cache(maxsize=256)
+def _shared(values: tuple[str, ...]) -> tuple[str, ...]:
+    """One object for each set of labels: ten thousand lines repeat the same hundred."""
+    return values
+
+
 def _prediction(content: dict[str, Any]) -> Prediction:
-    for name in ("answers", "labels"):
+    for name in _SHARED_SETS:
         if name in content:
-            content[name] = tuple(content[name])
+            content[name] = _shared(tuple(content[name]))
     return Prediction(**{"target": "", "question": "", "prediction": "", **content})
 
 
@@ -102,51 +113,83 @@ class Contents:
     torn: bool
 
 
-def read_predictions(path: Path) -> Contents:
-    """Read a predictions file; a half-written last line is left out and reported as `torn`.
+class PredictionReader:
+    """Goes through a predictions file line by line; holds one prediction at a time.
 
-    An instance that was written twice counts once, the first time. Raises UserError when the file is no
-    predictions file or a line that is not the last cannot be read.
+    `header`, `end` and `torn` (as in `Contents`) are known once all predictions were gone through. An instance that
+    was written twice comes once, the first time. A half-written last line is left out and reported as `torn`.
     """
-    header: Header | None = None
-    predictions: dict[tuple[str, int], Prediction] = {}
-    end = 0
+
+    def __init__(self, path: Path) -> None:
+        self.header: Header | None = None
+        self.end = 0
+        self.torn = False
+        self.done = Done()
+        """Keys of the predictions gone through so far."""
+        self._path = path
+
+    def __iter__(self) -> Iterator[Prediction]:
+        """Raises UserError when the file is no predictions file or a line that is not the last cannot be read."""
+        with self._path.open("rb") as file:
+            lines = iter(file)
+            for number, line in enumerate(lines, start=1):
+                try:
+                    if not line.endswith(b"\n"):
+                        raise ValueError("no line end")
+                    prediction = self._read(json.loads(line))
+                except (ValueError, TypeError, KeyError) as error:
+                    if next(lines, None) is not None:
+                        raise UserError(
+                            f"{self._path}, line {number} cannot be read: move the file away and evaluate again"
+                        ) from error
+                    self.torn = True
+                    return
+                self.end += len(line)
+                if prediction is not None and self.done.add(prediction.key):
+                    yield prediction
+
+    def _read(self, content: Any) -> Prediction | None:
+        if self.header is None:
+            self.header = _header(content, self._path)
+            return None
+        return _prediction(content)
+
+
+def read_header(path: Path) -> Header | None:
+    """The first line alone; None where it is not whole. Raises UserError for another kind of file."""
     with path.open("rb") as file:
-        lines = iter(file)
-        for number, line in enumerate(lines, start=1):
-            try:
-                if not line.endswith(b"\n"):
-                    raise ValueError("no line end")
-                content = json.loads(line.decode())
-                if header is None:
-                    header = _header(content, path)
-                else:
-                    prediction = _prediction(content)
-                    predictions.setdefault(prediction.key, prediction)
-            except (ValueError, TypeError, KeyError) as error:
-                if next(lines, None) is not None:
-                    raise UserError(
-                        f"{path}, line {number} cannot be read: move the file away and evaluate again"
-                    ) from error
-                return Contents(header, list(predictions.values()), end, torn=True)
-            end += len(line)
-    return Contents(header, list(predictions.values()), end, torn=False)
+        line = file.readline()
+    try:
+        content = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        content = None
+    return None if content is None else _header(content, path)
+
+
+def read_predictions(path: Path) -> Contents:
+    """Read a whole predictions file into memory; see `PredictionReader`, which does not."""
+    reader = PredictionReader(path)
+    predictions = list(reader)
+    return Contents(reader.header, predictions, reader.end, reader.torn)
 
 
 class PredictionWriter:
     """Appends predictions to a file; every `append` is on the disk when it returns."""
 
-    def __init__(self, file: BinaryIO, done: Iterable[tuple[str, int]] = ()) -> None:
+    def __init__(self, file: BinaryIO, done: Done | None = None) -> None:
         self._file = file
-        self.done: set[tuple[str, int]] = set(done)
+        self.done = Done() if done is None else done
         """Keys of the instances that are answered."""
 
     def append(self, predictions: Sequence[Prediction]) -> None:
         """Write whole lines in one go and wait until the disk has them."""
+        if not predictions:
+            return
         self._file.write(b"".join(_line(prediction) for prediction in predictions))
         self._file.flush()
         os.fsync(self._file.fileno())
-        self.done.update(prediction.key for prediction in predictions)
+        for prediction in predictions:
+            self.done.add(prediction.key)
 
     def __enter__(self) -> PredictionWriter:
         return self
@@ -157,7 +200,8 @@ class PredictionWriter:
         self._file.close()
 
 
-def _move_aside(path: Path) -> Path:
+def move_aside(path: Path) -> Path:
+    """Rename a file to the first free `<name>.<number>.jsonl`."""
     number = 1
     while (aside := path.with_suffix(f".{number}.jsonl")).exists():
         number += 1
@@ -181,19 +225,34 @@ def open_predictions(path: Path, header: Header, announce: Callable[[str], None]
     """
     if not path.exists():
         return _start(path, header)
-    found = read_predictions(path)
+    found = PredictionReader(path)
+    for _ in found:
+        pass
     if found.header is None:  # killed while the header was written: nothing to keep
         return _start(path, header)
     if changed := header.differences(found.header):
-        aside = _move_aside(path)
+        aside = move_aside(path)
         announce(
             f"{path.name} was made with other settings ({', '.join(changed)} changed): "
             f"kept as {aside.name}, starting anew"
         )
         return _start(path, header)
-    if found.predictions:
-        announce(f"continuing: {len(found.predictions)} of {header.count} answers are there already")
+    if found.done:
+        announce(f"continuing: {len(found.done)} of {header.count} answers are there already")
+    return _append_to(path, found)
+
+
+def resume_predictions(path: Path) -> PredictionWriter:
+    """Go on writing a predictions file whatever its settings. Raises UserError when it cannot be read."""
+    found = PredictionReader(path)
+    for _ in found:
+        pass
+    return _append_to(path, found)
+
+
+def _append_to(path: Path, found: PredictionReader) -> PredictionWriter:
+    """Behind the last whole line of a file that was gone through."""
     file = path.open("r+b")
     file.truncate(found.end)
     file.seek(found.end)
-    return PredictionWriter(file, (prediction.key for prediction in found.predictions))
+    return PredictionWriter(file, found.done)

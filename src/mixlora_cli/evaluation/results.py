@@ -136,9 +136,7 @@ def read_results(path: Path) -> Results:
 
 
 def _judged(content: Mapping[str, Any]) -> Judged:
-    mean, seen = (
-        None if content[key] is None else JudgedScore(**content[key]) for key in ("mean", "seen")
-    )
+    mean, seen = (None if content[key] is None else JudgedScore(**content[key]) for key in ("mean", "seen"))
     scores = tuple(JudgedScore(**score) for score in content["scores"])
     agreement = {title: Agreement(**found) for title, found in content["agreement"].items()}
     return Judged(content["judge"], scores, mean, seen, agreement)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -15,106 +16,110 @@ from transformers import PreTrainedModel
 from mixlora_cli.config.schema import EvalConfig, GenerationConfig
 from mixlora_cli.data.batches import Item, encode_prompts
 from mixlora_cli.data.collate import Features, PixelLoader
-from mixlora_cli.data.loading import load_records, locate_files
 from mixlora_cli.data.records import Record
 from mixlora_cli.data.template import IMAGE_MARKER
-from mixlora_cli.evaluation.benchmarks import choose
+from mixlora_cli.evaluation.done import Key
 from mixlora_cli.evaluation.fingerprint import adapter_digest, prompt_digest, records_digest, relative_image
-from mixlora_cli.evaluation.generate import Generator, batches
+from mixlora_cli.evaluation.generate import Generator, batches, longest_first
+from mixlora_cli.evaluation.instances import Chosen, choose_instances, declared, notes
 from mixlora_cli.evaluation.predictions import (
     FILE_NAME,
     Header,
     Prediction,
     PredictionWriter,
-    open_predictions,
 )
 from mixlora_cli.evaluation.progress import answer_progress
-from mixlora_cli.evaluation.results import Results
-from mixlora_cli.evaluation.sampling import benchmark_of, category_of, grouped, limited
+from mixlora_cli.evaluation.results import Results, read_results
+from mixlora_cli.evaluation.sampling import benchmark_of, category_of
 from mixlora_cli.evaluation.scoring import score
+from mixlora_cli.evaluation.shards import open_team_predictions, take_in_shards
 from mixlora_cli.evaluation.subject import Subject, find_subject
 from mixlora_cli.evaluation.table import print_comparison
+from mixlora_cli.evaluation.team import Team, joined
 from mixlora_cli.models.adapters import load_adapter
 from mixlora_cli.models.base import Base
 from mixlora_cli.models.build import build_base
 from mixlora_cli.models.features import FeatureCache
 from mixlora_cli.models.prepared import require_prepared
 from mixlora_cli.models.task_routing import TaskRouting, routing_of_adapter
+from mixlora_cli.report.finish import finish
 from mixlora_cli.training.precision import choose_dtype, matrix_products_in
 from mixlora_cli.training.run_folder import versions
-
-EvalSplit = Literal["unseen", "heldout"]
 
 
 @dataclass(frozen=True)
 class Work:
-    """One split's instances: the records, by `Record.index`, and their encoded prompts."""
+    """One file's instances: the records, by `Record.index`, and their encoded prompts."""
 
-    split: EvalSplit
-    images: Path | None
+    chosen: Chosen
     records: dict[int, Record]
     items: Sequence[Item]
+
+    def key(self, item: Item) -> Key:
+        """That of the prediction which answers the item."""
+        return self.chosen.split, benchmark_of(self.records[item.index]), item.index
 
 
 def evaluate(config: EvalConfig) -> Results:
     """Evaluate as `config` says; everything lands in `config.output_dir`. Continues what an earlier call left
     unfinished.
 
+    In one of several processes that were started together it answers its share; all return the same results.
+
     Raises UserError for a run folder, benchmark or data that cannot be evaluated, before a model is loaded.
     """
-    console = Console(stderr=True)
+    with joined() as team:
+        folder = Path(config.output_dir).expanduser()
+        console = Console(stderr=True, quiet=not team.leads)
+        _answer(config, folder, team, console)
+        team.wait()
+        if team.leads:
+            take_in_shards(folder / FILE_NAME)
+            results = score(folder)
+            print_comparison([(results.label, results)])
+            _say(console, f"predictions and results are in {folder}")
+        team.wait()
+        if not team.leads:
+            return read_results(folder)
+    return finish(folder, config.judge, config.seed)
+
+
+def _answer(config: EvalConfig, folder: Path, team: Team, console: Console) -> None:
+    """Have every instance of this process's share answered in a predictions file."""
     subject = find_subject(config)
     require_prepared(subject.model)
-    chosen = choose_records(config)
-    folder = Path(config.output_dir).expanduser()
-    tasks = (record.task for records in chosen.values() for record in records)
+    with team.leader_first():
+        chosen = choose_instances(config)
+    for note in notes(chosen):
+        _say(console, note)
+    tasks = (record.task for part in chosen for record in part.records)
     routing = routing_of_adapter(subject.adapter, config.data, tasks)
 
     dtype = choose_dtype(subject.precision)
-    base = build_base(subject.model, dtype)
-    work = [_encoded(split, records, base, config) for split, records in chosen.items()]
+    with team.leader_first():
+        base = build_base(subject.model, dtype)
+    work = [_encoded(part, base, config) for part in chosen]
     header = _header(config, subject, base, dtype, work, routing)
-    with open_predictions(folder / FILE_NAME, header, announce=lambda text: _say(console, text)) as writer:
-        if len(writer.done) < header.count:
-            features = _features(base, config.eval)
-            embeddings = None if routing is None else routing.embeddings(base)  # before the adapter is there
-            model = _on_device(
-                base.model if subject.adapter is None else load_adapter(base.model, subject.adapter)
-            )
-            with matrix_products_in(model, dtype, model.device.type):
-                generator = Generator(
-                    model, base, features, config.eval.max_new_tokens, embeddings=embeddings
-                )
-                try:
-                    _answer_all(work, generator, writer, config.eval, header.count, console)
-                except KeyboardInterrupt:
-                    _say(console, f"stopped at {len(writer.done)}/{header.count}: the same command continues")
-                    raise
-
-    results = score(folder)
-    print_comparison([(results.label, results)])
-    _say(console, f"predictions and results are in {folder}")
-    return results
+    with open_team_predictions(folder / FILE_NAME, header, team, lambda text: _say(console, text)) as writer:
+        if len(writer.done) == header.count:
+            return
+        features = _features(base, config.eval)
+        embeddings = None if routing is None else routing.embeddings(base)  # before the adapter is there
+        model = _on_device(
+            base.model if subject.adapter is None else load_adapter(base.model, subject.adapter)
+        )
+        with matrix_products_in(model, dtype, model.device.type):
+            generator = Generator(model, base, features, config.eval.max_new_tokens, embeddings=embeddings)
+            try:
+                _answer_share(work, generator, writer, config.eval, team, console)
+            except KeyboardInterrupt:
+                _say(console, f"stopped at {len(writer.done)}/{header.count}: the same command continues")
+                raise
 
 
-def choose_records(config: EvalConfig) -> dict[EvalSplit, list[Record]]:
-    """The records of each split that `eval.benchmarks`, `eval.seen` and `eval.limit` ask for."""
-    data, wanted = config.data, config.eval.benchmarks
-    chosen: dict[EvalSplit, list[Record]] = {}
-    only_seen = config.eval.seen and (wanted == [] or (data.source == "json" and data.unseen is None))
-    if not only_seen:
-        groups = grouped(load_records(data, "unseen"), benchmark_of)
-        names = choose(wanted, list(groups))
-        chosen["unseen"] = [record for name in names for record in groups[name]]
-    if config.eval.seen:
-        chosen["heldout"] = load_records(data, "heldout")
-    return {split: limited(records, config.eval.limit, config.seed) for split, records in chosen.items()}
-
-
-def _encoded(split: EvalSplit, records: Sequence[Record], base: Base, config: EvalConfig) -> Work:
-    encoded = encode_prompts(records, base, config.data.on_error, source=f"the {split} data")
-    images = locate_files(config.data, split).images
-    return Work(split, images, {record.index: record for record in records}, encoded.items)
+def _encoded(part: Chosen, base: Base, config: EvalConfig) -> Work:
+    encoded = encode_prompts(part.records, base, config.data.on_error, source=f"the {part.name} data")
+    return Work(part, {record.index: record for record in part.records}, encoded.items)
 
 
 def _header(
@@ -125,27 +130,41 @@ def _header(
     work: Sequence[Work],
     routing: TaskRouting | None,
 ) -> Header:
-    digests = (records_digest([part.records[i.index] for i in part.items], part.images) for part in work)
+    digests = (
+        records_digest([part.records[i.index] for i in part.items], part.chosen.images) for part in work
+    )
     fingerprint = {
         "model": base.fingerprint,
         "number format": str(dtype).removeprefix("torch."),
         "adapter": adapter_digest(subject.adapter),
-        "data": " ".join(f"{part.split}:{digest}" for part, digest in zip(work, digests, strict=True)),
+        "data": " ".join(f"{part.chosen.name}:{digest}" for part, digest in zip(work, digests, strict=True)),
         "prompt": prompt_digest(base),
         "pictures": "tower features, cached in fp16" if config.eval.cache_features else "pixels",
         "decoding": f"greedy, at most {config.eval.max_new_tokens} tokens",
     }
     if routing is not None:
         fingerprint["task definitions"] = routing.fingerprint(base)
-    about: Mapping[str, Any] = {
+    return Header(fingerprint, sum(len(part.items) for part in work), _about(config, subject, base, work))
+
+
+def _about(config: EvalConfig, subject: Subject, base: Base, work: Sequence[Work]) -> Mapping[str, Any]:
+    chosen = [part.chosen for part in work]
+    answered = Counter(part.key(item)[:2] for part in work for item in part.items)
+    available = {(part.split, name): count for part in chosen for name, count in part.counts.items()}
+    return {
         "label": subject.label,
         "model": base.name,
         "run": None if subject.run is None else str(subject.run),
         "limit": config.eval.limit,
         "seed": config.seed,
+        "sample": {
+            name: {"answered": n, "of": available[split, name]} for (split, name), n in answered.items()
+        },
+        "images": {name: str(part.images) for part in chosen for name in part.counts if part.images},
+        "sources": {part.name: dict(part.about) for part in chosen if part.about},
+        "benchmarks": declared(chosen, config.eval.sources or {}),
         "versions": versions(),
     }
-    return Header(fingerprint, sum(len(part.items) for part in work), about)
 
 
 def _features(base: Base, settings: GenerationConfig) -> Features:
@@ -160,19 +179,25 @@ def _on_device(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftMode
     return model
 
 
-def _answer_all(
+def _answer_share(
     work: Sequence[Work],
     generator: Generator,
     writer: PredictionWriter,
     settings: GenerationConfig,
-    total: int,
+    team: Team,
     console: Console,
 ) -> None:
-    """Answer what the file does not have yet, batch by batch, each on the disk before the next begins."""
-    with answer_progress(console, len(writer.done), total) as advance:
-        for part in work:
-            missing = [item for item in part.items if (part.split, item.index) not in writer.done]
-            for batch in batches(missing, settings.batch_size):
+    """Answer this process's share of what no file has yet, batch by batch, each on the disk before the next begins."""
+    missing = [(part, [item for item in part.items if part.key(item) not in writer.done]) for part in work]
+    shares = [(part, team.share(longest_first(items))) for part, items in missing]
+    own = sum(len(items) for _, items in shares)
+    done = len(writer.done) if team.size == 1 else 0
+    verb = ("answering", "answered")
+    if team.size > 1:
+        verb = ("answering", f"first of {team.size} processes: answered")
+    with answer_progress(console, done, done + own, verb) as advance:
+        for part, items in shares:
+            for batch in batches(items, settings.batch_size):
                 answers = generator(batch)
                 writer.append(
                     [_prediction(part, item, answer) for item, answer in zip(batch, answers, strict=True)]
@@ -185,7 +210,7 @@ def _prediction(work: Work, item: Item, answer: str) -> Prediction:
     extra = record.extra
     *_, question, target = record.conversation
     return Prediction(
-        split=work.split,
+        split=work.chosen.split,
         index=record.index,
         benchmark=benchmark_of(record),
         id=record.id,
@@ -196,7 +221,7 @@ def _prediction(work: Work, item: Item, answer: str) -> Prediction:
         image_id=str(extra.get("image_id", "")),
         answers=tuple(map(str, extra.get("answers") or ())),
         labels=tuple(map(str, extra.get("labels") or ())),
-        image=relative_image(record, work.images),
+        image=relative_image(record, work.chosen.images),
     )
 
 

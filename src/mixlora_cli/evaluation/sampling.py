@@ -40,11 +40,10 @@ def _unit_of(record: Record) -> str:
 
 
 def _stratum(unit: Unit) -> tuple[str, ...]:
-    """The unit's categories; without categories, the answer where it is one of a closed set of labels."""
-    categories = {category_of(record) for record in unit}
-    if categories == {""} and unit[0].extra.get("labels"):
-        return (unit[0].conversation[-1].text,)
-    return tuple(sorted(categories))
+    """The unit's categories, and the answer of a single instance where it is one of a closed set of labels."""
+    categories = sorted({category_of(record) for record in unit} - {""})
+    labelled = len(unit) == 1 and unit[0].extra.get("labels")
+    return (*categories, unit[0].conversation[-1].text) if labelled else tuple(categories)
 
 
 def stratified(records: Sequence[Record], limit: int, seed: int) -> list[Record]:

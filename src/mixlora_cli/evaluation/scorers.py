@@ -134,3 +134,13 @@ def pope_answer(prediction: str) -> Literal["yes", "no"]:
     """
     words = prediction.split(".", maxsplit=1)[0].replace(",", "").split(" ")
     return "no" if any(word in ("No", "no", "not") for word in words) else "yes"
+
+
+def mme_right(prediction: str, target: str) -> bool:
+    """Whether an MME answer, read by `yes_no`, is its target."""
+    return yes_no(prediction) == target.strip().lower()
+
+
+def pope_right(prediction: str, target: str) -> bool:
+    """Whether a POPE answer, read by `pope_answer`, is its target."""
+    return pope_answer(prediction) == target.strip().lower()

@@ -1,9 +1,12 @@
-"""Scores from a predictions file alone: no model, no data, so it reruns in seconds."""
+"""Scores from a predictions file alone: no model, no data, so it reruns in seconds.
+
+Predictions are gone through one at a time; what is kept of them are counts.
+"""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,99 +14,138 @@ from typing import Any
 import numpy as np
 
 from mixlora_cli.evaluation import results as result_files
-from mixlora_cli.evaluation.benchmarks import AVERAGED, MEAN_TITLE, benchmark_named, in_paper_order
-from mixlora_cli.evaluation.folder import read_finished
-from mixlora_cli.evaluation.metrics import EXACT, Measured, Metric
+from mixlora_cli.evaluation.benchmarks import AVERAGED, MEAN_TITLE, Benchmark, benchmark_named, in_paper_order
+from mixlora_cli.evaluation.folder import check_finished, open_evaluation, read_finished
+from mixlora_cli.evaluation.metrics import EXACT, MME
+from mixlora_cli.evaluation.mme_files import write_mme_files
 from mixlora_cli.evaluation.predictions import Prediction
 from mixlora_cli.evaluation.results import Results, Score
 from mixlora_cli.evaluation.scorers import normalise_answer
-from mixlora_cli.evaluation.statistics import SEED, Floats, bootstrap_means, percentile
+from mixlora_cli.evaluation.statistics import SEED, percentile
+from mixlora_cli.evaluation.tallies import Marks, Tally, mean_of, resampled
+from mixlora_cli.judging.replies import FOLDER as REPLIES
 from mixlora_cli.judging.scores import judged_scores
 
 SEEN_NAME = "seen"
 SEEN_TITLE = "Seen"
+MME_FOLDER = "official"
+"""Subfolder of MME's own text files: official/<benchmark>/<subtask>.txt."""
 
 
-def _score(name: str, column: str, metric: Metric, measured: Measured, n: int) -> Score:
-    interval = measured.interval
-    return Score(
-        name, column, measured.value, interval.low, interval.high, n, metric.unit, metric.rule, measured.parts
-    )
-
-
-def _mean_of(marks: Sequence[Floats], name: str, column: str, rule: str, parts: Mapping[str, Any]) -> Score:
+def mean_score(marks: Sequence[Marks], name: str, column: str, rule: str, parts: Mapping[str, Any]) -> Score:
     """Mean of several accuracies in per cent; the interval resamples the instances within each of them."""
     rng = np.random.default_rng(SEED)
-    samples = np.mean([100 * bootstrap_means(each[:, None], rng)[:, 0] for each in marks], axis=0)
-    interval = percentile(samples)
-    value = 100 * float(np.mean([each.mean() for each in marks]))
-    return Score(name, column, value, interval.low, interval.high, sum(map(len, marks)), "%", rule, parts)
+    interval = percentile(np.mean([100 * resampled(each, rng) for each in marks], axis=0))
+    value = 100 * float(np.mean([mean_of(each) for each in marks]))
+    count = sum(sum(each.values()) for each in marks)
+    return Score(name, column, value, interval.low, interval.high, count, "%", rule, parts)
 
 
-def _benchmark_scores(groups: Mapping[str, list[Prediction]]) -> tuple[list[Score], dict[str, Floats]]:
-    """A score for each benchmark, and the instances' marks by column."""
-    scores: list[Score] = []
-    marks: dict[str, Floats] = {}
-    for name in in_paper_order(groups):
-        benchmark = benchmark_named(name)
-        measured = benchmark.metric.measure(groups[name])
-        scores.append(_score(name, benchmark.column, benchmark.metric, measured, len(groups[name])))
-        marks[benchmark.column] = measured.marks
-    return scores, marks
+class _Unseen:
+    """Counts of one benchmark."""
+
+    def __init__(self, benchmark: Benchmark) -> None:
+        self.benchmark = benchmark
+        self.tally: Tally = benchmark.metric.tally()
+        self.count = 0
+
+    def add(self, prediction: Prediction) -> None:
+        self.tally.add(prediction)
+        self.count += 1
+
+    def score(self) -> tuple[Score, Marks]:
+        metric, found = self.benchmark.metric, self.tally.measured()
+        low, high = found.interval.low, found.interval.high
+        names = self.benchmark.name, self.benchmark.column
+        return Score(
+            *names, found.value, low, high, self.count, metric.unit, metric.rule, found.parts
+        ), found.marks
 
 
-def _seen_score(groups: Mapping[str, list[Prediction]]) -> Score:
-    measured = {task: EXACT.measure(group) for task, group in sorted(groups.items())}
-    parts = {
-        task: {
-            "accuracy": m.value,
-            "low": m.interval.low,
-            "high": m.interval.high,
-            "n": float(len(m.marks)),
-            "most_frequent": _most_frequent(groups[task]),
+class _Seen:
+    """Counts of one seen task."""
+
+    def __init__(self) -> None:
+        self.tally: Tally = EXACT.tally()
+        self.targets: Counter[str] = Counter()
+
+    def add(self, prediction: Prediction) -> None:
+        self.tally.add(prediction)
+        self.targets[normalise_answer(prediction.target)] += 1
+
+    def part(self) -> tuple[dict[str, float], Marks]:
+        """`most_frequent` is per cent right of always giving the answer that is most frequent in this very group: what
+        chance can reach.
+        """
+        found, count = self.tally.measured(), self.targets.total()
+        ((_, frequent),) = self.targets.most_common(1)
+        part = {
+            "accuracy": found.value,
+            "low": found.interval.low,
+            "high": found.interval.high,
+            "n": float(count),
+            "most_frequent": 100 * frequent / count,
         }
-        for task, m in measured.items()
-    }
+        return part, found.marks
+
+
+def _seen_score(tasks: Mapping[str, _Seen]) -> Score:
+    found = {task: tasks[task].part() for task in sorted(tasks)}
     rule = (
         "mean over the seen tasks of exact match after normalisation; bootstrap interval over instances "
         "within tasks"
     )
-    return _mean_of([m.marks for m in measured.values()], SEEN_NAME, SEEN_TITLE, rule, parts)
+    parts = {task: part for task, (part, _) in found.items()}
+    return mean_score([marks for _, marks in found.values()], SEEN_NAME, SEEN_TITLE, rule, parts)
 
 
-def _most_frequent(group: Sequence[Prediction]) -> float:
-    """Per cent right of always giving the answer that is most frequent in this very group: what chance can reach."""
-    (_, count), *_ = Counter(normalise_answer(p.target) for p in group).most_common(1)
-    return 100 * count / len(group)
+def score_predictions(predictions: Iterable[Prediction], about: Mapping[str, Any]) -> Results:
+    """Score each benchmark, then MMAvg and the seen tasks. The order of `predictions` changes nothing.
 
-
-def score_predictions(predictions: Sequence[Prediction], about: Mapping[str, Any]) -> Results:
-    """Score each benchmark, then MMAvg and the seen tasks. The order of `predictions` changes nothing."""
-    groups: dict[str, dict[str, list[Prediction]]] = {
-        "unseen": defaultdict(list),
-        "heldout": defaultdict(list),
-    }
-    for prediction in sorted(predictions, key=lambda p: p.key):
-        groups[prediction.split][prediction.benchmark].append(prediction)
-    scores, marks = _benchmark_scores(groups["unseen"])
+    `about["benchmarks"]` describes those of the user's own, see `benchmark_named`.
+    """
+    unseen: dict[str, _Unseen] = {}
+    seen: dict[str, _Seen] = {}
+    for prediction in predictions:
+        name = prediction.benchmark
+        if prediction.split == "heldout":
+            (seen.get(name) or seen.setdefault(name, _Seen())).add(prediction)
+            continue
+        if name not in unseen:
+            unseen[name] = _Unseen(benchmark_named(name, about.get("benchmarks")))
+        unseen[name].add(prediction)
+    scored = [unseen[name].score() for name in in_paper_order(sorted(unseen))]
+    marks = {score.column: found for score, found in scored}
     mean = None
     if all(column in marks for column in AVERAGED):
         rule = f"mean of {', '.join(AVERAGED)}; bootstrap interval over instances within benchmarks"
-        mean = _mean_of([marks[column] for column in AVERAGED], MEAN_TITLE.lower(), MEAN_TITLE, rule, {})
-    seen = _seen_score(groups["heldout"]) if groups["heldout"] else None
-    return Results(about, tuple(scores), mean, seen)
+        averaged = [marks[column] for column in AVERAGED]
+        mean = mean_score(averaged, MEAN_TITLE.lower(), MEAN_TITLE, rule, {})
+    return Results(about, tuple(score for score, _ in scored), mean, _seen_score(seen) if seen else None)
 
 
 def score(folder: Path) -> Results:
-    """Score the predictions in `folder` and write `results.json` beside them.
+    """Score the predictions in `folder` and write `results.json` beside them; for MME also the official tool's files.
 
     Raises UserError when there are none or the evaluation has not finished.
     """
-    contents = read_finished(folder)
-    header = contents.header
-    assert header is not None
+    header, reader = open_evaluation(folder)
     about = {**header.about, "fingerprint": dict(header.fingerprint)}
-    judged = judged_scores(folder, contents.predictions)
-    results = replace(score_predictions(contents.predictions, about), judged=judged)
+    of_mme: dict[str, list[Prediction]] = {}
+
+    def passing() -> Iterable[Prediction]:
+        for prediction in reader:
+            if prediction.split == "unseen" and benchmark_named(prediction.benchmark).metric is MME:
+                of_mme.setdefault(prediction.benchmark, []).append(prediction)
+            yield prediction
+
+    results = score_predictions(passing(), about)
+    check_finished(folder, header, reader)
+    if any((folder / REPLIES).glob("*.jsonl")):
+        results = replace(
+            results, judged=judged_scores(folder, read_finished(folder).predictions, about.get("benchmarks"))
+        )
+    for name, answers in of_mme.items():
+        write_mme_files(folder / MME_FOLDER / name, answers)
     result_files.write_results(results, folder / result_files.FILE_NAME)
     return results

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 Z_95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
@@ -56,8 +57,16 @@ def bootstrap_means(values: Floats, rng: np.random.Generator, resamples: int = R
             f"bootstrap_means: expected (units, numbers) with units > 0, got shape {values.shape}"
         )
     rows, counts = np.unique(values, axis=0, return_counts=True)
-    drawn = rng.multinomial(len(values), counts / len(values), size=resamples)
-    means: Floats = drawn @ rows / len(values)
+    return bootstrap_counts(rows, counts, rng, resamples)
+
+
+def bootstrap_counts(
+    rows: Floats, counts: Integers, rng: np.random.Generator, resamples: int = RESAMPLES
+) -> Floats:
+    """`bootstrap_means` where the distinct rows (kinds, numbers) and how often each occurs (kinds,) are known."""
+    total = int(counts.sum())
+    drawn = rng.multinomial(total, counts / total, size=resamples)
+    means: Floats = drawn @ rows / total
     return means
 
 

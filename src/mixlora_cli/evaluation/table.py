@@ -28,13 +28,14 @@ def columns_of(rows: Sequence[Row]) -> list[str]:
     return [*COLUMNS, MEAN_TITLE, *(column for column in own if column not in COLUMNS), *seen]
 
 
-def _cell(results: Results, column: str) -> Score | None:
+def score_of(results: Results, column: str) -> Score | None:
+    """The score under a heading of `columns_of`."""
     if column == MEAN_TITLE:
         return results.mean
     return results.seen if column == SEEN_TITLE else results.column(column)
 
 
-def _text(score: Score | None, between: str) -> str:
+def score_text(score: Score | None, between: str) -> str:
     """The value with one decimal (points: none) and its interval behind `between`."""
     if score is None:
         return MISSING
@@ -62,7 +63,7 @@ def comparison_table(rows: Sequence[Row], title: str | None = None) -> Table:
     for column in columns:
         table.add_column(column, justify="right")
     for label, results in rows:
-        table.add_row(Text(label), *(Text(_text(_cell(results, column), "\n")) for column in columns))
+        table.add_row(Text(label), *(Text(score_text(score_of(results, column), "\n")) for column in columns))
     return table
 
 
@@ -74,7 +75,7 @@ def narrow_table(rows: Sequence[Row], title: str | None = None) -> Table:
     for label, _ in rows:
         table.add_column(Text(label), justify="right")
     for column in columns:
-        table.add_row(column, *(Text(_text(_cell(results, column), " ")) for _, results in rows))
+        table.add_row(column, *(Text(score_text(score_of(results, column), " ")) for _, results in rows))
     return table
 
 
@@ -82,7 +83,10 @@ def comparison_markdown(rows: Sequence[Row]) -> str:
     """The same as a Markdown table, caption below."""
     columns = columns_of(rows)
     lines = [["", *columns], ["---", *("---:" for _ in columns)]]
-    lines += [[label, *(_text(_cell(results, column), " ") for column in columns)] for label, results in rows]
+    lines += [
+        [label, *(score_text(score_of(results, column), " ") for column in columns)]
+        for label, results in rows
+    ]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return f"{table}\n\n{CAPTION}{SEEN_CAPTION if SEEN_TITLE in columns else ''}\n"
 
@@ -102,7 +106,7 @@ def seen_table(rows: Sequence[Row]) -> Table:
     known = [share for share in frequent.values() if share is not None]
     mean = f"{sum(known) / len(known):.1f}" if known else MISSING
     table.add_section()
-    table.add_row("mean", mean, *(Text(_text(seen, " ")) for _, seen in scored))
+    table.add_row("mean", mean, *(Text(score_text(seen, " ")) for _, seen in scored))
     return table
 
 

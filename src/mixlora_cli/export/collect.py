@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from peft import PeftModel
 from rich.console import Console
 from rich.progress import track
@@ -16,17 +15,9 @@ from mixlora_cli.export.fit import Pools
 from mixlora_cli.export.moments import Moments, expected_at_random, observed, total
 from mixlora_cli.method.config import MixLoraConfig
 from mixlora_cli.method.layer import MixLoraLinear
-from mixlora_cli.method.model import MixLoraModel
+from mixlora_cli.selections.at_prompt import ADAPTER, selections_at_prompt, tuner_of
 
-ADAPTER = "default"
 ByLayer = dict[str, Moments]
-
-
-def tuner_of(model: PeftModel) -> MixLoraModel:
-    """The tuner of a model with a MixLoRA adapter."""
-    tuner = model.base_model
-    assert isinstance(tuner, MixLoraModel)
-    return tuner
 
 
 def read_pools(model: PeftModel) -> dict[str, Pools]:
@@ -81,10 +72,5 @@ def collect(
 def _moments(
     model: PeftModel, items: Sequence[Item], pools: Mapping[str, Pools], collate: Collator
 ) -> ByLayer:
-    device = next(model.parameters()).device
-    batch = {name: tensor.to(device) for name, tensor in collate(items).items()}
-    with torch.inference_mode():
-        # One token's logits: the head is the widest product, and nobody reads it.
-        model(**batch, logits_to_keep=1, use_cache=False)
-    selections = tuner_of(model).selections(ADAPTER)
+    selections = selections_at_prompt(model, items, collate)
     return {name: observed(selections[name], pool.gram_a, pool.gram_b) for name, pool in pools.items()}

@@ -51,7 +51,7 @@ def retrying(retries: int, first_wait: float, stop: Event) -> Retrying:
     Waits double from `first_wait` seconds, with jitter, and are never shorter than the server asks. Setting `stop`
     ends every wait and every further try.
     """
-    growing = wait_exponential_jitter(initial=first_wait, max=LONGEST_WAIT, jitter=first_wait)
+    growing = wait_exponential_jitter(multiplier=first_wait, max=LONGEST_WAIT, jitter=first_wait)
 
     def wait(state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None

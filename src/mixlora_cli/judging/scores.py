@@ -6,10 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mixlora_cli.evaluation.benchmarks import AVERAGED, MEAN_TITLE, benchmark_named, in_paper_order
+from mixlora_cli.evaluation.done import Key
 from mixlora_cli.evaluation.predictions import Prediction
 from mixlora_cli.evaluation.results import Agreement, Judged, JudgedScore
 from mixlora_cli.evaluation.scorers import label_match
@@ -19,19 +21,23 @@ from mixlora_cli.judging.prompt import Verdict, read_verdict
 from mixlora_cli.judging.replies import Stored, all_replies
 
 SEEN_NAME, SEEN_TITLE = "seen", "Seen"
-Verdicts = Mapping[tuple[str, int], Verdict]
+Verdicts = Mapping[Key, Verdict]
 """By `Prediction.key`; what was not judged yet is not there."""
 
 
-def verdicts_of(stored: Stored, predictions: Iterable[Prediction]) -> dict[tuple[str, int], Verdict]:
+def verdicts_of(stored: Stored, predictions: Iterable[Prediction]) -> dict[Key, Verdict]:
     """One judge's verdicts about the predictions that it has replied to."""
     assert stored.identity is not None
     keys = ((p.key, stored.identity.key(p)) for p in predictions)
     return {instance: read_verdict(stored.replies[key]) for instance, key in keys if key in stored.replies}
 
 
-def judged_scores(folder: Path, predictions: Sequence[Prediction]) -> tuple[Judged, ...]:
+def judged_scores(
+    folder: Path, predictions: Sequence[Prediction], own: Mapping[str, Any] | None = None
+) -> tuple[Judged, ...]:
     """An entry for each judge that has judged at least one benchmark whole. Reads the replies in `folder`.
+
+    `own` describes the benchmarks of the user's own, see `benchmark_named`.
 
     Raises UserError when a file of replies cannot be read.
     """
@@ -46,13 +52,17 @@ def judged_scores(folder: Path, predictions: Sequence[Prediction]) -> tuple[Judg
         others = {titles[id(other)]: theirs for other, theirs in found if other is not stored}
         if stored.identity is not None and stored.identity.judge != EXACT:
             others[EXACT] = by_rule
-        entry = _judged(stored, verdicts, predictions, others)
+        entry = _judged(stored, verdicts, predictions, others, own)
         entries += [entry] if entry.scores or entry.seen else []
     return tuple(entries)
 
 
 def _judged(
-    stored: Stored, verdicts: Verdicts, predictions: Sequence[Prediction], others: Mapping[str, Verdicts]
+    stored: Stored,
+    verdicts: Verdicts,
+    predictions: Sequence[Prediction],
+    others: Mapping[str, Verdicts],
+    own: Mapping[str, Any] | None,
 ) -> Judged:
     assert stored.identity is not None
     groups: dict[str, dict[str, list[Verdict]]] = {"unseen": defaultdict(list), "heldout": defaultdict(list)}
@@ -61,10 +71,9 @@ def _judged(
         if (p.split, p.benchmark) not in unfinished:
             groups[p.split][p.benchmark].append(verdicts[p.key])
     unseen, seen = groups["unseen"], groups["heldout"]
-    scores = tuple(
-        judged_score(name, benchmark_named(name).column, unseen[name]) for name in in_paper_order(unseen)
-    )
-    columns = {benchmark_named(name).column: group for name, group in unseen.items()}
+    titles = {name: benchmark_named(name, own).column for name in unseen}
+    scores = tuple(judged_score(name, titles[name], unseen[name]) for name in in_paper_order(unseen))
+    columns = {titles[name]: group for name, group in unseen.items()}
     averaged = [columns[column] for column in AVERAGED if column in columns]
     whole = len(averaged) == len(AVERAGED)
     seen_whole = seen and not any(split == "heldout" for split, _ in unfinished)

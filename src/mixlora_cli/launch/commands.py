@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mixlora_cli.config.schema import TrainConfig
+from mixlora_cli.config.interference import InterferenceConfig
+from mixlora_cli.config.schema import EvalConfig, TrainConfig
 from mixlora_cli.launch.workers import run_workers
 
 
@@ -12,3 +13,17 @@ def train(config: TrainConfig) -> Any:
     """`mixlora train`, in the processes that `launch` asks for. DeepSpeed never shares a process with another job."""
     uses_deepspeed = config.deepspeed.config is not None
     return run_workers("mixlora_cli.training.run:train", config, config.launch, own_process=uses_deepspeed)
+
+
+def evaluate(config: EvalConfig) -> Any:
+    """`mixlora eval`, in the processes that `launch` asks for; each answers its share of the instances."""
+    return run_workers("mixlora_cli.evaluation.run:evaluate", config, config.launch)
+
+
+def interference(config: InterferenceConfig) -> Any:
+    """`mixlora interference`; the processes share the tasks. Figures alone need no second process."""
+    if config.draw_only:
+        from mixlora_cli.interference.run import interference as run_here
+
+        return run_here(config)
+    return run_workers("mixlora_cli.interference.run:interference", config, config.launch)

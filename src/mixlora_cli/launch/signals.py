@@ -6,12 +6,14 @@ it gets there.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import FrameType
 
@@ -32,6 +34,7 @@ class PassOn:
         """The first signal that came, if one did."""
         self._folder = folder
         self._over = threading.Event()
+        self._others = set(multiprocessing.active_children())
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -41,6 +44,8 @@ class PassOn:
             return
         # A library's thread that was there before takes signals still: for these.
         before = {signum: signal.signal(signum, self._receive) for signum in _SIGNALS}
+        # Python's first process of its own would be started in between, and that lets signals through again.
+        resource_tracker.ensure_running()
         fetching = threading.Thread(target=self._fetch, daemon=True)
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS) if _can_fetch() else None
         if mask is not None:
@@ -63,12 +68,15 @@ class PassOn:
                     self._receive(came.si_signo)
 
     def _receive(self, signum: int, _: FrameType | None = None) -> None:
-        again = self.signum is not None
-        self.signum = self.signum or signum
+        if self.signum is not None:
+            for child in set(multiprocessing.active_children()) - self._others:
+                child.kill()  # whether it has got as far as to be known here or not
+            return
+        self.signum = signum
         (self._folder / _STOP).touch()
         for worker in self._folder.glob("*.pid"):
             with suppress(ProcessLookupError):
-                os.kill(int(worker.stem), signal.SIGKILL if again else signal.SIGINT)
+                os.kill(int(worker.stem), signal.SIGINT)
 
 
 def take_signals(folder: Path) -> None:

@@ -6,13 +6,17 @@ itself (`adapter=full`, a trained projector without adapter) live in `trained_we
 
 from __future__ import annotations
 
+import os
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.utils import ModulesToSaveWrapper
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -23,6 +27,7 @@ from mixlora_cli.method.config import MixLoraConfig
 
 PROJECTOR = "multi_modal_projector"
 TRAINED_WEIGHTS = "trained_weights.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def attach_adapter(
@@ -55,9 +60,7 @@ def attach_adapter(
     if adapter.name in ("lora", "mixlora"):
         settings = _peft_config(adapter, routing, rank, factors, train_projector, task_embedding_dim)
         try:
-            with warnings.catch_warnings():
-                # PEFT asks transformers under an old name, which no user can change.
-                warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            with _without_warning_of_old_name():
                 adapted = get_peft_model(model, settings)
         except ValueError as error:
             raise UserError(
@@ -72,6 +75,14 @@ def attach_adapter(
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return adapted
+
+
+@contextmanager
+def _without_warning_of_old_name() -> Iterator[None]:
+    """PEFT asks transformers for gradient checkpointing under an old name, which no user can change."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield
 
 
 def _peft_config(
@@ -131,6 +142,7 @@ def save_adapter(
     if isinstance(model, PeftModel):
         # "auto" would ask the model hub whether the vocabulary grew; embeddings are never trained here.
         model.save_pretrained(str(folder), state_dict=state_dict, save_embedding_layers=False)
+        _readable_as_usual(folder / ADAPTER_WEIGHTS)
         return
     weights = model.state_dict() if state_dict is None else state_dict
     trained = {
@@ -139,6 +151,14 @@ def save_adapter(
         if p.requires_grad
     }
     save_file(trained, folder / TRAINED_WEIGHTS, metadata={"format": "pt"})
+    _readable_as_usual(folder / TRAINED_WEIGHTS)
+
+
+def _readable_as_usual(file: Path) -> None:
+    """Give a file that safetensors wrote, for its owner alone, the permissions that the user's umask says."""
+    umask = os.umask(0o077)  # it can only be read by setting it
+    os.umask(umask)
+    file.chmod(0o666 & ~umask)
 
 
 def load_adapter(
@@ -150,22 +170,48 @@ def load_adapter(
         config: stands in for the one in `folder`, where an adapter is to be used otherwise than it was trained.
 
     Raises:
-        UserError: the folder holds no adapter, or one that was trained on another model.
+        UserError: the folder holds no adapter, a damaged one, or one that was trained on another model.
     """
     if (folder / "adapter_config.json").is_file():
-        try:
-            adapted: PreTrainedModel | PeftModel = PeftModel.from_pretrained(
-                model, str(folder), is_trainable=False, config=config
-            )
-        except KeyError as error:
-            raise UserError(f"{folder}: this adapter does not fit the model: it lacks {error.args[0]}") from error
-        except (RuntimeError, ValueError) as error:
-            raise UserError(f"{folder}: this adapter does not fit the model: {_first_line(error)}") from error
+        adapted: PreTrainedModel | PeftModel = _load_peft(model, folder, config)
     else:
         load_trained_weights(model, folder)
         adapted = model.requires_grad_(False)
     adapted.train(False)
     return adapted
+
+
+def _load_peft(model: PreTrainedModel, folder: Path, config: PeftConfig | None) -> PeftModel:
+    """`PeftModel.from_pretrained` of an adapter that has to have a weight for each of the layers that it is put on."""
+    try:
+        settings = PeftConfig.from_pretrained(str(folder)) if config is None else config
+        settings.inference_mode = True
+        with _without_warning_of_old_name():
+            adapted = PeftModel(model, settings)
+        found = adapted.load_adapter(str(folder), "default", is_trainable=False)
+    except SafetensorError as error:
+        raise UserError(f"{folder}: the adapter's file is damaged: {_first_line(error)}") from error
+    except KeyError as error:
+        raise UserError(f"{folder}: this adapter does not fit the model: it lacks {error.args[0]}") from error
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{folder}: this adapter does not fit the model: {_first_line(error)}") from error
+    # PEFT goes on with a warning, or with nothing: such layers would be untrained ones, or be left out.
+    for keys, what in (
+        (found.missing_keys, "it has no weights for"),
+        (found.unexpected_keys, "the model has no layer for"),
+    ):
+        if keys:
+            raise UserError(
+                f"{folder}: this adapter does not fit the model: {what} {_layer(keys[0])} "
+                f"({len(keys)} weights in all); give the base that it was trained on"
+            )
+    return adapted
+
+
+def _layer(key: str) -> str:
+    """The base model's name for the layer that a weight of an adapter belongs to."""
+    layer = re.split(r"\.(?:lora_|mixlora_|modules_to_save)", key)[0]
+    return layer.removeprefix("base_model.model.")
 
 
 def unload_adapter(model: PeftModel) -> None:
@@ -185,7 +231,7 @@ def load_trained_weights(model: nn.Module, folder: Path) -> None:
     """Copy `trained_weights.safetensors` into a bare model, keeping the model's own floating-point type.
 
     Raises:
-        UserError: the file is missing, or its names or shapes are not the model's.
+        UserError: the file is missing or damaged, or its names or shapes are not the model's.
     """
     path = folder / TRAINED_WEIGHTS
     if not path.is_file():
@@ -194,7 +240,10 @@ def load_trained_weights(model: nn.Module, folder: Path) -> None:
             "Give the run folder that `mixlora train` printed."
         )
     own = dict(model.named_parameters())
-    weights = load_file(path)
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path}: the file is damaged: {_first_line(error)}") from error
     alien = [name for name, tensor in weights.items() if name not in own or own[name].shape != tensor.shape]
     if alien:
         raise UserError(

@@ -25,6 +25,7 @@ from mixlora_cli.models.prepared import require_prepared
 from mixlora_cli.models.task_routing import embedding_width, routing_to_train
 from mixlora_cli.training.arguments import build_arguments
 from mixlora_cli.training.deepspeed import loads_whole_weights
+from mixlora_cli.training.durable import write_errors
 from mixlora_cli.training.interrupt import Interrupted, StopAtSignal
 from mixlora_cli.training.metrics import MetricsWriter, read_metrics
 from mixlora_cli.training.precision import choose_dtype, inputs_keep_their_dtype
@@ -50,7 +51,7 @@ def train(config: TrainConfig, base: Base | None = None) -> Path:
     console = Console(quiet=os.environ.get("RANK", "0") != "0", soft_wrap=True)
     run = RunFolder(Path(config.output_dir))
     checkpoint = run.open(config)
-    _say_where_it_starts(config, checkpoint, console)
+    _say_where_it_starts(config, run, checkpoint, console)
     dtype = choose_dtype(config.train.precision)
     arguments = build_arguments(config, run, dtype)
 
@@ -87,9 +88,10 @@ def train(config: TrainConfig, base: Base | None = None) -> Path:
     if arguments.process_index:
         set_seed(config.seed + arguments.process_index)  # its own dropout
     trainer.accelerator.wait_for_everyone()  # until all have seen the run folder as it was
-    if trainer.is_world_process_zero():
-        run.begin(config, checkpoint)
     with ExitStack() as stack:
+        stack.enter_context(write_errors(run.root, lambda: _how_to_go_on(run)))
+        if trainer.is_world_process_zero():
+            run.begin(config, checkpoint)
         stack.callback(progress.close)
         stack.enter_context(_wandb(config.wandb, run.root))
         stack.enter_context(stop.listening())
@@ -99,9 +101,11 @@ def train(config: TrainConfig, base: Base | None = None) -> Path:
         if stop.stopped:
             _say_how_to_resume(trainer, run, console)
             raise Interrupted(stop.stopped)
-        trainer.save_model(str(run.adapter))
+        trainer.save_model(str(run.adapter_draft))
+        if trainer.is_world_process_zero():
+            run.publish_adapter()
+            run.finish(summarise(model, run))
     if trainer.is_world_process_zero():
-        run.finish(summarise(model, run))
         _say_result(run, console)
     return run.root
 
@@ -182,7 +186,22 @@ def _wandb(config: WandbConfig, root: Path) -> Iterator[None]:
             os.environ.pop(key) if value is None else os.environ.update({key: value})
 
 
-def _say_where_it_starts(config: TrainConfig, checkpoint: Path | None, console: Console) -> None:
+def _how_to_go_on(run: RunFolder) -> str:
+    """For a run that could not be written on."""
+    newest = run.newest_checkpoint()
+    if newest is None:
+        return "there is no checkpoint yet; make room and start again with overwrite=true"
+    return f"{newest.name} is intact; make room and continue with resume=auto"
+
+
+def _say_where_it_starts(
+    config: TrainConfig, run: RunFolder, checkpoint: Path | None, console: Console
+) -> None:
+    if config.resume == "auto":
+        for torn, lacks in run.torn_checkpoints().items():
+            console.print(
+                f"{torn.name} is not complete, so it is passed over: {lacks}", markup=False, highlight=False
+            )
     if checkpoint is not None:
         console.print(f"resuming from {checkpoint}", markup=False, highlight=False)
     elif config.resume is not None:

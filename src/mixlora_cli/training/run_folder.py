@@ -1,18 +1,19 @@
 """The folder of one run: what it was asked, with which versions, how it went, and what it trained.
 
 - config.yaml: the resolved configuration
-- versions.json: Python, packages, platform, git commit, command line
+- versions.json: Python, packages, platform, git commit, number of processes, command line
 - metrics.jsonl: one line for each logged step
 - routing.jsonl: how each layer uses its factors, one line for each look (MixLoRA)
-- checkpoints/checkpoint-<step>/: for resume=auto
+- checkpoints/checkpoint-<step>/: for resume=auto, each whole or not there (`checkpoints.py`)
 - adapter/: the trained adapter
 - result.json: summary, written last: a run that has it is finished
+
+What ends in .partial is being written; a killed run leaves it behind, and the next one removes it.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -28,6 +29,15 @@ from omegaconf import OmegaConf
 from mixlora_cli import __version__
 from mixlora_cli.config.schema import TrainConfig
 from mixlora_cli.errors import UserError
+from mixlora_cli.training.accumulation import launched_processes
+from mixlora_cli.training.checkpoints import flaw, newest_complete
+from mixlora_cli.training.durable import (
+    draft_of,
+    put_in_place,
+    remove_leftovers,
+    sync_files,
+    write_whole,
+)
 
 RECORDED_PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "tokenizers")
 
@@ -67,12 +77,19 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         """A run has ended here and its adapter is complete."""
-        return self.result.is_file()
+        try:
+            self.read_result()
+        except (OSError, ValueError):
+            return False
+        return True
 
     def newest_checkpoint(self) -> Path | None:
-        """The complete checkpoint with the most steps; the Trainer writes its state file last."""
-        complete = [path.parent for path in self.checkpoints.glob("checkpoint-*/trainer_state.json")]
-        return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+        """The complete checkpoint with the most steps."""
+        return newest_complete(self.checkpoints)[0]
+
+    def torn_checkpoints(self) -> dict[Path, str]:
+        """Newer ones than `newest_checkpoint`, which lack the thing that is named with each."""
+        return newest_complete(self.checkpoints)[1]
 
     def open(self, config: TrainConfig) -> Path | None:
         """Check that training may start here, before anything heavy is loaded, and say where it starts.
@@ -104,15 +121,28 @@ class RunFolder:
         checkpoint = self._asked_checkpoint(config.resume)
         if self.started and checkpoint is not None:
             _refuse_changes(_flat(OmegaConf.to_container(OmegaConf.load(self.config))), _flat(asdict(config)))
+            self._refuse_other_processes()
         return checkpoint
+
+    def _refuse_other_processes(self) -> None:
+        """Other batches would follow, and DeepSpeed's checkpoints are cut for as many processes as wrote them."""
+        now = launched_processes()
+        before = json.loads(self.versions.read_text()).get("processes", now) if self.versions.is_file() else now
+        if before != now:
+            raise UserError(
+                f"resume: the run began with {before} processes, now there are {now}; start as many "
+                f"(launch.nproc x launch.nnodes = {before}), or give another output_dir="
+            )
 
     def _asked_checkpoint(self, resume: str) -> Path | None:
         if resume == "auto":
             return self.newest_checkpoint()
         path = Path(resume)
-        if not (path / "trainer_state.json").is_file():
+        lacks = flaw(path)
+        if lacks is not None:
             raise UserError(
-                f"resume={resume}: no complete checkpoint there; resume=auto takes the newest one of output_dir"
+                f"resume={resume}: no complete checkpoint there: {lacks}; "
+                "resume=auto takes the newest complete one of output_dir"
             )
         return path
 
@@ -121,27 +151,44 @@ class RunFolder:
         if checkpoint is None:
             self.clear()
         self.root.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.create(asdict(config)), self.config)
-        self.versions.write_text(json.dumps(versions(), indent=2) + "\n")
+        for folder in (self.root, self.checkpoints):
+            remove_leftovers(folder)
+        write_whole(self.config, OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
+        write_whole(self.versions, json.dumps(versions(), indent=2) + "\n")
 
     def clear(self) -> None:
         """Remove an earlier run's files; other files in the folder (Hydra's, the user's) stay."""
-        # The marks of a run go first: a run that is half removed must not look finished.
-        for file in (self.result, self.config, self.versions, self.metrics, self.routing):
-            file.unlink(missing_ok=True)
+        # The mark of a finished run goes first: one that is half removed must not look finished. Its configuration
+        # goes last: checkpoints must not outlive it, for they are resumed only under the same one.
+        self.result.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.adapter):
             shutil.rmtree(folder, ignore_errors=True)
+        for file in (self.versions, self.metrics, self.routing, self.config):
+            file.unlink(missing_ok=True)
+
+    @property
+    def adapter_draft(self) -> Path:
+        """Where the adapter is written, until `publish_adapter`."""
+        return draft_of(self.adapter)
+
+    def publish_adapter(self) -> None:
+        """Put the adapter that is written to `adapter_draft` in its place."""
+        sync_files(self.adapter_draft)
+        put_in_place(self.adapter_draft, self.adapter)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the mark of a finished run, in one step."""
-        draft = self.result.with_suffix(".tmp")
-        draft.write_text(json.dumps(dict(summary), indent=2) + "\n")
-        os.replace(draft, self.result)
+        write_whole(self.result, json.dumps(dict(summary), indent=2) + "\n")
 
     def read_result(self) -> dict[str, Any]:
         """The summary of a finished run."""
         summary: dict[str, Any] = json.loads(self.result.read_text())
         return summary
+
+
+def essentials(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys and values of a training's configuration that decide what it computes."""
+    return {key: value for key, value in _flat(config).items() if not _harmless(key)}
 
 
 def _refuse_changes(old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -186,6 +233,7 @@ def versions() -> dict[str, Any]:
             **{name: _package_version(name) for name in RECORDED_PACKAGES},
         },
         "git_commit": _git_commit(),
+        "processes": launched_processes(),
         "command": sys.argv,
     }
 

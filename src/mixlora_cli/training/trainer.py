@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from mixlora_cli.data.batches import EncodedDataset
 from mixlora_cli.data.encode import IGNORE
-from mixlora_cli.errors import UserError
 from mixlora_cli.method.model import MixLoraModel
 from mixlora_cli.models.adapters import TRAINED_WEIGHTS, load_trained_weights, save_adapter
 from mixlora_cli.training.balance import BalanceLoss
+from mixlora_cli.training.checkpoints import drafts_of, publish
 from mixlora_cli.training.deepspeed import gather_weights
+from mixlora_cli.training.durable import sync_files
+from mixlora_cli.training.finite import FiniteGuard
 from mixlora_cli.training.loss import head_sees_only, label_positions, token_loss
 from mixlora_cli.training.routing_health import RoutingHealth
 
@@ -33,6 +36,12 @@ class AdapterTrainer(Trainer):
     """Watches the routing, where there is one."""
     balance: BalanceLoss | None = None
     """Spreads the use of factors, where that is asked for."""
+    _drafts: Path | None = None
+    """Where the Trainer is to write the checkpoint that it is about."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._finite = FiniteGuard()
 
     def compute_loss(
         self,
@@ -55,8 +64,7 @@ class AdapterTrainer(Trainer):
             self.health.observe(indices)
         num_tokens = len(targets) if num_items_in_batch is None else num_items_in_batch
         loss = token_loss(outputs.logits, targets, num_tokens)
-        if not torch.isfinite(loss):
-            raise UserError(self._non_finite(loss, indices))
+        self._finite.check_loss(loss, indices, self.state.global_step + 1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             # The count is global, but gradients are averaged over processes: undo that average.
             loss = loss * self.accelerator.num_processes
@@ -89,12 +97,15 @@ class AdapterTrainer(Trainer):
                 logs.update(self.health.report(self.state.global_step))
         super().log(logs, start_time)
 
-    def _non_finite(self, loss: Tensor, indices: Tensor | None) -> str:
-        names = "?" if indices is None else ", ".join(str(index) for index in indices.tolist())
-        return (
-            f"loss is {loss.item()} at step {self.state.global_step + 1}, in the batch of records {names}: "
-            "training stopped; lower train.learning_rate, or look at these records (counted from 0 in their file)"
-        )
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The norm of a step's gradient, before it is used.
+
+        Raises:
+            UserError: it is NaN or infinite; names the step and the records.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        self._finite.check_gradient(norm, self.state.global_step + 1)
+        return norm
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
         """The Trainer's own sampler (random or length-grouped), with an order that depends on seed and epoch alone.
@@ -119,6 +130,31 @@ class AdapterTrainer(Trainer):
             self._save(output_dir, gather_weights(self.model))
         else:
             super().save_model(output_dir, _internal_call)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """The Trainer's own, written beside and put in its place when every process is done and the disk has it."""
+        checkpoints = Path(str(self.args.output_dir))
+        drafts = drafts_of(checkpoints)
+        draft = drafts / f"checkpoint-{self.state.global_step}"
+        self._drafts = drafts
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.local_process_index == 0:
+                sync_files(draft)
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                publish(draft, checkpoints, self.args.save_total_limit)
+            self.accelerator.wait_for_everyone()
+        except BaseException:
+            shutil.rmtree(drafts, ignore_errors=True)  # its room may be needed
+            raise
+        finally:
+            self._drafts = None
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Asked by the Trainer for the folder of its checkpoints; it deletes old ones there, too."""
+        return super()._get_output_dir(trial) if self._drafts is None else str(self._drafts)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write the adapter alone: the frozen base is where it came from. Called for checkpoints by the Trainer."""

@@ -39,7 +39,9 @@ class Instances:
     """Rows without a usable label or picture."""
 
 
-def record(benchmark: str, index: int, image: str, question: Question, with_hint: bool = False) -> dict[str, Any]:
+def record(
+    benchmark: str, index: int, image: str, question: Question, with_hint: bool = False
+) -> dict[str, Any]:
     """LLaVA's form of one question; keys that are empty are left away."""
     prompt = f"{IMAGE_MARKER}\n{question.prompt(with_hint)}"
     extra: dict[str, Any] = {

@@ -34,7 +34,9 @@ def sourced(wanted: list[str] | None, sources: Mapping[str, str]) -> list[str]:
                 f"eval.sources.{name}={path}: expected a YAML file that describes the benchmark {name}, or one of "
                 f"the built-in names: {known}"
             )
-    names = list(sources) if wanted is None else [name for name in wanted if name in sources or _has_origin(name)]
+    names = (
+        list(sources) if wanted is None else [name for name in wanted if name in sources or _has_origin(name)]
+    )
     return in_paper_order(names)
 
 

@@ -63,7 +63,9 @@ def open_own(path: Path, benchmark: str) -> Instances:
     own = read_own(path)
     file, images = path.parent / own.records, path.parent / own.images
     if not file.is_file():
-        raise UserError(f"{path}: records={own.records}: no such file; expected JSON lines beside {path.name}")
+        raise UserError(
+            f"{path}: records={own.records}: no such file; expected JSON lines beside {path.name}"
+        )
     if not images.is_dir():
         raise UserError(f"{path}: images={own.images}: no such folder; expected the pictures' folder")
     lines = [

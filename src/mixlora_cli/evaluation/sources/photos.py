@@ -25,7 +25,9 @@ def open_photos(
     images = (root / "images" if (root / "images").is_dir() else root).resolve()
     table = _rows(place, origin, benchmark)
     rows = 0
-    asked: list[tuple[int, str | None, str, Question]] = []  # place, picture, the name it should have, question
+    asked: list[
+        tuple[int, str | None, str, Question]
+    ] = []  # place, picture, the name it should have, question
     for index, row in enumerate(table.rows):
         rows += 1
         if (question := origin.ask(row)) is not None:
@@ -34,9 +36,7 @@ def open_photos(
             asked.append((index, found, names[0], question))
     _complain(place, images, origin, benchmark, [(found, name) for _, found, name, _ in asked], on_error)
     kept = [
-        record(benchmark, index, found, question)
-        for index, found, _, question in asked
-        if found is not None
+        record(benchmark, index, found, question) for index, found, _, question in asked if found is not None
     ]
     records = keep_records(benchmark, kept)
     return Instances(records, images, table.described, rows, rows - len(kept))
@@ -74,4 +74,3 @@ def _complain(
             f"{key} is partial: pictures of {len(missing)} of {len(located)} rows are missing in {images}, "
             f"{missing[0]} for one; fetch the rest, or pass data.on_error=skip to go on without them"
         )
-

@@ -15,19 +15,17 @@ SHORT_ANSWER = "Answer the question using a single word or phrase."
 YES_NO = ("yes", "no")
 VERDICTS = ("entailment", "neutral", "contradiction")
 DIGITS = tuple("0123456789")
-CIFAR10 = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
-CIFAR100 = tuple(
-    name.replace("_", " ")
-    for name in (
-        "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can "
-        "castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin "
-        "elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard "
-        "lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear "
-        "pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal "
-        "shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank "
-        "telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm"
-    ).split()
-)
+CIFAR10 = tuple(["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"])
+_CIFAR100 = """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+    caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
+    flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
+    motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate
+    poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
+    squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
+    wardrobe whale willow_tree wolf woman worm
+"""
+CIFAR100 = tuple(name.replace("_", " ") for name in _CIFAR100.split())
 """Fine labels in the order of their numbers."""
 
 
@@ -87,9 +85,7 @@ def vsr_photos(row: Row) -> tuple[str, ...]:
     """COCO 2017's folders and file names: that of the row's link first."""
     name = str(row["image"])
     link = PurePosixPath(str(row.get("image_link") or ""))
-    return tuple(
-        dict.fromkeys([f"{link.parent.name}/{name}", name, f"train2017/{name}", f"val2017/{name}"])
-    )
+    return tuple(dict.fromkeys([f"{link.parent.name}/{name}", name, f"train2017/{name}", f"val2017/{name}"]))
 
 
 def ask_snli_ve(row: Row) -> Question | None:

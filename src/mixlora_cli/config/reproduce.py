@@ -1,0 +1,76 @@
+"""Configuration of `mixlora reproduce`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+What = Literal["table1", "table2", "table3", "figure4", "figures", "beyond"]
+
+
+def _require(condition: bool, key: str, value: object, allowed: str) -> None:
+    if not condition:
+        raise ValueError(f"{key}={'null' if value is None else value}: {allowed}")
+
+
+@dataclass(frozen=True)
+class SpeedConfig:
+    """What this machine is known to do, for the estimate before anything has run (key `speed`)."""
+
+    train: float
+    """Instances that a training step goes through in a second; scale=mini."""
+    answer: float
+    """Instances that an evaluation answers in a second."""
+
+    def __post_init__(self) -> None:
+        _require(self.train > 0, "speed.train", self.train, "must be > 0")
+        _require(self.answer > 0, "speed.answer", self.answer, "must be > 0")
+
+
+@dataclass(frozen=True)
+class ReproduceConfig:
+    """Everything that `mixlora reproduce` reads."""
+
+    output_dir: str
+    """Folder of the cells; tables that need the same cell share it."""
+    speed: SpeedConfig
+    what: What | None = None
+    scale: Literal["mini", "paper"] = "mini"
+    seeds: list[int] | None = None
+    """The first one for every row; the others for the rows in `replicated`."""
+    replicated: list[str] | None = None
+    """Experiments that are run with every seed; null = all."""
+    budget: int | None = None
+    """At most so many optimizer steps a training and instances a benchmark: a smoke run; null = no cut."""
+    train: list[str] = field(default_factory=list)
+    """Further overrides of every training."""
+    evaluation: list[str] = field(default_factory=list)
+    """Further overrides of every evaluation."""
+    drawing: list[str] = field(default_factory=list)
+    """Further overrides of every `mixlora interference` and `mixlora tsne`."""
+    keep_checkpoints: bool = False
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        _require(
+            self.what is not None,
+            "what",
+            self.what,
+            "say what: `mixlora reproduce table1`, table2, table3, figure4, figures or beyond",
+        )
+        _require(
+            self.seeds is None or len(self.seeds) > 0, "seeds", self.seeds, "must name at least one seed"
+        )
+        _require(
+            len(set(self.seeds or [])) == len(self.seeds or []),
+            "seeds",
+            self.seeds,
+            "must differ from one another",
+        )
+        _require(self.budget is None or self.budget > 0, "budget", self.budget, "must be > 0 or null")
+        _require(
+            self.what != "beyond" or self.scale == "mini",
+            "scale",
+            self.scale,
+            "`beyond` exists at scale=mini alone",
+        )

@@ -1,0 +1,29 @@
+"""Configuration of `mixlora table`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+TableChoice = Literal["table1", "table2", "table3", "figure4", "beyond"]
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """Everything that `mixlora table` reads."""
+
+    runs: str
+    """Folder with the cells that `mixlora reproduce` made."""
+    output_dir: str
+    """Where the table is written as Markdown, LaTeX and CSV."""
+    what: TableChoice | None = None
+    scale: Literal["mini", "paper"] = "mini"
+    """paper: the paper's own numbers stand beside ours."""
+    judge: str | None = None
+    """Title of a judge whose scores are shown; null = each benchmark's own rule."""
+
+    def __post_init__(self) -> None:
+        if self.what is None:
+            raise ValueError(
+                "what=null: say which: `mixlora table table1`, table2, table3, figure4 or beyond"
+            )

@@ -1,0 +1,123 @@
+"""Which instances an evaluation answers: those of the data, those that benchmarks bring, and held-out ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mixlora_cli.config.schema import DataConfig, EvalConfig
+from mixlora_cli.data.loading import load_records, locate_files
+from mixlora_cli.data.records import Record
+from mixlora_cli.errors import UserError
+from mixlora_cli.evaluation.benchmarks import BENCHMARKS, Benchmark, benchmark_named, choose, expand
+from mixlora_cli.evaluation.metrics import METRICS
+from mixlora_cli.evaluation.sampling import benchmark_of, grouped, limited
+from mixlora_cli.evaluation.sources.find import described, open_benchmark, sourced
+
+EvalSplit = Literal["unseen", "heldout"]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Instances of one file, and the folder of their pictures."""
+
+    name: str
+    """"unseen" or "heldout" of the data, or the benchmark that brings its own file."""
+    split: EvalSplit
+    records: Sequence[Record]
+    images: Path | None
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """A benchmark's own source: where, how many rows, how many of them are unusable, how many the whole split has."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Instances of each benchmark or task before `eval.limit`."""
+
+
+def choose_instances(config: EvalConfig) -> list[Chosen]:
+    """What `eval.benchmarks`, `eval.sources`, `eval.seen` and `eval.limit` ask for.
+
+    Raises UserError for unknown names, sources that are missing, wrong or partial, and two benchmarks of one column.
+    """
+    wanted = None if config.eval.benchmarks is None else expand(config.eval.benchmarks)
+    sources = config.eval.sources or {}
+    own = sourced(wanted, sources)
+    chosen = _of_data(config, wanted, own)
+    chosen += [_of_source(name, config, sources) for name in own]
+    if config.eval.seen:
+        chosen.append(_limited("heldout", "heldout", load_records(config.data, "heldout"), config))
+    _check_columns([name for part in chosen if part.split == "unseen" for name in part.counts], sources)
+    return chosen
+
+
+def _of_data(config: EvalConfig, wanted: list[str] | None, own: Sequence[str]) -> list[Chosen]:
+    data = config.data
+    rest = None if wanted is None else [name for name in wanted if name not in own]
+    if own and not rest:
+        return []
+    if config.eval.seen and (rest == [] or (data.source == "json" and data.unseen is None)):
+        return []
+    groups = grouped(load_records(data, "unseen"), benchmark_of)
+    records = [record for name in choose(rest, list(groups)) for record in groups[name]]
+    return [_limited("unseen", "unseen", records, config)]
+
+
+def _limited(name: str, split: EvalSplit, records: Sequence[Record], config: EvalConfig) -> Chosen:
+    counts = {key: len(group) for key, group in grouped(records, benchmark_of).items()}
+    images = locate_files(config.data, split).images
+    return Chosen(name, split, limited(records, config.eval.limit, config.seed), images, counts=counts)
+
+
+def _of_source(name: str, config: EvalConfig, sources: Mapping[str, str]) -> Chosen:
+    found = open_benchmark(name, sources, config.data.on_error, config.eval.ocr_tokens)
+    files = DataConfig(
+        name=name,
+        source="json",
+        unseen=str(found.records),
+        images=str(found.images),
+        on_error=config.data.on_error,
+    )
+    records = load_records(files, "unseen")
+    origin = BENCHMARKS[name].origin if name in BENCHMARKS else None
+    about = {"source": found.source, "rows": found.rows, "left_out": found.rows - len(records)}
+    if origin is not None:
+        about["split_rows"] = origin.rows
+    sample = limited(records, config.eval.limit, config.seed)
+    return Chosen(name, "unseen", sample, found.images, about, {name: len(records)})
+
+
+def _check_columns(names: Sequence[str], sources: Mapping[str, str]) -> None:
+    by_column: dict[str, str] = {}
+    for name in names:
+        column = described(name, sources).column if name in sources else benchmark_named(name).column
+        if column in by_column:
+            raise UserError(
+                f"eval.benchmarks: {by_column[column]} and {name} are both the column {column}; "
+                "evaluate them apart, each with its own output_dir"
+            )
+        by_column[column] = name
+
+
+def declared(chosen: Sequence[Chosen], sources: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """What scoring has to know of benchmarks that the table does not have: see `benchmark_named`."""
+    names = [part.name for part in chosen if part.name in sources and part.name not in BENCHMARKS]
+    return {name: _as_declared(described(name, sources)) for name in names}
+
+
+def _as_declared(benchmark: Benchmark) -> dict[str, str]:
+    scorer = next(name for name, metric in METRICS.items() if metric is benchmark.metric)
+    return {"column": benchmark.column, "scorer": scorer}
+
+
+def notes(chosen: Sequence[Chosen]) -> list[str]:
+    """What somebody who reads the numbers should know: sources with fewer rows than the split, rows left out."""
+    lines = []
+    for part in chosen:
+        rows, whole = part.about.get("rows"), part.about.get("split_rows")
+        if rows is not None and whole is not None and rows != whole:
+            lines.append(f"{part.name}: {part.about['source']} has {rows} rows, the whole split {whole}")
+        if left_out := part.about.get("left_out"):
+            lines.append(
+                f"{part.name}: {left_out} of {rows} rows left out (no agreed label, or no usable picture)"
+            )
+    return lines

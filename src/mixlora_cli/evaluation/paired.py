@@ -1,0 +1,126 @@
+"""Paired comparison of two models on the same instances: a difference, its 95 % interval, and a test.
+
+0/1 scores: McNemar's exact test, and the interval of Bonett and Price (2012), which stays wide where few answers
+differ. Graded scores, MME and means over benchmarks: a paired bootstrap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+from scipy.stats import binomtest
+
+from mixlora_cli.evaluation.statistics import SEED, Z_95, Floats, Interval, bootstrap_means, percentile
+
+RESAMPLES = 10_000
+"""Of tests: the smallest p that a bootstrap can give is 2 / (RESAMPLES + 1)."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Second minus first, on the instances that both answered."""
+
+    value: float
+    interval: Interval
+    p: float
+    """Two-sided: how often so large a difference comes about if there is none."""
+    test: str
+    """How `p` was found."""
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Two-sided exact p of McNemar's test: of the answers that differ, as many should be right on either side.
+
+    `only_first`, `only_second`: instances that only the first or only the second model got right.
+    """
+    differing = only_first + only_second
+    return 1.0 if differing == 0 else float(binomtest(only_first, differing, 0.5).pvalue)
+
+
+def bonett_price(only_first: int, only_second: int, count: int) -> Interval:
+    """Interval of a difference of paired proportions (Bonett and Price 2012, adjusted Wald), within [-1, 1].
+
+    With a = (only_second + 1) / (n + 2) and b = (only_first + 1) / (n + 2):
+    a - b -+ z sqrt((a + b - (a - b)^2) / (n + 2)).
+    """
+    gained, lost = (only_second + 1) / (count + 2), (only_first + 1) / (count + 2)
+    half = Z_95 * np.sqrt((gained + lost - (gained - lost) ** 2) / (count + 2))
+    return Interval(max(gained - lost - float(half), -1.0), min(gained - lost + float(half), 1.0))
+
+
+def compare_right(first: Floats, second: Floats) -> Difference:
+    """Marks 0 or 1 (n,) of both models on the same instances; in per cent."""
+    only_first = int(((first == 1) & (second == 0)).sum())
+    only_second = int(((first == 0) & (second == 1)).sum())
+    count = len(first)
+    interval = bonett_price(only_first, only_second, count).scaled(100)
+    value = 100 * (only_second - only_first) / count
+    return Difference(value, interval, mcnemar(only_first, only_second), "McNemar, exact")
+
+
+def compare_means(differences: Sequence[Floats], scale: float, total: bool = False) -> Difference:
+    """Mean over groups (benchmarks, tasks) of the mean difference within each, or their sum (MME's subtasks).
+
+    `differences`: (n_i,) second minus first of each unit of a group; units are drawn anew within groups.
+    """
+    rng = np.random.default_rng(SEED)
+    factor = scale if total else scale / len(differences)
+    samples = np.sum([bootstrap_means(each[:, None], rng, RESAMPLES)[:, 0] for each in differences], axis=0)
+    value = factor * sum(float(each.mean()) for each in differences)
+    return Difference(value, percentile(factor * samples), bootstrap_p(samples), "paired bootstrap")
+
+
+def bootstrap_p(samples: Floats) -> float:
+    """Two-sided p: twice the share of samples on the far side of zero; never below 2 / (samples + 1)."""
+    below, above = int((samples <= 0).sum()), int((samples >= 0).sum())
+    return min(1.0, 2 * (min(below, above) + 1) / (len(samples) + 1))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's (1979) correction for having made several tests, in the given order."""
+    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
+    corrected = [0.0] * len(p_values)
+    highest = 0.0
+    for rank, place in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = highest
+    return corrected
+
+
+@dataclass(frozen=True)
+class OverSeeds:
+    """Mean of several trainings' scores; the interval says where the mean over all seeds lies."""
+
+    value: float
+    interval: Interval | None
+    """None of a single run: one number has no spread."""
+    n: int
+
+
+def over_seeds(values: Sequence[float]) -> OverSeeds:
+    """Mean and Student's t interval over seeds."""
+    from scipy.stats import t
+
+    count = len(values)
+    mean = fmean(values)
+    if count == 1:
+        return OverSeeds(mean, None, 1)
+    half = float(t.ppf(0.975, count - 1)) * float(np.std(values, ddof=1)) / count**0.5
+    return OverSeeds(mean, Interval(mean - half, mean + half), count)
+
+
+def compare_seeds(first: Sequence[float], second: Sequence[float]) -> Difference | None:
+    """Difference of means over seeds by Welch's t test; None where either side has a single run."""
+    from scipy.stats import ttest_ind
+
+    if min(len(first), len(second)) < 2:
+        return None
+    value = fmean(second) - fmean(first)
+    if len(set(first)) == len(set(second)) == 1:  # no spread at all: t is not defined
+        return Difference(value, Interval(value, value), 0.0 if value else 1.0, "Welch's t over seeds")
+    found = ttest_ind(second, first, equal_var=False)
+    low, high = found.confidence_interval(0.95)
+    return Difference(value, Interval(float(low), float(high)), float(found.pvalue), "Welch's t over seeds")

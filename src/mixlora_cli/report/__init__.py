@@ -1,0 +1,1 @@
+"""The report of one or several evaluations: results.md, and report.html that opens from the disk."""

@@ -1,0 +1,97 @@
+"""One evaluation as the report needs it: scores, and its answers one at a time with mark and verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mixlora_cli.evaluation.benchmarks import benchmark_named
+from mixlora_cli.evaluation.folder import find_evaluation, open_evaluation
+from mixlora_cli.evaluation.metrics import EXACT, MME, POPE, Metric
+from mixlora_cli.evaluation.predictions import Prediction
+from mixlora_cli.evaluation.results import Results
+from mixlora_cli.evaluation.scorers import exact_match, named_labels, normalise_answer, pope_answer, yes_no
+from mixlora_cli.evaluation.scoring import score
+from mixlora_cli.judging.prompt import read_verdict
+from mixlora_cli.judging.replies import Stored, all_replies
+
+UNREAD = "(other)"
+"""Column of a confusion matrix for answers that name no label, or several."""
+YES_NO = ("yes", "no")
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A finished evaluation; its answers stay on the disk."""
+
+    label: str
+    folder: Path
+    results: Results
+    count: int
+    """Answers."""
+    judges: Sequence[Stored] = ()
+
+    def predictions(self) -> Iterator[Prediction]:
+        """All answers, in the order of the file. Raises UserError when it cannot be read."""
+        _, reader = open_evaluation(self.folder)
+        return iter(reader)
+
+    def verdicts(self, prediction: Prediction) -> tuple[tuple[str, str], ...]:
+        """Title and verdict of each judge that has judged this answer."""
+        found = [
+            (stored.identity.title, stored.replies.get(stored.identity.key(prediction)))
+            for stored in self.judges
+            if stored.identity is not None
+        ]
+        return tuple((title, read_verdict(reply)) for title, reply in found if reply is not None)
+
+    def metric(self, prediction: Prediction) -> Metric:
+        """The rule that scores it."""
+        if prediction.split == "heldout":
+            return EXACT
+        return benchmark_named(prediction.benchmark, self.results.about.get("benchmarks")).metric
+
+    def column(self, prediction: Prediction) -> str:
+        """Heading of its benchmark; a seen task keeps its own name."""
+        if prediction.split == "heldout":
+            return f"Seen: {prediction.benchmark}"
+        return benchmark_named(prediction.benchmark, self.results.about.get("benchmarks")).column
+
+    def mark(self, prediction: Prediction) -> float:
+        """What the rule gives to this one answer, in [0, 1]; for MME whether it alone is right."""
+        metric = self.metric(prediction)
+        if metric.mark is None:
+            return float(yes_no(prediction.prediction) == prediction.target.strip().lower())
+        return float(metric.mark(prediction))
+
+
+def read_evaluated(run: str | Path) -> Evaluated:
+    """Score the evaluation in a folder anew and read what judges replied.
+
+    Raises UserError when there is none, or it has not finished.
+    """
+    folder = find_evaluation(run)
+    results = score(folder)
+    header, _ = open_evaluation(folder)
+    return Evaluated(results.label, folder, results, header.count, all_replies(folder))
+
+
+def label_set(metric: Metric, prediction: Prediction) -> tuple[str, ...]:
+    """The closed set that an answer is one of; () for free answers."""
+    return YES_NO if metric in (MME, POPE) else prediction.labels
+
+
+def label_read(metric: Metric, prediction: Prediction) -> str:
+    """The label that the metric reads in an answer, as the label set spells it; UNREAD for none or several."""
+    if metric is POPE:
+        return pope_answer(prediction.prediction)
+    if metric is MME:
+        found = yes_no(prediction.prediction)
+        return UNREAD if found == "other" else found
+    for label in prediction.labels:
+        if exact_match(prediction.prediction, label):
+            return label
+    named = named_labels(prediction.prediction, prediction.labels)
+    spelt = [label for label in prediction.labels if normalise_answer(label) in named]
+    return spelt[0] if len(spelt) == 1 else UNREAD

@@ -1,0 +1,129 @@
+"""report.html: one file with everything in it, filled from a template with every text escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from mixlora_cli import __version__
+from mixlora_cli.evaluation.results import Results
+from mixlora_cli.evaluation.table import columns_of, score_of, score_text
+from mixlora_cli.judging.table import HEADINGS, judged_columns, judged_lines
+from mixlora_cli.report.bars import bars_of
+from mixlora_cli.report.confusion import Confusion, confusions
+from mixlora_cli.report.evaluated import UNREAD, Evaluated
+from mixlora_cli.report.sample import Shown
+from mixlora_cli.report.thumbnails import encoded
+
+FILE_NAME = "report.html"
+LONGEST_TEXT = 1_500
+"""Characters of a question or an answer that are shown."""
+WRITTEN_OUT = 20
+"""Confusion matrices with more labels are drawn as a picture instead of a table."""
+_ACCENT = (47, 111, 208)
+_CELL = 5
+"""Pixels of a cell in such a picture."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """One instance of the sample with its picture."""
+
+    shown: Shown
+    picture: str | None
+    """Data URI; None where there is no picture to show."""
+
+
+def write_page(runs: Sequence[Evaluated], cards: Sequence[Card], notes: Sequence[str]) -> str:
+    """The whole page as text. `notes` are sentences about what it leaves out."""
+    rows = [(run.label, run.results) for run in runs]
+    templates = Environment(
+        loader=PackageLoader("mixlora_cli.report", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    columns = columns_of(rows)
+    return templates.get_template("report.html.jinja").render(
+        style=_inline("report.css"),
+        script=_inline("report.js"),
+        version=__version__,
+        runs=runs,
+        columns=columns,
+        table=[(label, [_cell(results, column) for column in columns]) for label, results in rows],
+        bars=bars_of(rows),
+        judged_columns=["judge", *judged_columns(rows), *HEADINGS],
+        judged=judged_lines(rows),
+        seen=_seen_rows(rows),
+        matrices=[(run.label, [_matrix(found) for found in confusions(run)]) for run in runs],
+        rules=_rules(rows),
+        cards=cards,
+        shown_columns=list(dict.fromkeys(card.shown.column for card in cards)),
+        notes=notes,
+        cut=_cut,
+    )
+
+
+def _inline(name: str) -> Markup:
+    """A file of this package, as it stands."""
+    return Markup(resources.files("mixlora_cli.report").joinpath("page", name).read_text(encoding="utf-8"))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def _cell(results: Results, column: str) -> list[str]:
+    """Value and interval."""
+    return score_text(score_of(results, column), "\n").split("\n")
+
+
+def _seen_rows(rows: Sequence[tuple[str, Results]]) -> list[tuple[str, list[str]]]:
+    """A row for each seen task: a cell for each run."""
+    tasks = dict.fromkeys(task for _, results in rows if results.seen for task in results.seen.parts)
+
+    def cell(results: Results, task: str) -> str:
+        part = results.seen.parts.get(task) if results.seen else None
+        return f"{part['accuracy']:.1f} [{part['low']:.1f}, {part['high']:.1f}]" if part else "-"
+
+    return [(task, [cell(results, task) for _, results in rows]) for task in tasks]
+
+
+def _rules(rows: Sequence[tuple[str, Results]]) -> list[tuple[str, str, str]]:
+    """Column, instances and rule of every score of the first run that has it."""
+    found: dict[str, tuple[str, str, str]] = {}
+    for _, results in rows:
+        for score in (*results.scores, results.mean, results.seen):
+            if score is not None:
+                found.setdefault(score.column, (score.column, str(score.n), score.rule))
+    return list(found.values())
+
+
+def _matrix(confusion: Confusion) -> dict[str, Any]:
+    small = len(confusion.labels) <= WRITTEN_OUT
+    rows = zip(confusion.labels, confusion.counts, confusion.shares(), strict=True)
+    return {
+        "column": confusion.column,
+        "labels": confusion.labels,
+        "unread": UNREAD,
+        "rows": [(label, list(zip(counts, shares, strict=True))) for label, counts, shares in rows] if small else [],
+        "picture": None if small else _drawn(confusion),
+        "worst": confusion.most_confused(),
+    }
+
+
+def _drawn(confusion: Confusion) -> str:
+    """The shares as the opacity of one colour, which reads on light and dark alike."""
+    shares = np.array(confusion.shares())
+    cells = np.zeros((*shares.shape, 4), dtype=np.uint8)
+    cells[..., :3] = _ACCENT
+    cells[..., 3] = np.round(255 * np.sqrt(shares))
+    return encoded(Image.fromarray(cells.repeat(_CELL, axis=0).repeat(_CELL, axis=1)), "PNG", optimize=True)

@@ -1,0 +1,48 @@
+"""Overrides -> the configuration that `mixlora train` or `mixlora eval` would get, without running it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from mixlora_cli.config.explain import CONFIG_ERRORS, explain
+from mixlora_cli.config.load import load
+from mixlora_cli.config.resolvers import register_resolvers
+from mixlora_cli.data.mini.build import generator_digest
+from mixlora_cli.errors import UserError
+from mixlora_cli.paths import conf_dir
+
+T = TypeVar("T")
+
+
+def composed(root: str, config_class: type[T], overrides: Sequence[str]) -> T:
+    """What the command `root` would run with.
+
+    Raises:
+        UserError: the overrides do not compose, or the command would refuse them.
+    """
+    return load(config_class, _tree(root, config_class, overrides))
+
+
+def sweep_of(root: str, config_class: type, overrides: Sequence[str], key: str) -> list[str]:
+    """Values that an experiment's file gives `key` for `-m` to go through: `[["a"], ["b"]]` as "[a]", "[b]"."""
+    tree = _tree(root, config_class, overrides, with_hydra=True)
+    params: Any = OmegaConf.select(tree, "hydra.sweeper.params")
+    return [value.strip() for value in str(params[key]).split(",")]
+
+
+def _tree(root: str, config_class: type, overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
+    register_resolvers()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return compose(root, list(overrides), return_hydra_config=with_hydra)
+    except CONFIG_ERRORS as error:
+        raise UserError(explain(error, overrides, config_class)) from error
+
+
+def data_version(source: str) -> str:
+    """What decides the records beside the configuration: for the built-in data, the generator's digest."""
+    return generator_digest() if source == "mini" else source

@@ -1,0 +1,54 @@
+"""Figures 2, 5, 6 and 7: which trainings they need and which command draws them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mixlora_cli.config.reproduce import ReproduceConfig
+from mixlora_cli.reproduction.cell import Part
+from mixlora_cli.tables.layout import Row
+
+LORA = "lora_r16"
+_MIXLORA, _LARGE = "mixlora_e16_r4", "mixlora_e32_r8"
+FIGURE_ROWS = (
+    Row(LORA, ("LoRA", "-", "16")),
+    Row(_MIXLORA, ("MixLoRA", "16", "4")),
+    Row(_LARGE, ("MixLoRA", "32", "8")),
+)
+PAIRS = {
+    "mini": (
+        ("caption_matching", "mini_snli_ve"),
+        ("word_reading", "mini_textvqa"),
+        ("left_or_right", "mini_vsr"),
+        ("object_presence", "mini_pope"),
+        ("object_naming", "mini_cifar10"),
+    ),
+}
+"""Figure 6: a seen task and the unseen benchmark that asks for the same ability. For scale=paper give `drawing=`: the
+names depend on the held-out file that is used."""
+
+
+def drawings_of(experiment: str, folder: Path, lora: Path, config: ReproduceConfig) -> list[Part]:
+    """The drawings that come from this row's training; Figure 7 reads what Figure 2 measured in the cell `lora`."""
+    given = [f"data={'mini' if config.scale == 'mini' else 'vision_flan'}", *config.drawing]
+    if experiment == LORA:
+        return [_part("interference", folder, [*given, *_few_batches(config)])]
+    if experiment == _MIXLORA:
+        compare = f"compare={lora / 'interference'}"
+        return [_part("interference", folder, [*given, compare, *_few_batches(config)])]
+    few = [] if config.budget is None else [f"tsne.instances={max(config.budget, 2)}"]
+    drawings = [_part("tsne", folder, [*given, *few])]
+    if pairs := PAIRS.get(config.scale):
+        listed = ",".join(f"[{seen},{unseen}]" for seen, unseen in pairs)
+        drawings.append(_part("tsne", folder, [*given, f"pairs=[{listed}]", *few], "tsne-pairs"))
+    return drawings
+
+
+def _few_batches(config: ReproduceConfig) -> list[str]:
+    return [] if config.budget is None else [f"interference.batches={max(config.budget, 2)}"]
+
+
+def _part(command: str, folder: Path, arguments: list[str], name: str | None = None) -> Part:
+    name = name or command
+    given = (command, f"run={folder}", *arguments, f"output_dir={folder / name}")
+    return Part(name, given, folder / name / f"{command}.json", {"arguments": list(given)}, None)

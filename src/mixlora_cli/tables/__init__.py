@@ -1,0 +1,1 @@
+"""The paper's tables from stored evaluations: layout, published numbers, intervals, paired tests, files."""

@@ -1,0 +1,181 @@
+"""The paper's tables as data: their rows in its order, each with the experiment that makes it, and their columns.
+
+A row is an experiment of `conf/experiment/<scale>`. What is run and what is printed come from this one table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mixlora_cli.evaluation.benchmarks import COLUMNS, MEAN_TITLE
+
+Scale = Literal["mini", "paper"]
+TableName = Literal["table1", "table2", "table3", "figure4", "beyond"]
+AVERAGE_TITLE = "AVG"
+ABSENT = "-"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of a table."""
+
+    experiment: str
+    """Name in `conf/experiment/<scale>`."""
+    labels: tuple[str, ...]
+    """Its cells under the layout's `headings`."""
+    per_task: bool = False
+    """Specialists: one training for each of the six tasks."""
+
+    @property
+    def title(self) -> str:
+        """The labels in one, for notes: "LoRA 4"."""
+        return " ".join(label for label in self.labels if label != ABSENT)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two rows whose difference is tested."""
+
+    left: str
+    """Experiment; the difference is `left` minus `right`."""
+    right: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One table."""
+
+    name: TableName
+    title: str
+    headings: tuple[str, ...]
+    """Of the columns that say what a row is."""
+    columns: tuple[str, ...] | None
+    """Of the numbers; None: the six seen tasks and their average."""
+    rows: tuple[Row, ...]
+    pairs: tuple[Pair, ...] = ()
+
+    @property
+    def on_seen_tasks(self) -> bool:
+        """Whether held-out instances of training tasks are scored, not the unseen benchmarks."""
+        return self.columns is None
+
+    def row(self, experiment: str) -> Row:
+        """The row of this experiment."""
+        return next(row for row in self.rows if row.experiment == experiment)
+
+
+_SIZES = tuple((factors, rank) for rank in (2, 4, 8) for factors in (16, 32))
+"""(E, r) in Table 1's order."""
+_ALL = (*COLUMNS, MEAN_TITLE)
+_MODEL = ("Model", "Factors", "Rank")
+
+
+def _lora(rank: int) -> Row:
+    return Row(f"lora_r{rank}", ("LoRA", ABSENT, str(rank)))
+
+
+def _mixlora(factors: int, rank: int) -> Row:
+    return Row(f"mixlora_e{factors}_r{rank}", ("MixLoRA", str(factors), str(rank)))
+
+
+TABLE_1 = Layout(
+    "table1",
+    "Table 1: zero-shot evaluation on the unseen benchmarks",
+    _MODEL,
+    _ALL,
+    (
+        Row("llava_align", ("LLaVA_Align", ABSENT, ABSENT)),
+        Row("llava_ft", ("LLaVA_FT", ABSENT, ABSENT)),
+        *(_lora(rank) for rank in (2, 4, 8, 16, 32)),
+        *(_mixlora(*size) for size in _SIZES),
+    ),
+    (
+        *(
+            Pair(f"mixlora_e{factors}_r{rank}", f"lora_r{rank}", "the same rank")
+            for factors, rank in ((16, 4), (16, 2), (16, 8), (32, 2), (32, 4), (32, 8))
+        ),
+        Pair("mixlora_e16_r4", "lora_r16", "the same number of trained parameters"),
+        Pair("mixlora_e16_r2", "lora_r32", "a far higher rank (the paper's example)"),
+    ),
+)
+
+TABLE_2 = Layout(
+    "table2",
+    "Table 2: how factors are selected",
+    ("Model", "Routing", "Factors", "Rank"),
+    ("MME", MEAN_TITLE),
+    (
+        Row("routing_random", ("MixLoRA", "Random", "32", "4")),
+        # Not `routing_instance`: that is the same training, and one cell serves both tables.
+        Row("mixlora_e32_r4", ("MixLoRA", "Instance", "32", "4")),
+        Row("routing_task", ("MixLoRA", "Task", "32", "4")),
+    ),
+    (
+        Pair("mixlora_e32_r4", "routing_random", "is the routing worth anything"),
+        Pair("mixlora_e32_r4", "routing_task", "instance or task"),
+        Pair("routing_task", "routing_random", "is the routing worth anything"),
+    ),
+)
+
+TABLE_3 = Layout(
+    "table3",
+    "Table 3: held-out instances of six seen tasks",
+    _MODEL,
+    None,
+    (
+        Row("specialist_lora_r4", ("LoRA_Specialist", ABSENT, "4"), per_task=True),
+        Row("specialist_lora_r16", ("LoRA_Specialist", ABSENT, "16"), per_task=True),
+        _lora(4),
+        _lora(16),
+        _mixlora(16, 4),
+    ),
+    (
+        Pair("lora_r4", "specialist_lora_r4", "what joint training costs LoRA"),
+        Pair("lora_r16", "specialist_lora_r16", "what joint training costs LoRA"),
+        Pair("mixlora_e16_r4", "specialist_lora_r4", "what joint training costs MixLoRA"),
+        Pair("mixlora_e16_r4", "lora_r4", "the same rank"),
+        Pair("mixlora_e16_r4", "lora_r16", "the same number of trained parameters"),
+    ),
+)
+
+FIGURE_4 = Layout(
+    "figure4",
+    "Figure 4: with and without conditional factor selection",
+    (*_MODEL, "CFS"),
+    (MEAN_TITLE,),
+    tuple(
+        Row(f"mixlora_e{factors}_r{rank}{suffix}", ("MixLoRA", str(factors), str(rank), cfs))
+        for factors, rank in _SIZES
+        for suffix, cfs in (("", "with"), ("_nocfs", "without"))
+    ),
+    tuple(
+        Pair(f"mixlora_e{factors}_r{rank}", f"mixlora_e{factors}_r{rank}_nocfs", "with and without CFS")
+        for factors, rank in _SIZES
+    ),
+)
+
+BEYOND = Layout(
+    "beyond",
+    "Beyond the paper: MixLoRA E=16, r=4, one choice changed at a time, and LoRA of equal size",
+    ("Model", "Changed"),
+    _ALL,
+    (
+        Row("mixlora_e16_r4", ("MixLoRA", ABSENT)),
+        Row("straight_through", ("MixLoRA", "router_grad=straight_through")),
+        Row("pool_prompt", ("MixLoRA", "pool=prompt")),
+        Row("cfs_released", ("MixLoRA", "cfs=released")),
+        Row("lora_r16", ("LoRA r=16", "as many trained parameters")),
+        Row("lora_equal", ("LoRA r=63", "as many parameters, routers counted")),
+    ),
+    (
+        Pair("straight_through", "mixlora_e16_r4", "trained routers"),
+        Pair("pool_prompt", "mixlora_e16_r4", "selection without the answer"),
+        Pair("cfs_released", "mixlora_e16_r4", "CFS as in the published code"),
+        Pair("mixlora_e16_r4", "lora_r16", "the same number of trained parameters"),
+        Pair("straight_through", "lora_equal", "the same number of trained parameters"),
+    ),
+)
+
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (TABLE_1, TABLE_2, TABLE_3, FIGURE_4, BEYOND)}

@@ -1,0 +1,135 @@
+"""A table as text: headings, rows and notes, the same for the screen, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mixlora_cli.evaluation.paired import Difference
+from mixlora_cli.tables.build import RowValues, TableValues
+from mixlora_cli.tables.differences import PairLine
+from mixlora_cli.tables.layout import ABSENT, Scale
+from mixlora_cli.tables.paper import published
+from mixlora_cli.tables.values import Value
+
+UNITS = "MME in points, the rest in per cent; [...]: 95 % interval"
+SIGNIFICANCE = 0.05
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in one place: the number, its interval, and what is said beside it; the latter two may be empty."""
+
+    value: str
+    interval: str = ""
+    beside: str = ""
+
+    def joined(self, between: str) -> str:
+        """All of it, with `between` where a line could break."""
+        return between.join(part for part in (self.value, self.interval, self.beside) if part)
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table that is ready to be written."""
+
+    title: str
+    headings: tuple[str, ...]
+    num_labels: int
+    """How many of the columns hold words, the first ones."""
+    rows: tuple[tuple[Cell, ...], ...]
+    notes: tuple[str, ...]
+
+
+def values_sheet(table: TableValues, scale: Scale) -> Sheet:
+    """The paper's table with our numbers."""
+    layout = table.layout
+    rows = tuple(
+        (
+            *(Cell(label) for label in each.row.labels),
+            *(_value_cell(table, each, column, scale) for column in table.columns),
+        )
+        for each in table.rows
+    )
+    return Sheet(
+        f"{layout.title} (scale: {scale})",
+        (*layout.headings, *table.columns),
+        len(layout.headings),
+        rows,
+        (_reading(table, scale), *table.notes),
+    )
+
+
+def _reading(table: TableValues, scale: Scale) -> str:
+    several = [each for each in table.rows if len(each.seeds) > 1]
+    over = " over instances"
+    if several:
+        seeds = "; ".join(f"{each.row.title} {', '.join(map(str, each.seeds))}" for each in several)
+        over = f" over instances, with several seeds over seeds around their mean, marked ± ({seeds})"
+    beside = "; p: the paper's number" if scale == "paper" else ""
+    return f"{UNITS}{over}{beside}."
+
+
+def _value_cell(table: TableValues, row: RowValues, column: str, scale: Scale) -> Cell:
+    digits = digits_of(column)
+    number = published(table.layout.name, row.row.experiment, column) if scale == "paper" else None
+    beside = "" if number is None else f"p {number:.2f}"
+    value = row.values.get(column)
+    if value is None:
+        return Cell(ABSENT, "", beside)
+    mark = "±" if value.runs > 1 else ""
+    return Cell(f"{value.value:.{digits}f}{mark}", interval_text(value, digits), beside)
+
+
+def interval_text(value: Value, digits: int) -> str:
+    """`[61.2, 66.9]`."""
+    return f"[{value.low:.{digits}f}, {value.high:.{digits}f}]"
+
+
+def digits_of(column: str) -> int:
+    """Decimals: none for points."""
+    return 0 if column == "MME" else 1
+
+
+def differences_sheet(table: TableValues, lines: Sequence[PairLine]) -> Sheet:
+    """Differences of the layout's pairs; a second row where both sides have several seeds."""
+    rows: list[tuple[Cell, ...]] = []
+    for pair in table.layout.pairs:
+        found = {line.column: line for line in lines if line.pair == pair}
+        if not found:
+            continue
+        seed = next(iter(found.values())).seed
+        head = f"{table.layout.row(pair.left).title} - {table.layout.row(pair.right).title}"
+        paired = [_difference_cell(found.get(column), column) for column in table.columns]
+        rows.append((Cell(head), Cell(pair.why), Cell(f"seed {seed}, paired"), *paired))
+        if any(line.seeds for line in found.values()):
+            over = [_seeds_cell(found.get(column), column) for column in table.columns]
+            rows.append((Cell(head), Cell(pair.why), Cell("means over seeds"), *over))
+    return Sheet(
+        "Differences",
+        ("Left - right", "With", "By", *table.columns),
+        3,
+        tuple(rows),
+        (
+            "Paired: on the same instances, McNemar's exact test for right or wrong, a paired bootstrap for MME, "
+            "Text-VQA and means. Over seeds: Welch's t. p is not corrected; *: below 0.05 after Holm's correction over "
+            "the benchmarks of a line.",
+        ),
+    )
+
+
+def _difference_cell(line: PairLine | None, column: str) -> Cell:
+    if line is None:
+        return Cell(ABSENT)
+    return _cell(line.paired, column, "*" if line.p_holm is not None and line.p_holm < SIGNIFICANCE else "")
+
+
+def _seeds_cell(line: PairLine | None, column: str) -> Cell:
+    return Cell(ABSENT) if line is None or line.seeds is None else _cell(line.seeds, column, "")
+
+
+def _cell(difference: Difference, column: str, star: str) -> Cell:
+    digits = digits_of(column)
+    low, high = difference.interval.low, difference.interval.high
+    p = "p<0.001" if difference.p < 0.001 else f"p={difference.p:.3f}"
+    return Cell(f"{difference.value:+.{digits}f}{star}", f"[{low:.{digits}f}, {high:.{digits}f}]", p)

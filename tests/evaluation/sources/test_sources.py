@@ -1,0 +1,268 @@
+"""Missing, wrong and partial copies; pictures that the user fetches; benchmarks of the user's own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from mixlora_cli.config.schema import EvalConfig
+from mixlora_cli.errors import UserError
+from mixlora_cli.evaluation.benchmarks import BENCHMARKS
+from mixlora_cli.evaluation.predictions import read_predictions
+from mixlora_cli.evaluation.run import evaluate
+from mixlora_cli.evaluation.sources import rows as ask
+from mixlora_cli.evaluation.sources import tables
+from mixlora_cli.evaluation.sources.find import open_benchmark, sourced
+
+from .conftest import Rows, table
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MIXLORA_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def parquet(path: Path, rows: list[dict[str, Any]], names: str = "0123456789") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table("mnist", rows, list(names)).to_parquet(str(path))
+    return path
+
+
+def test_each_kind_of_bad_copy_says_what_it_is(rows: Rows, tmp_path: Path) -> None:
+    mnist = rows("mnist")
+    cases: dict[str, Path] = {
+        r"=.*nowhere: no such file or folder; expected a copy of ylecun/mnist": tmp_path / "nowhere"
+    }
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "readme.txt").write_text("")
+    cases[r"is another folder: expected test-00000-of-00001\.parquet .* it has readme\.txt"] = (
+        tmp_path / "other"
+    )
+    parquet(tmp_path / "train_only" / "train-00000-of-00001.parquet", mnist)
+    cases[r"is another folder: .* it has train-00000-of-00001\.parquet"] = tmp_path / "train_only"
+    for part in (0, 2):
+        parquet(tmp_path / "partial" / f"test-0000{part}-of-00003.parquet", mnist[:5])
+    cases[
+        r"is partial: 2 of 3 parts of the test split are there, test-00001-of-00003 is the first missing"
+    ] = tmp_path / "partial"
+    whole = parquet(tmp_path / "cut" / "test.parquet", mnist)
+    whole.write_bytes(whole.read_bytes()[:-200])
+    cases[r"test\.parquet cannot be read"] = tmp_path / "cut"
+    (tmp_path / "pointer").mkdir()
+    (tmp_path / "pointer" / "test.parquet").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+    )
+    cases[r"Git LFS pointer, not the data; run `git lfs pull`"] = tmp_path / "pointer"
+    for name in ("a", "b"):
+        parquet(tmp_path / "two" / name / "test.parquet", mnist[:2])
+    cases[r"2 of its folders have a test split; name one of"] = tmp_path / "two"
+    cases[r"this is not mnist: column label has the labels a, b, c"] = parquet(
+        tmp_path / "letters" / "test.parquet", mnist, "abcdefghij"
+    )
+    for message, place in cases.items():
+        with pytest.raises(UserError, match=message) as caught:
+            open_benchmark("mnist", {"mnist": str(place)})
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"this is not cifar10: its rows lack img; they have image, label"):
+        open_benchmark("cifar10", {"cifar10": str(tmp_path / "partial" / "test-00000-of-00003.parquet")})
+
+
+def test_the_hub_s_names_are_tried_in_turn(
+    rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    asked: list[tuple[str, str]] = []
+
+    def load(name: str, split: str, revision: str | None) -> Any:
+        asked.append((name, split))
+        if name == "lmms-lab/MME" or len(asked) > 4:
+            raise ConnectionError("no network\nhere")
+        picture = rows("mnist")[0]["image"]
+        about = {"question_id": "scene/1.jpg", "category": "scene", "image": picture}
+        both = [{**about, "question": f"Is it {word}?", "answer": word} for word in ("Yes", "No")]
+        return datasets.Dataset.from_list(both).cast_column("image", datasets.Image())
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    found = open_benchmark("mme", {})
+    assert asked == [("lmms-lab/MME", "test"), ("lmms-lab-encoder/MME", "test")]
+    assert found.source == "hub:lmms-lab-encoder/MME@newest test"
+    first = json.loads(found.records.read_text().splitlines()[0])
+    assert (first["image_id"], first["category"], first["conversations"][1]["value"]) == (
+        "scene/1.jpg", "scene", "Yes"
+    )  # fmt: skip
+    assert len(list(found.images.rglob("*.png"))) == 1  # two questions, one picture
+    asked += asked
+    with pytest.raises(
+        UserError, match=r"mme cannot be fetched \(lmms-lab/MME: ConnectionError: no network here;"
+    ) as caught:
+        open_benchmark("mme", {})
+    assert "hf download --repo-type dataset lmms-lab/MME" in str(caught.value)
+
+
+def vsr(folder: Path, count: int = 4) -> Path:
+    (folder / "images" / "train2017").mkdir(parents=True)
+    lines = []
+    for number in range(count):
+        name = f"{number:012d}.jpg"
+        place = folder / "images" / ("train2017" if number % 2 else "")
+        Image.new("RGB", (20, 20), (number, 0, 0)).save(place / name)
+        link = f"http://images.cocodataset.org/train2017/{name}"
+        lines.append(
+            {"image": name, "image_link": link, "caption": "The cat is left of the dog.", "label": number % 2}
+        )
+    (folder / "test.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+def test_vsr_reads_coco_s_pictures_where_they_are(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"pictures have to be fetched by hand; make a folder with COCO 2017's .*images/"
+    ):
+        open_benchmark("vsr", {})
+    folder = vsr(tmp_path / "vsr")
+    found = open_benchmark("vsr", {"vsr": str(folder)})
+    assert found.images == folder / "images"
+    records = [json.loads(line) for line in found.records.read_text().splitlines()]
+    assert [record["image"] for record in records[:2]] == ["000000000000.jpg", "train2017/000000000001.jpg"]
+    assert [record["conversations"][1]["value"] for record in records] == ["no", "yes", "no", "yes"]
+    (folder / "images" / "000000000002.jpg").unlink()
+    with pytest.raises(
+        UserError, match=r"is partial: pictures of 1 of 4 rows are missing .*train2017/000000000002\.jpg"
+    ):
+        open_benchmark("vsr", {"vsr": str(folder)})
+    found = open_benchmark("vsr", {"vsr": str(folder)}, on_error="skip")
+    assert (found.rows, found.left_out) == (4, 1)
+    shutil.rmtree(folder / "images")
+    (folder / "images").mkdir()
+    with pytest.raises(UserError, match=r"is another folder: none of the 4 pictures is in"):
+        open_benchmark("vsr", {"vsr": str(folder)}, on_error="skip")
+
+
+def test_snli_ve_leaves_out_what_annotators_did_not_agree_on(tmp_path: Path, config: EvalConfig) -> None:
+    folder = tmp_path / "snli"
+    (folder / "images" / "flickr30k-images").mkdir(parents=True)
+    with pytest.raises(
+        UserError, match=r"has no snli_ve_test\.jsonl; expected a folder with snli_ve_test\.jsonl"
+    ):
+        open_benchmark("snli_ve", {"snli_ve": str(folder)})
+    lines = []
+    for number, label in enumerate(("entailment", "-", "neutral", "contradiction")):
+        Image.new("RGB", (20, 20)).save(folder / "images" / "flickr30k-images" / f"{number}.jpg")
+        lines.append(
+            {
+                "Flickr30K_ID": str(number),
+                "sentence2": "A man sleeps.",
+                "gold_label": label,
+                "pairID": f"{number}.jpg#1r1n",
+            }
+        )
+    (folder / "snli_ve_test.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    results = evaluate(replace(config, eval=replace(config.eval, sources={"snli_ve": str(folder)})))
+    assert [(each.column, each.n) for each in results.scores] == [("SNLI-VE", 3)]
+    assert results.about["sources"]["snli_ve"] | {"source": ""} == {
+        "source": "", "rows": 4, "left_out": 1, "split_rows": 17_901
+    }  # fmt: skip
+
+
+def test_prompts_of_the_other_benchmarks() -> None:
+    pope = ask.ask_pope(
+        {"question_id": 1, "question": "Is there a dog?", "answer": "No", "category": "popular"}
+    )
+    assert pope.prompt() == "Is there a dog?\nAnswer the question using a single word or phrase."
+    assert (pope.answer, pope.category) == ("no", "popular")
+    row = {
+        "question_id": 3,
+        "question": "what brand?",
+        "answers": ["nokia"] * 4 + ["lg"] * 6,
+        "ocr_tokens": ["LG", "5"],
+    }
+    vqa = ask.ask_textvqa(row)
+    assert (vqa.answer, len(vqa.answers)) == ("lg", 10)
+    assert vqa.prompt() == "what brand?\nAnswer the question using a single word or phrase."
+    assert vqa.prompt(with_hint=True).splitlines()[1] == "Reference OCR token: LG, 5"
+    assert ask.ask_snli_ve({"gold_label": "-", "sentence2": "", "Flickr30K_ID": "1"}) is None
+    assert ask.snli_ve_photos({"Flickr30K_ID": "7.jpg"})[0] == "7.jpg"
+
+
+def own(folder: Path, **changes: Any) -> Path:
+    (folder / "pictures").mkdir(parents=True)
+    lines = []
+    for number, answer in enumerate(("Robin", "crow", "robin", "owl")):
+        Image.new("RGB", (20, 20), (number, 9, 9)).save(folder / "pictures" / f"{number}.png")
+        lines.append(
+            {
+                "image": f"{number}.png",
+                "question": "Which bird?",
+                "answer": answer,
+                "category": "ab"[number % 2],
+            }
+        )
+    (folder / "birds.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    values = {
+        "records": "birds.jsonl",
+        "images": "pictures",
+        "scorer": "labels",
+        "column": "Birds",
+        **changes,
+    }
+    text = "".join(f"{key}: {json.dumps(value)}\n" for key, value in values.items())
+    (folder / "birds.yaml").write_text(text)
+    return folder / "birds.yaml"
+
+
+def test_one_yaml_file_adds_a_benchmark(config: EvalConfig, tmp_path: Path) -> None:
+    path = own(tmp_path / "birds", labels=["robin", "crow", "owl"], prompt="{question} Answer with one word.")
+    results = evaluate(replace(config, eval=replace(config.eval, sources={"birds": str(path)})))
+    assert [(each.name, each.column, each.n) for each in results.scores] == [("birds", "Birds", 4)]
+    assert set(results.scores[0].parts) == {"a", "b"}
+    assert results.about["benchmarks"] == {"birds": {"column": "Birds", "scorer": "labels"}}
+    answered = read_predictions(Path(config.output_dir) / "predictions.jsonl").predictions
+    assert {p.question for p in answered} == {"Which bird? Answer with one word."}
+    assert answered[0].labels == ("robin", "crow", "owl")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scorer": "bleu"}, r"birds\.yaml: scorer=bleu: must be one of labels, exact, vqa, mme, pope"),
+        ({"prompt": "Which?"}, r"birds\.yaml: prompt=Which\?: must contain \{question\}"),
+        ({"image": "x"}, r"birds\.yaml: image=x: unknown key"),
+        (
+            {"records": "none.jsonl"},
+            r"records=none\.jsonl: no such file; expected JSON lines beside birds\.yaml",
+        ),
+        ({"images": "none"}, r"images=none: no such folder"),
+    ],
+)
+def test_mistakes_in_a_yaml_file_are_one_line(tmp_path: Path, changes: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        open_benchmark("birds", {"birds": str(own(tmp_path / "birds", **changes))})
+    assert "\n" not in str(caught.value)
+
+
+def test_sources_are_for_known_benchmarks_or_yaml_files() -> None:
+    with pytest.raises(UserError, match=r"eval\.sources\.birds=x: expected a YAML file .* mme, textvqa"):
+        sourced(None, {"birds": "x"})
+    with pytest.raises(UserError, match=r"mnist is built in; give your own another name"):
+        sourced(None, {"mnist": "m.yaml"})
+    assert sourced(None, {"pope": "x", "mme": "y"}) == ["mme", "pope"]
+    assert sourced(["mini_vsr", "mnist", "birds"], {"birds": "b.yaml"}) == ["mnist", "birds"]
+
+
+def test_json_lines_say_where_they_break(tmp_path: Path) -> None:
+    origin = BENCHMARKS["vsr"].origin
+    assert origin is not None
+    path = tmp_path / "test.jsonl"
+    good = json.dumps({"image": "a", "caption": "b", "label": 1})
+    for text, message in (("{", "line 2 is not JSON"), ("{}", "line 2 is no row of vsr: it lacks image")):
+        path.write_text(f"{good}\n{text}\n")
+        with pytest.raises(UserError, match=message):
+            list(tables.from_lines(path, origin, "vsr").rows)

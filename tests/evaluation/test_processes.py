@@ -1,0 +1,139 @@
+"""Evaluation in several real processes: the same answers as in one, and nothing lost when they are killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixlora_cli.config.schema import EvalConfig
+from mixlora_cli.evaluation.predictions import Header, Prediction, open_predictions, read_predictions
+from mixlora_cli.evaluation.run import evaluate
+from mixlora_cli.evaluation.shards import shard_path, take_in_shards
+from mixlora_cli.evaluation.team import Team
+
+HEADER = Header({"model": "m1"}, count=6)
+
+
+def prediction(index: int, text: str = "cat") -> Prediction:
+    return Prediction("unseen", index, "mnist", str(index), "what?", "cat", text)
+
+
+def write(path: Path, indices: range, header: Header = HEADER) -> None:
+    with open_predictions(path, header) as writer:
+        writer.append([prediction(index) for index in indices])
+
+
+def test_shards_are_taken_in_whatever_their_number(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.jsonl"
+    write(path, range(2))
+    write(shard_path(path, 1), range(1, 4))  # one of them is in the file already
+    write(shard_path(path, 12), range(4, 6))
+    torn = shard_path(path, 12)
+    torn.write_bytes(torn.read_bytes()[:-5])
+    path.write_bytes(path.read_bytes() + b'{"half')
+    take_in_shards(path)
+    assert [each.index for each in read_predictions(path).predictions] == [0, 1, 2, 3, 4]
+    assert len(path.read_bytes().splitlines()) == 6
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
+def test_shards_of_other_settings_are_moved_aside(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.jsonl"
+    write(path, range(2))
+    write(shard_path(path, 1), range(3, 5), Header({"model": "m2"}, count=6))
+    shard_path(path, 2).write_bytes(b'{"format": "mixl')  # killed while its header was written
+    take_in_shards(path)
+    assert [each.index for each in read_predictions(path).predictions] == [0, 1]
+    assert sorted(each.name for each in tmp_path.iterdir()) == [
+        "predictions.jsonl",
+        "predictions.rank1.1.jsonl",
+    ]
+
+
+def test_shares_are_disjoint_and_whole() -> None:
+    items = list(range(11))
+    shares = [Team(rank, 3).share(items) for rank in range(3)]
+    assert sorted(sum(shares, [])) == items
+    assert [len(share) for share in shares] == [4, 4, 3]
+
+
+def arguments(config: EvalConfig, folder: Path, processes: int) -> list[str]:
+    data = config.data
+    return [
+        "eval", "adapter=none", "model=tiny", "data=json", f"data.unseen={data.unseen}",
+        f"data.heldout={data.heldout}", f"data.images={data.images}", "eval.max_new_tokens=4", "eval.seen=true",
+        "eval.batch_size=3", f"launch.nproc={processes}", f"output_dir={folder}",
+    ]  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    kept = {
+        key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    }
+    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def answers(folder: Path) -> dict[Any, str]:
+    return {each.key: each.prediction for each in read_predictions(folder / "predictions.jsonl").predictions}
+
+
+@pytest.mark.slow
+def test_two_processes_answer_as_one_does_and_a_killed_one_continues(
+    config: EvalConfig, tmp_path: Path
+) -> None:
+    alone = replace(config, eval=replace(config.eval, seen=True))
+    results = evaluate(alone)
+    expected = answers(Path(alone.output_dir))
+    assert len(expected) == 51
+
+    folder = tmp_path / "two"
+    command = [sys.executable, "-m", "mixlora_cli.cli", *arguments(config, folder, 2)]
+    first = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, start_new_session=True)
+    shard = folder / "predictions.rank1.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and first.poll() is None:
+        if shard.is_file() and len(shard.read_bytes().splitlines()) > 2:
+            break
+        time.sleep(0.005)
+    caught_in_the_middle = first.poll() is None
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    before = sum(len(path.read_bytes().splitlines()) for path in folder.glob("predictions*.jsonl"))
+
+    again = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    assert caught_in_the_middle
+    assert 2 < before
+    assert "continuing: " in again.stderr
+    assert answers(folder) == expected
+    assert [path.name for path in folder.glob("predictions*")] == ["predictions.jsonl"]
+    found = json.loads((folder / "results.json").read_text())
+    assert {each["column"]: each["value"] for each in found["scores"]} == {
+        each.column: each.value for each in results.scores
+    }
+    assert results.seen is not None
+    assert found["seen"]["value"] == results.seen.value
+
+
+@pytest.mark.slow
+def test_a_mistake_is_said_once_whatever_the_number_of_processes(config: EvalConfig, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "mixlora_cli.cli",
+        *arguments(config, tmp_path / "out", 2),
+        "eval.benchmarks=[mini_mni]",
+    ]
+    found = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, check=False, timeout=120
+    )
+    assert found.returncode == 2
+    assert found.stderr.count("Did you mean mini_mnist?") == 1

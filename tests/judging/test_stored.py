@@ -1,0 +1,133 @@
+"""Replies on the disk, the rule as a judge, and how scores and agreement come out of the files."""
+
+from pathlib import Path
+
+import pytest
+from judging_server import eval_folder, prediction
+
+from mixlora_cli.config.judge import JudgeCommandConfig, JudgeConfig
+from mixlora_cli.errors import UserError
+from mixlora_cli.evaluation.results import read_results
+from mixlora_cli.evaluation.scoring import score
+from mixlora_cli.evaluation.statistics import wilson
+from mixlora_cli.judging.identity import Identity
+from mixlora_cli.judging.replies import all_replies, open_replies, read_replies
+from mixlora_cli.judging.run import judge, judge_answers
+from mixlora_cli.judging.table import judged_lines, judged_markdown
+
+LLM = Identity("hf", "org/judge", "abc")
+
+
+def test_a_key_holds_everything_that_the_reply_depends_on() -> None:
+    asked = prediction(0, "cat")
+    others = [
+        LLM.key(prediction(0, "dog")),
+        LLM.key(prediction(0, "cat", "dog")),
+        LLM.key(prediction(1, "cat")),
+        Identity("hf", "org/judge", "abd").key(asked),
+        Identity("openai", "org/judge", "abc").key(asked),
+        Identity("hf", "org/judge", "abc", decoding={"max_new_tokens": 9}).key(asked),
+        Identity("hf", "org/judge", "abc", prompt="x").key(asked),
+    ]
+    assert len({LLM.key(asked), *others}) == 8
+    assert LLM.key(asked) == Identity("hf", "org/judge", "abc").key(prediction(0, "cat", category="c"))
+    rule = Identity("exact")
+    assert rule.key(prediction(0, "cat")) == rule.key(prediction(1, "cat"))
+    assert rule.key(prediction(0, "cat")) != rule.key(prediction(0, "cat", labels=("cat", "dog")))
+
+
+def test_a_file_killed_at_any_byte_keeps_its_whole_lines(tmp_path: Path) -> None:
+    writer, known = open_replies(tmp_path, LLM)
+    with writer:
+        writer.append({"a": "Yes", "b": "No \N{SNOWMAN}\n\u2028"})
+        writer.append({"c": "Yes"})
+    assert known == {}
+    path = tmp_path / "judgements" / LLM.file_name
+    whole = path.read_bytes()
+    ends = [n for n, byte in enumerate(whole, start=1) if byte == 10]
+    assert len(ends) == 4
+    for cut in range(len(whole)):
+        path.write_bytes(whole[:cut])
+        writer, known = open_replies(tmp_path, LLM)
+        with writer:
+            writer.append({"d": "No"})
+        expected = list("abc")[: max(sum(end <= cut for end in ends) - 1, 0)]
+        assert list(known) == expected
+        found = read_replies(path)
+        assert list(found.replies) == [*expected, "d"] and found.identity == LLM
+
+
+def test_a_damaged_line_in_the_middle_is_said(tmp_path: Path) -> None:
+    writer, _ = open_replies(tmp_path, LLM)
+    with writer:
+        writer.append({"a": "Yes"})
+    path = tmp_path / "judgements" / LLM.file_name
+    path.write_bytes(path.read_bytes() + b"{nonsense\n" + b'{"key": "b", "reply": "No"}\n')
+    with pytest.raises(UserError, match="line 3 cannot be read"):
+        all_replies(tmp_path)
+
+
+def test_the_rule_as_a_judge(tmp_path: Path) -> None:
+    labels = ("cat", "dog", "maple tree", "tree")
+    given = ["a cat", "It is a cat.", "cat or dog", "dog", "", "The CAT"]
+    answers = [prediction(n, text, labels=labels) for n, text in enumerate(given)]
+    found = judge(JudgeCommandConfig(JudgeConfig("exact"), run=str(eval_folder(tmp_path, answers).parent)))
+    (judged,) = found.judged
+    (only,) = judged.scores
+    interval = wilson(3, 6).scaled(100)
+    assert (only.value, only.low, only.high, only.unparsed) == (50.0, interval.low, interval.high, 0)
+    assert judged.agreement == {} and judged.title == "exact"
+    assert read_results(tmp_path / "eval") == found
+    assert score(tmp_path / "eval") == found  # scoring again does not lose the judge
+
+
+def test_only_benchmarks_that_are_judged_whole_have_a_score(tmp_path: Path) -> None:
+    answers = [prediction(n, "cat", benchmark=("mini_cifar10", "mini_vsr")[n % 2]) for n in range(6)]
+    answers += [prediction(n, "cat", split="heldout", benchmark="naming") for n in range(6, 8)]
+    folder = eval_folder(tmp_path, answers)
+    writer, _ = open_replies(folder, LLM)
+    with writer:
+        writer.append({LLM.key(p): "Yes" for p in answers[:6] if p.index != 3})
+    (judged,) = score(folder).judged
+    assert [s.name for s in judged.scores] == ["mini_cifar10"] and judged.seen is None and judged.mean is None
+    with open_replies(folder, LLM)[0] as writer:
+        writer.append({LLM.key(p): "hm" for p in (answers[3], *answers[6:])})
+    (judged,) = score(folder).judged
+    assert [(s.name, s.value, s.unparsed) for s in judged.scores] == [
+        ("mini_vsr", pytest.approx(200 / 3), 1),
+        ("mini_cifar10", 100.0, 0),
+    ]
+    assert judged.seen is not None and (judged.seen.value, judged.seen.unparsed) == (0.0, 2)
+    assert judged.agreement["exact"].share == pytest.approx(100 * 5 / 8)
+
+
+def test_mean_of_the_papers_seven(tmp_path: Path) -> None:
+    names = ["textvqa", "vsr", "snli_ve", "cifar10", "cifar100", "mnist", "pope"]
+    answers = [
+        prediction(n, "cat" if n < 4 else "dog", benchmark=f"mini_{name}", target=("cat", "yes")[name == "pope"])
+        for n, name in enumerate(names)
+    ]
+    folder = eval_folder(tmp_path, answers)
+    judge_answers(folder, JudgeConfig("exact"))
+    (judged,) = score(folder).judged
+    assert judged.mean is not None
+    assert (judged.mean.value, judged.mean.n, judged.mean.column) == (pytest.approx(400 / 7), 7, "MMAvg")
+
+
+def test_tables_have_a_line_for_each_model_and_judge(folder: Path) -> None:
+    judge_answers(folder, JudgeConfig("exact"))
+    results = score(folder)
+    ((label, title, cell, unparsed, agrees),) = judged_lines([("LoRA r=4", results)])
+    assert (label, title, unparsed, agrees) == ("LoRA r=4", "exact", "0 of 12", "-")
+    assert cell.startswith("66.7 [")
+    assert judged_markdown([("LoRA r=4", results)]).count("\n|") == 2
+    assert judged_markdown([]) == ""
+
+
+def test_an_evaluation_that_is_not_there_or_not_finished(tmp_path: Path) -> None:
+    command = JudgeCommandConfig(JudgeConfig("exact"), run=str(tmp_path))
+    with pytest.raises(UserError, match=r"there is no predictions\.jsonl"):
+        judge(command)
+    eval_folder(tmp_path, [prediction(0, "cat")], count=2)
+    with pytest.raises(UserError, match=r"not finished \(1 of 2 answers\)"):
+        judge(command)
