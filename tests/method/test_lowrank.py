@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mixlora_cli import MixLoraConfig
 from mixlora_cli.method.context import RoutingContext
+from mixlora_cli.method.dropout import drop_mask, dropped_share
 from mixlora_cli.method.layer import MixLoraLinear
 from mixlora_cli.method.lowrank import add_low_rank
 
@@ -120,6 +121,45 @@ def test_no_tensor_of_the_size_of_the_weight_is_made() -> None:
     assert types.largest < size * size / 4
 
 
+def test_gradients_through_dropout_are_those_of_the_thinned_input() -> None:
+    """The mask is drawn once and used in both directions; the frozen product sees the whole input."""
+    layer = make_layer(dropout=0.3).train()
+    hidden, toward = torch.randn(2, 7, 64, requires_grad=True), torch.randn(2, 7, 64)
+    torch.manual_seed(3)
+    (layer(hidden) * toward).sum().backward()
+    own = {name: p.grad.clone() for name, p in layer.named_parameters() if p.grad is not None}
+    for_hidden, chosen = hidden.grad.clone(), layer.last_selection["default"]
+    hidden.grad = None
+    layer.zero_grad()
+    torch.manual_seed(3)
+    thinned = hidden.masked_fill(drop_mask(hidden, 0.3), 0) / (1 - dropped_share(0.3))
+    a = layer.mixlora_factors_a["default"](chosen.index_a)
+    b = layer.mixlora_factors_b["default"](chosen.index_b)
+    output = layer.base_layer(hidden) + 6.0 * (thinned @ a.transpose(1, 2)) @ b
+    (output * toward).sum().backward()
+    torch.testing.assert_close(for_hidden, hidden.grad, rtol=1e-4, atol=1e-4)
+    for name, p in layer.named_parameters():
+        if p.grad is not None:
+            torch.testing.assert_close(own[name], p.grad, rtol=1e-4, atol=1e-3)
+    assert len(own) == 2
+
+
+def test_the_drop_mask_has_its_share_and_follows_the_seed() -> None:
+    like = torch.empty(501, 999)
+    for probability in (0.05, 0.5, 0.9):
+        torch.manual_seed(1)
+        mask = drop_mask(like, probability)
+        torch.manual_seed(1)
+        assert torch.equal(mask, drop_mask(like, probability))
+        # Five standard deviations of the mean of half a million draws.
+        assert abs(mask.float().mean() - probability) < 5 * (0.25 / like.numel()) ** 0.5
+        assert abs(dropped_share(probability) - probability) <= 0.5 / 65536
+        assert not torch.equal(mask, drop_mask(like, probability))
+    lanes = mask.flatten()[: like.numel() // 4 * 4].view(-1, 4)  # of one random word
+    neighbours = torch.corrcoef(lanes.T.float())
+    assert (neighbours - torch.eye(4)).abs().max() < 0.02
+
+
 def test_dropout_applies_to_the_low_rank_product_alone() -> None:
     layer = make_layer(dropout=0.5)
     hidden = torch.randn(2, 7, 64)
@@ -130,7 +170,7 @@ def test_dropout_applies_to_the_low_rank_product_alone() -> None:
     dropped = layer.train()(hidden)
     assert torch.equal(layer.last_selection["default"].index_a, chosen.index_a)
     torch.manual_seed(0)
-    thinned = nn.functional.dropout(hidden, 0.5)
+    thinned = hidden.masked_fill(drop_mask(hidden, 0.5), 0) / 0.5
     a, b = (
         layer.mixlora_factors_a["default"](chosen.index_a),
         layer.mixlora_factors_b["default"](chosen.index_b),

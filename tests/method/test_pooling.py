@@ -29,7 +29,10 @@ def test_masked_mean_of_nothing_is_zero_and_accumulates_in_fp32() -> None:
 
 def test_spans_are_the_counted_stretches() -> None:
     mask = torch.tensor([[0, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 1]]).bool()
-    assert contiguous_spans(mask) == ((1, 3), (0, 4), (0, 0), (3, 4))
+    spans = contiguous_spans(mask)
+    assert spans.rows == ((1, 3), (0, 4), (0, 0), (3, 4))
+    assert spans.tokens.tolist() == [1, 2, 4, 5, 6, 7, 15]
+    assert spans.starts.tolist() == [0, 2, 6, 6]
 
 
 def test_a_gap_has_no_span_and_the_same_mean() -> None:

@@ -47,6 +47,7 @@ class _Rule:
     num_factors: int
     rank: int
     scaling: float
+    dropout: float
     learns: bool
     """Routers get a gradient (straight-through)."""
     keeps: bool
@@ -87,6 +88,7 @@ class MixLoraLayer(BaseTunerLayer):
             num_factors=config.factors,
             rank=config.r,
             scaling=config.scaling,
+            dropout=config.dropout,
             learns=config.router_grad == "straight_through",
             keeps=config.decode == "prefill",
             describe=choose_description(config),
@@ -169,17 +171,14 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
 
     def _adapted(self, name: str, hidden: Tensor) -> Tensor:
         """Base layer and update in one step."""
-        dropped, chosen, scaling = (
-            self.mixlora_dropout[name](hidden),
-            self._chosen(name, hidden),
-            self.rules[name].scaling,
-        )
-        if not torch.is_grad_enabled() and dropped is hidden:
-            return adapted_linear_of_rows(self.base_layer, hidden, *self._rows(name, chosen), scaling)
+        chosen, rule = self._chosen(name, hidden), self.rules[name]
+        dropout = rule.dropout if self.training else 0.0
+        if not torch.is_grad_enabled() and not dropout:
+            return adapted_linear_of_rows(self.base_layer, hidden, *self._rows(name, chosen), rule.scaling)
         pool_a, pool_b = self.mixlora_factors_a[name], self.mixlora_factors_b[name]
         assert isinstance(pool_a, FactorPool) and isinstance(pool_b, FactorPool)
         return adapted_linear(
-            self.base_layer, hidden, dropped, pool_a.weight, pool_b.weight, chosen.selection, scaling
+            self.base_layer, hidden, pool_a.weight, pool_b.weight, chosen.selection, rule.scaling, dropout
         )
 
     def _chosen(self, name: str, hidden: Tensor) -> Kept:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mixlora_cli.method.dropout import drop_mask, dropped_share
 from mixlora_cli.method.selection import Selection
 
 
@@ -55,36 +56,36 @@ def add_low_rank(
 def adapted_linear(
     base: nn.Linear,
     hidden: Tensor,
-    dropped: Tensor,
     pool_a: Tensor,
     pool_b: Tensor,
     selection: Selection,
     scaling: float,
+    dropout: float = 0.0,
 ) -> Tensor:
     """W h + bias + scaling * B A h in one step where `is_plain(base)`: neither way keeps a second output or gradient.
 
     Args:
         base: the frozen layer.
         hidden: its input (B, ..., d_in).
-        dropped: the low-rank product's input, after dropout; `hidden` itself without.
         pool_a: factors of A (E, d_in).
         pool_b: factors of B (E, d_out).
         selection: each instance's own factors of both.
         scaling: alpha / r.
+        dropout: probability on the input of the low-rank product.
 
     Returns:
         (B, ..., d_out) in the type of `hidden`.
     """
     output: Tensor = _AdaptedLinear.apply(  # type: ignore[no-untyped-call]
         hidden,
-        None if dropped is hidden else dropped,
+        drop_mask(hidden, dropout) if dropout else None,
         base.weight,
         base.bias,
         pool_a,
         pool_b,
         None if selection.weight is None else selection.weight.to(hidden.dtype),
         (selection.index_a, selection.index_b),
-        scaling,
+        scaling / (1 - dropped_share(dropout)),
     )
     return output
 
@@ -253,7 +254,7 @@ class _AdaptedLinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden: Tensor,
-        dropped: Tensor | None,
+        drop: Tensor | None,
         base_weight: Tensor,
         base_bias: Tensor | None,
         pool_a: Tensor,
@@ -262,10 +263,10 @@ class _AdaptedLinear(torch.autograd.Function):
         index: tuple[Tensor, Tensor],
         scaling: float,
     ) -> Tensor:
+        inner = _inner(_without(hidden, drop), F.embedding(index[0], pool_a).to(hidden.dtype))
         output = F.linear(hidden, base_weight, base_bias)
-        read = hidden if dropped is None else dropped
-        inner = _inner(read, F.embedding(index[0], pool_a).to(output.dtype))
-        ctx.save_for_backward(read, inner, weight, *index, pool_a, pool_b, base_weight)
+        # The input, which other layers keep too, and one byte for each dropped or kept number; never a thinned copy.
+        ctx.save_for_backward(hidden, drop, inner, weight, *index, pool_a, pool_b, base_weight)
         ctx.scaling = scaling
         rows_b = F.embedding(index[1], pool_b).to(output.dtype)
         return _add_into(output, _weighted(inner, weight), rows_b, scaling)
@@ -274,19 +275,25 @@ class _AdaptedLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         # Unpacked once: under checkpointing that is what computes them again.
-        hidden, inner, weight, index_a, index_b, pool_a, pool_b, base_weight = ctx.saved_tensors
-        wants_hidden, has_dropout = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
-        for_hidden = gradient.matmul(base_weight) if wants_hidden else None
+        hidden, drop, inner, weight, index_a, index_b, pool_a, pool_b, base_weight = ctx.saved_tensors
+        for_hidden = gradient.matmul(base_weight) if ctx.needs_input_grad[0] else None
         found = _backward(
             gradient,
-            hidden,
+            _without(hidden, drop),
             F.embedding(index_a, pool_a).to(gradient.dtype),
             F.embedding(index_b, pool_b).to(gradient.dtype),
             inner,
             weight,
             ctx.scaling,
-            wants_hidden=has_dropout,
-            into_hidden=None if has_dropout else for_hidden,
+            wants_hidden=drop is not None and for_hidden is not None,
+            into_hidden=for_hidden if drop is None else None,
         )
+        if found.hidden is not None and for_hidden is not None:
+            for_hidden += found.hidden.masked_fill_(drop, 0)
         for_a, for_b = _for_pool(found.rows_a, index_a, pool_a), _for_pool(found.rows_b, index_b, pool_b)
-        return for_hidden, found.hidden, None, None, for_a, for_b, found.weight, None, None
+        return for_hidden, None, None, None, for_a, for_b, found.weight, None, None
+
+
+def _without(hidden: Tensor, drop: Tensor | None) -> Tensor:
+    """The low-rank product's input: dropped numbers are zero; the scale of the others rides on alpha / r."""
+    return hidden if drop is None else hidden.masked_fill(drop, 0)

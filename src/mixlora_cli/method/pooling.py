@@ -6,14 +6,33 @@ each row is therefore summed by itself, from its first counted token to its last
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-Spans = tuple[tuple[int, int], ...]
-"""For each row the first counted token and the one behind the last, where all between them count."""
+
+@dataclass(frozen=True)
+class Spans:
+    """Where each row's counted tokens are, if there is no gap between them."""
+
+    rows: tuple[tuple[int, int], ...]
+    """The first one and the one behind the last."""
+    tokens: Tensor
+    """Indices of all counted tokens in the flattened batch (B * S,), row by row."""
+    starts: Tensor
+    """(B,) where each row begins in `tokens`."""
+
+
+def spans_of_rows(rows: Sequence[tuple[int, int]], length: int) -> Spans:
+    """Spans of rows that are `length` tokens apart."""
+    places = [torch.arange(i * length + first, i * length + last) for i, (first, last) in enumerate(rows)]
+    sizes = torch.tensor([0, *(last - first for first, last in rows[:-1])])
+    return Spans(tuple(rows), torch.cat(places), sizes.cumsum(0))
 
 
 def masked_mean(hidden: Tensor, mask: Tensor | None, spans: Spans | None = None) -> Tensor:
@@ -27,8 +46,8 @@ def masked_mean(hidden: Tensor, mask: Tensor | None, spans: Spans | None = None)
     Returns:
         (B, d) fp32; zero for an instance without any token.
     """
-    if mask is None:
-        spans = ((0, hidden.shape[1]),) * len(hidden)
+    if mask is None and hidden.device.type == "cpu" and not torch.compiler.is_compiling():
+        spans = spans_of_rows([(0, hidden.shape[1])] * len(hidden), hidden.shape[1])
     elif spans is None and hidden.device.type == "cpu" and not torch.compiler.is_compiling():
         spans = contiguous_spans(mask)
     if spans is None or hidden.device.type != "cpu" or torch.compiler.is_compiling():
@@ -47,7 +66,7 @@ def contiguous_spans(mask: Tensor) -> Spans | None:
     last = torch.where(counted > 0, last, first)
     if not torch.equal(last - first, counted):
         return None
-    return tuple(zip(first.tolist(), last.tolist(), strict=True))
+    return spans_of_rows(list(zip(first.tolist(), last.tolist(), strict=True)), mask.shape[1])
 
 
 def _mean_by_mask(hidden: Tensor, mask: Tensor | None) -> Tensor:
@@ -59,8 +78,11 @@ def _mean_by_mask(hidden: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _mean_of_spans(hidden: Tensor, spans: Spans) -> Tensor:
+    if hidden.dtype == torch.float32:
+        # A row is a bag of its tokens, added up one after the other: one call for the whole batch.
+        return F.embedding_bag(spans.tokens, hidden.detach().flatten(0, 1), spans.starts, mode="mean")
     means = hidden.new_empty(len(hidden), hidden.shape[-1], dtype=torch.float32)
-    for row, mean, (first, last) in zip(hidden.unbind(0), means.unbind(0), spans, strict=True):
+    for row, mean, (first, last) in zip(hidden.unbind(0), means.unbind(0), spans.rows, strict=True):
         torch.sum(row[first:last], dim=0, dtype=torch.float32, out=mean)
         mean.div_(max(last - first, 1))
     return means
@@ -78,6 +100,6 @@ class _MeanOfSpans(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         for_hidden = gradient.new_zeros(ctx.shape, dtype=ctx.dtype)
-        for row, mean, (first, last) in zip(for_hidden, gradient, ctx.spans, strict=True):
+        for row, mean, (first, last) in zip(for_hidden, gradient, ctx.spans.rows, strict=True):
             row[first:last] = mean / max(last - first, 1)
         return for_hidden, None
