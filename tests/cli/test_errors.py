@@ -88,7 +88,7 @@ LINES = {
     "eval run=nope": "run=nope: must be an existing folder; looked in {here}",
     "align rank=0": "rank=0: must be > 0",
     "interference": "mixlora interference: not built yet; this version has train, eval and align",
-    "tsne layer=3": "mixlora tsne: not built yet; this version has train, eval and align",
+    "tsne": "run=null: give run=<folder of a finished `mixlora train adapter=mixlora`>",
 }  # fmt: skip
 
 

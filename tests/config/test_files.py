@@ -31,10 +31,11 @@ from mixlora_cli.config.schema import (
     TrainConfig,
     WandbConfig,
 )
+from mixlora_cli.config.tsne import TsneConfig
 from mixlora_cli.paths import conf_dir
 
 CONF = conf_dir()
-ROOTS = {"judge": JudgeCommandConfig, "report": ReportConfig, "train": TrainConfig, "plan": PlanConfig, "export": ExportConfig, "eval": EvalConfig, "align": AlignConfig, "prepare": PrepareConfig, "check": CheckConfig, "interference": InterferenceConfig, "bench": BenchConfig}
+ROOTS = {"judge": JudgeCommandConfig, "report": ReportConfig, "train": TrainConfig, "plan": PlanConfig, "export": ExportConfig, "eval": EvalConfig, "align": AlignConfig, "prepare": PrepareConfig, "check": CheckConfig, "interference": InterferenceConfig, "bench": BenchConfig, "tsne": TsneConfig}
 GROUPS = {
     "model": ModelConfig,
     "adapter": AdapterConfig,

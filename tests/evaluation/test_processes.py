@@ -62,7 +62,7 @@ def test_shards_of_other_settings_are_moved_aside(tmp_path: Path) -> None:
 def test_shares_are_disjoint_and_whole() -> None:
     items = list(range(11))
     shares = [Team(rank, 3).share(items) for rank in range(3)]
-    assert sorted(sum(shares, [])) == items
+    assert sorted(item for share in shares for item in share) == items
     assert [len(share) for share in shares] == [4, 4, 3]
 
 
@@ -71,7 +71,7 @@ def arguments(config: EvalConfig, folder: Path, processes: int) -> list[str]:
     return [
         "eval", "adapter=none", "model=tiny", "data=json", f"data.unseen={data.unseen}",
         f"data.heldout={data.heldout}", f"data.images={data.images}", "eval.max_new_tokens=4", "eval.seen=true",
-        "eval.batch_size=3", f"launch.nproc={processes}", f"output_dir={folder}",
+        "eval.batch_size=1", f"launch.nproc={processes}", f"output_dir={folder}",
     ]  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def test_two_processes_answer_as_one_does_and_a_killed_one_continues(
     command = [sys.executable, "-m", "mixlora_cli.cli", *arguments(config, folder, 2)]
     first = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, start_new_session=True)
     shard = folder / "predictions.rank1.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and first.poll() is None:
         if shard.is_file() and len(shard.read_bytes().splitlines()) > 2:
             break
@@ -111,7 +111,7 @@ def test_two_processes_answer_as_one_does_and_a_killed_one_continues(
 
     again = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
     assert caught_in_the_middle
-    assert 2 < before
+    assert before > 2
     assert "continuing: " in again.stderr
     assert answers(folder) == expected
     assert [path.name for path in folder.glob("predictions*")] == ["predictions.jsonl"]
@@ -133,7 +133,7 @@ def test_a_mistake_is_said_once_whatever_the_number_of_processes(config: EvalCon
         "eval.benchmarks=[mini_mni]",
     ]
     found = subprocess.run(
-        command, env=environment(), capture_output=True, text=True, check=False, timeout=120
+        command, env=environment(), capture_output=True, text=True, check=False, timeout=300
     )
     assert found.returncode == 2
     assert found.stderr.count("Did you mean mini_mnist?") == 1

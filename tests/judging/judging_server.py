@@ -19,12 +19,19 @@ Action = Callable[["Handler", Body], None]
 def prediction(index: int, given: str, target: str = "cat", **more: Any) -> Prediction:
     fields = {"split": "unseen", "benchmark": "mini_cifar10", **more}
     return Prediction(
-        index=index, id=f"i{index}", question=f"What is in picture {index}?", target=target, prediction=given, **fields
+        index=index,
+        id=f"i{index}",
+        question=f"What is in picture {index}?",
+        target=target,
+        prediction=given,
+        **fields,
     )
 
 
 def eval_folder(root: Path, predictions: list[Prediction], count: int | None = None) -> Path:
-    header = Header({"model": "m"}, len(predictions) if count is None else count, {"label": "LoRA r=4", "limit": None})
+    header = Header(
+        {"model": "m"}, len(predictions) if count is None else count, {"label": "LoRA r=4", "limit": None}
+    )
     with open_predictions(root / "eval" / "predictions.jsonl", header) as writer:
         writer.append(predictions)
     return root / "eval"

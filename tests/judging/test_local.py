@@ -64,7 +64,9 @@ def test_verdicts_are_read_from_what_the_model_writes(
     def generate(self: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any) -> torch.Tensor:
         rows = []
         for row, mask in zip(input_ids.tolist(), attention_mask.tolist(), strict=True):
-            text = tokenizer.decode([t for t, m in zip(row, mask, strict=True) if m], skip_special_tokens=True)
+            text = tokenizer.decode(
+                [t for t, m in zip(row, mask, strict=True) if m], skip_special_tokens=True
+            )
             prompts.append(text)
             number = int(text.split("Prediction: ")[1].split()[0])
             rows.append(tokenizer(" " + REPLIES[number % 3] + "</s>", add_special_tokens=False)["input_ids"])

@@ -12,7 +12,9 @@ def test_the_prompt_is_one_line_of_vicunas_conversation_with_three_places() -> N
     places = ["{Question}", "{Ground-truth Answer}", "{Prediction}"]
     assert [prompt.TEMPLATE.count(place) for place in places] == [1, 1, 1]
     assert "\n" not in prompt.TEMPLATE and "  " not in prompt.TEMPLATE
-    assert prompt.TEMPLATE.startswith("A chat between a curious user and an artificial intelligence assistant. ")
+    assert prompt.TEMPLATE.startswith(
+        "A chat between a curious user and an artificial intelligence assistant. "
+    )
     assert prompt.TEMPLATE.endswith(" Your response should only be Yes or No. ASSISTANT:")
     assert prompt.TEMPLATE.count("USER: ") == 1
 
@@ -22,7 +24,9 @@ def test_it_is_filled_literally() -> None:
     assert "Questions: What is {Prediction}? Answer: a {Question} Prediction: \\1 {x} Your response" in text
 
 
-@pytest.mark.parametrize("reply", ["Yes", " yes.", "YES, it is", '"Yes"', "**Yes**", "\nYes\nNo", "Yes; not no"])
+@pytest.mark.parametrize(
+    "reply", ["Yes", " yes.", "YES, it is", '"Yes"', "**Yes**", "\nYes\nNo", "Yes; not no"]
+)
 def test_yes(reply: str) -> None:
     assert read_verdict(reply) == ("unparsed" if reply == "\nYes\nNo" else "yes")
 
@@ -34,7 +38,20 @@ def test_no(reply: str) -> None:
 
 @pytest.mark.parametrize(
     "reply",
-    ["", "  ", "Not sure", "None", "Nothing", "Yesterday", "The answer is Yes", "Yes or No", "yes/no", "I", "…", "Nope"],
+    [
+        "",
+        "  ",
+        "Not sure",
+        "None",
+        "Nothing",
+        "Yesterday",
+        "The answer is Yes",
+        "Yes or No",
+        "yes/no",
+        "I",
+        "…",
+        "Nope",
+    ],
 )
 def test_everything_else_is_unparsed(reply: str) -> None:
     assert read_verdict(reply) == "unparsed"

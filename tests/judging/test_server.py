@@ -166,7 +166,9 @@ def test_no_server_at_all(folder: Path, server: FakeJudge) -> None:
 
 
 @pytest.mark.parametrize(("code", "hint"), [(401, "OPENAI_API_KEY"), (404, "judge.model")])
-def test_what_fails_every_request_stops_at_once(code: int, hint: str, folder: Path, server: FakeJudge) -> None:
+def test_what_fails_every_request_stops_at_once(
+    code: int, hint: str, folder: Path, server: FakeJudge
+) -> None:
     server.plan, server.then = [honest, honest], status(code)
     with pytest.raises(UserError, match=hint):
         judge_answers(folder, server.config)
@@ -196,7 +198,7 @@ def test_the_key_comes_from_the_environment_and_into_no_file(
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://x/v1", "http://[::1/v1"])
 def test_an_address_that_is_none(url: str, folder: Path) -> None:
-    with pytest.raises(UserError, match="judge.base_url"):
+    with pytest.raises(UserError, match=r"judge\.base_url"):
         judge_answers(folder, JudgeConfig("openai", model="m", base_url=url, retries=0))
 
 

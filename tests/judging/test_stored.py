@@ -104,7 +104,9 @@ def test_only_benchmarks_that_are_judged_whole_have_a_score(tmp_path: Path) -> N
 def test_mean_of_the_papers_seven(tmp_path: Path) -> None:
     names = ["textvqa", "vsr", "snli_ve", "cifar10", "cifar100", "mnist", "pope"]
     answers = [
-        prediction(n, "cat" if n < 4 else "dog", benchmark=f"mini_{name}", target=("cat", "yes")[name == "pope"])
+        prediction(
+            n, "cat" if n < 4 else "dog", benchmark=f"mini_{name}", target=("cat", "yes")[name == "pope"]
+        )
         for n, name in enumerate(names)
     ]
     folder = eval_folder(tmp_path, answers)

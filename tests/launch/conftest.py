@@ -1,7 +1,6 @@
 """Functions for workers that load nothing but what they need, and a program that starts them."""
 
 import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -65,12 +64,12 @@ def never_stop(folder):
     time.sleep(100)
 '''
 
-PROGRAM = '''
+PROGRAM = """
 import sys
 from mixlora_cli.config.launch import LaunchConfig
 from mixlora_cli.launch.workers import run_workers
 run_workers(sys.argv[1], sys.argv[2], LaunchConfig(nproc=2))
-'''
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -108,11 +107,11 @@ class Started:
 
     def end(self) -> tuple[int, str]:
         """Exit code and standard error."""
-        _, err = self.process.communicate(timeout=60)
+        _, err = self.process.communicate(timeout=300)
         return self.process.returncode, err
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"

@@ -49,7 +49,7 @@ def test_ctrl_c_while_workers_are_starting_is_quiet(start: Any) -> None:
     children = program.children()
     os.killpg(program.process.pid, signal.SIGINT)
     assert program.end() == (130, "")
-    wait_for(lambda: not any(map(is_alive, children)), 20)
+    wait_for(lambda: not any(map(is_alive, children)), 60)
     assert list(program.folder.glob("saved-*")) == []
 
 
@@ -57,4 +57,4 @@ def test_workers_die_with_a_launcher_that_is_killed(start: Any) -> None:
     program = start("never_stop")
     workers = program.workers()
     os.kill(program.process.pid, signal.SIGKILL)
-    wait_for(lambda: not any(map(is_alive, workers)), 10)
+    wait_for(lambda: not any(map(is_alive, workers)), 20)

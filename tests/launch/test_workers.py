@@ -32,7 +32,9 @@ def test_result_is_that_of_rank_0_and_the_environment_is_as_before() -> None:
 
 
 @pytest.mark.slow
-def test_a_users_mistake_in_a_worker_is_the_launchers(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_users_mistake_in_a_worker_is_the_launchers(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(UserError, match=r"^no such thing; give another$"):
         run_workers("launched:mistake", str(tmp_path), TWO)
     assert capfd.readouterr() == ("", "")
@@ -53,5 +55,5 @@ def test_a_failure_has_its_rank_and_traceback_and_hides_its_consequences(
 
 @pytest.mark.slow
 def test_a_killed_worker_is_named(tmp_path: Path) -> None:
-    with pytest.raises(WorkerFailed, match="^worker of rank 1 was killed by SIGKILL"):
+    with pytest.raises(WorkerFailed, match=r"^worker of rank 1 was killed by SIGKILL"):
         run_workers("launched:killed", str(tmp_path), TWO)

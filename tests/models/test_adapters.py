@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mixlora_cli.config.schema import AdapterConfig, RoutingConfig
@@ -158,3 +159,44 @@ def test_an_empty_folder_and_an_alien_adapter_are_refused(tmp_path: Path) -> Non
     smaller.model.language_model.norm.weight = nn.Parameter(torch.ones(16))
     with pytest.raises(UserError, match=r"trained on another model: 1 weights do not fit.*norm\.weight"):
         load_adapter(smaller, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["lora", "mixlora"])
+def test_an_adapter_has_to_have_all_layers_of_its_base_and_no_others(name: str, tmp_path: Path) -> None:
+    save_adapter(attach(name), tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    whole = load_file(file)
+    layer = "model.language_model.layers.1.self_attn.q_proj"
+    fewer = {key: tensor for key, tensor in whole.items() if ".layers.1." not in key}
+    save_file(fewer, file)
+    with pytest.raises(
+        UserError, match=rf"has no weights for {re.escape(layer)} \({len(whole) // 2} weights in all\)"
+    ):
+        load_adapter(build_tiny().model, tmp_path)
+
+    more = {key.replace(".layers.1.", ".layers.7."): tensor.clone() for key, tensor in whole.items()}
+    save_file(whole | more, file)
+    with pytest.raises(
+        UserError, match=r"the model has no layer for model\.language_model\.layers\.7\.\w+\.\w+ "
+    ):
+        load_adapter(build_tiny().model, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["lora", "full"])
+def test_a_damaged_file_is_no_adapter(name: str, tmp_path: Path) -> None:
+    save_adapter(attach(name), tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UserError, match="file is damaged: "):
+        load_adapter(build_tiny().model, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["lora", "full"])
+def test_files_have_the_permissions_that_the_umask_says(name: str, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        save_adapter(attach(name), tmp_path)
+    finally:
+        os.umask(before)
+    (file,) = tmp_path.glob("*.safetensors")
+    assert file.stat().st_mode & 0o777 == 0o640

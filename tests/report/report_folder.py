@@ -18,7 +18,9 @@ def picture(path: Path, seed: int, side: int = 64) -> None:
 
 def prediction(index: int, benchmark: str, target: str, given: str, **more: Any) -> Prediction:
     fields = {"split": "unseen", "question": f"Question {index}?", "image": f"{index % 4}.png", **more}
-    return Prediction(index=index, benchmark=benchmark, id=f"i{index}", target=target, prediction=given, **fields)
+    return Prediction(
+        index=index, benchmark=benchmark, id=f"i{index}", target=target, prediction=given, **fields
+    )
 
 
 def write_folder(
@@ -32,6 +34,8 @@ def write_folder(
         "run": None,
         "images": {name: str(images) for name in names} if images else {},
     }
-    with open_predictions(folder / "predictions.jsonl", Header({"model": "m"}, len(predictions), about)) as writer:
+    with open_predictions(
+        folder / "predictions.jsonl", Header({"model": "m"}, len(predictions), about)
+    ) as writer:
         writer.append(predictions)
     return folder

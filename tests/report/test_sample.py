@@ -17,7 +17,8 @@ def test_the_sample_is_bounded_seeded_and_of_every_outcome(folder: Path) -> None
     assert columns == ["MME", "Text-VQA", "CIFAR-10", "POPE", "Seen: naming"]
     for column in columns:
         outcomes = [entry.outcome for entry in shown if entry.column == column]
-        assert outcomes.count("right") == 2 and outcomes.count("wrong") == 2, column
+        assert 1 <= outcomes.count("right") <= 2 and 1 <= outcomes.count("wrong") <= 2, column
+    assert len(shown) == 19  # two of each, but Text-VQA has a single wrong answer
     assert sample([run], size=2, seed=0) == shown
     assert sample([run], size=2, seed=1) != shown
     assert len(sample([run], size=1000, seed=0)) == run.count
@@ -39,9 +40,11 @@ def test_right_and_wrong_are_what_the_rules_say(folder: Path) -> None:
             assert 100 * sum(answer.mark for answer in entries) / len(entries) == pytest.approx(score.value)
         else:
             alone = [part["accuracy"] for part in score.parts.values()]
-            assert 100 * sum(answer.mark for answer in entries) / len(entries) == pytest.approx(sum(alone) / 2)
-    graded = {answer.mark for entry in whole if entry.column == "Text-VQA" for answer in entry.answers}
-    assert graded & {0.6, pytest.approx(0.6)} and 1.0 in graded
+            assert 100 * sum(answer.mark for answer in entries) / len(entries) == pytest.approx(
+                sum(alone) / 2
+            )
+    graded = {round(a.mark, 6) for entry in whole if entry.column == "Text-VQA" for a in entry.answers}
+    assert graded == {0.0, 0.6, 1.0}
 
 
 def test_several_runs_are_compared_on_the_instances_they_share(
@@ -96,5 +99,3 @@ def test_different_label_sets_make_no_matrix(tmp_path: Path) -> None:
     ]
     found = confusions(read_evaluated(write_folder(tmp_path / "e", both, None)))
     assert [(m.column, m.counts) for m in found] == [("VSR", ((0, 1, 0), (0, 1, 0)))]
-
-

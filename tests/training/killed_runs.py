@@ -54,7 +54,7 @@ class _At(TrainerCallback):
 class _FileEvents:
     """Counts what is done to files below a folder while `step` is saved and kills the process before the nth."""
 
-    EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree", "os.chmod"}
+    EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree", "os.chmod")
 
     def __init__(self, root: str, step: int, nth: int) -> None:
         self.root, self.step, self.nth = root, step, nth

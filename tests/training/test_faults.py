@@ -43,7 +43,7 @@ def run_jobs(tmp_path: Path) -> RunJobs:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=1800,
             check=False,
         )
         assert done.returncode == 0, done.stderr
@@ -88,7 +88,8 @@ def test_killed_at_many_steps_it_ends_with_the_same_bits(
     """Three steps an epoch, a checkpoint at every other one: kills before the first, right after and far from one."""
     adapter, values = VARIANTS[name]
     whole, cut = (
-        make_config(folder, adapter, steps=STEPS, save_every=2, dropout=0.2, **values) for folder in ("whole", "cut")
+        make_config(folder, adapter, steps=STEPS, save_every=2, dropout=0.2, **values)
+        for folder in ("whole", "cut")
     )
     if name == "random":
         whole, cut = (replace(config, routing=RoutingConfig(name="random")) for config in (whole, cut))
@@ -110,7 +111,7 @@ def test_killed_at_many_steps_it_ends_with_the_same_bits(
 def test_killed_anywhere_in_a_save_there_is_a_whole_checkpoint(
     make_config: MakeConfig, run_jobs: RunJobs
 ) -> None:
-    """Before every single thing that Python does to a file while the second checkpoint is written and the first goes."""
+    """Before each thing that Python does to a file while the second checkpoint is written and the first goes."""
     numbers: dict[str, Any] = {"steps": 3, "save_every": 1, "keep_checkpoints": 1}
     whole = make_config("whole", steps=3, save_every=1, keep_checkpoints=5)
     counted = run_jobs({"config": whole}, {"config": make_config("counted", **numbers), "at_save": (2, -1)})

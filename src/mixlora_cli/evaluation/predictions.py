@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -71,7 +71,7 @@ class Header:
 
 
 def _line(record: Header | Prediction) -> bytes:
-    content = asdict(record)
+    content = dict(vars(record))  # `asdict` would copy every set of labels
     if isinstance(record, Header):
         content = {"format": FORMAT, **content}
     else:  # 40,000 lines of empty fields would only slow reading down
@@ -100,7 +100,7 @@ def _prediction(content: dict[str, Any]) -> Prediction:
     for name in _SHARED_SETS:
         if name in content:
             content[name] = _shared(tuple(content[name]))
-    return Prediction(**{"target": "", "question": "", "prediction": "", **content})
+    return Prediction(**{"id": "", "target": "", "question": "", "prediction": "", **content})
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def open_other(path: str) -> Stored:
 
 def check_comparable(path: str, other: Stored, samples: Mapping[str, str]) -> None:
     """Raise UserError unless the other adapter was measured on the same batches (`samples`: digest by task)."""
-    theirs = dict(other.about["samples"])
+    theirs = other.samples
     if list(theirs) != list(samples):
         raise UserError(
             f"compare={path} was measured on other tasks ({', '.join(theirs)}); expected the same ones in the same "

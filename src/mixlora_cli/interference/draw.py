@@ -140,8 +140,8 @@ def _draw(rows: Sequence[Sequence[Panel]], tasks: Sequence[str], variant: Varian
                     axes[r][c].set_visible(False)
                     continue
                 image = _heatmap(axes[r][c], row[c], tasks, limit, first=c == 0, last=r == len(rows) - 1)
-        figure.supxlabel("task j, which is learnt")
-        figure.supylabel("task i, which feels it")
+        figure.supxlabel("task j, which is learnt", fontsize=10)
+        figure.supylabel("task i, which feels it", fontsize=10)
         bar = figure.colorbar(image, ax=axes, extend="both", shrink=0.7, pad=0.02, aspect=30)
         bar.set_label(
             f"interference of j on i, {_NAMES[variant]}\nblue: harms, red: helps; diagonal: 1 by construction"
@@ -149,6 +149,7 @@ def _draw(rows: Sequence[Sequence[Panel]], tasks: Sequence[str], variant: Varian
         paths = [path.with_suffix(".png"), path.with_suffix(".svg")]
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(paths[0], dpi=130)
+        figure.set_layout_engine("none")  # it stays as it is: arranging it again takes as long as drawing it
         figure.savefig(paths[1], metadata={"Date": None})
         pyplot.close(figure)
     return paths

@@ -32,13 +32,18 @@ class Stored:
     """A finished measurement."""
 
     about: Mapping[str, Any]
-    """`label`, `request` (all that the products depend on, but for the model's weights), `batch_size`, ..."""
+    """`label`, `request` (what the products depend on but the base's weights), `batch_size`, ..."""
     measurement: Measurement
 
     @property
     def label(self) -> str:
         """Short name of the adapter."""
         return str(self.about["label"])
+
+    @property
+    def samples(self) -> dict[str, str]:
+        """Digest of each task's batches."""
+        return dict(self.about["request"]["samples"])
 
 
 def read_stored(folder: Path) -> Stored | None:

@@ -48,6 +48,13 @@ class GradientTaker:
         with _seeded(self.seed, task, number), matrix_products_in(self.model, self.dtype, device.type):
             return batch_loss(self.model, batch)
 
+    def selected(self) -> list[Tensor]:
+        """The factors that each instance of the last batch got, A's and B's in each layer; nothing for LoRA."""
+        tuner = self.model.base_model
+        if not isinstance(tuner, MixLoraModel):
+            return []
+        return [index for s in tuner.selections().values() for index in (s.index_a, s.index_b)]
+
     def gradient(self, task: str, number: int, items: Sequence[Item]) -> list[Tensor]:
         """Gradient of `loss` for each group, flat and in fp32; zero for parameters that took no part."""
         with torch.enable_grad():

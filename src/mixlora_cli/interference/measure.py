@@ -80,7 +80,6 @@ def measure(plan: Plan, processes: Processes, console: Console) -> Stored:
         "base": {"name": base.name, "fingerprint": base.fingerprint},
         "number_format": str(dtype).removeprefix("torch."),
         "batch_size": config.interference.batch_size,
-        "samples": request["samples"],
         "request": dict(request),
         "versions": versions(),
     }

@@ -1,6 +1,8 @@
 """Eq. 2's first line with real steps: the loss of task i before and after a step of length lambda on task j.
 
 A step is lambda g_j / |g_j| over all A together, or all B together; its estimate is lambda g_j . g_i / |g_j|.
+
+A step may also change which factors are selected. Gradients know nothing of that jump, so such steps are marked.
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,6 +39,8 @@ class Step:
     after: float
     estimated: float
     """lambda g_j . g_i / |g_j|."""
+    rerouted: bool = False
+    """Some instance of task i got other factors in some layer after the step."""
 
     @property
     def measured(self) -> float:
@@ -97,9 +100,11 @@ def _steps_of_batch(
                 after = {i: _loss(taker, i, number, batch) for i, batch in items.items()}
             finally:
                 _move(parameters, kept, gradient, 0.0)
-            for i in items:
+            for i, (loss, selected) in after.items():
                 estimated = length * _dot(gradient, gradients[i]) / norm if norm > 0 else 0.0
-                steps.append(Step(matrix, length, i, j, number, losses[i], after[i], estimated))
+                before, selected_before = losses[i]
+                rerouted = not all(map(torch.equal, selected, selected_before))
+                steps.append(Step(matrix, length, i, j, number, before, loss, estimated, rerouted))
             advance()
     return steps
 
@@ -114,8 +119,9 @@ def _move(
 
 
 @torch.no_grad()
-def _loss(taker: GradientTaker, task: str, number: int, items: Sequence[Item]) -> float:
-    return float(taker.loss(task, number, items))
+def _loss(taker: GradientTaker, task: str, number: int, items: Sequence[Item]) -> tuple[float, list[Tensor]]:
+    """The loss of a batch, and what its instances selected."""
+    return float(taker.loss(task, number, items)), taker.selected()
 
 
 def _dot(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
@@ -127,22 +133,24 @@ def summarise_steps(steps: Sequence[Step]) -> list[dict[str, Any]]:
     rows = []
     for matrix, length in dict.fromkeys((step.matrix, step.length) for step in steps):
         found = [step for step in steps if (step.matrix, step.length) == (matrix, length)]
-        measured, estimated = (
-            np.array([getattr(s, name) for s in found]) for name in ("measured", "estimated")
-        )
-        size = np.abs(estimated).sum()
-        spread = measured.std() > 0 and estimated.std() > 0
+        same = [step for step in found if not step.rerouted]
         rows.append(
             {
                 "matrix": matrix,
                 "lambda": length,
                 "steps": len(found),
-                "relative_error": float(np.abs(measured - estimated).sum() / size) if size > 0 else None,
-                "correlation": float(np.corrcoef(measured, estimated)[0, 1]) if spread else None,
-                "same_sign": float((np.sign(measured) == np.sign(estimated)).mean()),
+                "rerouted": len(found) - len(same),
+                "relative_error": _relative_error(found),
+                "relative_error_same_factors": _relative_error(same),
             }
         )
     return rows
+
+
+def _relative_error(steps: Sequence[Step]) -> float | None:
+    """Sum of |measured - estimated| over the sum of |estimated|."""
+    size = sum(abs(step.estimated) for step in steps)
+    return sum(abs(step.measured - step.estimated) for step in steps) / size if size > 0 else None
 
 
 def write_steps(folder: Path, fingerprint: str, steps: Sequence[Step]) -> None:

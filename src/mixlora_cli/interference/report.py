@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from mixlora_cli.interference.files import FORMAT, RESULT
 from mixlora_cli.interference.scores import Scores
@@ -31,9 +31,9 @@ def print_result(
     """Averages over all layers, negative interference with its interval, and warnings about denominators."""
     tasks = content["tasks"]
     for matrix, scores in average.items():
-        table = Table(
-            "", *tasks, title=f"{label}, {matrix}: effect of task j (column) on task i (row), {variant}"
-        )
+        columns = [Column(task, overflow="fold") for task in tasks]
+        title = f"{label}, {matrix}: effect of task j (column) on task i (row), {variant}"
+        table = Table("", *columns, title=title)
         for task, row in zip(tasks, scores[variant].value, strict=True):
             table.add_row(task, *(f"{value:.2f}" if np.isfinite(value) else "?" for value in row))
         console.print(table)
@@ -43,9 +43,14 @@ def print_result(
     for matrix, found in content["denominators"].items():
         _say(console, _denominators(matrix, found))
     for row in content.get("measured", ()):
-        error = "?" if row["relative_error"] is None else f"{row['relative_error']:.1%}"
+        all_steps, same = (
+            "?" if row[key] is None else f"{row[key]:.1%}"
+            for key in ("relative_error", "relative_error_same_factors")
+        )
         _say(
-            console, f"real steps, {row['matrix']}, lambda={row['lambda']:g}: the estimate is off by {error}"
+            console,
+            f"real steps, {row['matrix']}, lambda={row['lambda']:g}: the estimate is off by {all_steps}; by {same} "
+            f"without the {row['rerouted']} of {row['steps']} losses that other factors were selected for",
         )
 
 
@@ -58,11 +63,14 @@ def print_comparison(
             before, after, removed = row["before"], row["after"], row["removed"]
             text = f"{matrix}, {variant}: {other} {_number(before)}, {label} {_number(after)}"
             if removed is None:
-                _say(console, f"{text}; there was none to remove")
+                _say(console, f"negative interference, {text}: there was none to remove")
                 continue
             ends = row.get("removed_over_batches")
-            interval = "" if ends is None else f" (95 % over batches: {ends[0]:.0%} to {ends[1]:.0%})"
-            _say(console, f"{text}: {removed:.0%} of the negative interference removed{interval}")
+            interval = (
+                "" if ends is None else f" (removed, 95 % over batches: {ends[0]:.0%} to {ends[1]:.0%})"
+            )
+            change = f"{removed:.0%} of it removed" if removed >= 0 else f"{-removed:.0%} more of it"
+            _say(console, f"negative interference, {text}: {change}{interval}")
 
 
 def _denominators(matrix: str, found: Mapping[str, Any]) -> str:

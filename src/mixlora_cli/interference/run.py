@@ -114,7 +114,7 @@ def _report(config: InterferenceConfig, folder: Path, stored: Stored, console: C
     """Write everything that follows from the stored products; they come first, `interference.json` last."""
     other = None if config.compare is None else open_other(config.compare)
     if other is not None:
-        check_comparable(str(config.compare), other, dict(stored.about["samples"]))
+        check_comparable(str(config.compare), other, stored.samples)
     choose_layers(stored.measurement, config.draw.layers)
     average = averages(stored.measurement)
     content = summarise(stored.measurement, average, config.interference.near_zero)
@@ -135,9 +135,9 @@ def _report(config: InterferenceConfig, folder: Path, stored: Stored, console: C
 
 def _say_what_to_know(config: InterferenceConfig, measured: Measured, console: Console) -> None:
     notes = []
-    if measured.trained_on not in (None, config.data.name):
+    if measured.trained_on not in (None, config.data.source):
         notes.append(
-            f"this run was trained on {measured.trained_on}, its gradients are taken on {config.data.name}"
+            f"this run was trained on data={measured.trained_on}, its gradients are taken on {config.data.name}"
         )
     if measured.routing == "random":
         notes.append(

@@ -25,7 +25,7 @@ class Measured:
     routing: str | None
     """How it selects factors; None for LoRA, which selects nothing."""
     trained_on: str | None
-    """Name of the training data; None for a bare adapter."""
+    """`data.source` of the training; None for a bare adapter."""
 
 
 def find_measured(config: InterferenceConfig) -> Measured:
@@ -59,5 +59,5 @@ def _training_data(run: RunFolder) -> str | None:
     if not run.started:
         return None
     saved: Any = OmegaConf.to_container(OmegaConf.load(run.config))  # read before, by `subject_at`
-    name = saved.get("data", {}).get("name")
-    return None if name is None else str(name)
+    source = saved.get("data", {}).get("source")
+    return None if source is None else str(source)

@@ -70,7 +70,8 @@ class LocalJudge:
             raise _unreadable(name, error) from error
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
+        network: Any = model  # its `to` is typed as a wrapped function
+        return network.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
 
     @torch.inference_mode()
     def _reply(self, model: Any, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[str]:

@@ -44,7 +44,9 @@ def judge_answers(folder: Path, settings: JudgeConfig) -> None:
         missing: Mapping[str, Prediction] = {key: p for key, p in questions.items() if key not in known}
         done = len(questions) - len(missing)
         if done and missing:
-            console.print(f"continuing: {done} of {len(questions)} questions are judged already", markup=False)
+            console.print(
+                f"continuing: {done} of {len(questions)} questions are judged already", markup=False
+            )
         with answer_progress(console, done, len(questions), ("judging", "judged")) as advance:
             for replies in judged_by.replies(missing):
                 writer.append(replies)

@@ -49,7 +49,9 @@ def judged_scores(
     titles = {id(stored): stored.identity.title for stored, _ in found if stored.identity}
     entries = []
     for stored, verdicts in found:
-        others = {titles[id(other)]: theirs for other, theirs in found if other is not stored}
+        others: dict[str, Verdicts] = {
+            titles[id(other)]: theirs for other, theirs in found if other is not stored
+        }
         if stored.identity is not None and stored.identity.judge != EXACT:
             others[EXACT] = by_rule
         entry = _judged(stored, verdicts, predictions, others, own)

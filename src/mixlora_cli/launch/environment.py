@@ -1,4 +1,4 @@
-"""Whether this process already is one of several, and which; torchrun, deepspeed and SLURM say it in the environment."""
+"""Whether this process already is one of several, and which: torchrun, deepspeed and SLURM say so in variables."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def _cause(error: ChildFailedError, folder: Path) -> UserError | WorkerFailed:
 
 @contextmanager
 def _no_logging() -> Iterator[None]:
-    """torch's launcher logs every failure at length; here it is said once, at the end."""
+    """Keep quiet: torch's launcher logs every failure at length; here it is said once, at the end."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mixlora_cli.planning.network import Linear, Network
+from mixlora_cli.planning.network import Linear, Network, Update
 from mixlora_cli.planning.operations import Batch
 
 _FLOAT = 4
@@ -26,7 +26,7 @@ class Numerics:
     residual: int
     """Of the stream between layers: fp32 where the base itself is trained, because its embeddings are fp32 then."""
     dropout_mask: int = 1
-    """Of one entry of a dropout mask: a byte on a GPU; on a CPU torch keeps it in the activations' type."""
+    """Of one entry of LoRA's dropout mask: a byte on a GPU; on a CPU torch keeps it in the activations' type."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,9 @@ def saved_by_layer(
     if network.update is not None:
         adapted = [linear for linear in network.linears if linear.adapted]
         per_token += network.update.rank * numerics.element * len(adapted)
-        if network.update.dropout:
+        if network.update.dropout and network.update.fused:
+            per_token += sum(linear.inputs for linear in adapted)  # masks of one byte a number
+        elif network.update.dropout:
             per_token += sum(
                 linear.inputs * numerics.dropout_mask
                 for linear in adapted
@@ -105,7 +107,7 @@ def _attention(network: Network, batch: Batch, numerics: Numerics) -> float:
         scores = _FLOAT + (numerics.element if numerics.element != _FLOAT else 0)
         return heads + network.num_heads * batch.length * scores
     # The output is o_proj's input too, where that is kept as it is.
-    shared = network.trains_base or (network.update is not None and not network.update.dropout)
+    shared = network.trains_base or (network.update is not None and not _copies(network.update))
     output = 0 if shared and _reads(network, "o_proj") else network.attention * numerics.element
     return heads + output + batch.length * numerics.element + network.num_heads * _FLOAT
 
@@ -115,14 +117,19 @@ def _reads(network: Network, name: str) -> bool:
 
 
 def _inputs(network: Network, numerics: Numerics) -> float:
-    """Inputs that weight gradients need: of A, through dropout a copy for each layer; of trained linear layers."""
+    """Inputs that weight gradients need: of A, through LoRA's dropout a copy for each layer; of trained linear layers."""
     kept = [linear for linear in network.linears if network.trains_base or linear.adapted]
-    own_copy = (network.update is not None and network.update.dropout) or (
+    own_copy = (network.update is not None and _copies(network.update)) or (
         # Autocast casts the fp32 stream down once for each layer that reads it.
         network.trains_base and numerics.element != numerics.residual
     )
     distinct = kept if own_copy else _distinct(kept)
     return float(sum(linear.inputs for linear in distinct) * numerics.element)
+
+
+def _copies(update: Update) -> bool:
+    """Whether each layer keeps a thinned copy of its input."""
+    return update.dropout and not update.fused
 
 
 def _distinct(linears: list[Linear]) -> list[Linear]:

@@ -36,6 +36,8 @@ class Update:
     rank: int
     factors: int
     dropout: bool
+    fused: bool
+    """Taken along with the frozen layer's product (MixLoRA), not beside it (LoRA)."""
     routed: bool
     """Routers choose its factors (MixLoRA, not by chance)."""
     conditional: bool
@@ -146,6 +148,7 @@ def _update(
         return None
     routed = adapter.name == "mixlora" and routing.name != "random"
     return Update(
+        fused=adapter.name == "mixlora",
         rank=rank,
         factors=factors,
         dropout=adapter.dropout > 0,

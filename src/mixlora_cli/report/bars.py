@@ -41,9 +41,13 @@ def bars_of(rows: Sequence[Row]) -> list[Bars]:
     """A group of bars for each column that some row has a score in."""
     groups = []
     for column in columns_of(rows):
-        most = max((_most(score) for _, results in rows if (score := score_of(results, column))), default=100.0)
+        most = max(
+            (_most(score) for _, results in rows if (score := score_of(results, column))), default=100.0
+        )
         bars = [
-            bar for number, (label, results) in enumerate(rows) for bar in _bars(number, label, results, column, most)
+            bar
+            for number, (label, results) in enumerate(rows)
+            for bar in _bars(number, label, results, column, most)
         ]
         if bars:
             scale = f"{most:.0f} points" if most != 100 else "100 %"
@@ -60,15 +64,17 @@ def _bars(number: int, label: str, results: Results, column: str, most: float) -
     score = score_of(results, column)
     bars = [] if score is None else [_bar(label, number, False, score, most, score_text(score, " "))]
     for judged in results.judged:
-        found = [s for s in (*judged.scores, judged.mean, judged.seen) if s is not None and s.column == column]
+        found = [
+            s for s in (*judged.scores, judged.mean, judged.seen) if s is not None and s.column == column
+        ]
         for said in found:
             text = f"{said.value:.1f} [{said.low:.1f}, {said.high:.1f}]"
             bars.append(_bar(f"judge: {judged.title}", number, True, said, 100.0, text))
     return bars
 
 
-def _bar(
-    series: str, colour: int, judged: bool, score: Score | JudgedScore, most: float, text: str
-) -> Bar:
-    value, low, high = (min(max(100 * end / most, 0.0), 100.0) for end in (score.value, score.low, score.high))
+def _bar(series: str, colour: int, judged: bool, score: Score | JudgedScore, most: float, text: str) -> Bar:
+    value, low, high = (
+        min(max(100 * end / most, 0.0), 100.0) for end in (score.value, score.low, score.high)
+    )
     return Bar(series, colour, judged, value, low, high, text)

@@ -73,7 +73,11 @@ class _Counting:
     def matrices(self) -> Iterator[Confusion]:
         """The matrix, if there is one."""
         rows = [normalise_answer(label) for label in self.labels]
-        if self.open or not 2 <= len(rows) <= MOST_LABELS or any(right not in rows for right, _ in self.cells):
+        if (
+            self.open
+            or not 2 <= len(rows) <= MOST_LABELS
+            or any(right not in rows for right, _ in self.cells)
+        ):
             return
         answers = (*self.labels, UNREAD)
         counts = tuple(tuple(self.cells[row, given] for given in answers) for row in rows)

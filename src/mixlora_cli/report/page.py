@@ -114,7 +114,9 @@ def _matrix(confusion: Confusion) -> dict[str, Any]:
         "column": confusion.column,
         "labels": confusion.labels,
         "unread": UNREAD,
-        "rows": [(label, list(zip(counts, shares, strict=True))) for label, counts, shares in rows] if small else [],
+        "rows": [(label, list(zip(counts, shares, strict=True))) for label, counts, shares in rows]
+        if small
+        else [],
         "picture": None if small else _drawn(confusion),
         "worst": confusion.most_confused(),
     }

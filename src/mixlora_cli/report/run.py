@@ -62,7 +62,8 @@ def _told_apart(runs: Sequence[Evaluated]) -> list[Evaluated]:
     """Runs with equal labels get their folders' names."""
     often = Counter(run.label for run in runs)
     return [
-        replace(run, label=f"{run.label} ({_name(run.folder)})") if often[run.label] > 1 else run for run in runs
+        replace(run, label=f"{run.label} ({_name(run.folder)})") if often[run.label] > 1 else run
+        for run in runs
     ]
 
 

@@ -35,11 +35,14 @@ class Thumbnails:
         self.missing = 0
         """Pictures that were not found or cannot be read."""
         self.left_out = 0
-        """Pictures for which there was no room."""
+        """Pictures for which there was no room; behind the first of them none is tried any more."""
 
     def __call__(self, prediction: Prediction, folder: Path | None) -> str | None:
         """Data URI of a prediction's picture; None without a picture, and counted, where there should be one."""
         if not prediction.image:
+            return None
+        if self.left_out:
+            self.left_out += 1
             return None
         try:
             if folder is None:

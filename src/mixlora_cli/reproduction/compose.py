@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from mixlora_cli.config.explain import CONFIG_ERRORS, explain
@@ -37,10 +39,21 @@ def sweep_of(root: str, config_class: type, overrides: Sequence[str], key: str) 
 def _tree(root: str, config_class: type, overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
     register_resolvers()
     try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        with _hydra_set_aside(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return compose(root, list(overrides), return_hydra_config=with_hydra)
     except CONFIG_ERRORS as error:
         raise UserError(explain(error, overrides, config_class)) from error
+
+
+@contextmanager
+def _hydra_set_aside() -> Iterator[None]:
+    """Hydra composes for one application at a time, and `mixlora reproduce` is one itself."""
+    running = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = running
 
 
 def data_version(source: str) -> str:

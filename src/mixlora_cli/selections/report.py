@@ -51,7 +51,7 @@ def write_report(atlas: Atlas, about: Mapping[str, Any], folder: Path) -> list[P
 
 def print_report(atlas: Atlas) -> None:
     """The numbers of each map beside those of shuffled labels."""
-    table = Table(title=f"How far selections tell {len(atlas.tasks)} tasks apart [chance, 95 %]")
+    table = Table(title=f"How far selections tell {len(atlas.tasks)} tasks apart \\[shuffled labels, 95 %]")
     for heading in ("map", "selections", "silhouette", "neighbour purity", "mutual information"):
         table.add_column(heading, justify="left" if heading == "map" else "right")
     for panel in atlas.panels:
@@ -61,9 +61,9 @@ def print_report(atlas: Atlas) -> None:
             f"{len(panel.space.vectors)} of {len(atlas.labels)}",
             *map(_cell, (found.silhouette, found.purity, found.information)),
         )
-    console = Console()
     # In a file or a narrow window the numbers stay on their lines.
-    console.print(table, width=max(console.width, _WIDTH), soft_wrap=True)
+    console = Console(width=max(Console().width, _WIDTH))
+    console.print(table)
     for panel in atlas.panels:
         if (match := panel.matching) is not None:
             console.print(

@@ -1,4 +1,4 @@
-"""What DeepSpeed needs around the Trainer: a start that compiles nothing, a whole base, and gathered weights to save."""
+"""What DeepSpeed needs around the Trainer: a start that compiles nothing, a whole base, gathered weights to save."""
 
 from __future__ import annotations
 
@@ -43,13 +43,16 @@ def start_deepspeed(config: TrainConfig) -> dict[str, Any] | None:
         )
     deepspeed.utils.logger.setLevel(logging.ERROR)
     # DeepSpeed's use of old names is not the user's to mend.
-    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
+    warnings.filterwarnings(
+        "ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning
+    )
     if torch.cuda.is_available():
         return dict(settings)
     # Its shared-memory kernels would be compiled for a minute or more, or fail without a compiler.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
-    return _without_pinned_memory(settings)
+    fit: dict[str, Any] = _without_pinned_memory(settings)
+    return fit
 
 
 def _refuse_what_cannot_be(config: TrainConfig, settings: dict[str, Any]) -> None:
@@ -100,7 +103,7 @@ def gather_weights(model: nn.Module) -> dict[str, Tensor]:
     import deepspeed
 
     keep = torch.distributed.get_rank() == 0
-    prefix = model.base_model.prefix if isinstance(model, PeftModel) else None
+    prefix: str | None = model.base_model.prefix if isinstance(model, PeftModel) else None  # type: ignore[assignment]
     gathered = {}
     for name, parameter in model.named_parameters():
         if not (parameter.requires_grad or (prefix is not None and prefix in name)):

@@ -76,7 +76,7 @@ class StopAtSignal(TrainerCallback):
 
 
 def _signals() -> tuple[signal.Signals, ...]:
-    """A worker of ours is asked to stop by SIGINT alone; SIGTERM is how torch's launcher ends it when another failed."""
+    """A worker of ours is asked to stop by SIGINT alone; by SIGTERM torch's launcher ends it when another failed."""
     return (signal.SIGINT,) if SPAWNED in os.environ else (signal.SIGINT, signal.SIGTERM)
 
 

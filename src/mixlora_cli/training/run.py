@@ -57,7 +57,9 @@ def train(config: TrainConfig, base: Base | None = None) -> Path:
 
     if base is None:
         require_prepared(config.model)
-    with arguments.main_process_first(desc="records"):  # what it finds about the pictures is kept for the others
+    with arguments.main_process_first(
+        desc="records"
+    ):  # what it finds about the pictures is kept for the others
         records = load_records(config.data, "train", config.seed)
     routing = routing_to_train(config, (record.task for record in records))
     # Weights that are trained themselves need their full precision; otherwise only the adapter does.

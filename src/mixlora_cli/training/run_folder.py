@@ -127,7 +127,9 @@ class RunFolder:
     def _refuse_other_processes(self) -> None:
         """Other batches would follow, and DeepSpeed's checkpoints are cut for as many processes as wrote them."""
         now = launched_processes()
-        before = json.loads(self.versions.read_text()).get("processes", now) if self.versions.is_file() else now
+        before = (
+            json.loads(self.versions.read_text()).get("processes", now) if self.versions.is_file() else now
+        )
         if before != now:
             raise UserError(
                 f"resume: the run began with {before} processes, now there are {now}; start as many "

@@ -1,0 +1,158 @@
+"""The cells of every table: which, in which order, where they lie, and what makes another cell of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixlora_cli.config.reproduce import ReproduceConfig, SpeedConfig
+from mixlora_cli.config.schema import EvalConfig, TrainConfig
+from mixlora_cli.errors import UserError
+from mixlora_cli.reproduction import estimate
+from mixlora_cli.reproduction.cell import Cell
+from mixlora_cli.reproduction.compose import composed
+from mixlora_cli.reproduction.grid import build_grid
+from mixlora_cli.tables.layout import LAYOUTS, TABLE_1
+
+REPLICATED = ["lora_r4", "lora_r16", "mixlora_e16_r4"]
+UNSEEN = {"mini_mme": 160, "mini_vsr": 120}
+
+
+@pytest.fixture(autouse=True)
+def known_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The built-in data need not be drawn to be counted."""
+    monkeypatch.setattr(estimate, "_unseen_sizes", lambda: UNSEEN)
+
+
+def grid(what: str, **more: Any) -> list[Cell]:
+    settings = {"output_dir": "cells", "speed": SpeedConfig(2.0, 4.0), "replicated": REPLICATED, **more}
+    return build_grid(ReproduceConfig(what=what, **settings))  # type: ignore[arg-type]
+
+
+def test_table_1_runs_every_row_then_the_further_seeds() -> None:
+    cells = grid("table1")
+    rows = [row.experiment for row in TABLE_1.rows]
+    assert [(cell.experiment, cell.seed) for cell in cells] == [
+        *((row, 0) for row in rows),
+        *((row, seed) for seed in (1, 2) for row in ("lora_r4", "lora_r16", "mixlora_e16_r4")),
+    ]
+    assert len({cell.folder for cell in cells}) == len(cells) == 19
+    base, *trained = cells
+    assert [part.name for part in base.parts] == ["eval"]
+    assert all([part.name for part in cell.parts] == ["train", "eval"] for cell in trained)
+
+
+def test_every_command_composes_into_what_the_cell_asks() -> None:
+    cell = next(cell for cell in grid("table1", seeds=[3]) if cell.experiment == "mixlora_e16_r4")
+    train, evaluation = cell.parts
+    command, *overrides = train.arguments
+    config = composed(command, TrainConfig, overrides)
+    assert (config.adapter.name, config.factors, config.rank, config.seed) == ("mixlora", 16, 4, 3)
+    assert (config.output_dir, config.resume) == (str(cell.folder), "auto")
+    assert cell.folder.name.startswith("mixlora_e16_r4-seed3-")
+    command, *overrides = evaluation.arguments
+    here = [text.replace(str(cell.folder), ".") if text.startswith("run=") else text for text in overrides]
+    asked = composed(command, EvalConfig, here)
+    assert (asked.output_dir, asked.data.name, asked.eval.batch_size) == (f"{cell.folder}/eval", "mini", 32)
+
+
+def test_estimates() -> None:
+    cell = grid("table1", seeds=[0])[2]
+    train, evaluation = cell.parts
+    steps = composed("train", TrainConfig, train.arguments[1:]).train
+    assert steps.steps is not None
+    assert train.seconds == steps.steps * steps.batch_size / 2.0
+    assert evaluation.seconds == 280 / 4.0
+    smoke = grid("table1", seeds=[0], budget=5)[2]
+    assert [part.seconds for part in smoke.parts] == [5 * steps.batch_size / 2.0, 10 / 4.0]
+
+
+def folder_of(**more: Any) -> Path:
+    return next(cell for cell in grid("table1", seeds=[0], **more) if cell.experiment == "lora_r4").folder
+
+
+def test_what_changes_the_result_makes_another_cell_and_nothing_else_does() -> None:
+    usual = folder_of()
+    for override in ("train.steps=7", "train.learning_rate=2e-3", "data.max_per_task=9"):
+        assert folder_of(train=[override]) != usual
+    for override in ("train.save_every=7", "train.log_every=3", "wandb.mode=offline"):
+        assert folder_of(train=[override]) == usual
+    assert folder_of(evaluation=["eval.limit=7"]) == usual  # evaluated anew, not trained anew
+    assert folder_of(budget=3) == folder_of(train=["train.steps=3"])
+
+
+def test_another_version_of_the_built_in_data_makes_another_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = folder_of()
+    monkeypatch.setattr("mixlora_cli.reproduction.compose.generator_digest", lambda: "newer")
+    assert folder_of() != usual
+
+
+def asked_of_evaluation(**more: Any) -> Any:
+    return grid("table1", seeds=[0], **more)[2].parts[1].asked
+
+
+def test_what_changes_an_answer_asks_for_another_evaluation() -> None:
+    usual = asked_of_evaluation()
+    assert asked_of_evaluation(evaluation=["eval.limit=7"]) != usual
+    assert asked_of_evaluation(evaluation=["eval.max_new_tokens=7"]) != usual
+    assert asked_of_evaluation(evaluation=["eval.batch_size=7"]) == usual
+    assert "output_dir" not in usual and "data.source" in usual
+
+
+def test_an_overrides_own_output_dir_does_not_part_name_and_contents() -> None:
+    cell = next(c for c in grid("table1", seeds=[0], train=["output_dir=other"]) if c.experiment == "lora_r4")
+    assert composed("train", TrainConfig, cell.parts[0].arguments[1:]).output_dir == str(cell.folder)
+
+
+def test_table_3_has_a_specialist_for_each_of_six_tasks() -> None:
+    cells = grid("table3", seeds=[0])
+    specialists = [cell for cell in cells if cell.task is not None]
+    assert len(specialists) == 12 and len(cells) == 15
+    assert len({cell.folder for cell in cells}) == 15
+    first = specialists[0]
+    assert f"data.tasks=[{first.task}]" in first.parts[0].arguments
+    assert f"data.tasks=[{first.task}]" in first.parts[1].arguments
+    joint = next(cell for cell in cells if cell.experiment == "lora_r4")
+    assert joint.parts[1].name == "eval-seen"
+    asked = composed("eval", EvalConfig, [*joint.parts[1].arguments[1:-2], "adapter=none"])
+    assert asked.eval.benchmarks == [] and asked.eval.seen and len(asked.data.tasks or []) == 6
+    assert joint.parts[1].seconds == 6 * 60 / 4.0
+
+
+def test_tables_share_their_cells() -> None:
+    by_table = {what: {cell.folder for cell in grid(what, seeds=[0])} for what in LAYOUTS}
+    assert len(by_table["table1"] & by_table["table2"]) == 1
+    assert len(by_table["table1"] & by_table["table3"]) == 3
+    assert len(by_table["table1"] & by_table["figure4"]) == 6
+    assert len(by_table["table1"] & by_table["beyond"]) == 2
+
+
+def test_figures_need_three_trainings_and_draw_from_them() -> None:
+    lora, mixlora, large = grid("figures")
+    assert [cell.experiment for cell in (lora, mixlora, large)] == ["lora_r16", "mixlora_e16_r4", "mixlora_e32_r8"]
+    assert [part.name for part in large.parts] == ["train", "tsne", "tsne-pairs"]
+    assert f"compare={lora.folder}/interference" in mixlora.parts[1].arguments
+    assert lora.parts[1].arguments[:2] == ("interference", f"run={lora.folder}")
+
+
+@pytest.mark.parametrize(("what", "cells"), [("table1", 13), ("table2", 3), ("table3", 15), ("figure4", 12)])
+def test_the_papers_grids_compose(what: str, cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "_planned", lambda arguments: 3600.0)
+    built = grid(what, scale="paper")
+    assert len(built) == cells and {cell.seed for cell in built} == {0}
+    for cell in built:
+        for part in cell.parts:
+            assert f"experiment=paper/{cell.experiment}" in part.arguments or part.name != "train"
+
+
+def test_mistakes_are_said_before_anything_runs() -> None:
+    with pytest.raises(UserError, match=r"train\.stepz=3: unknown key"):
+        grid("table1", train=["train.stepz=3"])
+    with pytest.raises(UserError, match=r"replicated=lora_r5: no such row; rows are "):
+        grid("table1", replicated=["lora_r5"])
+    with pytest.raises(ValueError, match="must name at least one seed"):
+        grid("table1", seeds=[])
+    with pytest.raises(ValueError, match="`beyond` exists at scale=mini alone"):
+        grid("beyond", scale="paper")

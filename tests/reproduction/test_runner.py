@@ -1,0 +1,193 @@
+"""A grid of real processes: what is there stays, what failed is tried again, what was interrupted resumes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from mixlora_cli.reproduction.board import Board
+from mixlora_cli.reproduction.cell import Cell, Part, read_record
+from mixlora_cli.reproduction.process import StopRequest, last_line, locked
+from mixlora_cli.reproduction.runner import Outcome, Runner
+
+STANDIN = (sys.executable, str(Path(__file__).with_name("standin.py")))
+
+
+def cell(
+    root: Path, name: str, train: str = "ok", evaluate: str = "ok", limit: int = 5, rank: int = 4
+) -> Cell:
+    """A training and an evaluation that behave as they are told."""
+    folder = root / name
+    config = {"rank": rank}
+
+    def part(kind: str, behaviour: str, result: str, asked: dict[str, Any]) -> Part:
+        arguments = (kind, str(folder), behaviour, json.dumps({**config, "resume": "auto"}))
+        return Part(kind, arguments, folder / result, asked, 10.0, {"steps": 3} if kind == "train" else {}, 3)
+
+    parts = (
+        part("train", train, "result.json", config),
+        part("eval", evaluate, "eval/results.json", {"limit": limit}),
+    )
+    return Cell(name, 0, None, folder, parts)
+
+
+def run(*cells: Cell, keep: bool = False) -> tuple[Outcome, list[str]]:
+    """The outcome, and the lines that were printed."""
+    printed, stop = io.StringIO(), StopRequest()
+    with stop.listening(), Board(cells, Console(file=printed, width=200)) as board:
+        outcome = Runner(board, stop, STANDIN, keep).run(cells)
+    return outcome, printed.getvalue().splitlines()
+
+
+def calls(cell: Cell) -> list[str]:
+    return (cell.folder / "calls").read_text().split() if (cell.folder / "calls").exists() else []
+
+
+def test_a_finished_cell_is_not_run_again(tmp_path: Path) -> None:
+    cells = [cell(tmp_path, "a"), cell(tmp_path, "b")]
+    outcome, lines = run(*cells)
+    assert outcome.done == cells and not outcome.failed and not outcome.stopped
+    assert [line.split("  ")[0] for line in lines][:2] == [
+        "[1/2] a seed 0: running, train",
+        "[1/2] a seed 0: running, eval",
+    ]
+    assert lines[2].startswith("[1/2] a seed 0: done, in 0:00:0")
+    outcome, lines = run(*cells)
+    assert outcome.done == cells
+    assert lines == ["[1/2] a seed 0: there", "[2/2] b seed 0: there"]
+    assert [calls(each) for each in cells] == [["train", "eval"]] * 2
+
+
+def test_a_failure_is_noted_and_the_others_go_on(tmp_path: Path) -> None:
+    broken, fine = cell(tmp_path, "broken", train="fail"), cell(tmp_path, "fine")
+    outcome, lines = run(broken, fine)
+    assert outcome.done == [fine]
+    (failure,) = outcome.failed
+    assert (failure.cell, failure.part.name) == (broken, "train")
+    assert failure.reason == "exit code 2: error: no luck today"
+    assert failure.log.read_text().splitlines()[1:] == ["this is train", "error: no luck today"]
+    assert any("broken seed 0: failed, train, exit code 2" in line and str(failure.log) in line for line in lines)
+    assert calls(broken) == ["train"]  # nothing to evaluate
+
+    (broken.folder / "mended").touch()
+    outcome, _ = run(broken, fine)
+    assert outcome.done == [broken, fine]
+    assert calls(broken) == ["train", "train", "eval"] and calls(fine) == ["train", "eval"]
+
+
+def test_an_evaluation_that_failed_does_not_train_again(tmp_path: Path) -> None:
+    one = cell(tmp_path, "a", evaluate="fail")
+    assert run(one)[0].failed[0].part.name == "eval"
+    (one.folder / "mended").touch()
+    assert run(one)[0].done == [one]
+    assert calls(one) == ["train", "eval", "eval"]
+
+
+def test_success_without_a_result_is_a_failure(tmp_path: Path) -> None:
+    one = cell(tmp_path, "a", evaluate="empty")
+    (failure,) = run(one)[0].failed
+    assert failure.reason.startswith("exit code 0, but ")
+
+
+def test_a_changed_evaluation_is_made_anew_and_a_changed_training_too(tmp_path: Path) -> None:
+    run(cell(tmp_path, "a", limit=5))
+    changed = cell(tmp_path, "a", limit=6)
+    assert run(changed)[0].done == [changed]
+    assert calls(changed) == ["train", "eval", "eval"]
+    assert read_record(changed.folder)["parts"]["eval"]["asked"] == {"limit": 6}
+    # In the real grid another rank is another folder; here it shows that a result alone is not trusted.
+    run(cell(tmp_path, "a", limit=6, rank=8))
+    assert calls(changed) == ["train", "eval", "eval", "train"]
+
+
+def test_a_stale_result_goes_before_its_part_runs(tmp_path: Path) -> None:
+    run(cell(tmp_path, "a", limit=5))
+    outcome, _ = run(cell(tmp_path, "a", limit=6, evaluate="fail"))
+    assert outcome.failed and not (tmp_path / "a" / "eval" / "results.json").exists()
+
+
+def test_what_was_asked_survives_a_kill_after_the_result(tmp_path: Path) -> None:
+    """cell.json says what is asked before the command runs, so nothing is lost between its end and ours."""
+    one = cell(tmp_path, "a")
+    run(one)
+    record = read_record(one.folder)
+    record["parts"]["eval"]["seconds"] = None
+    (one.folder / "cell.json").write_text(json.dumps(record))
+    assert run(one)[1] == ["[1/1] a seed 0: there"]
+
+
+def interrupt_when(ready: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not ready.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_stops_with_a_checkpoint_and_the_next_run_resumes(tmp_path: Path) -> None:
+    slow, later = cell(tmp_path, "slow", train="slow"), cell(tmp_path, "later")
+    helper = threading.Thread(target=interrupt_when, args=[slow.folder / "ready"])
+    helper.start()
+    outcome, lines = run(slow, later)
+    helper.join()
+    assert outcome.stopped and not outcome.done and not outcome.failed
+    assert (slow.folder / "checkpoints" / "checkpoint-1").is_dir()
+    assert "[1/2] slow seed 0: stopped, in train" in lines
+    assert calls(later) == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # given back
+
+    outcome, _ = run(slow, later)
+    assert outcome.done == [slow, later] and not outcome.stopped
+
+
+def test_a_cell_that_another_process_works_on_is_left_alone(tmp_path: Path) -> None:
+    busy, free = cell(tmp_path, "busy"), cell(tmp_path, "free")
+    with locked(busy.folder) as lock:
+        assert lock is not None
+        outcome, _ = run(busy, free)
+    assert outcome.elsewhere == [busy] and outcome.done == [free]
+    assert calls(busy) == []
+    assert run(busy, free)[0].done == [busy, free]
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_checkpoints_of_a_finished_training(tmp_path: Path, keep: bool) -> None:
+    one = cell(tmp_path, "a")
+    run(one, keep=keep)
+    assert (one.folder / "checkpoints").exists() == keep
+
+
+def test_last_line_of_a_log(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert last_line(log) == ""
+    log.write_text("x" * 10_000 + "\nwhy it failed\n\n")
+    assert last_line(log) == "why it failed"
+
+
+def test_live_table_in_a_terminal(tmp_path: Path) -> None:
+    cells = [cell(tmp_path, f"row{number}") for number in range(30)]
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, height=20)
+    board = Board(cells, console)
+    for each in cells[:10]:
+        for part in each.parts:
+            board.start(part)
+            board.finish(part, succeeded=True)
+        board.change(each, "done", "in 0:10:00")
+    board.change(cells[10], "failed", "train, exit code 2")
+    board.change(cells[11], "running", "train")
+    board.look(cells[11], "train, step 3/3, loss 1.500")
+    with console.capture() as capture:
+        console.print(board.render())
+    shown = capture.get()
+    assert "row11 seed 0" in shown and "step 3/3, loss 1.500" in shown and "exit code 2" in shown
+    assert "row29" not in shown and "18 waiting" in shown and "more not shown" in shown
+    assert len(shown.splitlines()) <= 20

@@ -1,0 +1,352 @@
+"""The whole command on the tiny model: selections are the layer's own, drawing again needs no model, pages are safe."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from peft import PeftModel
+
+from mixlora_cli.config.hydra_app import Command, run_command
+from mixlora_cli.config.schema import DataConfig
+from mixlora_cli.config.tsne import TsneConfig
+from mixlora_cli.data.batches import encode_prompts
+from mixlora_cli.data.collate import PixelLoader
+from mixlora_cli.evaluation.generate import Generator
+from mixlora_cli.method.layer import MixLoraLinear
+from mixlora_cli.models.adapters import load_adapter
+from mixlora_cli.models.tiny import build_tiny
+from mixlora_cli.selections import reading
+from mixlora_cli.selections.inputs import choose_instances
+from mixlora_cli.selections.run import tsne
+
+from .conftest import ATTACK, NUM_FACTORS, RANK, SEEN, UNSEEN, MakeConfig, MakeRun
+
+LAYER = "model.language_model.layers.1.mlp.gate_proj"
+COMMAND = Command("tsne", TsneConfig, "mixlora_cli.selections.run:tsne")
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of the time of a run this small goes into its figures."""
+    monkeypatch.setattr("mixlora_cli.selections.run.draw_all", lambda *_: [])
+
+
+@pytest.fixture
+def forwards(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Sizes of the batches that were put to a model."""
+    sizes: list[int] = []
+    original = reading.selections_at_prompt
+
+    def counted(model: Any, items: Any, collate: Any) -> Any:
+        sizes.append(len(items))
+        return original(model, items, collate)
+
+    monkeypatch.setattr(reading, "selections_at_prompt", counted)
+    yield sizes
+
+
+def stored(folder: Path) -> dict[tuple[str, int, str, str], list[int]]:
+    """By (task, record, layer, side): the factors in order."""
+    rows = [
+        row for path in sorted((folder / "selections").iterdir()) for row in pq.read_table(path).to_pylist()
+    ]
+    return {(row["task"], row["index"], row["layer"], row["side"]): row["factors"] for row in rows}
+
+
+def report(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "tsne.json").read_text())
+    return content
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+@pytest.mark.parametrize(
+    "fields", [{}, {"pool": "prompt", "decode": "step"}], ids=["all-prefill", "prompt-step"]
+)
+@pytest.mark.usefixtures("no_pictures")
+def test_selections_are_the_layers_own(
+    make_run: MakeRun, make_config: MakeConfig, batch_size: int, fields: dict[str, Any]
+) -> None:
+    """What each layer has chosen when generation, one prompt at a time without padding, begins its first new token."""
+    run = make_run(**fields)
+    config = make_config(run.root, tasks=[UNSEEN[0], SEEN[1]], batch_size=batch_size)
+    found = stored(tsne(config))
+    base = build_tiny()
+    model = load_adapter(base.model, run.adapter)
+    assert isinstance(model, PeftModel)
+    features = PixelLoader(base.image_processor)
+    generate = Generator(model, base, features, max_new_tokens=1)
+    layers = {name: m for name, m in model.base_model.model.named_modules() if isinstance(m, MixLoraLinear)}
+    compared, lengths = 0, set()
+    for instances in choose_instances(config):
+        for item in encode_prompts(instances.records, base).items:
+            generate([item])
+            lengths.add(item.length)
+            for name, layer in layers.items():
+                selection = layer.last_selection["default"]
+                if "gate_proj" not in name or selection is None:
+                    continue
+                for side, index in (("a", selection.index_a), ("b", selection.index_b)):
+                    assert found[instances.task, item.index, name, side] == index[0].tolist()
+                    compared += 1
+    assert compared == len(found) == 16 * 2 * 2
+    assert len(lengths) > 4  # so batches of 8 hold padding
+    assert len({tuple(factors) for key, factors in found.items() if key[2:] == (LAYER, "a")}) > 1
+
+
+def test_everything_is_written(
+    make_run: MakeRun, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tsne(make_config(make_run().root))
+    drawn = {f"{name}.{kind}" for name in ("map", "use", "overlap") for kind in ("png", "svg")}
+    assert {path.name for path in folder.iterdir()} == drawn | {
+        "tsne.html",
+        "tsne.json",
+        "points.parquet",
+        "selections",
+    }
+    found = report(folder)
+    assert [(one["task"], one["instances"]) for one in found["tasks"]] == [(task, 8) for task in UNSEEN]
+    assert [(one["side"], one["block"]) for one in found["maps"]] == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+    assert (found["neighbours"], found["perplexity"]) == (7, 5)
+    selections = stored(folder)
+    for one in found["maps"]:
+        for task in UNSEEN:
+            mine = [
+                s
+                for key, s in selections.items()
+                if key[0] == task and key[2:] == (one["layer"], one["side"])
+            ]
+            counts = np.bincount(np.concatenate(mine), minlength=NUM_FACTORS) / len(mine)
+            np.testing.assert_allclose(one["factor use"][task], counts, atol=1e-6)
+            assert sum(one["factor use"][task]) == pytest.approx(RANK, abs=1e-4)
+        assert one["overlap"][UNSEEN[0]][UNSEEN[1]] == one["overlap"][UNSEEN[1]][UNSEEN[0]] <= 1
+        for name in ("silhouette", "neighbour purity", "normalised mutual information"):
+            number = one[name]
+            assert number["chance"]["low"] <= number["chance"]["high"] and 1 / 21 <= number["p"] <= 1
+        purity = one["neighbour purity"]
+        assert np.mean(list(purity["tasks"].values())) == pytest.approx(purity["value"])
+    points = pq.read_table(folder / "points.parquet").to_pylist()
+    assert len(points) == 4 * 16 and all(0 <= point[axis] <= 1 for point in points for axis in "xy")
+    shown = capsys.readouterr()
+    assert "neighbour purity" in shown.out
+    assert "perplexity 5 in the place of 30" in shown.err and "fewer than 300 instances" in shown.err
+
+
+def test_drawing_again_needs_no_model(
+    make_run: MakeRun,
+    make_config: MakeConfig,
+    forwards: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = make_run()
+    folder = tsne(make_config(run.root, tasks=list(UNSEEN)))
+    assert sum(forwards) == 16
+    first, page = report(folder)["maps"], (folder / "map.svg").read_bytes()
+    forwards.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(reading, "build_base", None)
+        tsne(make_config(run.root, tasks=list(UNSEEN)))
+        assert report(folder)["maps"] == first and (folder / "map.svg").read_bytes() == page
+        tsne(make_config(run.root, tasks=list(UNSEEN), layers=[1], sides=["b"], perplexity=2.0))
+    assert forwards == [] and "drawn without the model" in capsys.readouterr().err
+    (only,) = report(folder)["maps"]
+    assert (only["block"], only["side"]) == (1, "b")
+    # One more task is read alone; another sample is read anew.
+    tsne(make_config(run.root, tasks=[*UNSEEN, SEEN[0]]))
+    assert sum(forwards) == 8 and "2 of 3 tasks were read before" in capsys.readouterr().err
+    tsne(make_config(run.root, tasks=list(UNSEEN), instances=4))
+    assert sum(forwards) == 8 + 8
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_stopped_reading_goes_on_with_the_next_task(
+    make_run: MakeRun, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, forwards: list[int]
+) -> None:
+    config = make_config(make_run().root, tasks=[*UNSEEN, SEEN[0]])
+    counted = reading.selections_at_prompt
+
+    def stopped(*arguments: Any) -> Any:
+        if len(forwards) == 3:
+            raise KeyboardInterrupt
+        return counted(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reading, "selections_at_prompt", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            tsne(config)
+    forwards.clear()
+    interrupted = stored(tsne(config))
+    assert sum(forwards) == 16
+    whole = stored(
+        tsne(make_config(make_run().root, tasks=[*UNSEEN, SEEN[0]], output_dir=config.output_dir + "-2"))
+    )
+    assert interrupted == whole
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_another_adapter_is_read_anew(
+    make_run: MakeRun, make_config: MakeConfig, forwards: list[int]
+) -> None:
+    run = make_run()
+    folder = tsne(make_config(run.root))
+    before = stored(folder)
+    settings = json.loads((run.adapter / "adapter_config.json").read_text())
+    (run.adapter / "adapter_config.json").write_text(json.dumps(settings | {"cfs": "none"}))
+    forwards.clear()
+    after = stored(tsne(make_config(run.root)))
+    assert sum(forwards) == 16 and after != before
+    assert all(
+        after[key] == value for key, value in before.items() if key[2:] == (LAYER.replace("1", "0"), "a")
+    )
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_task_routing_gives_each_task_one_selection(make_run: MakeRun, make_config: MakeConfig) -> None:
+    folder = tsne(make_config(make_run(routing="task").root, tasks=[*UNSEEN, *SEEN]))
+    found = report(folder)
+    assert any("routing=task" in note for note in found["notes"])
+    by_task = {key[0]: factors for key, factors in stored(folder).items() if key[2:] == (LAYER, "a")}
+    assert all(
+        factors == by_task[key[0]] for key, factors in stored(folder).items() if key[2:] == (LAYER, "a")
+    )
+    distinct = len({frozenset(factors) for factors in by_task.values()})
+    assert distinct > 1
+    one = next(one for one in found["maps"] if (one["layer"], one["side"]) == (LAYER, "a"))
+    assert one["distinct selections"] == distinct
+    if distinct == 4:
+        assert one["normalised mutual information"]["value"] == pytest.approx(1)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_random_routing_draws_with_its_seed(make_run: MakeRun, make_config: MakeConfig) -> None:
+    run = make_run(routing="random").root
+
+    def drawn(seed: int, tasks: tuple[str, ...] = UNSEEN) -> dict[Any, list[int]]:
+        place = f"{run}/{seed}-{len(tasks)}"
+        found = stored(tsne(make_config(run, tasks=list(tasks), routing_seed=seed, output_dir=place)))
+        return {key: factors for key, factors in found.items() if key[0] in UNSEEN}
+
+    torch.manual_seed(1)
+    first = drawn(0)
+    torch.manual_seed(2)
+    # Other tasks that are read before change nothing.
+    assert first == drawn(0, (SEEN[0], *UNSEEN)) and first != drawn(1)
+    assert any("chance selects" in note for note in report(run / "0-2")["notes"])
+
+
+def test_pairs(make_run: MakeRun, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = [[SEEN[0], UNSEEN[0]], [SEEN[1], UNSEEN[1]]]
+    found = report(tsne(make_config(make_run().root, pairs=pairs)))
+    for one in found["maps"]:
+        match, shared = one["pairs"], one["overlap"]
+        partners = np.mean([shared[unseen][seen] for seen, unseen in pairs])
+        others = np.mean([shared[UNSEEN[0]][SEEN[1]], shared[UNSEEN[1]][SEEN[0]]])
+        assert (match["partner"], match["others"]) == (
+            pytest.approx(partners, abs=1e-5),
+            pytest.approx(others, abs=1e-5),
+        )
+        assert match["p"] in (0.5, 1.0)
+    assert "overlap with the seen partner" in capsys.readouterr().out
+
+
+class _Page(HTMLParser):
+    """Elements, their addresses, and what stands in script elements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.scripts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [
+            value or "" for name, value in attrs if name in ("src", "href", "action", "srcset")
+        ]
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.lasttag == "script" and self.tags[-1] == "script":
+            self.scripts[-1] += data
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_page_holds_everything_and_nothing_foreign(
+    make_run: MakeRun, make_config: MakeConfig, data: DataConfig
+) -> None:
+    folder = tsne(make_config(make_run().root, tasks=[*UNSEEN, *SEEN]))
+    text = (folder / "tsne.html").read_text()
+    assert not re.search(r"https?:|//[a-z]", text) and "import(" not in text and "fetch(" not in text
+    page = _Page()
+    page.feed(text)
+    assert page.tags.count("script") == 2 and page.addresses == []
+    content = json.loads(page.scripts[0])
+    assert len(content["instances"]) == 32
+    assert all(
+        len(panel[axis]) == 32 for panel in content["panels"] for axis in ("x", "y", "factors", "group")
+    )
+    points = pq.read_table(folder / "points.parquet").to_pylist()
+    for panel, start in zip(content["panels"], range(0, len(points), 32), strict=True):
+        mine = points[start : start + 32]
+        np.testing.assert_allclose(panel["x"], [point["x"] * content["grid"] for point in mine], atol=0.5)
+        np.testing.assert_allclose(panel["y"], [point["y"] * content["grid"] for point in mine], atol=0.5)
+    # The attack of the data arrives as text.
+    assert ATTACK not in text and sum(ATTACK in one["question"] for one in content["instances"]) == 2
+    assert "innerHTML" not in page.scripts[1]
+    records = [
+        r for split in ("unseen", "heldout") for r in json.loads(Path(str(getattr(data, split))).read_text())
+    ]
+    with_picture = {r["id"] for r in records if "image" in r}
+    assert {one["id"] for one in content["instances"] if one["picture"] is not None} == with_picture
+    # 26 files with a picture; copies are embedded once.
+    distinct = len(
+        {(i, int(r["id"].split("-")[1]) // 2) for r in records if "image" in r for i in [r["id"][0]]}
+    )
+    assert len(content["pictures"]) == distinct == len(set(content["pictures"])) < len(with_picture)
+    assert all(uri.startswith("data:image/jpeg;base64,") for uri in content["pictures"])
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_pictures_keep_to_their_budget(make_run: MakeRun, make_config: MakeConfig) -> None:
+    folder = tsne(make_config(make_run().root, page_mb=0.003))
+    page = _Page()
+    page.feed((folder / "tsne.html").read_text())
+    content = json.loads(page.scripts[0])
+    assert 0 < sum(map(len, content["pictures"])) <= 3000
+    assert any("pictures had no room in this page" in note for note in content["notes"])
+
+
+@pytest.mark.slow
+def test_command_line(make_run: MakeRun, data: DataConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run()
+    given = [
+        "data=json",
+        *(f"data.{key}={getattr(data, key)}" for key in ("heldout", "unseen", "images", "metadata")),
+    ]
+    arguments = [
+        f"run={run.root}",
+        *given,
+        "tasks=[mini_vsr,counting]",
+        "tsne.permutations=20",
+        "tsne.layers=[1]",
+    ]
+    assert run_command(COMMAND, arguments) == 0, capsys.readouterr().err
+    assert (run.root / "tsne" / "tsne.html").is_file()
+    assert run_command(COMMAND, [*arguments[:-3], "tasks=[mini_vsr]"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: tasks=['mini_vsr']: must name two different tasks")
+    assert (
+        run_command(COMMAND, [f"run={run.root}", *given, "pairs=[[counting,mini_pope]]", "tsne.sides=[a]"])
+        == 0
+    )

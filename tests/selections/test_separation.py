@@ -1,0 +1,137 @@
+"""The numbers of hand-made selections: known values, loops over the definitions, and what chance gives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import silhouette_samples
+
+from mixlora_cli.selections.factor_use import factor_use, match_pairs, mean_similarity, overlap
+from mixlora_cli.selections.separation import purities, separation, silhouettes
+from mixlora_cli.selections.space import Floats, Ints, Space, contingency, make_space
+
+NUM_FACTORS, RANK = 8, 3
+
+
+def example(seed: int = 0, count: int = 60, tasks: int = 3) -> tuple[Ints, Ints]:
+    """Selections (n, r) with many ties, and labels (n,) that have something to do with them."""
+    generator = np.random.default_rng(seed)
+    labels = np.sort(generator.integers(tasks, size=count))
+    weights = np.ones((tasks, NUM_FACTORS)) + 4 * np.eye(tasks, NUM_FACTORS)
+    index = [
+        generator.choice(NUM_FACTORS, RANK, replace=False, p=weights[task] / weights[task].sum())
+        for task in labels
+    ]
+    return np.array(index), labels
+
+
+def per_instance(cells: Floats, space: Space, labels: Ints) -> Floats:
+    return cells[space.group, labels]
+
+
+def test_vectors_and_distances_by_hand() -> None:
+    space = make_space(np.array([[0, 1], [1, 0], [1, 2], [2, 3]]), 4)
+    # The order inside a selection does not count.
+    assert space.group[0] == space.group[1] and len(space.vectors) == 3
+    distance = space.distance[space.group][:, space.group]
+    expected = [[0, 0, 2 / 3, 1], [0, 0, 2 / 3, 1], [2 / 3, 2 / 3, 0, 2 / 3], [1, 1, 2 / 3, 0]]
+    np.testing.assert_allclose(distance, expected)
+    vectors = space.vectors[space.group].astype(int).tolist()
+    assert vectors == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
+
+
+def test_silhouettes_are_those_of_scikit_learn() -> None:
+    index, labels = example()
+    space = make_space(index, NUM_FACTORS)
+    found = per_instance(silhouettes(space.distance, contingency(space.group, labels, 3)), space, labels)
+    distance = space.distance[space.group][:, space.group]
+    np.testing.assert_allclose(found, silhouette_samples(distance, labels, metric="precomputed"), atol=1e-12)
+    assert found.std() > 0.05
+
+
+def test_purity_is_the_mean_over_random_orders_of_ties() -> None:
+    index, labels = example(count=40)
+    space = make_space(index, NUM_FACTORS)
+    found = per_instance(purities(space.shared, RANK, contingency(space.group, labels, 3), 7), space, labels)
+    distance = space.distance[space.group][:, space.group]
+    np.fill_diagonal(distance, np.inf)
+    generator, draws = np.random.default_rng(0), 600
+    counted = np.zeros(40)
+    for _ in range(draws):
+        order = np.lexsort((generator.random(distance.shape), distance), axis=1)[:, :7]
+        counted += (labels[order] == labels[:, None]).mean(axis=1)
+    # 600 draws of a mean of 7: a standard error below 0.01 for each instance.
+    np.testing.assert_allclose(counted / draws, found, atol=0.04)
+    assert counted.mean() / draws == pytest.approx(found.mean(), abs=0.004)
+
+
+def test_purity_without_ties_is_a_count() -> None:
+    # Distances from the first: 1/2 (task 0), 4/5 (task 1), 1 (task 1).
+    index = np.array([[0, 1, 2], [0, 1, 3], [0, 4, 5], [5, 6, 7]])
+    labels = np.array([0, 0, 1, 1])
+    space = make_space(index, NUM_FACTORS)
+    table = contingency(space.group, labels, 2)
+    for neighbours, expected in ((1, 1.0), (2, 1 / 2), (3, 1 / 3)):
+        found = per_instance(purities(space.shared, 3, table, neighbours), space, labels)
+        assert found[0] == pytest.approx(expected)
+
+
+def test_perfect_separation_is_one() -> None:
+    index = np.repeat([[0, 1, 2], [3, 4, 5], [5, 6, 7]], 12, axis=0)
+    labels = np.repeat([0, 1, 2], 12)
+    found = separation(make_space(index, NUM_FACTORS), labels, 3, 10, permutations=99, seed=0)
+    for measured in (found.silhouette, found.purity, found.information):
+        assert measured.value == pytest.approx(1)
+        assert measured.p == pytest.approx(0.01)
+        assert measured.low <= measured.chance <= measured.high < 0.5
+    assert found.purity.by_task == pytest.approx((1, 1, 1))
+
+
+def test_labels_without_meaning_are_at_chance() -> None:
+    index, _ = example(count=120)
+    p_values = []
+    for seed in range(4):
+        labels = np.random.default_rng(100 + seed).integers(3, size=120)
+        found = separation(make_space(index, NUM_FACTORS), labels, 3, 10, permutations=60, seed=seed)
+        assert found.purity.value == pytest.approx(1 / 3, abs=0.06)
+        assert found.purity.chance == pytest.approx(1 / 3, abs=0.02)
+        # With this many distinct selections information is far from 0 by chance alone.
+        assert found.information.chance > 0.15
+        p_values += [found.silhouette.p, found.purity.p, found.information.p]
+    assert min(p_values) > 0.02 and sum(p < 0.05 for p in p_values) <= 2
+
+
+def test_one_selection_for_all_tells_nothing() -> None:
+    index, labels = np.tile([0, 1, 2], (20, 1)), np.repeat([0, 1], 10)
+    found = separation(make_space(index, NUM_FACTORS), labels, 2, 5, permutations=20, seed=0)
+    assert (found.silhouette.value, found.silhouette.p) == (0, 1)
+    assert found.purity.value == pytest.approx(9 / 19)
+    assert (found.information.value, found.information.p) == (0, 1)
+
+
+def test_use_and_overlap_by_hand() -> None:
+    index = np.array([[0, 1], [0, 2], [2, 3], [2, 3], [0, 1]])
+    labels = np.array([0, 0, 1, 1, 2])
+    space = make_space(index, 4)
+    table = contingency(space.group, labels, 3)
+    use = factor_use(space, table)
+    np.testing.assert_allclose(use, [[1, 0.5, 0.5, 0], [0, 0, 1, 1], [1, 1, 0, 0]])
+    np.testing.assert_allclose(overlap(use, 2), [[1, 0.25, 0.75], [0.25, 1, 0], [0.75, 0, 1]])
+    similarity = mean_similarity(space, table)
+    # {0,1} and {0,2} have 1 of 3 in common; {0,2} and {2,3} too; {0,1} and {2,3} none.
+    np.testing.assert_allclose(similarity[:2, :2], [[1 / 3, 1 / 6], [1 / 6, 1]])
+    assert similarity[0, 2] == pytest.approx((1 + 1 / 3) / 2) and np.isnan(similarity[2, 2])
+
+
+def test_partners_against_all_other_matchings() -> None:
+    shared = np.full((6, 6), 0.2)
+    pairs = [(0, 3), (1, 4), (2, 5)]
+    for seen, unseen in pairs:
+        shared[unseen, seen] = 0.9
+    found = match_pairs(shared, pairs, seed=0)
+    assert found is not None
+    assert (found.partner, found.others) == (pytest.approx(0.9), pytest.approx(0.2))
+    assert (found.nearest, found.p) == (3, pytest.approx(1 / 6))
+    crossed = match_pairs(shared, [(0, 4), (1, 5), (2, 3)], seed=0)
+    assert crossed is not None and crossed.nearest == 0 and crossed.p == pytest.approx(5 / 6, abs=0.2)
+    assert match_pairs(shared, pairs[:1], seed=0) is None

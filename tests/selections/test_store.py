@@ -1,0 +1,71 @@
+"""Selections on disk: read back as written, in the instances' order, and only where nothing they depend on changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from mixlora_cli.data.records import Record
+from mixlora_cli.data.template import Turn
+from mixlora_cli.selections.inputs import Instances
+from mixlora_cli.selections.source import Layer
+from mixlora_cli.selections.store import SelectionStore, TaskSelections
+
+LAYERS = [Layer(0, "layers.0.mlp.gate_proj"), Layer(3, "layers.3.mlp.gate_proj")]
+PRINT = {"adapter": "abc", "records": "def"}
+
+
+@pytest.fixture
+def instances() -> Instances:
+    turns = (Turn("human", "What?"), Turn("gpt", "yes"))
+    records = [Record(index, f"id{index}", "a task/1", None, turns) for index in (4, 7, 9)]
+    return Instances("a task/1", "heldout", records, available=5, images=None)
+
+
+@pytest.fixture
+def selections() -> TaskSelections:
+    generator = np.random.default_rng(0)
+    read = {(layer.name, side): generator.integers(16, size=(3, 4)) for layer in LAYERS for side in "ab"}
+    return TaskSelections([4, 7, 9], read)
+
+
+def test_round_trip(tmp_path: Path, instances: Instances, selections: TaskSelections) -> None:
+    store = SelectionStore(tmp_path / "selections")
+    assert store.base_of(instances, PRINT) is None
+    store.write(instances, LAYERS, selections, PRINT, base="one")
+    found = store.read(instances, LAYERS[1:], ["a"])
+    assert list(found.indices) == [4, 7, 9] and list(found.read) == [(LAYERS[1].name, "a")]
+    np.testing.assert_array_equal(found.read[LAYERS[1].name, "a"], selections.read[LAYERS[1].name, "a"])
+    both = store.read(instances, LAYERS, ["b", "a"])
+    for key, value in selections.read.items():
+        np.testing.assert_array_equal(both.read[key], value)
+
+
+def test_file_is_readable_by_others(tmp_path: Path, instances: Instances, selections: TaskSelections) -> None:
+    store = SelectionStore(tmp_path)
+    store.write(instances, LAYERS, selections, PRINT, base="one")
+    assert [path.name for path in tmp_path.iterdir()] == [store.path(instances).name]
+    rows = pq.read_table(store.path(instances)).to_pylist()
+    assert len(rows) == 3 * 2 * 2
+    assert rows[4] == {
+        "index": 7,
+        "id": "id7",
+        "split": "heldout",
+        "task": "a task/1",
+        "layer": LAYERS[0].name,
+        "block": 0,
+        "side": "b",
+        "factors": selections.read[LAYERS[0].name, "b"][1].tolist(),
+    }
+
+
+def test_only_what_fits_is_used(tmp_path: Path, instances: Instances, selections: TaskSelections) -> None:
+    store = SelectionStore(tmp_path)
+    store.write(instances, LAYERS, selections, PRINT, base="one")
+    assert store.base_of(instances, PRINT) == "one"
+    assert store.base_of(instances, PRINT | {"records": "other"}) is None
+    store.path(instances).write_bytes(b"cut short")
+    assert store.base_of(instances, PRINT) is None

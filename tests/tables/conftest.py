@@ -1,0 +1,72 @@
+"""Folders of cells as `mixlora reproduce` leaves them, with answers of which a known number is right."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mixlora_cli.evaluation.predictions import Header, Prediction, open_predictions
+from mixlora_cli.evaluation.scoring import score
+
+NAMES = ("mini_textvqa", "mini_vsr", "mini_snli_ve", "mini_cifar10", "mini_cifar100", "mini_mnist", "mini_pope")
+NUM_INSTANCES = 20
+MakeCell = Callable[..., Path]
+
+
+def _answers(benchmark: str, right: int, split: str) -> list[Prediction]:
+    labels = ("yes", "no") if benchmark in ("mini_vsr", "mini_pope") else ()
+    people = ("yes",) * 10 if benchmark == "mini_textvqa" else ()
+    given = ["yes" if i < right else "no" for i in range(NUM_INSTANCES)]
+    return [
+        Prediction(split, i, benchmark, str(i), f"{i}?", "yes", answer, labels=labels, answers=people)
+        for i, answer in enumerate(given)
+    ]
+
+
+def _mme(right: int) -> list[Prediction]:
+    return [
+        Prediction(
+            *("unseen", i, "mini_mme", str(i), f"{i}?", "yes"),
+            "yes" if i < right else "no",
+            category="count",
+            image_id=str(i // 2),
+        )
+        for i in range(NUM_INSTANCES)
+    ]
+
+
+@pytest.fixture
+def make_cell(tmp_path: Path) -> MakeCell:
+    """`make_cell("lora_r4", right=8, seed=1)`: that many answers of every benchmark right, or of every task in `seen`."""
+
+    def make(
+        experiment: str,
+        right: int,
+        seed: int = 0,
+        task: str | None = None,
+        seen: tuple[str, ...] = (),
+        used: float = 1.0,
+        steps: int = 300,
+        finished: bool = True,
+    ) -> Path:
+        folder = tmp_path / f"{experiment}-{task}-{seed}-{used}"
+        place = folder / ("eval-seen" if seen else "eval")
+        answers = [each for name in seen for each in _answers(name, right, "heldout")]
+        if not seen:
+            answers = [*_mme(right), *(each for name in NAMES for each in _answers(name, right, "unseen"))]
+        if finished:
+            header = Header({"model": str(folder)}, len(answers), {"label": experiment, "limit": None})
+            with open_predictions(place / "predictions.jsonl", header) as writer:
+                writer.append(answers)
+            score(place)
+        about = {"steps": steps, "epochs": None, "batch": 8, "learning_rate": 1e-3}
+        record = {"experiment": experiment, "seed": seed, "task": task, "used": used, "parts": {}}
+        folder.mkdir(parents=True, exist_ok=True)
+        trained = {} if experiment == "llava_align" else about
+        (folder / "cell.json").write_text(json.dumps({**record, "about": trained}))
+        return folder
+
+    return make

@@ -1,0 +1,181 @@
+"""Tables of cells whose numbers are known."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from scipy.stats import t
+
+from mixlora_cli.config.table import TableConfig
+from mixlora_cli.errors import UserError
+from mixlora_cli.evaluation.paired import mcnemar
+from mixlora_cli.tables.build import build_table
+from mixlora_cli.tables.differences import pair_lines
+from mixlora_cli.tables.layout import LAYOUTS, TABLE_1
+from mixlora_cli.tables.run import table
+
+TASKS = ("odd_one_out", "object_category", "count_digit", "flag_naming", "word_reading", "left_or_right")
+
+
+def config(folder: Path, what: str = "table1", **more: Any) -> TableConfig:
+    return TableConfig(runs=str(folder), output_dir=str(folder / "tables"), what=what, **more)  # type: ignore[arg-type]
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_values_and_missing_rows(make_cell: Any, tmp_path: Path) -> None:
+    make_cell("llava_align", right=2)
+    make_cell("lora_r4", right=8)
+    built = build_table(config(tmp_path))
+    assert built.columns == (
+        *("MME", "Text-VQA", "VSR", "SNLI-VE", "CIFAR-10", "CIFAR-100", "MNIST", "POPE", "MMAvg"),
+    )
+    lora = built.row("lora_r4").values
+    assert (lora["VSR"].value, lora["MMAvg"].value, lora["VSR"].runs) == (40.0, 40.0, 1)
+    assert lora["VSR"].low == pytest.approx(21.88, abs=0.01)  # Wilson, 8 of 20
+    assert lora["MME"].value == pytest.approx(100 * 8 / 20 + 100 * 4 / 10)
+    assert built.row("mixlora_e16_r4").values == {}
+    assert "Trainings: 300 steps of 8 instances, learning rate 0.001." in built.notes
+    (missing,) = [note for note in built.notes if note.startswith("Missing")]
+    assert "LLaVA_FT" in missing and "MixLoRA 16 4" in missing and "LoRA 4," not in missing
+
+
+def test_several_seeds_give_mean_and_t_interval(make_cell: Any, tmp_path: Path) -> None:
+    for seed, right in enumerate((8, 10, 12)):
+        make_cell("lora_r4", right=right, seed=seed)
+    value = build_table(config(tmp_path)).row("lora_r4").values["MNIST"]
+    half = t.ppf(0.975, 2) * 10 / 3**0.5  # 40, 50, 60 per cent: standard deviation 10
+    assert (value.value, value.runs) == (50.0, 3)
+    assert (value.low, value.high) == pytest.approx((50 - half, 50 + half))
+
+
+def test_differences_are_tested_on_the_same_instances(make_cell: Any, tmp_path: Path) -> None:
+    make_cell("lora_r4", right=4)
+    make_cell("mixlora_e16_r4", right=12)
+    lines = {line.column: line for line in pair_lines(build_table(config(tmp_path)))}
+    assert len({line.pair for line in lines.values()}) == 1 and len(lines) == 9
+    vsr = lines["VSR"]
+    assert (vsr.pair.left, vsr.pair.right, vsr.seed) == ("mixlora_e16_r4", "lora_r4", 0)
+    assert vsr.paired.value == pytest.approx(40.0)
+    assert vsr.paired.p == mcnemar(0, 8) == 2 / 256
+    assert vsr.seeds is None and lines["MMAvg"].p_holm is None
+    assert vsr.p_holm is not None and vsr.p_holm > vsr.paired.p
+    assert lines["MMAvg"].paired.value == pytest.approx(40.0)
+
+
+def test_differences_over_seeds(make_cell: Any, tmp_path: Path) -> None:
+    for seed in range(3):
+        make_cell("lora_r4", right=6 + seed, seed=seed)
+        make_cell("mixlora_e16_r4", right=10 + seed, seed=seed)
+    line = next(line for line in pair_lines(build_table(config(tmp_path))) if line.column == "MNIST")
+    assert line.seeds is not None
+    assert line.seeds.value == pytest.approx(20.0)
+    assert line.seeds.interval.low < 20 < line.seeds.interval.high
+
+
+def test_newest_configuration_counts_even_without_a_result(make_cell: Any, tmp_path: Path) -> None:
+    make_cell("lora_r4", right=4, used=1.0)
+    make_cell("lora_r8", right=4, used=1.0)
+    make_cell("lora_r4", right=12, used=2.0)
+    make_cell("lora_r8", right=12, used=2.0, finished=False)
+    built = build_table(config(tmp_path))
+    assert built.row("lora_r4").values["MNIST"].value == 60.0
+    assert built.row("lora_r8").values == {}
+    assert "Cells of earlier configurations passed over: lora_r4, lora_r8." in built.notes
+
+
+def test_rows_that_were_trained_differently_say_so(make_cell: Any, tmp_path: Path) -> None:
+    make_cell("lora_r4", right=4, steps=300)
+    make_cell("lora_r8", right=4, steps=150)
+    notes = build_table(config(tmp_path)).notes
+    assert "Trainings of LoRA 4: 300 steps of 8 instances, learning rate 0.001." in notes
+    assert "Trainings of LoRA 8: 150 steps of 8 instances, learning rate 0.001." in notes
+
+
+def test_table_3_puts_specialists_together(make_cell: Any, tmp_path: Path) -> None:
+    for number, task in enumerate(TASKS):
+        make_cell("specialist_lora_r4", right=10 + number, task=task, seen=(task,))
+    make_cell("lora_r4", right=5, seen=TASKS)
+    built = build_table(config(tmp_path, "table3"))
+    assert built.columns == (*TASKS, "AVG")
+    specialist = built.row("specialist_lora_r4").values
+    assert [specialist[task].value for task in TASKS] == pytest.approx([50, 55, 60, 65, 70, 75])
+    assert specialist["AVG"].value == pytest.approx(62.5)
+    assert built.row("lora_r4").values["AVG"].value == pytest.approx(25.0)
+    lines = {line.column: line for line in pair_lines(built)}
+    assert list(lines) == [*TASKS, "AVG"]
+    assert lines["odd_one_out"].paired.value == pytest.approx(-25.0)
+    assert lines["odd_one_out"].paired.p == mcnemar(5, 0)
+    assert lines["AVG"].paired.value == pytest.approx(-37.5)
+
+
+def test_table_3_without_one_specialist_has_no_average(make_cell: Any, tmp_path: Path) -> None:
+    for task in TASKS[1:]:
+        make_cell("specialist_lora_r4", right=10, task=task, seen=(task,))
+    built = build_table(config(tmp_path, "table3"))
+    assert "AVG" not in built.row("specialist_lora_r4").values
+    assert "LoRA_Specialist 4 lacks odd_one_out, AVG." in built.notes
+
+
+def test_files(make_cell: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_cell("lora_r4", right=4)
+    make_cell("mixlora_e16_r4", right=12)
+    written = table(config(tmp_path))
+    assert [path.name for path in written] == [
+        *("table1.md", "table1.tex", "table1.csv", "table1-differences.csv"),
+    ]
+    printed = capsys.readouterr().out
+    assert "20.0" in printed and "p=0.008" in printed and "written:" in printed
+    markdown = written[0].read_text()
+    rows = [line for line in markdown.splitlines() if line.startswith("| ")]
+    assert rows[0].startswith("| Model | Factors | Rank | MME | Text-VQA | VSR |")
+    assert [row.split(" | ")[:3] for row in rows[2:15]] == [[f"| {row.labels[0]}", *row.labels[1:]] for row in TABLE_1.rows]
+    assert "| LoRA | - | 4 | 40 [" in markdown and "| 20.0 [8.1, 41.6] |" in markdown
+    assert "| LoRA | - | 2 | - | - |" in markdown
+    latex = written[1].read_text()
+    assert r"LLaVA\textsubscript{Align} & - & - & -" in latex
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{table*}") == 2
+    assert r"20.0 {\scriptsize [8.1, 41.6]}" in latex
+    values = read_csv(written[2])
+    assert len(values) == 13 * 9
+    (one,) = [row for row in values if (row["experiment"], row["column"]) == ("lora_r4", "MNIST")]
+    assert (one["value"], one["seeds"], one["paper"], one["rank"]) == ("20.0", "0", "80.89", "4")
+    (difference,) = [row for row in read_csv(written[3]) if row["column"] == "MNIST"]
+    assert (difference["left"], difference["right"], difference["p"]) == ("mixlora_e16_r4", "lora_r4", str(2 / 256))
+
+
+def test_the_papers_numbers_stand_beside_ours_at_its_scale(make_cell: Any, tmp_path: Path) -> None:
+    make_cell("lora_r4", right=4)
+    paper = table(config(tmp_path, scale="paper"))[0].read_text()
+    assert "[8.1, 41.6] p 80.89 |" in paper  # LoRA r=4 on MNIST
+    assert "| MixLoRA | 16 | 4 | - p 1443.82 |" in paper
+    assert "80.89" not in table(config(tmp_path))[0].read_text()
+
+
+def test_figure_4(make_cell: Any, tmp_path: Path) -> None:
+    for number, (factors, rank) in enumerate([(16, 2), (32, 2), (16, 4), (32, 4), (16, 8)]):
+        make_cell(f"mixlora_e{factors}_r{rank}", right=10 + number)
+        make_cell(f"mixlora_e{factors}_r{rank}_nocfs", right=8 + number // 2)
+    *_, png, svg = table(config(tmp_path, "figure4"))
+    with Image.open(png) as picture:
+        assert picture.width > 1000 and len(picture.convert("RGB").getcolors(1 << 20) or []) > 20
+    assert svg.read_text().startswith("<?xml")
+
+
+def test_every_layout_prints_from_nothing_but_one_cell(make_cell: Any, tmp_path: Path) -> None:
+    make_cell("mixlora_e32_r4", right=10)
+    for name in ("table1", "table2", "figure4"):
+        assert table(config(tmp_path, name))
+    assert len(LAYOUTS) == 5
+
+
+def test_a_folder_without_cells_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no cells there; expected the folder that `mixlora reproduce` wrote to"):
+        build_table(config(tmp_path))
