@@ -17,6 +17,7 @@ from mixlora_cli.config.load import load
 from mixlora_cli.config.plan import PlanConfig
 from mixlora_cli.config.prepare import PrepareConfig
 from mixlora_cli.config.report import PageConfig, ReportConfig
+from mixlora_cli.config.reproduce import ReproduceConfig
 from mixlora_cli.config.resolvers import register_resolvers
 from mixlora_cli.config.schema import (
     AdapterConfig,
@@ -31,11 +32,12 @@ from mixlora_cli.config.schema import (
     TrainConfig,
     WandbConfig,
 )
+from mixlora_cli.config.table import TableConfig
 from mixlora_cli.config.tsne import TsneConfig
 from mixlora_cli.paths import conf_dir
 
 CONF = conf_dir()
-ROOTS = {"judge": JudgeCommandConfig, "report": ReportConfig, "train": TrainConfig, "plan": PlanConfig, "export": ExportConfig, "eval": EvalConfig, "align": AlignConfig, "prepare": PrepareConfig, "check": CheckConfig, "interference": InterferenceConfig, "bench": BenchConfig, "tsne": TsneConfig}
+ROOTS = {"reproduce": ReproduceConfig, "table": TableConfig, "judge": JudgeCommandConfig, "report": ReportConfig, "train": TrainConfig, "plan": PlanConfig, "export": ExportConfig, "eval": EvalConfig, "align": AlignConfig, "prepare": PrepareConfig, "check": CheckConfig, "interference": InterferenceConfig, "bench": BenchConfig, "tsne": TsneConfig}
 GROUPS = {
     "model": ModelConfig,
     "adapter": AdapterConfig,

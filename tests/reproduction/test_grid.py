@@ -45,13 +45,13 @@ def test_table_1_runs_every_row_then_the_further_seeds() -> None:
 
 
 def test_every_command_composes_into_what_the_cell_asks() -> None:
-    cell = next(cell for cell in grid("table1", seeds=[3]) if cell.experiment == "mixlora_e16_r4")
+    cell = next(cell for cell in grid("table1", seeds=[0]) if cell.experiment == "mixlora_e16_r4")
     train, evaluation = cell.parts
     command, *overrides = train.arguments
     config = composed(command, TrainConfig, overrides)
-    assert (config.adapter.name, config.factors, config.rank, config.seed) == ("mixlora", 16, 4, 3)
+    assert (config.adapter.name, config.factors, config.rank, config.seed) == ("mixlora", 16, 4, 0)
     assert (config.output_dir, config.resume) == (str(cell.folder), "auto")
-    assert cell.folder.name.startswith("mixlora_e16_r4-seed3-")
+    assert cell.folder.name.startswith("mixlora_e16_r4-seed0-")
     command, *overrides = evaluation.arguments
     here = [text.replace(str(cell.folder), ".") if text.startswith("run=") else text for text in overrides]
     asked = composed(command, EvalConfig, here)
@@ -59,26 +59,26 @@ def test_every_command_composes_into_what_the_cell_asks() -> None:
 
 
 def test_estimates() -> None:
-    cell = grid("table1", seeds=[0])[2]
+    cell = grid("table2", seeds=[0])[0]
     train, evaluation = cell.parts
     steps = composed("train", TrainConfig, train.arguments[1:]).train
     assert steps.steps is not None
     assert train.seconds == steps.steps * steps.batch_size / 2.0
     assert evaluation.seconds == 280 / 4.0
-    smoke = grid("table1", seeds=[0], budget=5)[2]
+    smoke = grid("table2", seeds=[0], budget=5)[0]
     assert [part.seconds for part in smoke.parts] == [5 * steps.batch_size / 2.0, 10 / 4.0]
 
 
 def folder_of(**more: Any) -> Path:
-    return next(cell for cell in grid("table1", seeds=[0], **more) if cell.experiment == "lora_r4").folder
+    """Of a row; of the smallest table, because Hydra takes its time for every cell."""
+    return next(cell for cell in grid("table2", seeds=[0], **more) if cell.experiment == "routing_random").folder
 
 
 def test_what_changes_the_result_makes_another_cell_and_nothing_else_does() -> None:
     usual = folder_of()
-    for override in ("train.steps=7", "train.learning_rate=2e-3", "data.max_per_task=9"):
+    for override in ("train.learning_rate=2e-3", "data.max_per_task=9"):
         assert folder_of(train=[override]) != usual
-    for override in ("train.save_every=7", "train.log_every=3", "wandb.mode=offline"):
-        assert folder_of(train=[override]) == usual
+    assert folder_of(train=["train.save_every=7", "train.log_every=3", "wandb.mode=offline"]) == usual
     assert folder_of(evaluation=["eval.limit=7"]) == usual  # evaluated anew, not trained anew
     assert folder_of(budget=3) == folder_of(train=["train.steps=3"])
 
@@ -90,7 +90,7 @@ def test_another_version_of_the_built_in_data_makes_another_cell(monkeypatch: py
 
 
 def asked_of_evaluation(**more: Any) -> Any:
-    return grid("table1", seeds=[0], **more)[2].parts[1].asked
+    return grid("table2", seeds=[0], **more)[0].parts[1].asked
 
 
 def test_what_changes_an_answer_asks_for_another_evaluation() -> None:
@@ -102,7 +102,7 @@ def test_what_changes_an_answer_asks_for_another_evaluation() -> None:
 
 
 def test_an_overrides_own_output_dir_does_not_part_name_and_contents() -> None:
-    cell = next(c for c in grid("table1", seeds=[0], train=["output_dir=other"]) if c.experiment == "lora_r4")
+    cell = grid("table2", seeds=[0], train=["output_dir=other"])[0]
     assert composed("train", TrainConfig, cell.parts[0].arguments[1:]).output_dir == str(cell.folder)
 
 
@@ -149,7 +149,7 @@ def test_the_papers_grids_compose(what: str, cells: int, monkeypatch: pytest.Mon
 
 def test_mistakes_are_said_before_anything_runs() -> None:
     with pytest.raises(UserError, match=r"train\.stepz=3: unknown key"):
-        grid("table1", train=["train.stepz=3"])
+        grid("table2", train=["train.stepz=3"])
     with pytest.raises(UserError, match=r"replicated=lora_r5: no such row; rows are "):
         grid("table1", replicated=["lora_r5"])
     with pytest.raises(ValueError, match="must name at least one seed"):

@@ -133,3 +133,9 @@ def make_config(data: DataConfig) -> MakeConfig:
         return TsneConfig(tsne=settings, run=str(run), **whole)
 
     return make
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of the time of a run this small goes into its figures."""
+    monkeypatch.setattr("mixlora_cli.selections.run.draw_all", lambda *_: [])

@@ -1,11 +1,9 @@
-"""The whole command on the tiny model: selections are the layer's own, drawing again needs no model, pages are safe."""
+"""The whole command on the tiny model: selections are the layer's own, drawing again needs no model."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 
 from mixlora_cli.config.hydra_app import Command, run_command
 from mixlora_cli.config.schema import DataConfig
@@ -28,16 +27,10 @@ from mixlora_cli.selections import reading
 from mixlora_cli.selections.inputs import choose_instances
 from mixlora_cli.selections.run import tsne
 
-from .conftest import ATTACK, NUM_FACTORS, RANK, SEEN, UNSEEN, MakeConfig, MakeRun
+from .conftest import NUM_FACTORS, RANK, SEEN, UNSEEN, MakeConfig, MakeRun
 
 LAYER = "model.language_model.layers.1.mlp.gate_proj"
 COMMAND = Command("tsne", TsneConfig, "mixlora_cli.selections.run:tsne")
-
-
-@pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Most of the time of a run this small goes into its figures."""
-    monkeypatch.setattr("mixlora_cli.selections.run.draw_all", lambda *_: [])
 
 
 @pytest.fixture
@@ -105,7 +98,7 @@ def test_selections_are_the_layers_own(
 def test_everything_is_written(
     make_run: MakeRun, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tsne(make_config(make_run().root))
+    folder = tsne(make_config(make_run().root, layers=None, sides=["a", "b"]))
     drawn = {f"{name}.{kind}" for name in ("map", "use", "overlap") for kind in ("png", "svg")}
     assert {path.name for path in folder.iterdir()} == drawn | {
         "tsne.html",
@@ -157,10 +150,10 @@ def test_drawing_again_needs_no_model(
         patch.setattr(reading, "build_base", None)
         tsne(make_config(run.root, tasks=list(UNSEEN)))
         assert report(folder)["maps"] == first and (folder / "map.svg").read_bytes() == page
-        tsne(make_config(run.root, tasks=list(UNSEEN), layers=[1], sides=["b"], perplexity=2.0))
+        tsne(make_config(run.root, tasks=list(UNSEEN), layers=[0], sides=["b"], perplexity=2.0))
     assert forwards == [] and "drawn without the model" in capsys.readouterr().err
     (only,) = report(folder)["maps"]
-    assert (only["block"], only["side"]) == (1, "b")
+    assert (only["block"], only["side"]) == (0, "b")
     # One more task is read alone; another sample is read anew.
     tsne(make_config(run.root, tasks=[*UNSEEN, SEEN[0]]))
     assert sum(forwards) == 8 and "2 of 3 tasks were read before" in capsys.readouterr().err
@@ -200,14 +193,17 @@ def test_another_adapter_is_read_anew(
     run = make_run()
     folder = tsne(make_config(run.root))
     before = stored(folder)
-    settings = json.loads((run.adapter / "adapter_config.json").read_text())
-    (run.adapter / "adapter_config.json").write_text(json.dumps(settings | {"cfs": "none"}))
+    path = run.adapter / "adapter_model.safetensors"
+    weights = load_file(path)
+    router = f"base_model.model.{LAYER}.mixlora_router_b.weight"
+    weights[router] = weights[router].flip(0).contiguous()
+    save_file(weights, path)
     forwards.clear()
     after = stored(tsne(make_config(run.root)))
-    assert sum(forwards) == 16 and after != before
-    assert all(
-        after[key] == value for key, value in before.items() if key[2:] == (LAYER.replace("1", "0"), "a")
-    )
+    assert sum(forwards) == 16
+    # Nothing but the B of that layer: the layers before it, and its own A, see what they saw.
+    changed = {key[2:] for key, factors in before.items() if after[key] != factors}
+    assert changed == {(LAYER, "b")}
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -257,74 +253,6 @@ def test_pairs(make_run: MakeRun, make_config: MakeConfig, capsys: pytest.Captur
         )
         assert match["p"] in (0.5, 1.0)
     assert "overlap with the seen partner" in capsys.readouterr().out
-
-
-class _Page(HTMLParser):
-    """Elements, their addresses, and what stands in script elements."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.addresses: list[str] = []
-        self.scripts: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.addresses += [
-            value or "" for name, value in attrs if name in ("src", "href", "action", "srcset")
-        ]
-        if tag == "script":
-            self.scripts.append("")
-
-    def handle_data(self, data: str) -> None:
-        if self.lasttag == "script" and self.tags[-1] == "script":
-            self.scripts[-1] += data
-
-
-@pytest.mark.usefixtures("no_pictures")
-def test_page_holds_everything_and_nothing_foreign(
-    make_run: MakeRun, make_config: MakeConfig, data: DataConfig
-) -> None:
-    folder = tsne(make_config(make_run().root, tasks=[*UNSEEN, *SEEN]))
-    text = (folder / "tsne.html").read_text()
-    assert not re.search(r"https?:|//[a-z]", text) and "import(" not in text and "fetch(" not in text
-    page = _Page()
-    page.feed(text)
-    assert page.tags.count("script") == 2 and page.addresses == []
-    content = json.loads(page.scripts[0])
-    assert len(content["instances"]) == 32
-    assert all(
-        len(panel[axis]) == 32 for panel in content["panels"] for axis in ("x", "y", "factors", "group")
-    )
-    points = pq.read_table(folder / "points.parquet").to_pylist()
-    for panel, start in zip(content["panels"], range(0, len(points), 32), strict=True):
-        mine = points[start : start + 32]
-        np.testing.assert_allclose(panel["x"], [point["x"] * content["grid"] for point in mine], atol=0.5)
-        np.testing.assert_allclose(panel["y"], [point["y"] * content["grid"] for point in mine], atol=0.5)
-    # The attack of the data arrives as text.
-    assert ATTACK not in text and sum(ATTACK in one["question"] for one in content["instances"]) == 2
-    assert "innerHTML" not in page.scripts[1]
-    records = [
-        r for split in ("unseen", "heldout") for r in json.loads(Path(str(getattr(data, split))).read_text())
-    ]
-    with_picture = {r["id"] for r in records if "image" in r}
-    assert {one["id"] for one in content["instances"] if one["picture"] is not None} == with_picture
-    # 26 files with a picture; copies are embedded once.
-    distinct = len(
-        {(i, int(r["id"].split("-")[1]) // 2) for r in records if "image" in r for i in [r["id"][0]]}
-    )
-    assert len(content["pictures"]) == distinct == len(set(content["pictures"])) < len(with_picture)
-    assert all(uri.startswith("data:image/jpeg;base64,") for uri in content["pictures"])
-
-
-@pytest.mark.usefixtures("no_pictures")
-def test_pictures_keep_to_their_budget(make_run: MakeRun, make_config: MakeConfig) -> None:
-    folder = tsne(make_config(make_run().root, page_mb=0.003))
-    page = _Page()
-    page.feed((folder / "tsne.html").read_text())
-    content = json.loads(page.scripts[0])
-    assert 0 < sum(map(len, content["pictures"])) <= 3000
-    assert any("pictures had no room in this page" in note for note in content["notes"])
 
 
 @pytest.mark.slow

@@ -111,14 +111,15 @@ def test_killed_at_many_steps_it_ends_with_the_same_bits(
 def test_killed_anywhere_in_a_save_there_is_a_whole_checkpoint(
     make_config: MakeConfig, run_jobs: RunJobs
 ) -> None:
-    """Before each thing that Python does to a file while the second checkpoint is written and the first goes."""
+    """Before every third thing that is done to a file while the second checkpoint is written and the first goes."""
     numbers: dict[str, Any] = {"steps": 3, "save_every": 1, "keep_checkpoints": 1}
     whole = make_config("whole", steps=3, save_every=1, keep_checkpoints=5)
     counted = run_jobs({"config": whole}, {"config": make_config("counted", **numbers), "at_save": (2, -1)})
     events = next(json.loads(line)["events"] for line in counted[1]["said"].splitlines() if "events" in line)
-    assert events > 20
-    cuts = [make_config(f"cut{nth}", **numbers) for nth in range(events)]
-    ended = run_jobs(*({"config": cut, "at_save": (2, nth)} for nth, cut in enumerate(cuts)))
+    assert events > 30
+    moments = range(0, events, 3)
+    cuts = [make_config(f"cut{nth}", **numbers) for nth in moments]
+    ended = run_jobs(*({"config": cut, "at_save": (2, nth)} for nth, cut in zip(moments, cuts, strict=True)))
     assert {job["status"] for job in ended} == {-SIGKILL}
 
     expected = RunFolder(Path(whole.output_dir)).checkpoints
@@ -132,10 +133,10 @@ def test_killed_anywhere_in_a_save_there_is_a_whole_checkpoint(
         for file in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
             assert (newest / file).read_bytes() == (same / file).read_bytes(), (cut.output_dir, file)
     first = left.index("checkpoint-2")
-    assert left == ["checkpoint-1"] * first + ["checkpoint-2"] * (events - first)
-    assert 0 < first < events - 1
+    assert left == ["checkpoint-1"] * first + ["checkpoint-2"] * (len(cuts) - first)
+    assert first > 0
 
-    picked = [*cuts[:first:9], cuts[first - 1], cuts[first], cuts[-1]]
+    picked = [cuts[0], cuts[first // 2], cuts[first - 1], cuts[first], cuts[-1]]
     run_jobs(*({"config": again(cut)} for cut in picked))
     for cut in picked:
         assert_same_end(whole, cut)
@@ -182,22 +183,32 @@ def test_writes_that_fail_are_one_line_and_leave_the_checkpoint_before(
 
 @pytest.fixture
 def little_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own; 500 kB, which a checkpoint of MixLoRA fills more than half."""
+    """A file system of its own, of 5 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", str(folder)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("file systems cannot be mounted here")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
 
+def resize(disk: Path, size: int) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
+
+
 def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(
     make_config: MakeConfig, run_jobs: RunJobs, little_disk: Path
 ) -> None:
-    whole = make_config("whole", steps=3, save_every=1)
+    whole = make_config("whole", steps=3, save_every=1, keep_checkpoints=3)
     cut = replace(whole, output_dir=str(little_disk / "run"))
-    _, failed = run_jobs({"config": whole}, {"config": cut})
+    run_jobs({"config": whole})
+    one = RunFolder(Path(whole.output_dir)).checkpoints / "checkpoint-1"
+    pages = sum(-(-path.stat().st_size // 4096) for path in one.rglob("*"))
+    assert pages > 10
+    resize(little_disk, int(1.6 * pages) * 4096)  # room for one, and half of another
+
+    (failed,) = run_jobs({"config": cut})
     assert failed["status"] == 2, failed
     assert_says_what_to_do(failed)
     run = RunFolder(Path(cut.output_dir))
@@ -206,7 +217,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(
     assert flaw(checkpoint) is None
     assert_same_weights(checkpoint, RunFolder(Path(whole.output_dir)).checkpoints / checkpoint.name)
 
-    subprocess.run(["mount", "-o", "remount,size=5m", str(little_disk)], check=True)
+    resize(little_disk, 5_000_000)
     (resumed,) = run_jobs({"config": again(cut)})
     assert resumed["status"] == 0, resumed
     assert_same_end(whole, cut)

@@ -72,11 +72,12 @@ def test_a_gradient_stops_the_run_before_it_is_saved(make_config: MakeConfig) ->
         ),
         ("broken_gradient", "zero2", r"the gradient's norm is .* at step 2, in records \d+, \d+, \d+, \d+:"),
     ],
+    ids=["loss", "gradient", "gradient-zero2"],
 )
 def test_one_process_stops_them_all(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, function: str, stage: str, said: str
 ) -> None:
-    """Neither waits for the other for ever: the pytest of a hang would not end."""
+    """Neither waits for the other for ever; a hang would show as a test that does not end."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     settings = yaml.safe_load((conf_dir() / "deepspeed" / f"{stage}.yaml").read_text())

@@ -60,4 +60,4 @@ def _machine(findings: Findings) -> str:
 
 def _command(findings: Findings) -> str:
     arguments = findings.machine["versions"]["command"][1:]
-    return "To measure again:\n\n```bash\n" + " ".join(["mixlora", *arguments]) + "\n```\n"
+    return "To measure again:\n\n```bash\n" + " ".join(["mixlora bench", *arguments]) + "\n```\n"

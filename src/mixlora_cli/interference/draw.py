@@ -133,7 +133,7 @@ def _draw(rows: Sequence[Sequence[Panel]], tasks: Sequence[str], variant: Varian
         figure, axes = pyplot.subplots(
             len(rows), columns, figsize=(max(width, 6.5), height), squeeze=False, layout="constrained"
         )
-        image = None
+        image: Any = None
         for r, row in enumerate(rows):
             for c in range(columns):
                 if c >= len(row):
@@ -161,7 +161,7 @@ def _heatmap(axes: Any, panel: Panel, tasks: Sequence[str], limit: float, first:
     axes.set_facecolor("0.85")
     image = axes.imshow(shown, cmap=COLOURS, vmin=-limit, vmax=limit)
     for i, j in np.ndindex(*panel.values.shape):
-        value = panel.values[i, j]
+        value = float(panel.values[i, j])
         if i != j:
             strong = np.isfinite(value) and abs(value) > 0.6 * limit
             axes.text(
@@ -184,4 +184,5 @@ def _short(value: float) -> str:
     size = abs(value)
     if size >= 1000:
         return f"{value:.0e}".replace("e+0", "e").replace("e+", "e")
+    value = 0.0 if size < 0.005 else value  # no "-0.00"
     return f"{value:.2f}" if size < 10 else f"{value:.1f}" if size < 100 else f"{value:.0f}"

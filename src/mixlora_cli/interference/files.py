@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from mixlora_cli.errors import UserError
 from mixlora_cli.interference.groups import Group
-from mixlora_cli.interference.passes import Products
+from mixlora_cli.interference.passes import Floats, Products
 from mixlora_cli.interference.scores import VARIANTS, Measurement, ratios, score
 
 FORMAT = "mixlora-interference/1"
@@ -94,12 +94,15 @@ def write_layers(folder: Path, measurement: Measurement) -> None:
         alone = measurement.only([k == number for k in range(len(measurement.groups))])
         mean = score(alone, "mean", resample=True)
         low, high = mean.interval() or (mean.value, mean.value)
-        values = {v: mean.value if v == "mean" else score(alone, v).value for v in VARIANTS}
-        rows = {
+        values: dict[str, Floats] = {
+            v: mean.value if v == "mean" else score(alone, v).value for v in VARIANTS
+        }
+        numbers: dict[str, Floats] = {**values, "low": low, "high": high}
+        rows: dict[str, list[Any]] = {
             **_group_columns([group], np.zeros(num_tasks**2, dtype=np.int64)),
             "task_i": [task for task in measurement.tasks for _ in range(num_tasks)],
             "task_j": list(measurement.tasks) * num_tasks,
-            **{name: value.ravel().tolist() for name, value in {**values, "low": low, "high": high}.items()},
+            **{name: value.ravel().tolist() for name, value in numbers.items()},
         }
         for name, column in rows.items():
             columns.setdefault(name, []).extend(column)

@@ -178,6 +178,8 @@ def _collect(work: _Work, about: dict[str, Any]) -> Stored:
     measurement = Measurement(tuple(work.stores), found[0][0], tuple(part for _, part in found))
     if work.processes.first:
         (work.plan.folder / RESULT).unlink(missing_ok=True)  # written last: what has it is complete
+        for old in work.plan.folder.glob("compare_*"):
+            old.unlink()
         write_batches(work.plan.folder, measurement)
         write_layers(work.plan.folder, measurement)
     return Stored(about, measurement)

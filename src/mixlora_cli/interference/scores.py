@@ -93,13 +93,15 @@ def _mean(products: Products, i: int, drawn: NDArray[np.int64]) -> Floats:
     """(R, T); a batch without any defined ratio is left out (and counted by `denominators`)."""
     with _quiet():
         by_batch = np.nanmean(ratios(products, i), axis=1)
-        return np.nanmean(by_batch[drawn], axis=1)
+        mean: Floats = np.nanmean(by_batch[drawn], axis=1)
+    return mean
 
 
 def _median(products: Products, i: int, drawn: NDArray[np.int64]) -> Floats:
     with _quiet():
         by_batch = np.nanmedian(ratios(products, i), axis=1)
-        return np.nanmedian(by_batch[drawn], axis=1)
+        median: Floats = np.nanmedian(by_batch[drawn], axis=1)
+    return median
 
 
 def _ratio_of_means(products: Products, i: int, drawn: NDArray[np.int64]) -> Floats:
@@ -109,7 +111,8 @@ def _ratio_of_means(products: Products, i: int, drawn: NDArray[np.int64]) -> Flo
     means = (counts @ changes.reshape(n, -1)).reshape(len(drawn), *changes.shape[1:])
     denominator = means[:, :, i : i + 1]
     with np.errstate(divide="ignore", invalid="ignore"), _quiet():
-        return np.nanmean(np.where(denominator == 0, np.nan, means / denominator), axis=1)
+        mean: Floats = np.nanmean(np.where(denominator == 0, np.nan, means / denominator), axis=1)
+    return mean
 
 
 def _cosine(measurement: Measurement) -> Floats:
@@ -118,7 +121,8 @@ def _cosine(measurement: Measurement) -> Floats:
     lengths = np.sqrt(np.clip(np.einsum("igi->ig", inner), 0, None))
     with np.errstate(divide="ignore", invalid="ignore"), _quiet():
         cosines = inner / (lengths[:, :, None] * lengths.T[None])
-        return np.nanmean(np.where(np.isfinite(cosines), cosines, np.nan), axis=1)
+        mean: Floats = np.nanmean(np.where(np.isfinite(cosines), cosines, np.nan), axis=1)
+    return mean
 
 
 def lengths_of_directions(products: Products, i: int) -> Floats:

@@ -81,7 +81,7 @@ def number(value: Any) -> float | None:
 
 
 def _layer(part: Measurement) -> dict[str, Any]:
-    plain = {v: {"value": _numbers(score(part, v).value)} for v in VARIANTS if v != "mean"}
+    plain: dict[str, Any] = {v: {"value": _numbers(score(part, v).value)} for v in VARIANTS if v != "mean"}
     return {"mean": _plain(score(part, "mean", resample=True)), **plain}
 
 

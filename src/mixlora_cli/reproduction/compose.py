@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from functools import cache
+from typing import Any, TypeVar, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -26,6 +27,12 @@ def composed(root: str, config_class: type[T], overrides: Sequence[str]) -> T:
     Raises:
         UserError: the overrides do not compose, or the command would refuse them.
     """
+    return cast(T, _composed(root, config_class, tuple(overrides)))
+
+
+@cache
+def _composed(root: str, config_class: type, overrides: tuple[str, ...]) -> Any:
+    """A grid asks for the same evaluation in every cell, and each composing takes Hydra a quarter of a second."""
     return load(config_class, _tree(root, config_class, overrides))
 
 

@@ -89,32 +89,11 @@ def make_atlas(
     names = [instances.task for instances in chosen]
     pairs = [(names.index(seen), names.index(unseen)) for seen, unseen in config.pairs or []]
     wanted = [(layer, side) for side in dict.fromkeys(config.tsne.sides) for layer in source.drawn]
-    panels = []
-    for layer, side in track(
-        wanted, "drawing the maps", console=console, transient=True, disable=not console.is_terminal
-    ):
-        index = np.concatenate([found.read[layer.name, side] for found in selections])
-        space = make_space(index, source.adapter.factors)
-        table = contingency(space.group, labels, len(chosen))
-        use = factor_use(space, table)
-        shared = overlap(use, space.rank)
-        centres = places(space, perplexity, config.seed)
-        panels.append(
-            Panel(
-                layer=layer,
-                side=side,
-                index=index,
-                space=space,
-                points=spread(centres, space.group, labels),
-                separation=separation(
-                    space, labels, len(chosen), neighbours, config.tsne.permutations, config.seed
-                ),
-                use=use,
-                overlap=shared,
-                similarity=mean_similarity(space, table),
-                matching=match_pairs(shared, pairs, config.seed),
-            )
-        )
+    bar = track(wanted, "drawing the maps", console=console, transient=True, disable=not console.is_terminal)
+    panels = [
+        _panel(config, source, layer, side, selections, labels, neighbours, perplexity, pairs)
+        for layer, side in bar
+    ]
     return Atlas(
         tasks=chosen,
         labels=labels,
@@ -124,6 +103,39 @@ def make_atlas(
         perplexity=perplexity,
         neighbours=neighbours,
         notes=_notes(config, source, chosen, sizes, perplexity, neighbours),
+    )
+
+
+def _panel(
+    config: TsneConfig,
+    source: Source,
+    layer: Layer,
+    side: str,
+    selections: Sequence[TaskSelections],
+    labels: Ints,
+    neighbours: int,
+    perplexity: float,
+    pairs: Sequence[tuple[int, int]],
+) -> Panel:
+    """Embed and measure one layer's A or B."""
+    index = np.concatenate([found.read[layer.name, side] for found in selections])
+    space = make_space(index, source.adapter.factors)
+    num_tasks, shuffles = len(selections), config.tsne.permutations
+    table = contingency(space.group, labels, num_tasks)
+    use = factor_use(space, table)
+    shared = overlap(use, space.rank)
+    centres = places(space, perplexity, config.seed)
+    return Panel(
+        layer=layer,
+        side=side,
+        index=index,
+        space=space,
+        points=spread(centres, space.group, labels),
+        separation=separation(space, labels, num_tasks, neighbours, shuffles, config.seed),
+        use=use,
+        overlap=shared,
+        similarity=mean_similarity(space, table),
+        matching=match_pairs(shared, pairs, config.seed),
     )
 
 
@@ -151,7 +163,8 @@ def _notes(
         notes.append(f"fewer than {settings.instances} instances, so all there are: {', '.join(small)}")
     if fewer:
         notes.append(
-            f"fewer than wanted, as some cannot be read or share a picture with too many: {', '.join(fewer)}"
+            f"fewer than wanted: {', '.join(fewer)}; questions about one picture are taken together or not at all, and "
+            "what cannot be read is left out"
         )
     if perplexity < settings.perplexity:
         notes.append(

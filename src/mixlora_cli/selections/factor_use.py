@@ -50,6 +50,8 @@ class Matching:
     """Mean overlap with the seen tasks of the other pairs."""
     nearest: int
     """Unseen tasks whose partner is the seen task of the largest overlap; a tie counts."""
+    count: int
+    """P."""
     p: float
     """Share of all ways to match them whose mean overlap reaches that of the given one."""
 
@@ -76,5 +78,6 @@ def match_pairs(shared: Floats, pairs: Sequence[tuple[int, int]], seed: int) -> 
         partner=value,
         others=float(grid[~np.eye(count, dtype=bool)].mean()),
         nearest=int((grid.diagonal() >= grid.max(axis=1) - 1e-12).sum()),
+        count=count,
         p=reached / (len(ways) + extra),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from mixlora_cli.selections.palette import in_legend_order
 from mixlora_cli.selections.separation import Measured
 
 _SHAPES = {"circle": "o", "triangle": "^", "square": "s", "diamond": "D"}
-_LEGEND_COLUMNS = 4
+_LEGEND_COLUMNS = 5
 _WRITTEN_OUT = 10
 """Tables of at most so many tasks get their numbers written into the cells."""
 
@@ -72,11 +73,11 @@ def _draw_map(atlas: Atlas, pairs: Sequence[Sequence[str]] | None, folder: Path,
             )
             for name in names
         ]
-        columns = len(pairs) if pairs is not None else min(_LEGEND_COLUMNS, len(names))
+        most = min(_LEGEND_COLUMNS, 2 * axes.shape[1])
         figure.legend(
             handles=handles,
             loc="outside lower center",
-            ncols=min(columns, _LEGEND_COLUMNS),
+            ncols=_columns(len(names) if pairs is None else len(pairs), most),
             frameon=False,
             markerscale=1.2,
         )
@@ -86,6 +87,11 @@ def _draw_map(atlas: Atlas, pairs: Sequence[Sequence[str]] | None, folder: Path,
             fontsize=10,
         )
     return made
+
+
+def _columns(count: int, most: int) -> int:
+    """Columns of a legend that has as few rows as it can, and these as even as they can be."""
+    return math.ceil(count / math.ceil(count / most))
 
 
 def _scatter(atlas: Atlas, panel: Panel, axes: Any) -> None:

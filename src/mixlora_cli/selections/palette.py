@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,8 +48,3 @@ def in_legend_order(tasks: Sequence[str], pairs: Sequence[Sequence[str]] | None)
     if pairs is None:
         return list(tasks)
     return list(dict.fromkeys(task for pair in pairs for task in pair))
-
-
-def by_task(styles: Mapping[str, Style], tasks: Sequence[str]) -> list[Style]:
-    """Styles in the order of the tasks."""
-    return [styles[task] for task in tasks]

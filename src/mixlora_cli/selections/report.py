@@ -68,7 +68,7 @@ def print_report(atlas: Atlas) -> None:
         if (match := panel.matching) is not None:
             console.print(
                 f"{panel.title}: overlap with the seen partner {match.partner:.2f}, with the other seen tasks "
-                f"{match.others:.2f} (p={match.p:.3f}); the partner is nearest for {match.nearest}",
+                f"{match.others:.2f} (p={match.p:.3f}); the partner is nearest for {match.nearest} of {match.count}",
                 markup=False,
                 highlight=False,
             )

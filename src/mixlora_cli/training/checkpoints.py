@@ -24,12 +24,12 @@ def drafts_of(checkpoints: Path) -> Path:
     return checkpoints / f"new{DRAFT}"
 
 
-def publish(draft: Path, checkpoints: Path, keep: int) -> Path:
+def publish(draft: Path, checkpoints: Path, keep: int | None) -> Path:
     """Put a finished checkpoint among the others; only then delete older ones, and torn ones.
 
     Args:
         draft: the checkpoint in `drafts_of(checkpoints)`, on the disk.
-        keep: checkpoints that may stay.
+        keep: checkpoints that may stay; None = all.
     """
     seal(draft)
     checkpoint = checkpoints / draft.name

@@ -103,7 +103,7 @@ class AdapterTrainer(Trainer):
         Raises:
             UserError: it is NaN or infinite; names the step and the records.
         """
-        norm = super()._get_grad_norm(model, grad_norm)
+        norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
         self._finite.check_gradient(norm, self.state.global_step + 1)
         return norm
 
@@ -144,7 +144,7 @@ class AdapterTrainer(Trainer):
                 sync_files(draft)
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
-                publish(draft, checkpoints, self.args.save_total_limit)
+                publish(draft, checkpoints, keep=self.args.save_total_limit)
             self.accelerator.wait_for_everyone()
         except BaseException:
             shutil.rmtree(drafts, ignore_errors=True)  # its room may be needed

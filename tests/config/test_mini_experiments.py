@@ -1,0 +1,107 @@
+"""The mini twins of the paper's rows: the same rows, one recipe, sizes that match where they are said to."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from mixlora_cli.config.load import load
+from mixlora_cli.config.resolvers import register_resolvers
+from mixlora_cli.config.schema import EvalConfig, TrainConfig
+from mixlora_cli.models.skeleton import attach_to_skeleton, build_skeleton
+from mixlora_cli.paths import conf_dir
+from mixlora_cli.planning.counts import count_parameters, num_trained
+
+EXPERIMENTS = conf_dir() / "experiment"
+MINI = EXPERIMENTS / "mini"
+BEYOND = {"straight_through", "pool_prompt", "cfs_released", "lora_equal"}
+SPECIALISTS = {"specialist_lora_r4", "specialist_lora_r16"}
+# What may differ between trainings that are compared; all else is the recipe's.
+OWN = {"llava_ft": {"learning_rate"}, **{name: {"steps"} for name in SPECIALISTS}}
+TRAINED = sorted(path.stem for path in MINI.glob("*.yaml") if path.stem != "llava_align")
+
+
+@cache
+def trained(name: str) -> TrainConfig:
+    task = ["data.tasks=[count_digit]"] if name in SPECIALISTS else []
+    config = composed(TrainConfig, "train", f"experiment=mini/{name}", *task)
+    assert isinstance(config, TrainConfig)
+    return config
+
+
+def composed(config_class: type, root: str, *overrides: str) -> Any:
+    register_resolvers()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return load(config_class, compose(root, list(overrides)))
+
+
+def test_the_rows_are_the_papers_and_those_beyond_it() -> None:
+    files = {path.stem for path in MINI.glob("*.yaml")}
+    assert files == {path.stem for path in (EXPERIMENTS / "paper").glob("*.yaml")} | BEYOND
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_lora_and_mixlora_share_one_recipe(name: str) -> None:
+    ours, recipe = vars(trained(name).train), vars(trained("lora_r4").train)
+    assert {key for key in recipe if ours[key] != recipe[key]} <= OWN.get(name, set())
+    assert (trained(name).model.name, trained(name).data.name) == ("mini", "mini")
+
+
+@pytest.mark.parametrize("name", [name for name in TRAINED if name not in BEYOND | SPECIALISTS])
+def test_each_row_is_the_papers_but_for_model_data_and_recipe(name: str) -> None:
+    paper = composed(TrainConfig, "train", f"experiment=paper/{name}")
+    mini = trained(name)
+    assert (mini.adapter.name, mini.adapter.cfs, mini.adapter.router_grad, mini.routing.name, mini.routing.pool) == (
+        *(paper.adapter.name, paper.adapter.cfs, paper.adapter.router_grad, paper.routing.name, paper.routing.pool),
+    )
+    if mini.adapter.name != "full":
+        assert (mini.rank, mini.factors) == (paper.rank, paper.factors)
+
+
+def test_beyond_the_paper_each_changes_one_choice() -> None:
+    plain = trained("mixlora_e16_r4")
+    changed = {name: trained(name) for name in BEYOND - {"lora_equal"}}
+    for name, group, key, value in (
+        ("straight_through", "adapter", "router_grad", "straight_through"),
+        ("cfs_released", "adapter", "cfs", "released"),
+        ("pool_prompt", "routing", "pool", "prompt"),
+    ):
+        for part in ("adapter", "routing", "train", "data", "model"):
+            ours, theirs = vars(getattr(changed[name], part)), vars(getattr(plain, part))
+            assert {k for k in ours if ours[k] != theirs[k]} == ({key} if part == group else set())
+        assert getattr(getattr(changed[name], group), key) == value
+
+
+def test_every_row_has_its_own_folder() -> None:
+    folders = {name: trained(name).output_dir for name in TRAINED if name != "routing_instance"}
+    assert len(set(folders.values())) == len(folders)
+
+
+def test_base_and_evaluation() -> None:
+    base = composed(EvalConfig, "eval", "experiment=mini/llava_align")
+    run = composed(EvalConfig, "eval", "experiment=mini/shared/evaluation", "run=.")
+    assert (base.model.name, base.data.name, base.adapter.name) == ("mini", "mini", "none")
+    assert base.eval == run.eval and base.data == run.data
+
+
+def num_parameters(name: str) -> tuple[int, int]:
+    """(trained, all) parameters that an experiment adds."""
+    config = trained(name)
+    adapted = attach_to_skeleton(
+        build_skeleton(config.model), config.adapter, config.routing, config.rank, config.factors
+    )
+    counts = count_parameters(adapted)
+    return num_trained(counts), sum(c.trained + c.frozen for c in counts if c.kind in ("factors", "routers"))
+
+
+def test_lora_of_equal_size() -> None:
+    """Routers keep their initial values: LoRA r=16 trains as much as E=16, r=4. Routers counted, r=63 comes nearest."""
+    assert num_parameters("mixlora_e16_r4") == (4_884_480, 19_261_440)
+    assert num_parameters("lora_r16") == (4_884_480, 4_884_480)
+    assert num_parameters("straight_through")[0] == 19_261_440
+    equal = num_parameters("lora_equal")[0]
+    one_rank = equal // trained("lora_equal").rank
+    assert equal == 19_232_640 and abs(equal - 19_261_440) < one_rank / 2
