@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,10 @@ from safetensors import SafetensorError
 from mixlora_cli.errors import UserError
 from mixlora_cli.training.checkpoints import SEAL, drafts_of, flaw, newest_complete, publish, seal
 from mixlora_cli.training.durable import draft_of, put_in_place, remove_leftovers, write_errors, write_whole
+from mixlora_cli.training.run import train
+from mixlora_cli.training.run_folder import RunFolder
+
+from .conftest import MakeConfig
 
 
 def fill(folder: Path, text: str = "12345") -> Path:
@@ -112,3 +117,31 @@ def test_a_full_disk_is_said_in_a_line(tmp_path: Path, error: Exception, reason:
 def test_other_errors_stay_what_they_are(tmp_path: Path, error: Exception) -> None:
     with pytest.raises(type(error)), write_errors(tmp_path, lambda: "go on"):
         raise error
+
+
+def test_a_torn_checkpoint_is_passed_over_with_a_word(
+    make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config("run", "lora", steps=2, save_every=1)
+    run = RunFolder(train(config))
+    expected = (run.adapter / "adapter_model.safetensors").read_bytes()
+    run.result.write_text('{"steps": ')  # torn, too
+    assert not run.finished
+    torn = run.checkpoints / "checkpoint-2" / "optimizer.pt"
+    size = torn.stat().st_size
+    torn.write_bytes(torn.read_bytes()[:10])
+    capsys.readouterr()
+
+    train(replace(config, resume="auto"))
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == (
+        f"checkpoint-2 is not complete, so it is passed over: optimizer.pt has 10 of {size} bytes"
+    )
+    assert said[1] == f"resuming from {run.checkpoints / 'checkpoint-1'}"
+    assert (run.adapter / "adapter_model.safetensors").read_bytes() == expected
+    assert run.finished
+    assert torn.stat().st_size == size
+    with pytest.raises(
+        UserError, match=r"resume=.*: no complete checkpoint there: it has no readable complete"
+    ):
+        train(replace(config, overwrite=True, output_dir=config.output_dir + "2", resume=str(run.root)))

@@ -138,7 +138,8 @@ def _check_sweep(command: Command, arguments: Sequence[str], parsed: Namespace) 
 
     with tempfile.TemporaryDirectory() as scratch:
         quietly = [f"hydra.sweep.dir='{scratch}'", "hydra/launcher=basic", "hydra.hydra_logging.root=null"]
-        kept = [text for text in _ordered(arguments, parsed) if not text.startswith("hydra/launcher=")]
+        launchers = ("hydra/launcher=", "hydra.launcher.")
+        kept = [text for text in _ordered(arguments, parsed) if not text.lstrip("+").startswith(launchers)]
         _call_hydra(command, check, [*kept, *quietly], parsed)
     if mistakes:
         raise mistakes[0]

@@ -150,7 +150,9 @@ def _header(
 def _about(config: EvalConfig, subject: Subject, base: Base, work: Sequence[Work]) -> Mapping[str, Any]:
     chosen = [part.chosen for part in work]
     answered = Counter(part.key(item)[:2] for part in work for item in part.items)
-    available = {(part.split, name): count for part in chosen for name, count in part.counts.items()}
+    available: dict[tuple[str, str], int] = {
+        (part.split, name): count for part in chosen for name, count in part.counts.items()
+    }
     return {
         "label": subject.label,
         "model": base.name,

@@ -63,8 +63,7 @@ def joined() -> Iterator[Team]:
     own = not distributed.is_initialized()
     if own:
         distributed.init_process_group("gloo", timeout=PATIENCE)
-    try:
-        yield Team(distributed.get_rank(), distributed.get_world_size())
-    finally:
-        if own:
-            distributed.destroy_process_group()
+    yield Team(distributed.get_rank(), distributed.get_world_size())
+    # Not after an error: the others would notice the lost connection before whoever started us hears of its cause.
+    if own:
+        distributed.destroy_process_group()
