@@ -3,6 +3,8 @@
 #   PYTHON       the Python (3.10 or newer) that makes the virtual environment
 #   TORCH        version of torch where there is no NVIDIA GPU
 #   TORCH_INDEX  index of CPU-only builds of torch; asked only where pip's own indexes have none
+#   SCALE        what reproduce-... runs: mini (the small model) or paper (LLaVA-7B, on GPUs)
+#   SEEDS        its seeds, as in SEEDS="0 1 2"; ARGS further keys of `mixlora reproduce`, as in ARGS=dry_run=true
 #   MIXLORA_CACHE  where pictures, the assembled small model and picture features are kept (otherwise in ~/.cache)
 
 export PYTHON ?= python3
@@ -13,13 +15,14 @@ export TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+REPRODUCTIONS := $(addprefix reproduce-,table1 table2 table3 figure4 figures beyond)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types check clean
+.PHONY: help setup demo test lint format types check clean $(REPRODUCTIONS)
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of (each sets up what it needs first):"
-	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/^([a-z0-9-]+):.*## /  \1\t/' | expand -t 22
 
 setup: $(READY) ## make .venv with everything in it (about 3 minutes, 2 GB)
 
@@ -30,6 +33,20 @@ $(READY): pyproject.toml constraints.txt scripts/setup.sh
 
 demo: $(READY) ## train LoRA and MixLoRA on the small model, print the table (about 6 minutes on two cores)
 	@$(BIN)/python -m mixlora_cli.demo
+
+reproduce-table1: ## Table 1: train and evaluate every row, print the table; SCALE=mini|paper SEEDS="0 1 2"
+reproduce-table2: ## Table 2: random, instance and task routing
+reproduce-table3: ## Table 3: held-out instances of six seen tasks, specialists among the rows
+reproduce-figure4: ## Figure 4: with and without conditional factor selection
+reproduce-figures: ## Figures 2, 5, 6 and 7: interference and selection maps
+reproduce-beyond: ## beyond the paper: trained routers, prompt pooling, released CFS, LoRA of equal size
+
+# The same command goes on where it was: finished cells stay, interrupted trainings resume, failed ones are tried again.
+COMMA := ,
+SPACE := $(subst ,, )
+$(REPRODUCTIONS): reproduce-%: $(READY)
+	@$(BIN)/python -m mixlora_cli.cli reproduce $* scale=$(or $(SCALE),mini) \
+	  $(if $(SEEDS),"seeds=[$(subst $(SPACE),$(COMMA),$(strip $(SEEDS)))]") $(ARGS)
 
 test: $(READY) ## run the tests (under 10 minutes on two cores)
 	@echo "==> Running the tests"

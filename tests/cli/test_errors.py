@@ -13,7 +13,7 @@ from mixlora_cli.paths import conf_dir
 
 TOP = (
     "allowed here: model, adapter, routing, data, train, rank, factors, output_dir, seed, resume, overwrite, wandb, "
-    "deepspeed"
+    "deepspeed, launch"
 )
 LINES = {
     "train factors=4 rank=8": (
@@ -61,7 +61,7 @@ LINES = {
     "train adapter/foo=bar": "adapter/foo=bar: no such group; --help lists the groups and their options",
     "train hydra/launcher=nope": (
         "hydra/launcher=nope: no such option; "
-        "allowed: basic (others come with plugins, e.g. hydra-joblib-launcher)"
+        "allowed: basic, slurm (others come with plugins, e.g. hydra-joblib-launcher)"
     ),
     "train output_dir=${nope}": "output_dir: Interpolation key 'nope' not found",
     "train --cfg job --resolve output_dir=${nope}": "Interpolation key 'nope' not found",
@@ -87,7 +87,10 @@ LINES = {
     ),
     "eval run=nope": "run=nope: must be an existing folder; looked in {here}",
     "align rank=0": "rank=0: must be > 0",
-    "interference": "mixlora interference: not built yet; this version has train, eval and align",
+    "interference": (
+        "run=null: give run=<folder of a finished `mixlora train adapter=lora` or adapter=mixlora>; "
+        "the untuned base has no adapter whose gradients could be compared"
+    ),
     "tsne": "run=null: give run=<folder of a finished `mixlora train adapter=mixlora`>",
 }  # fmt: skip
 

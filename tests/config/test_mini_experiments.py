@@ -54,8 +54,20 @@ def test_lora_and_mixlora_share_one_recipe(name: str) -> None:
 def test_each_row_is_the_papers_but_for_model_data_and_recipe(name: str) -> None:
     paper = composed(TrainConfig, "train", f"experiment=paper/{name}")
     mini = trained(name)
-    assert (mini.adapter.name, mini.adapter.cfs, mini.adapter.router_grad, mini.routing.name, mini.routing.pool) == (
-        *(paper.adapter.name, paper.adapter.cfs, paper.adapter.router_grad, paper.routing.name, paper.routing.pool),
+    assert (
+        mini.adapter.name,
+        mini.adapter.cfs,
+        mini.adapter.router_grad,
+        mini.routing.name,
+        mini.routing.pool,
+    ) == (
+        *(
+            paper.adapter.name,
+            paper.adapter.cfs,
+            paper.adapter.router_grad,
+            paper.routing.name,
+            paper.routing.pool,
+        ),
     )
     if mini.adapter.name != "full":
         assert (mini.rank, mini.factors) == (paper.rank, paper.factors)

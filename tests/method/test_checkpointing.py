@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import batch
+from method_models import batch
 from torch import Tensor
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import IMAGE, PAD, batch
+from method_models import IMAGE, PAD, batch
 from torch import Tensor
 
 NEW = 6

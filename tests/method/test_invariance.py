@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import batch, prompt
+from method_models import batch, prompt
 from torch import Tensor
 
 from mixlora_cli.method.reading import read_inputs

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import adapt, batch, build_llava, strengthen
+from method_models import adapt, batch, build_llava, strengthen
 from peft import AutoPeftModel, PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor, nn

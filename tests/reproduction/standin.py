@@ -1,6 +1,7 @@
 """A stand-in for `mixlora`, as a real process: `standin.py PART FOLDER BEHAVIOUR CONFIG`.
 
-It counts its calls in FOLDER/calls, and leaves what the real command would: config.yaml and result.json, or results.json.
+It notes its calls in FOLDER/calls, and leaves what the real command would: config.yaml and result.json, or
+results.json.
 """
 
 import json

@@ -71,7 +71,9 @@ def test_estimates() -> None:
 
 def folder_of(**more: Any) -> Path:
     """Of a row; of the smallest table, because Hydra takes its time for every cell."""
-    return next(cell for cell in grid("table2", seeds=[0], **more) if cell.experiment == "routing_random").folder
+    return next(
+        cell for cell in grid("table2", seeds=[0], **more) if cell.experiment == "routing_random"
+    ).folder
 
 
 def test_what_changes_the_result_makes_another_cell_and_nothing_else_does() -> None:
@@ -131,7 +133,11 @@ def test_tables_share_their_cells() -> None:
 
 def test_figures_need_three_trainings_and_draw_from_them() -> None:
     lora, mixlora, large = grid("figures")
-    assert [cell.experiment for cell in (lora, mixlora, large)] == ["lora_r16", "mixlora_e16_r4", "mixlora_e32_r8"]
+    assert [cell.experiment for cell in (lora, mixlora, large)] == [
+        "lora_r16",
+        "mixlora_e16_r4",
+        "mixlora_e32_r8",
+    ]
     assert [part.name for part in large.parts] == ["train", "tsne", "tsne-pairs"]
     assert f"compare={lora.folder}/interference" in mixlora.parts[1].arguments
     assert lora.parts[1].arguments[:2] == ("interference", f"run={lora.folder}")

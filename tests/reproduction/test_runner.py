@@ -76,7 +76,9 @@ def test_a_failure_is_noted_and_the_others_go_on(tmp_path: Path) -> None:
     assert (failure.cell, failure.part.name) == (broken, "train")
     assert failure.reason == "exit code 2: error: no luck today"
     assert failure.log.read_text().splitlines()[1:] == ["this is train", "error: no luck today"]
-    assert any("broken seed 0: failed, train, exit code 2" in line and str(failure.log) in line for line in lines)
+    assert any(
+        "broken seed 0: failed, train, exit code 2" in line and str(failure.log) in line for line in lines
+    )
     assert calls(broken) == ["train"]  # nothing to evaluate
 
     (broken.folder / "mended").touch()
@@ -182,12 +184,13 @@ def test_live_table_in_a_terminal(tmp_path: Path) -> None:
             board.start(part)
             board.finish(part, succeeded=True)
         board.change(each, "done", "in 0:10:00")
-    board.change(cells[10], "failed", "train, exit code 2")
+    board.change(cells[10], "failed", "train, exit code 2: " + "why " * 60)
     board.change(cells[11], "running", "train")
     board.look(cells[11], "train, step 3/3, loss 1.500")
     with console.capture() as capture:
         console.print(board.render())
     shown = capture.get()
-    assert "row11 seed 0" in shown and "step 3/3, loss 1.500" in shown and "exit code 2" in shown
+    assert "row10 seed 0" in shown and "failed" in shown and "row11 seed 0" in shown and "running" in shown
+    assert "step 3/3, loss 1.500" in shown and "exit code 2" in shown
     assert "row29" not in shown and "18 waiting" in shown and "more not shown" in shown
     assert len(shown.splitlines()) <= 20

@@ -11,7 +11,15 @@ import pytest
 from mixlora_cli.evaluation.predictions import Header, Prediction, open_predictions
 from mixlora_cli.evaluation.scoring import score
 
-NAMES = ("mini_textvqa", "mini_vsr", "mini_snli_ve", "mini_cifar10", "mini_cifar100", "mini_mnist", "mini_pope")
+NAMES = (
+    "mini_textvqa",
+    "mini_vsr",
+    "mini_snli_ve",
+    "mini_cifar10",
+    "mini_cifar100",
+    "mini_mnist",
+    "mini_pope",
+)
 NUM_INSTANCES = 20
 MakeCell = Callable[..., Path]
 
@@ -40,7 +48,7 @@ def _mme(right: int) -> list[Prediction]:
 
 @pytest.fixture
 def make_cell(tmp_path: Path) -> MakeCell:
-    """`make_cell("lora_r4", right=8, seed=1)`: that many answers of every benchmark right, or of every task in `seen`."""
+    """`make_cell("lora_r4", right=8, seed=1)`: so many answers of each benchmark right, or of each task in `seen`."""
 
     def make(
         experiment: str,

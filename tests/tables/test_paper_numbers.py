@@ -1,4 +1,4 @@
-"""The published numbers are those of the paper's text, row by row; skipped where the text is not beside the checkout."""
+"""The published numbers are those of the paper's text, row by row; skipped where that is not beside the checkout."""
 
 from __future__ import annotations
 

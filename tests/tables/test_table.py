@@ -44,7 +44,7 @@ def test_values_and_missing_rows(make_cell: Any, tmp_path: Path) -> None:
     assert built.row("mixlora_e16_r4").values == {}
     assert "Trainings: 300 steps of 8 instances, learning rate 0.001." in built.notes
     (missing,) = [note for note in built.notes if note.startswith("Missing")]
-    assert "LLaVA_FT" in missing and "MixLoRA 16 4" in missing and "LoRA 4," not in missing
+    assert "LLaVA_FT" in missing and "MixLoRA E=16 r=4" in missing and " LoRA r=4," not in missing
 
 
 def test_several_seeds_give_mean_and_t_interval(make_cell: Any, tmp_path: Path) -> None:
@@ -95,8 +95,8 @@ def test_rows_that_were_trained_differently_say_so(make_cell: Any, tmp_path: Pat
     make_cell("lora_r4", right=4, steps=300)
     make_cell("lora_r8", right=4, steps=150)
     notes = build_table(config(tmp_path)).notes
-    assert "Trainings of LoRA 4: 300 steps of 8 instances, learning rate 0.001." in notes
-    assert "Trainings of LoRA 8: 150 steps of 8 instances, learning rate 0.001." in notes
+    assert "Trainings of LoRA r=4: 300 steps of 8 instances, learning rate 0.001." in notes
+    assert "Trainings of LoRA r=8: 150 steps of 8 instances, learning rate 0.001." in notes
 
 
 def test_table_3_puts_specialists_together(make_cell: Any, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_table_3_without_one_specialist_has_no_average(make_cell: Any, tmp_path:
         make_cell("specialist_lora_r4", right=10, task=task, seen=(task,))
     built = build_table(config(tmp_path, "table3"))
     assert "AVG" not in built.row("specialist_lora_r4").values
-    assert "LoRA_Specialist 4 lacks odd_one_out, AVG." in built.notes
+    assert "LoRA specialists r=4 lacks odd_one_out, AVG." in built.notes
 
 
 def test_files(make_cell: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,7 +136,9 @@ def test_files(make_cell: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str
     markdown = written[0].read_text()
     rows = [line for line in markdown.splitlines() if line.startswith("| ")]
     assert rows[0].startswith("| Model | Factors | Rank | MME | Text-VQA | VSR |")
-    assert [row.split(" | ")[:3] for row in rows[2:15]] == [[f"| {row.labels[0]}", *row.labels[1:]] for row in TABLE_1.rows]
+    assert [row.split(" | ")[:3] for row in rows[2:15]] == [
+        [f"| {row.labels[0]}", *row.labels[1:]] for row in TABLE_1.rows
+    ]
     assert "| LoRA | - | 4 | 40 [" in markdown and "| 20.0 [8.1, 41.6] |" in markdown
     assert "| LoRA | - | 2 | - | - |" in markdown
     latex = written[1].read_text()
@@ -148,7 +150,11 @@ def test_files(make_cell: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str
     (one,) = [row for row in values if (row["experiment"], row["column"]) == ("lora_r4", "MNIST")]
     assert (one["value"], one["seeds"], one["paper"], one["rank"]) == ("20.0", "0", "80.89", "4")
     (difference,) = [row for row in read_csv(written[3]) if row["column"] == "MNIST"]
-    assert (difference["left"], difference["right"], difference["p"]) == ("mixlora_e16_r4", "lora_r4", str(2 / 256))
+    assert (difference["left"], difference["right"], difference["p"]) == (
+        "mixlora_e16_r4",
+        "lora_r4",
+        str(2 / 256),
+    )
 
 
 def test_the_papers_numbers_stand_beside_ours_at_its_scale(make_cell: Any, tmp_path: Path) -> None:
@@ -177,5 +183,7 @@ def test_every_layout_prints_from_nothing_but_one_cell(make_cell: Any, tmp_path:
 
 
 def test_a_folder_without_cells_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no cells there; expected the folder that `mixlora reproduce` wrote to"):
+    with pytest.raises(
+        UserError, match=r"no cells there; expected the folder that `mixlora reproduce` wrote to"
+    ):
         build_table(config(tmp_path))

@@ -1,7 +1,7 @@
 """Two real processes (gloo) train as one process with twice the batch does, without and with each stage of ZeRO.
 
-In fp32 the loss is the same to 2e-5 and the weights to 2e-4: sums over a batch are taken in another order, and Adam
-divides by the size of a gradient however small it is.
+In fp32 the loss is the same to 5e-6 and the weights to 1e-5, seen are 1e-6 and 7e-7: sums over a batch are taken in
+another order. A run that is resumed by as many processes is the same bit for bit.
 """
 
 from dataclasses import dataclass, replace
@@ -35,7 +35,7 @@ from .conftest import write_data
 
 pytestmark = pytest.mark.slow
 
-LOSS, WEIGHT = 2e-5, 2e-4
+LOSS, WEIGHT = 5e-6, 1e-5
 BATCH = 3
 STEPS = 4
 
@@ -132,7 +132,7 @@ def test_losses_are_those_of_one_process_with_twice_the_batch(runs: Runs, case: 
     losses = runs.losses(case.name)
     assert losses == pytest.approx(runs.losses(case.alone), abs=LOSS)
     assert len(losses) == STEPS
-    assert abs(losses[-1] - losses[0]) > 100 * LOSS  # the curve moves: equal curves say something
+    assert abs(losses[-1] - losses[0]) > 1000 * LOSS  # the curve moves: equal curves say something
 
 
 @each_case
@@ -148,7 +148,7 @@ def test_saved_weights_are_whole_and_those_of_one_process(runs: Runs, case: Case
         )
     # B starts at zero, so it shows that trained weights were saved and not the first ones.
     trained = [tensor for name, tensor in weights.items() if "lora_B" in name or "factors_b" in name]
-    assert trained and all(tensor.abs().max() > 10 * WEIGHT for tensor in trained)
+    assert trained and all(tensor.abs().max() > 100 * WEIGHT for tensor in trained)
 
 
 @each_case
@@ -162,9 +162,11 @@ def test_saved_adapter_is_found_again(runs: Runs, case: Case) -> None:
 @each_case
 def test_resumed_run_goes_on_with_the_curve(runs: Runs, case: Case) -> None:
     resumed = f"{case.name}-resumed"
-    assert runs.losses(resumed) == pytest.approx(runs.losses(case.name)[2:], abs=LOSS)
-    for name, expected in runs.weights(case.name).items():
-        torch.testing.assert_close(runs.weights(resumed)[name], expected, atol=WEIGHT, rtol=0)
+    assert runs.losses(resumed) == runs.losses(case.name)[2:]
+    again = runs.weights(resumed)
+    assert [
+        name for name, tensor in runs.weights(case.name).items() if not torch.equal(again[name], tensor)
+    ] == []
 
 
 @each_case

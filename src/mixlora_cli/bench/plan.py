@@ -9,8 +9,8 @@ from mixlora_cli.bench.measurement import Value, case_key
 from mixlora_cli.config.bench import BenchConfig, BenchSettings, Part, Precision, parse_shape
 
 PRODUCTS = {"fp32": 2**33, "bf16": 2**29}
-"""Multiplications of one pass over a frozen layer that its tokens are chosen to stay below: a good second on two cores, of
-which many have no bf16 in hardware."""
+"""Multiplications of one pass over a frozen layer that its tokens are chosen to stay below: a good second on two cores,
+of which many have no bf16 in hardware."""
 FEWEST_TOKENS, MOST_TOKENS = 16, 256
 
 

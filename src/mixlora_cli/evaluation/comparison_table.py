@@ -94,7 +94,7 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
 
 
 def as_json(comparisons: Sequence[Comparison]) -> dict[str, Any]:
-    """{"format", "comparisons": [{"first", "second", "lines"}]}; lines hold `Line`'s fields, intervals as [low, high]."""
+    """{"format", "comparisons": [{"first", "second", "lines"}]}: `Line`'s fields, intervals as [low, high]."""
     return {
         "format": FORMAT,
         "comparisons": [

@@ -117,7 +117,7 @@ def _reads(network: Network, name: str) -> bool:
 
 
 def _inputs(network: Network, numerics: Numerics) -> float:
-    """Inputs that weight gradients need: of A, through LoRA's dropout a copy for each layer; of trained linear layers."""
+    """Inputs that weight gradients need: of A, through LoRA's dropout a copy for each; of trained linear layers."""
     kept = [linear for linear in network.linears if network.trains_base or linear.adapted]
     own_copy = (network.update is not None and _copies(network.update)) or (
         # Autocast casts the fp32 stream down once for each layer that reads it.

@@ -26,6 +26,7 @@ _STYLES: dict[State, str] = {
     "stopped": "yellow",
     "elsewhere": "yellow",
 }
+_BESIDE = len("elsewhere") + 8  # characters of a line that are neither title nor detail
 _AROUND = 8  # lines of a terminal that are not the grid's rows
 
 
@@ -111,12 +112,17 @@ class Board:
     def render(self) -> RenderableType:
         """The live table: as many rows as the terminal has, those around the running one first."""
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
-        for heading in ("cell", "", ""):
-            table.add_column(heading, no_wrap=True, overflow="ellipsis")
         shown = self._window()
+        room = self._console.width - max(len(line.cell.title) for line in shown) - _BESIDE
+        for heading in ("cell", "", ""):
+            table.add_column(heading, no_wrap=True)
         for line in shown:
             style = _STYLES.get(line.state, "dim")
-            table.add_row(Text(line.cell.title, style), Text(line.state, style), Text(line.detail))
+            detail = Text(line.detail)
+            detail.truncate(
+                max(room, 10), overflow="ellipsis"
+            )  # rich would shorten the other columns as well
+            table.add_row(Text(line.cell.title, style), Text(line.state, style), detail)
         counts = Counter(line.state for line in self.lines)
         summary = ", ".join(f"{count} {state}" for state, count in counts.items())
         hidden = len(self.lines) - len(shown)

@@ -11,7 +11,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from mixlora_cli.training.run_folder import RunFolder, essentials
+from mixlora_cli.training.changes import essentials
+from mixlora_cli.training.run_folder import RunFolder
 
 RECORD = "cell.json"
 EVALUATION = "eval"

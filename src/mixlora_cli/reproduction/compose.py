@@ -27,7 +27,8 @@ def composed(root: str, config_class: type[T], overrides: Sequence[str]) -> T:
     Raises:
         UserError: the overrides do not compose, or the command would refuse them.
     """
-    return cast(T, _composed(root, config_class, tuple(overrides)))
+    found = _composed(root, config_class, tuple(overrides))  # type: ignore[arg-type]  # a class is hashable
+    return cast(T, found)
 
 
 @cache

@@ -11,9 +11,9 @@ from mixlora_cli.tables.layout import Row
 LORA = "lora_r16"
 _MIXLORA, _LARGE = "mixlora_e16_r4", "mixlora_e32_r8"
 FIGURE_ROWS = (
-    Row(LORA, ("LoRA", "-", "16")),
-    Row(_MIXLORA, ("MixLoRA", "16", "4")),
-    Row(_LARGE, ("MixLoRA", "32", "8")),
+    Row(LORA, ("LoRA", "-", "16"), "LoRA r=16"),
+    Row(_MIXLORA, ("MixLoRA", "16", "4"), "MixLoRA E=16 r=4"),
+    Row(_LARGE, ("MixLoRA", "32", "8"), "MixLoRA E=32 r=8"),
 )
 PAIRS = {
     "mini": (

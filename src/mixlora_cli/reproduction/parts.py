@@ -14,7 +14,7 @@ from mixlora_cli.config.schema import EvalConfig, TrainConfig
 from mixlora_cli.reproduction.cell import EVALUATION, SEEN_EVALUATION, Part, plain
 from mixlora_cli.reproduction.compose import composed, data_version
 from mixlora_cli.reproduction.estimate import answer_seconds, train_seconds
-from mixlora_cli.training.run_folder import essentials
+from mixlora_cli.training.changes import essentials
 
 BASE = "llava_align"
 """The experiment without a training."""

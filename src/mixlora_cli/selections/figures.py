@@ -14,6 +14,7 @@ from mixlora_cli.selections.atlas import Atlas, Panel
 from mixlora_cli.selections.palette import in_legend_order
 from mixlora_cli.selections.separation import Measured
 
+_Inches = tuple[float, float]
 _SHAPES = {"circle": "o", "triangle": "^", "square": "s", "diamond": "D"}
 _LEGEND_COLUMNS = 5
 _WRITTEN_OUT = 10
@@ -35,16 +36,17 @@ def draw_all(atlas: Atlas, pairs: Sequence[Sequence[str]] | None, folder: Path, 
 
 @contextmanager
 def _figure(
-    atlas: Atlas, size: tuple[float, float], folder: Path, name: str, made: list[Path]
+    atlas: Atlas, panel: _Inches, around: _Inches, folder: Path, name: str, made: list[Path]
 ) -> Iterator[Any]:
-    """A grid with a row for each side and a column for each layer; written when the block ends."""
+    """A grid with a row for each side and a column for each layer, and space for names and titles around it;
+    written when the block ends.
+    """
     from matplotlib import pyplot
 
-    rows = len({panel.side for panel in atlas.panels})
+    rows = len({one.side for one in atlas.panels})
     columns = len(atlas.panels) // rows
-    figure, axes = pyplot.subplots(
-        rows, columns, figsize=(size[0] * columns, size[1] * rows), squeeze=False, layout="constrained"
-    )
+    size = (around[0] + panel[0] * columns, around[1] + panel[1] * rows)
+    figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     yield figure, axes
     folder.mkdir(parents=True, exist_ok=True)
     made += [folder / f"{name}.png", folder / f"{name}.svg"]
@@ -57,7 +59,7 @@ def _draw_map(atlas: Atlas, pairs: Sequence[Sequence[str]] | None, folder: Path,
     from matplotlib.lines import Line2D
 
     made: list[Path] = []
-    with _figure(atlas, (3.5, 3.9), folder, "map", made) as (figure, axes):
+    with _figure(atlas, (3.5, 3.75), (0, 0.9), folder, "map", made) as (figure, axes):
         for panel, place in zip(atlas.panels, axes.flat, strict=True):
             _scatter(atlas, panel, place)
         names = in_legend_order([one.task for one in atlas.tasks], pairs)
@@ -121,8 +123,8 @@ def _scatter(atlas: Atlas, panel: Panel, axes: Any) -> None:
 def _draw_use(atlas: Atlas, folder: Path, heading: str) -> list[Path]:
     made: list[Path] = []
     num_factors = atlas.panels[0].use.shape[1]
-    size = (1.2 + 0.17 * num_factors, 0.8 + 0.26 * len(atlas.tasks))
-    with _figure(atlas, size, folder, "use", made) as (figure, axes):
+    size = (0.5 + 0.17 * num_factors, 0.5 + 0.26 * len(atlas.tasks))
+    with _figure(atlas, size, (_room(atlas) + 1, 0.8), folder, "use", made) as (figure, axes):
         image = None
         for panel, place in zip(atlas.panels, axes.flat, strict=True):
             image = place.imshow(panel.use, vmin=0, vmax=1, cmap="Blues", aspect="auto")
@@ -140,8 +142,9 @@ def _draw_use(atlas: Atlas, folder: Path, heading: str) -> list[Path]:
 def _draw_overlap(atlas: Atlas, folder: Path, heading: str) -> list[Path]:
     made: list[Path] = []
     names = [one.task for one in atlas.tasks]
-    side = max(2.2, 0.42 * len(names))
-    with _figure(atlas, (side + 0.6, side + 0.4), folder, "overlap", made) as (figure, axes):
+    side = max(1.8, 0.4 * len(names))
+    around = (_room(atlas) + 1, _room(atlas) + 0.6)
+    with _figure(atlas, (side + 0.2, side + 0.3), around, folder, "overlap", made) as (figure, axes):
         image = None
         for panel, place in zip(atlas.panels, axes.flat, strict=True):
             image = place.imshow(panel.overlap, vmin=0, vmax=1, cmap="viridis")
@@ -158,6 +161,11 @@ def _draw_overlap(atlas: Atlas, folder: Path, heading: str) -> list[Path]:
         figure.colorbar(image, ax=axes, label="overlap (1 = the same use)", shrink=0.9, aspect=30)
         figure.suptitle(f"{heading}\noverlap of the factors that two tasks use", fontsize=10)
     return made
+
+
+def _room(atlas: Atlas) -> float:
+    """Inches that the longest task name takes."""
+    return 0.075 * max(len(one.task) for one in atlas.tasks)
 
 
 def _name_rows(atlas: Atlas, axes: Any) -> None:

@@ -21,7 +21,7 @@ def draw(table: TableValues, folder: Path) -> list[Path]:
     figure = Figure(figsize=(8, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    lows, highs = [], []
+    highs = []
     for side, (cfs, colour) in enumerate((("with", WITH), ("without", WITHOUT))):
         values = [_value(table, size, cfs) for size in sizes]
         places = [place + (side - 0.5) * _WIDTH for place in range(len(sizes))]
@@ -39,21 +39,21 @@ def draw(table: TableValues, folder: Path) -> list[Path]:
             capsize=3,
             error_kw={"linewidth": 1},
         )
-        lows += [value.low for _, value in known]
         highs += [value.high for _, value in known]
         for place, value in zip(places, values, strict=True):
             if value is None:
                 axes.annotate(
                     "-", (place, 0), (0, 4), xycoords=("data", "axes fraction"), textcoords="offset points"
                 )
-    if lows:
-        margin = max(1.0, 0.15 * (max(highs) - min(lows)))
-        axes.set_ylim(max(0.0, min(lows) - margin), min(100.0, max(highs) + margin))
+    axes.set_ylim(
+        0, 100 if not highs else min(100.0, 1.08 * max(highs))
+    )  # from zero: bars are read by their length
+    axes.set_xlim(-0.6, len(sizes) - 0.4)
     axes.set_xticks(range(len(sizes)), [f"E={factors}, r={rank}" for factors, rank in sizes])
     axes.set_ylabel(f"{MEAN_TITLE}, per cent")
     axes.set_title(table.layout.title, fontsize=11, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, ncols=2, loc="upper right")
+    axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"figure4.{kind}" for kind in ("png", "svg")]
     for path in paths:

@@ -24,13 +24,10 @@ class Row:
     """Name in `conf/experiment/<scale>`."""
     labels: tuple[str, ...]
     """Its cells under the layout's `headings`."""
+    title: str
+    """The labels in one, for notes: "LoRA r=4"."""
     per_task: bool = False
     """Specialists: one training for each of the six tasks."""
-
-    @property
-    def title(self) -> str:
-        """The labels in one, for notes: "LoRA 4"."""
-        return " ".join(label for label in self.labels if label != ABSENT)
 
 
 @dataclass(frozen=True)
@@ -73,11 +70,30 @@ _MODEL = ("Model", "Factors", "Rank")
 
 
 def _lora(rank: int) -> Row:
-    return Row(f"lora_r{rank}", ("LoRA", ABSENT, str(rank)))
+    return Row(f"lora_r{rank}", ("LoRA", ABSENT, str(rank)), f"LoRA r={rank}")
+
+
+def _specialist(rank: int) -> Row:
+    labels = ("LoRA_Specialist", ABSENT, str(rank))
+    return Row(f"specialist_lora_r{rank}", labels, f"LoRA specialists r={rank}", per_task=True)
+
+
+def _routing(experiment: str, routing: str) -> Row:
+    return Row(experiment, ("MixLoRA", routing, "32", "4"), f"{routing} routing")
+
+
+def _with_cfs(factors: int, rank: int, suffix: str, cfs: str) -> Row:
+    labels = ("MixLoRA", str(factors), str(rank), cfs)
+    return Row(f"mixlora_e{factors}_r{rank}{suffix}", labels, f"E={factors} r={rank} {cfs} CFS")
+
+
+def _changed(experiment: str, model: str, what: str) -> Row:
+    return Row(experiment, (model, what), model if what == ABSENT else f"{model} {what}")
 
 
 def _mixlora(factors: int, rank: int) -> Row:
-    return Row(f"mixlora_e{factors}_r{rank}", ("MixLoRA", str(factors), str(rank)))
+    labels = ("MixLoRA", str(factors), str(rank))
+    return Row(f"mixlora_e{factors}_r{rank}", labels, f"MixLoRA E={factors} r={rank}")
 
 
 TABLE_1 = Layout(
@@ -86,8 +102,8 @@ TABLE_1 = Layout(
     _MODEL,
     _ALL,
     (
-        Row("llava_align", ("LLaVA_Align", ABSENT, ABSENT)),
-        Row("llava_ft", ("LLaVA_FT", ABSENT, ABSENT)),
+        Row("llava_align", ("LLaVA_Align", ABSENT, ABSENT), "LLaVA_Align"),
+        Row("llava_ft", ("LLaVA_FT", ABSENT, ABSENT), "LLaVA_FT"),
         *(_lora(rank) for rank in (2, 4, 8, 16, 32)),
         *(_mixlora(*size) for size in _SIZES),
     ),
@@ -107,10 +123,10 @@ TABLE_2 = Layout(
     ("Model", "Routing", "Factors", "Rank"),
     ("MME", MEAN_TITLE),
     (
-        Row("routing_random", ("MixLoRA", "Random", "32", "4")),
+        _routing("routing_random", "Random"),
         # Not `routing_instance`: that is the same training, and one cell serves both tables.
-        Row("mixlora_e32_r4", ("MixLoRA", "Instance", "32", "4")),
-        Row("routing_task", ("MixLoRA", "Task", "32", "4")),
+        _routing("mixlora_e32_r4", "Instance"),
+        _routing("routing_task", "Task"),
     ),
     (
         Pair("mixlora_e32_r4", "routing_random", "is the routing worth anything"),
@@ -125,8 +141,8 @@ TABLE_3 = Layout(
     _MODEL,
     None,
     (
-        Row("specialist_lora_r4", ("LoRA_Specialist", ABSENT, "4"), per_task=True),
-        Row("specialist_lora_r16", ("LoRA_Specialist", ABSENT, "16"), per_task=True),
+        _specialist(4),
+        _specialist(16),
         _lora(4),
         _lora(16),
         _mixlora(16, 4),
@@ -146,7 +162,7 @@ FIGURE_4 = Layout(
     (*_MODEL, "CFS"),
     (MEAN_TITLE,),
     tuple(
-        Row(f"mixlora_e{factors}_r{rank}{suffix}", ("MixLoRA", str(factors), str(rank), cfs))
+        _with_cfs(factors, rank, suffix, cfs)
         for factors, rank in _SIZES
         for suffix, cfs in (("", "with"), ("_nocfs", "without"))
     ),
@@ -162,19 +178,19 @@ BEYOND = Layout(
     ("Model", "Changed"),
     _ALL,
     (
-        Row("mixlora_e16_r4", ("MixLoRA", ABSENT)),
-        Row("straight_through", ("MixLoRA", "router_grad=straight_through")),
-        Row("pool_prompt", ("MixLoRA", "pool=prompt")),
-        Row("cfs_released", ("MixLoRA", "cfs=released")),
-        Row("lora_r16", ("LoRA r=16", "as many trained parameters")),
-        Row("lora_equal", ("LoRA r=63", "as many parameters, routers counted")),
+        _changed("mixlora_e16_r4", "MixLoRA", ABSENT),
+        _changed("straight_through", "MixLoRA", "router_grad=straight_through"),
+        _changed("pool_prompt", "MixLoRA", "pool=prompt"),
+        _changed("cfs_released", "MixLoRA", "cfs=released"),
+        _changed("lora_r16", "LoRA r=16", "as many trained parameters"),
+        _changed("lora_equal", "LoRA r=63", "as many parameters, routers counted"),
     ),
     (
         Pair("straight_through", "mixlora_e16_r4", "trained routers"),
         Pair("pool_prompt", "mixlora_e16_r4", "selection without the answer"),
         Pair("cfs_released", "mixlora_e16_r4", "CFS as in the published code"),
         Pair("mixlora_e16_r4", "lora_r16", "the same number of trained parameters"),
-        Pair("straight_through", "lora_equal", "the same number of trained parameters"),
+        Pair("straight_through", "lora_equal", "about the same number of trained parameters"),
     ),
 )
 

@@ -64,8 +64,8 @@ def _reading(table: TableValues, scale: Scale) -> str:
     several = [each for each in table.rows if len(each.seeds) > 1]
     over = " over instances"
     if several:
-        seeds = "; ".join(f"{each.row.title} {', '.join(map(str, each.seeds))}" for each in several)
-        over = f" over instances, with several seeds over seeds around their mean, marked ± ({seeds})"
+        seeds = "; ".join(f"{each.row.title}: {', '.join(map(str, each.seeds))}" for each in several)
+        over = f" over instances; ±: mean of several seeds and interval over them ({seeds})"
     beside = "; p: the paper's number" if scale == "paper" else ""
     return f"{UNITS}{over}{beside}."
 

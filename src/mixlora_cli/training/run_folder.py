@@ -18,7 +18,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,6 +30,7 @@ from mixlora_cli import __version__
 from mixlora_cli.config.schema import TrainConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.training.accumulation import launched_processes
+from mixlora_cli.training.changes import refuse_changes
 from mixlora_cli.training.checkpoints import flaw, newest_complete
 from mixlora_cli.training.durable import (
     draft_of,
@@ -40,20 +41,6 @@ from mixlora_cli.training.durable import (
 )
 
 RECORDED_PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "tokenizers")
-
-# Keys that may differ when a run is resumed, because they do not change what it computes; prefixes end with a dot.
-HARMLESS_KEYS = (
-    "output_dir",
-    "resume",
-    "overwrite",
-    "wandb.",
-    "launch.",  # the number of processes is compared itself, whoever started them
-    "train.log_every",
-    "train.save_every",
-    "train.keep_checkpoints",
-    "train.workers",
-    "routing.health_every",
-)
 
 
 class RunFolder:
@@ -120,7 +107,7 @@ class RunFolder:
         # Stronger than overwrite=true: who began with it and was interrupted adds resume=auto to the same command.
         checkpoint = self._asked_checkpoint(config.resume)
         if self.started and checkpoint is not None:
-            _refuse_changes(_flat(OmegaConf.to_container(OmegaConf.load(self.config))), _flat(asdict(config)))
+            refuse_changes(OmegaConf.to_container(OmegaConf.load(self.config)), asdict(config))
             self._refuse_other_processes()
         return checkpoint
 
@@ -186,43 +173,6 @@ class RunFolder:
         """The summary of a finished run."""
         summary: dict[str, Any] = json.loads(self.result.read_text())
         return summary
-
-
-def essentials(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys and values of a training's configuration that decide what it computes."""
-    return {key: value for key, value in _flat(config).items() if not _harmless(key)}
-
-
-def _refuse_changes(old: dict[str, Any], new: dict[str, Any]) -> None:
-    changed = [
-        f"{key} (was {old.get(key)}, now {new.get(key)})"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not _harmless(key)
-    ]
-    if changed:
-        raise UserError(
-            f"resume: the configuration is not the one that the run began with: {', '.join(changed)}; "
-            "give the same values, or another output_dir="
-        )
-
-
-def _harmless(key: str) -> bool:
-    return any(
-        key.startswith(allowed) if allowed.endswith(".") else key == allowed for allowed in HARMLESS_KEYS
-    )
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings -> one mapping with dotted keys."""
-
-    def walk(node: Any, path: str) -> Iterator[tuple[str, Any]]:
-        if isinstance(node, Mapping) and node:
-            for key, child in node.items():
-                yield from walk(child, f"{path}.{key}" if path else str(key))
-        else:
-            yield path, list(node) if isinstance(node, tuple) else node
-
-    return dict(walk(value, prefix))
 
 
 def versions() -> dict[str, Any]:
