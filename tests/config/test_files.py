@@ -37,7 +37,22 @@ from mixlora_cli.config.tsne import TsneConfig
 from mixlora_cli.paths import conf_dir
 
 CONF = conf_dir()
-ROOTS = {"reproduce": ReproduceConfig, "table": TableConfig, "judge": JudgeCommandConfig, "report": ReportConfig, "train": TrainConfig, "plan": PlanConfig, "export": ExportConfig, "eval": EvalConfig, "align": AlignConfig, "prepare": PrepareConfig, "check": CheckConfig, "interference": InterferenceConfig, "bench": BenchConfig, "tsne": TsneConfig}
+ROOTS = {
+    "reproduce": ReproduceConfig,
+    "table": TableConfig,
+    "judge": JudgeCommandConfig,
+    "report": ReportConfig,
+    "train": TrainConfig,
+    "plan": PlanConfig,
+    "export": ExportConfig,
+    "eval": EvalConfig,
+    "align": AlignConfig,
+    "prepare": PrepareConfig,
+    "check": CheckConfig,
+    "interference": InterferenceConfig,
+    "bench": BenchConfig,
+    "tsne": TsneConfig,
+}
 GROUPS = {
     "model": ModelConfig,
     "adapter": AdapterConfig,
@@ -125,7 +140,9 @@ def test_experiment_changes_only_what_it_names() -> None:
     assert replace(quick, data=plain.data, train=plain.train) == plain
 
 
-@pytest.mark.parametrize(("option", "stage"), [("zero1", 1), ("zero2", 2), ("zero3", 3), ("zero3_offload", 3)])
+@pytest.mark.parametrize(
+    ("option", "stage"), [("zero1", 1), ("zero2", 2), ("zero3", 3), ("zero3_offload", 3)]
+)
 def test_stages_of_zero_are_plain_values(option: str, stage: int) -> None:
     config = composed("train", f"deepspeed={option}").deepspeed.config
     assert config["zero_optimization"]["stage"] == stage
@@ -157,7 +174,20 @@ def test_every_key_is_explained() -> None:
 
     Not so the keys that name an option or open a block, and files whose head explains a set of choices.
     """
-    exempt = {"launch", "bench", "check", "prepare", "report", "name", "source", "train", "eval", "wandb", "defaults", "plan"}
+    exempt = {
+        "launch",
+        "bench",
+        "check",
+        "prepare",
+        "report",
+        "name",
+        "source",
+        "train",
+        "eval",
+        "wandb",
+        "defaults",
+        "plan",
+    }
     files = [*CONF.glob("*.yaml"), *(CONF / group / f"{option}.yaml" for group, option in OPTIONS)]
     lacking = []
     for path in files:

@@ -291,7 +291,7 @@ class GenerationConfig:
     benchmarks: list[str] | None = None
     """Only these; null = those of `sources` where it is given, else all that the data has. "paper" = its eight."""
     sources: dict[str, str] | None = None
-    """Local copies of benchmarks (folder, parquet file) and YAML files of your own, by name; the rest is from the hub."""
+    """Local copies of benchmarks (folder, parquet file) and YAML files of your own, by name; the rest: from the hub."""
     ocr_tokens: bool = False
     """Text-VQA: put the words that an OCR system read into the prompt."""
     cache_features: bool = True
