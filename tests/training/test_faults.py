@@ -111,13 +111,13 @@ def test_killed_at_many_steps_it_ends_with_the_same_bits(
 def test_killed_anywhere_in_a_save_there_is_a_whole_checkpoint(
     make_config: MakeConfig, run_jobs: RunJobs
 ) -> None:
-    """Before every third thing that is done to a file while the second checkpoint is written and the first goes."""
+    """Before every fifth thing that is done to a file while the second checkpoint is written and the first goes."""
     numbers: dict[str, Any] = {"steps": 3, "save_every": 1, "keep_checkpoints": 1}
     whole = make_config("whole", steps=3, save_every=1, keep_checkpoints=5)
     counted = run_jobs({"config": whole}, {"config": make_config("counted", **numbers), "at_save": (2, -1)})
     events = next(json.loads(line)["events"] for line in counted[1]["said"].splitlines() if "events" in line)
     assert events > 30
-    moments = range(0, events, 3)
+    moments = range(0, events, 5)
     cuts = [make_config(f"cut{nth}", **numbers) for nth in moments]
     ended = run_jobs(*({"config": cut, "at_save": (2, nth)} for nth, cut in zip(moments, cuts, strict=True)))
     assert {job["status"] for job in ended} == {-SIGKILL}
