@@ -25,7 +25,9 @@ class OneLineMistakes(TyperCommand):
             from mixlora_cli.config.hydra_app import USER_MISTAKE, report
 
             report(
-                UserError(f"{error.format_message().rstrip('.')}; mixlora {ctx.info_name} --help lists all options")
+                UserError(
+                    f"{error.format_message().rstrip('.')}; mixlora {ctx.info_name} --help lists all options"
+                )
             )
             raise typer.Exit(USER_MISTAKE) from error
 

@@ -46,7 +46,14 @@ def test_a_frozen_base_saves_the_weight_gradients() -> None:
 def one_layer(rank: int, inputs: int, outputs: int) -> Network:
     """Nothing but one adapted linear layer, in the middle of a model."""
     update = Update(
-        rank, 8, dropout=False, fused=False, routed=False, conditional=False, router_width=None, routers_learn=False
+        rank,
+        8,
+        dropout=False,
+        fused=False,
+        routed=False,
+        conditional=False,
+        router_width=None,
+        routers_learn=False,
     )
     return Network(
         num_layers=1,

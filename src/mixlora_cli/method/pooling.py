@@ -48,7 +48,12 @@ def masked_mean(hidden: Tensor, mask: Tensor | None, spans: Spans | None = None)
     """
     if mask is None and hidden.device.type == "cpu" and not torch.compiler.is_compiling():
         spans = spans_of_rows([(0, hidden.shape[1])] * len(hidden), hidden.shape[1])
-    elif mask is not None and spans is None and hidden.device.type == "cpu" and not torch.compiler.is_compiling():
+    elif (
+        mask is not None
+        and spans is None
+        and hidden.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+    ):
         spans = contiguous_spans(mask)
     if spans is None or hidden.device.type != "cpu" or torch.compiler.is_compiling():
         return _mean_by_mask(hidden, mask)
