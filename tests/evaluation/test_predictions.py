@@ -131,7 +131,7 @@ def test_scoring_reads_predictions_alone(tmp_path: Path) -> None:
     assert read_results(tmp_path) == results
     content = json.loads((tmp_path / "results.json").read_text())
     assert content["scores"][0]["column"] == "CIFAR-10"
-    assert not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.glob("*.part*"))
 
 
 def test_missing_and_foreign_results_say_what_to_do(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from mixlora_cli.export.comparison import mean_over_tasks
 from mixlora_cli.export.inputs import choose_inputs
 from mixlora_cli.export.run import export
 from mixlora_cli.export.static_lora import folder_names
+from tiny_runs import NUM_FACTORS
 
-from .conftest import NUM_FACTORS, TASKS, MakeConfig, MakeRun
+from .conftest import TASKS, MakeConfig, MakeRun
 
 
 @pytest.fixture(autouse=True)

@@ -23,8 +23,9 @@ from mixlora_cli.export.inputs import choose_inputs
 from mixlora_cli.export.run import export
 from mixlora_cli.models.adapters import load_adapter, unload_adapter
 from mixlora_cli.models.tiny import build_tiny
+from tiny_runs import NUM_FACTORS, RANK
 
-from .conftest import NUM_FACTORS, RANK, TASKS, MakeConfig, MakeRun
+from .conftest import TASKS, MakeConfig, MakeRun
 
 NUM_LAYERS = 14
 """Adapted layers of the tiny model: seven in each of two blocks."""

@@ -5,30 +5,21 @@ from __future__ import annotations
 import json
 import random
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
 
 from mixlora_cli.config.interference import DrawConfig, GradientConfig, InterferenceConfig, MeasureConfig
-from mixlora_cli.config.schema import (
-    AdapterConfig,
-    DataConfig,
-    OptimConfig,
-    RoutingConfig,
-    TrainConfig,
-)
-from mixlora_cli.models.adapters import attach_adapter, save_adapter
-from mixlora_cli.models.tiny import build_tiny
+from mixlora_cli.config.schema import DataConfig
 from mixlora_cli.training.run_folder import RunFolder
+from tiny_runs import TINY, finished_run
 
 sys.path.insert(0, str(Path(__file__).parent))  # for interference_data
 
-from interference_data import NUM_FACTORS, RANK, TASKS, TINY, MakeConfig, MakeRun
+from interference_data import TASKS, MakeConfig, MakeRun
 
 ANSWERS = (("yes", "no"), ("no dog", "seven dogs"), ("red circle", "7"))
 
@@ -79,22 +70,7 @@ def make_run(tmp_path: Path, data: DataConfig) -> MakeRun:
     """`make_run("lora")`, `make_run(routing="random")`: what `mixlora train` leaves, without the training."""
 
     def make(name: str = "mixlora", routing: str = "instance", train_projector: bool = False) -> RunFolder:
-        adapter = AdapterConfig(name=name, dropout=0.1)  # type: ignore[arg-type]
-        chosen = RoutingConfig(name=routing)  # type: ignore[arg-type]
-        torch.manual_seed(0)
-        model = attach_adapter(build_tiny().model, adapter, chosen, RANK, NUM_FACTORS, train_projector)
-        for parameter_name, parameter in model.named_parameters():
-            if "mixlora_router" in parameter_name:
-                parameter.data = torch.randn(parameter.shape)
-            elif parameter.requires_grad:
-                parameter.data = parameter.data + 0.1 * torch.randn(parameter.shape)
-        run = RunFolder(tmp_path / f"run-{name}-{routing}")
-        save_adapter(model, run.adapter)
-        train = OptimConfig(precision="fp32")
-        config = TrainConfig(TINY, adapter, chosen, data, train, RANK, NUM_FACTORS, str(run.root))
-        OmegaConf.save(OmegaConf.create(asdict(config)), run.config)
-        run.result.write_text("{}")
-        return run
+        return finished_run(tmp_path / f"run-{name}-{routing}", data, name, routing, train_projector)
 
     return make
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mixlora_cli.config.interference import InterferenceConfig
-from mixlora_cli.config.schema import ModelConfig
 from mixlora_cli.training.run_folder import RunFolder
 
-TINY = ModelConfig(name="tiny", source="tiny")
-NUM_FACTORS, RANK = 6, 2
 TASKS = ("counting", "naming things/now", "reading")
 
 MakeRun = Callable[..., RunFolder]

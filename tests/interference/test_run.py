@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from interference_data import NUM_FACTORS, RANK, TASKS, MakeConfig, MakeRun
+from interference_data import TASKS, MakeConfig, MakeRun
 
 from mixlora_cli.config.hydra_app import Command, run_command
 from mixlora_cli.config.interference import InterferenceConfig
@@ -20,6 +20,7 @@ from mixlora_cli.interference.files import read_stored
 from mixlora_cli.interference.gradients import GradientTaker
 from mixlora_cli.interference.run import interference
 from mixlora_cli.interference.scores import score
+from tiny_runs import NUM_FACTORS, RANK
 
 FIGURES = [f"{name}.{kind}" for name in ("average", "layers") for kind in ("png", "svg")]
 

@@ -5,30 +5,18 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
 
-from mixlora_cli.config.schema import (
-    AdapterConfig,
-    DataConfig,
-    ModelConfig,
-    OptimConfig,
-    RoutingConfig,
-    TrainConfig,
-)
+from mixlora_cli.config.schema import DataConfig
 from mixlora_cli.config.tsne import MapConfig, TsneConfig
-from mixlora_cli.models.adapters import attach_adapter, save_adapter
-from mixlora_cli.models.tiny import build_tiny
 from mixlora_cli.training.run_folder import RunFolder
+from tiny_runs import TINY, finished_run
 
-TINY = ModelConfig(name="tiny", source="tiny")
-NUM_FACTORS, RANK = 6, 2
 SEEN, UNSEEN = ("counting", "naming things/now"), ("mini_vsr", "mini_pope")
 FEW: dict[str, Any] = {"permutations": 20, "sides": ["a"], "layers": [1]}
 """Little to draw; the selections of all layers are kept all the same."""
@@ -97,23 +85,9 @@ def make_run(tmp_path: Path, data: DataConfig) -> MakeRun:
     """`make_run("lora")`, `make_run(pool="prompt")`: what `mixlora train` leaves, without the training."""
 
     def make(name: str = "mixlora", routing: str = "instance", **fields: Any) -> RunFolder:
-        adapter = AdapterConfig(name=name, dropout=0.1)  # type: ignore[arg-type]
-        chosen = RoutingConfig(name=routing, **fields)  # type: ignore[arg-type]
-        torch.manual_seed(0)
-        model = attach_adapter(build_tiny().model, adapter, chosen, RANK, NUM_FACTORS)
-        for parameter_name, parameter in model.named_parameters():
-            if "mixlora_router" in parameter_name:
-                # Pooled inputs of the tiny model are much alike: only large routers tell instances apart.
-                parameter.data = 50 * torch.randn(parameter.shape)
-            elif parameter.requires_grad:
-                parameter.data = parameter.data + 0.1 * torch.randn(parameter.shape)
-        run = RunFolder(tmp_path / f"run-{name}-{routing}-{len(fields)}")
-        save_adapter(model, run.adapter)
-        train = OptimConfig(precision="fp32")
-        config = TrainConfig(TINY, adapter, chosen, data, train, RANK, NUM_FACTORS, str(run.root))
-        OmegaConf.save(OmegaConf.create(asdict(config)), run.config)
-        run.result.write_text("{}")
-        return run
+        folder = tmp_path / f"run-{name}-{routing}-{len(fields)}"
+        # Pooled inputs of the tiny model are much alike: only large routers tell instances apart.
+        return finished_run(folder, data, name, routing, router_spread=50, **fields)
 
     return make
 

@@ -14,8 +14,9 @@ from mixlora_cli.errors import UserError
 from mixlora_cli.selections.inputs import choose_instances
 from mixlora_cli.selections.run import tsne
 from mixlora_cli.selections.source import Layer, choose_layers, find_source
+from tiny_runs import TINY
 
-from .conftest import SEEN, TINY, UNSEEN, MakeConfig, MakeRun
+from .conftest import SEEN, UNSEEN, MakeConfig, MakeRun
 
 
 @pytest.fixture(autouse=True)

@@ -26,8 +26,9 @@ from mixlora_cli.models.tiny import build_tiny
 from mixlora_cli.selections import reading
 from mixlora_cli.selections.inputs import choose_instances
 from mixlora_cli.selections.run import tsne
+from tiny_runs import NUM_FACTORS, RANK
 
-from .conftest import NUM_FACTORS, RANK, SEEN, UNSEEN, MakeConfig, MakeRun
+from .conftest import SEEN, UNSEEN, MakeConfig, MakeRun
 
 LAYER = "model.language_model.layers.1.mlp.gate_proj"
 COMMAND = Command("tsne", TsneConfig, "mixlora_cli.selections.run:tsne")

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
+from mixlora_cli.durable import draft_of, put_in_place, remove_leftovers, write_errors, write_whole
 from mixlora_cli.errors import UserError
 from mixlora_cli.training.checkpoints import SEAL, drafts_of, flaw, newest_complete, publish, seal
-from mixlora_cli.training.durable import draft_of, put_in_place, remove_leftovers, write_errors, write_whole
 from mixlora_cli.training.run import train
 from mixlora_cli.training.run_folder import RunFolder
 

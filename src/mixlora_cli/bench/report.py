@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from rich.console import Console
 from mixlora_cli.bench.plots import draw_ratios
 from mixlora_cli.bench.results import FILE_NAME, Findings, write_results
 from mixlora_cli.bench.tables import all_grids
+from mixlora_cli.durable import write_whole
 
 MARKDOWN = "performance.md"
 FILE_WIDTH = 170
@@ -22,9 +22,7 @@ def write_report(findings: Findings, folder: Path) -> list[Path]:
     results, markdown = folder / FILE_NAME, folder / MARKDOWN
     write_results(findings, results)
     plots = draw_ratios(findings.comparisons, folder)
-    beside = markdown.with_name(markdown.name + ".part")
-    beside.write_text(as_markdown(findings, plots), encoding="utf-8")
-    os.replace(beside, markdown)
+    write_whole(markdown, as_markdown(findings, plots))
     return [results, markdown, *plots]
 
 

@@ -15,7 +15,6 @@ number that the rounds do not tell (LoRA was not slower than the frozen layer al
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from mixlora_cli.bench.estimates import Estimate, extra, spread
 from mixlora_cli.bench.goals import GOALS, Judgement, judge
 from mixlora_cli.bench.layers import LINEAR
 from mixlora_cli.bench.measurement import Measurement
+from mixlora_cli.durable import write_whole
 
 FORMAT = "mixlora-bench/1"
 FILE_NAME = "results.json"
@@ -64,9 +64,7 @@ def write_results(findings: Findings, path: Path) -> None:
         "cases": [_case(measurement, findings.comparisons) for measurement in findings.measurements],
         "goals": [_goal(judgement) for judgement in findings.judgements],
     }
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def _case(measurement: Measurement, found: Sequence[Comparison]) -> dict[str, Any]:

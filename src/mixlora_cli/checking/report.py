@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from rich.table import Table
 
 from mixlora_cli.checking.findings import Findings, Found, Remark
 from mixlora_cli.checking.leakage import Leak
+from mixlora_cli.durable import write_whole
 
 FILE_NAME = "check.json"
 PROBLEMS_FOUND = 1
@@ -95,9 +95,7 @@ def write_report(report: Report, folder: Path) -> Path:
     """Write `check.json`, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / FILE_NAME
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(report.as_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_whole(path, json.dumps(report.as_json(), indent=1, ensure_ascii=False) + "\n")
     return path
 
 

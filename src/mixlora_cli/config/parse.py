@@ -137,6 +137,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
+def hint_at(word: str, known: Iterable[str], what: str) -> str:
+    """'did you mean X?' for the known word nearest to `word`, else the first twenty of 'known <what>: ...'."""
+    names = sorted(known)
+    near = did_you_mean(word, names).removeprefix("; ")
+    return near or f"known {what}: {', '.join(names[:20]) or 'none'}"
+
+
 def all_keys(config_class: type, at: str = "") -> list[str]:
     """Every dotted key of a configuration class, groups before their members, below the dotted key `at`."""
     keys = []

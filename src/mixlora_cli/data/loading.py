@@ -4,7 +4,6 @@ loaded.
 
 from __future__ import annotations
 
-import difflib
 import json
 import random
 from collections.abc import Iterable, Sequence
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mixlora_cli.config.parse import hint_at
 from mixlora_cli.config.schema import DataConfig
 from mixlora_cli.data.cache import cache_root
 from mixlora_cli.data.definitions import parse_definitions, require_definitions
@@ -164,9 +164,7 @@ def _wanted_tasks(
             continue  # counted when the record is parsed
     for task in tasks:
         if task not in known:
-            close = difflib.get_close_matches(task, sorted(known), n=1)
-            hint = f"did you mean {close[0]}?" if close else f"known tasks: {', '.join(sorted(known)[:20])}"
-            raise UserError(f"data.tasks={task}: no such task in {source}; {hint}")
+            raise UserError(f"data.tasks={task}: no such task in {source}; {hint_at(task, known, 'tasks')}")
     return set(tasks)
 
 

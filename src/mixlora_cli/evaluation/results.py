@@ -7,12 +7,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mixlora_cli.durable import write_whole
 from mixlora_cli.errors import UserError
 
 FORMAT = "mixlora-results/1"
@@ -113,9 +113,7 @@ class Results:
 def write_results(results: Results, path: Path) -> None:
     """Write `results.json` whole or not at all."""
     content = {"format": FORMAT, **asdict(results)}
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_results(path: Path) -> Results:

@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from peft import PeftConfig
 from yaml import YAMLError
 
 from mixlora_cli.config.parse import parse
 from mixlora_cli.config.schema import EvalConfig, ModelConfig
 from mixlora_cli.errors import UserError
+from mixlora_cli.method.config import MixLoraConfig
 from mixlora_cli.training.run_folder import RunFolder
 
 BASE_LABEL = "base"
@@ -30,6 +32,16 @@ class Subject:
     """Folder of the adapter; None for the base alone."""
     run: Path | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+@dataclass(frozen=True)
+class MixLoraSubject:
+    """A finished MixLoRA adapter, for commands that ask how it selects."""
+
+    subject: Subject
+    folder: Path
+    """Its adapter folder."""
+    adapter: MixLoraConfig
 
 
 def find_subject(config: EvalConfig) -> Subject:
@@ -63,6 +75,34 @@ def subject_at(run: str, model: ModelConfig) -> Subject:
         f"run={run} is no run folder: expected config.yaml in it, as `mixlora train` writes, "
         "or adapter_config.json"
     )
+
+
+def mixlora_at(run: str, model: ModelConfig, own_weights: str, other_kind: str) -> MixLoraSubject:
+    """The finished MixLoRA adapter of `subject_at`.
+
+    Args:
+        own_weights: what to say of a run that trained the model's own weights.
+        other_kind: what to say of an adapter of another kind; "{folder}" stands for its folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    subject = subject_at(run, model)
+    folder = subject.adapter
+    assert folder is not None
+    if not (folder / "adapter_config.json").is_file():
+        raise UserError(f"run={run} trained the model's own weights: {own_weights}")
+    adapter = PeftConfig.from_pretrained(str(folder))
+    if not isinstance(adapter, MixLoraConfig):
+        reason = other_kind.format(folder=folder)
+        raise UserError(f"run={run} holds a {adapter.peft_type} adapter, which {reason}")
+    return MixLoraSubject(subject, folder, adapter)
+
+
+def refuse_adapter_folder(folder: Path) -> None:
+    """Raise UserError where a command's own files would mix with a trained adapter's."""
+    if RunFolder(folder).started or (folder / "adapter_config.json").is_file():
+        raise UserError(f"output_dir={folder} holds a trained adapter; give a folder of its own")
 
 
 def _of_run(folder: RunFolder) -> Subject:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from mixlora_cli.config.export import ExportConfig, FitConfig
+from mixlora_cli.config.parse import hint_at
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.data.records import Record
 from mixlora_cli.errors import UserError
@@ -57,8 +57,7 @@ def _wanted(available: ByTask, settings: FitConfig, split: str) -> dict[str, lis
         return dict(sorted(available.items()))
     for task in settings.tasks:
         if task not in available:
-            near = difflib.get_close_matches(task, sorted(available), n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known tasks: {', '.join(sorted(available)[:20])}"
+            hint = hint_at(task, available, "tasks")
             raise UserError(f"export.tasks={task}: no such task in the {split} data; {hint}")
     return {task: available[task] for task in dict.fromkeys(settings.tasks)}
 

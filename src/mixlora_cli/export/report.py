@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mixlora_cli.durable import write_whole
 from mixlora_cli.export.comparison import KINDS, MIXLORA, STATIC, Estimate, Measure
 from mixlora_cli.export.fit import Energies
 from mixlora_cli.export.source import FILE_NAME, FORMAT
@@ -52,9 +52,7 @@ def write_report(
         "adapters": [_adapter(adapter) for adapter in adapters],
         "comparison": [_measure(measure) for measure in measures] or None,
     }
-    draft = folder / f"{FILE_NAME}.part"
-    draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(draft, folder / FILE_NAME)
+    write_whole(folder / FILE_NAME, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def _adapter(adapter: Exported) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from mixlora_cli.config.export import ExportConfig
 from mixlora_cli.data.batches import Item, encode_prompts
 from mixlora_cli.data.collate import PixelLoader
 from mixlora_cli.evaluation.fingerprint import adapter_digest
+from mixlora_cli.evaluation.subject import MixLoraSubject
 from mixlora_cli.export.collect import ByLayer, collect, random_moments, read_pools
 from mixlora_cli.export.comparison import BASE, MIXLORA, STATIC, ByTask, compare
 from mixlora_cli.export.exam import Model, Question, Reading, examine, make_questions
@@ -23,7 +24,7 @@ from mixlora_cli.export.fit import MeanUpdate, Pools
 from mixlora_cli.export.inputs import Inputs, choose_inputs
 from mixlora_cli.export.moments import total
 from mixlora_cli.export.report import Exported, print_report, write_report
-from mixlora_cli.export.source import Source, begin_output, check_output, find_source
+from mixlora_cli.export.source import begin_output, check_output, find_source
 from mixlora_cli.export.static_lora import (
     folder_names,
     lora_config,
@@ -46,7 +47,7 @@ class _Work:
     """A loaded base and everything that is put to it."""
 
     config: ExportConfig
-    source: Source
+    source: MixLoraSubject
     reading: Reading
     dtype: torch.dtype
     prompts: Mapping[str, Sequence[Item]]
@@ -86,7 +87,9 @@ def export(config: ExportConfig) -> Path:
     return folder
 
 
-def _prepare(config: ExportConfig, source: Source, inputs: Inputs, routing: TaskRouting | None) -> _Work:
+def _prepare(
+    config: ExportConfig, source: MixLoraSubject, inputs: Inputs, routing: TaskRouting | None
+) -> _Work:
     """Load the base and encode what it will read."""
     settings, on_error = config.export, config.data.on_error
     dtype = choose_dtype(source.subject.precision)
@@ -204,7 +207,7 @@ def _about(work: _Work, inputs: Inputs) -> dict[str, Any]:
     }
 
 
-def _say_what_to_know(source: Source, console: Console) -> None:
+def _say_what_to_know(source: MixLoraSubject, console: Console) -> None:
     notes = []
     if source.adapter.routing == "random":
         notes.append(

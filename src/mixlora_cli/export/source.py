@@ -5,51 +5,31 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig
-
 from mixlora_cli.config.export import ExportConfig
 from mixlora_cli.errors import UserError
-from mixlora_cli.evaluation.subject import Subject, subject_at
-from mixlora_cli.method.config import MixLoraConfig
-from mixlora_cli.training.run_folder import RunFolder
+from mixlora_cli.evaluation.subject import MixLoraSubject, mixlora_at, refuse_adapter_folder
 
 FILE_NAME = "export.json"
 FORMAT = "mixlora-export/1"
 
 
-@dataclass(frozen=True)
-class Source:
-    """A finished MixLoRA adapter."""
-
-    subject: Subject
-    folder: Path
-    """Its adapter folder."""
-    adapter: MixLoraConfig
-
-
-def find_source(config: ExportConfig) -> Source:
+def find_source(config: ExportConfig) -> MixLoraSubject:
     """Resolve `run` and check what the adapter allows.
 
     Raises:
         UserError: there is no finished MixLoRA adapter, or `export.rank` is more than its pools hold.
     """
     assert config.run is not None  # the configuration's own check
-    subject = subject_at(config.run, config.model)
-    folder = subject.adapter
-    assert folder is not None
-    if not (folder / "adapter_config.json").is_file():
-        raise UserError(
-            f"run={config.run} trained the model's own weights: they are static already, there is nothing to export"
-        )
-    adapter = PeftConfig.from_pretrained(str(folder))
-    if not isinstance(adapter, MixLoraConfig):
-        raise UserError(
-            f"run={config.run} holds a {adapter.peft_type} adapter, which is static already: serve {folder} as it is"
-        )
+    source = mixlora_at(
+        config.run,
+        config.model,
+        own_weights="they are static already, there is nothing to export",
+        other_kind="is static already: serve {folder} as it is",
+    )
+    adapter = source.adapter
     rank = config.export.rank
     if rank is not None and rank > adapter.factors:
         raise UserError(
@@ -60,13 +40,12 @@ def find_source(config: ExportConfig) -> Source:
             "export.per_task=true: with routing=random chance selects alike for every task, so all adapters would be "
             "one; give export.per_task=false"
         )
-    return Source(subject, folder, adapter)
+    return source
 
 
 def check_output(folder: Path, overwrite: bool) -> None:
     """Raise UserError unless an export may be written into `folder`."""
-    if RunFolder(folder).started or (folder / "adapter_config.json").is_file():
-        raise UserError(f"output_dir={folder} holds a trained adapter; give a folder of its own")
+    refuse_adapter_folder(folder)
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     if not (folder / FILE_NAME).is_file():

@@ -10,11 +10,11 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mixlora_cli.durable import readable_as_usual
 from mixlora_cli.export.fit import MeanUpdate
 from mixlora_cli.method.config import MixLoraConfig
 from mixlora_cli.method.model import MixLoraModel
-
-WEIGHTS = "adapter_model.safetensors"
+from mixlora_cli.models.adapters import ADAPTER_WEIGHTS
 
 
 def lora_config(
@@ -43,7 +43,7 @@ def lora_config(
 
 def modules_trained_whole(adapter_folder: Path) -> dict[str, Tensor]:
     """Weights in an adapter folder that are not the method's own: a projector that was trained with it."""
-    weights = load_file(adapter_folder / WEIGHTS)
+    weights = load_file(adapter_folder / ADAPTER_WEIGHTS)
     return {name: tensor for name, tensor in weights.items() if f".{MixLoraModel.prefix}" not in name}
 
 
@@ -63,7 +63,8 @@ def write_static_lora(
         weights[f"base_model.model.{layer}.lora_B.weight"] = lora_b
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(str(folder))
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(weights, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    readable_as_usual(folder / ADAPTER_WEIGHTS)
 
 
 def folder_names(tasks: Iterable[str]) -> dict[str, str]:

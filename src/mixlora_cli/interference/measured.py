@@ -18,8 +18,8 @@ from torch import Tensor
 
 from mixlora_cli.config.interference import MeasureConfig
 from mixlora_cli.data.batches import Item
+from mixlora_cli.durable import write_whole
 from mixlora_cli.interference.gradients import GradientTaker
-from mixlora_cli.interference.store import write_whole
 
 FILE_NAME = "measured.jsonl"
 Batches = Mapping[str, Sequence[Sequence[Item]]]
@@ -157,6 +157,7 @@ def write_steps(folder: Path, fingerprint: str, steps: Sequence[Step]) -> None:
     """Write `measured.jsonl`: a header, then a line for each step."""
     lines: list[dict[str, Any]] = [{"fingerprint": fingerprint}]
     lines += [{**asdict(step), "measured": step.measured} for step in steps]
+    folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / FILE_NAME, "".join(json.dumps(line) + "\n" for line in lines))
 
 

@@ -11,13 +11,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Column, Table
 
+from mixlora_cli.durable import write_whole
 from mixlora_cli.interference.files import FORMAT, RESULT
 from mixlora_cli.interference.scores import Scores
-from mixlora_cli.interference.store import write_whole
 
 
 def write_result(folder: Path, about: Mapping[str, Any], content: Mapping[str, Any]) -> None:
     """Write `interference.json` whole; it comes last, so a folder that has it is complete."""
+    folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / RESULT, json.dumps({"format": FORMAT, "about": about, **content}, indent=1) + "\n")
 
 

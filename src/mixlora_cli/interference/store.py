@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mixlora_cli.durable import write_whole
 from mixlora_cli.interference.groups import Group
 from mixlora_cli.interference.passes import Products
 
@@ -82,6 +83,7 @@ class TaskStore:
                 zip(products.norms, products.projections, strict=True)
             )
         ]
+        self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.folder / PRODUCTS, "".join(json.dumps(line) + "\n" for line in lines))
 
     def read_products(self) -> tuple[tuple[Group, ...], Products]:
@@ -112,11 +114,3 @@ def _folder_name(task: str) -> str:
     """Readable, and alike for no two tasks whatever the other tasks are."""
     plain = re.sub(r"[^\w+-]+", "_", task)[:60]
     return f"{plain}-{hashlib.sha256(task.encode()).hexdigest()[:6]}"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)

@@ -7,13 +7,13 @@ noted exactly (torch's own error files know whole seconds).
 from __future__ import annotations
 
 import json
-import os
 import signal
 import time
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mixlora_cli.durable import write_whole
 from mixlora_cli.errors import UserError, WorkerFailed
 
 
@@ -40,9 +40,7 @@ def write_failure(folder: Path, rank: int, error: BaseException) -> None:
     """Note the exception that ends this worker; to be called where it is handled."""
     mistake = isinstance(error, UserError)
     text = str(error) if mistake else traceback.format_exc()
-    draft = folder / f"{rank}.tmp"
-    draft.write_text(json.dumps(asdict(Failure(time.time(), rank, mistake, text))))
-    os.replace(draft, folder / f"{rank}.json")
+    write_whole(folder / f"{rank}.json", json.dumps(asdict(Failure(time.time(), rank, mistake, text))))
 
 
 def first_failure(folder: Path) -> Failure | None:

@@ -46,16 +46,13 @@ def masked_mean(hidden: Tensor, mask: Tensor | None, spans: Spans | None = None)
     Returns:
         (B, d) fp32; zero for an instance without any token.
     """
-    if mask is None and hidden.device.type == "cpu" and not torch.compiler.is_compiling():
+    if hidden.device.type != "cpu" or torch.compiler.is_compiling():
+        return _mean_by_mask(hidden, mask)
+    if mask is None:
         spans = spans_of_rows([(0, hidden.shape[1])] * len(hidden), hidden.shape[1])
-    elif (
-        mask is not None
-        and spans is None
-        and hidden.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-    ):
+    elif spans is None:
         spans = contiguous_spans(mask)
-    if spans is None or hidden.device.type != "cpu" or torch.compiler.is_compiling():
+    if spans is None:
         return _mean_by_mask(hidden, mask)
     if hidden.requires_grad and torch.is_grad_enabled():
         mean: Tensor = _MeanOfSpans.apply(hidden, spans)  # type: ignore[no-untyped-call]

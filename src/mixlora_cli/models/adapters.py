@@ -6,7 +6,6 @@ itself (`adapter=full`, a trained projector without adapter) live in `trained_we
 
 from __future__ import annotations
 
-import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mixlora_cli.config.schema import AdapterConfig, RoutingConfig
+from mixlora_cli.durable import readable_as_usual
 from mixlora_cli.errors import UserError
 from mixlora_cli.method.config import MixLoraConfig
 
@@ -142,7 +142,7 @@ def save_adapter(
     if isinstance(model, PeftModel):
         # "auto" would ask the model hub whether the vocabulary grew; embeddings are never trained here.
         model.save_pretrained(str(folder), state_dict=state_dict, save_embedding_layers=False)
-        _readable_as_usual(folder / ADAPTER_WEIGHTS)
+        readable_as_usual(folder / ADAPTER_WEIGHTS)
         return
     weights = model.state_dict() if state_dict is None else state_dict
     trained = {
@@ -151,14 +151,7 @@ def save_adapter(
         if p.requires_grad
     }
     save_file(trained, folder / TRAINED_WEIGHTS, metadata={"format": "pt"})
-    _readable_as_usual(folder / TRAINED_WEIGHTS)
-
-
-def _readable_as_usual(file: Path) -> None:
-    """Give a file that safetensors wrote, for its owner alone, the permissions that the user's umask says."""
-    umask = os.umask(0o077)  # it can only be read by setting it
-    os.umask(umask)
-    file.chmod(0o666 & ~umask)
+    readable_as_usual(folder / TRAINED_WEIGHTS)
 
 
 def load_adapter(

@@ -11,6 +11,8 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mixlora_cli.durable import readable_as_usual
+
 SHARD_BYTES = 4 * 10**9
 INDEX = "model.safetensors.index.json"
 
@@ -33,13 +35,12 @@ def write_shards(
         tensor: gives the values of one; asked once for each, a shard's at a time.
         limit: bytes of one shard.
     """
-    readable = folder.stat().st_mode & 0o666  # what the umask allows
     plan = split_torch_state_dict_into_shards(dict(shapes), max_shard_size=limit)
     for file, names in plan.filename_to_tensors.items():
         with torch.inference_mode():
             values = {name: tensor(name).contiguous() for name in names}
         save_file(values, folder / file, metadata={"format": "pt"})
-        (folder / file).chmod(readable)  # safetensors writes files that only their owner can read
+        readable_as_usual(folder / file)
         del values
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}

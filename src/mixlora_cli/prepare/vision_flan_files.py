@@ -16,6 +16,7 @@ from rich.progress import track
 from mixlora_cli.data.pictures import read_picture, stamp
 from mixlora_cli.data.records import Record
 from mixlora_cli.data.vision_flan import IMAGES, RECORDS
+from mixlora_cli.durable import write_whole
 from mixlora_cli.errors import UserError
 from mixlora_cli.prepare.disk import require_space
 
@@ -92,6 +93,4 @@ def write_records(records: Sequence[Record], images: Path, root: Path) -> None:
 
 def write_json(value: Any, path: Path) -> None:
     """Write a JSON file whole or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_whole(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

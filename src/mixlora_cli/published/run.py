@@ -10,8 +10,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mixlora_cli.config.import_command import ImportConfig
+from mixlora_cli.durable import readable_as_usual
 from mixlora_cli.errors import UserError
 from mixlora_cli.method.config import MixLoraConfig
+from mixlora_cli.models.adapters import ADAPTER_WEIGHTS
 from mixlora_cli.published.convert import convert
 from mixlora_cli.published.files import read_tensor_files
 from mixlora_cli.published.names import Published, sort_tensors, wanted
@@ -63,7 +65,8 @@ def write(folder: Path, config: MixLoraConfig, weights: dict[str, Tensor]) -> No
             inside = scratch / folder.name  # made here, so that it gets the usual permissions
             inside.mkdir()
             config.save_pretrained(str(inside))
-            save_file(weights, inside / "adapter_model.safetensors", metadata={"format": "pt"})
+            save_file(weights, inside / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+            readable_as_usual(inside / ADAPTER_WEIGHTS)
             inside.replace(folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

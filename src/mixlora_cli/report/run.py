@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mixlora_cli.config.report import PageConfig, ReportConfig
+from mixlora_cli.durable import write_whole
 from mixlora_cli.report.evaluated import Evaluated, read_evaluated
 from mixlora_cli.report.markdown import FILE_NAME as MARKDOWN
 from mixlora_cli.report.markdown import write_markdown
@@ -40,8 +40,9 @@ def write_report(runs: Sequence[Evaluated], folder: Path, settings: PageConfig) 
         place = picture_folder(shown.instance, about, settings.images)
         cards.append(Card(shown, thumbnails(shown.instance, place)))
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / MARKDOWN, write_markdown([(run.label, run.results) for run in runs]))
-    _write(folder / PAGE, write_page(runs, cards, _notes(thumbnails)))
+    markdown = write_markdown([(run.label, run.results) for run in runs])
+    write_whole(folder / MARKDOWN, markdown, errors="replace")
+    write_whole(folder / PAGE, write_page(runs, cards, _notes(thumbnails)), errors="replace")
     Console(stderr=True).print(f"report: {folder / PAGE}", markup=False, highlight=False, soft_wrap=True)
     return folder / PAGE
 
@@ -70,9 +71,3 @@ def _told_apart(runs: Sequence[Evaluated]) -> list[Evaluated]:
 def _name(folder: Path) -> str:
     place = folder.resolve()
     return place.parent.name if place.name == "eval" else place.name
-
-
-def _write(path: Path, text: str) -> None:
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(text, encoding="utf-8", errors="replace")
-    os.replace(beside, path)

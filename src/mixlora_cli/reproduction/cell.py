@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from mixlora_cli.durable import write_whole
 from mixlora_cli.training.changes import essentials
 from mixlora_cli.training.run_folder import RunFolder
 
@@ -84,9 +84,7 @@ def write_record(
         "parts": parts,
     }
     cell.folder.mkdir(parents=True, exist_ok=True)
-    beside = cell.folder / f"{RECORD}.part"
-    beside.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(beside, cell.folder / RECORD)
+    write_whole(cell.folder / RECORD, json.dumps(content, indent=2) + "\n")
 
 
 def finished(cell: Cell, part: Part) -> bool:

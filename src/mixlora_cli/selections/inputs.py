@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from mixlora_cli.config.parse import hint_at
 from mixlora_cli.config.schema import DataConfig
 from mixlora_cli.config.tsne import TsneConfig
 from mixlora_cli.data.loading import load_definitions, load_records, locate_files
@@ -97,8 +97,7 @@ def _unknown(task: str, available: Sequence[str], data: DataConfig) -> str:
             f"tasks={task}: the unseen and the held-out data have no instance of it{reason}; "
             f"there are: {', '.join(names[:_LISTED]) or 'none'}"
         )
-    near = difflib.get_close_matches(task, names, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known tasks: {', '.join(names[:_LISTED]) or 'none'}"
+    hint = hint_at(task, names, "tasks")
     return f"tasks={task}: no such task in the unseen and the held-out data{reason}; {hint}"
 
 

@@ -10,13 +10,14 @@ from rich.console import Console
 
 from mixlora_cli.config.tsne import TsneConfig
 from mixlora_cli.evaluation.fingerprint import adapter_digest
+from mixlora_cli.evaluation.subject import refuse_adapter_folder
 from mixlora_cli.selections.atlas import make_atlas
 from mixlora_cli.selections.figures import draw_all
 from mixlora_cli.selections.inputs import choose_instances
 from mixlora_cli.selections.page import write_page
 from mixlora_cli.selections.reading import read_missing
 from mixlora_cli.selections.report import print_report, write_report
-from mixlora_cli.selections.source import Source, check_output, find_source
+from mixlora_cli.selections.source import Source, find_source
 from mixlora_cli.selections.store import SelectionStore
 from mixlora_cli.selections.thumbnails import make_thumbnails
 from mixlora_cli.training.run_folder import versions
@@ -33,7 +34,7 @@ def tsne(config: TsneConfig) -> Path:
     console = Console(stderr=True, soft_wrap=True)
     folder = Path(config.output_dir).expanduser()
     source = find_source(config)
-    check_output(folder)
+    refuse_adapter_folder(folder)
     chosen = choose_instances(config)
     store = SelectionStore(folder / SELECTIONS)
     if read_missing(config, source, chosen, store, console) == 0:

@@ -7,17 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from peft import PeftConfig
 from safetensors import safe_open
 
 from mixlora_cli.config.parse import did_you_mean
 from mixlora_cli.config.tsne import TsneConfig
 from mixlora_cli.errors import UserError
-from mixlora_cli.evaluation.subject import Subject, subject_at
-from mixlora_cli.method.config import MixLoraConfig
-from mixlora_cli.training.run_folder import RunFolder
+from mixlora_cli.evaluation.subject import MixLoraSubject, mixlora_at
+from mixlora_cli.models.adapters import ADAPTER_WEIGHTS
 
-_WEIGHTS = "adapter_model.safetensors"
 _POOL = re.compile(r"(?:base_model\.model\.)?(.+)\.mixlora_factors_a\b.*")
 _BLOCK = re.compile(r".*\blayers\.(\d+)\..*?(\w+)$")
 
@@ -33,13 +30,9 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Source:
+class Source(MixLoraSubject):
     """A finished MixLoRA adapter, and its layers of the wanted kind."""
 
-    subject: Subject
-    folder: Path
-    """Its adapter folder."""
-    adapter: MixLoraConfig
     layers: Sequence[Layer]
     """All blocks' layers named `tsne.linear`, by block: these are read."""
     drawn: Sequence[Layer]
@@ -53,26 +46,20 @@ def find_source(config: TsneConfig) -> Source:
         UserError: there is no finished MixLoRA adapter, chance selects without a seed, or a layer is not adapted.
     """
     assert config.run is not None  # the configuration's own check
-    subject = subject_at(config.run, config.model)
-    folder = subject.adapter
-    assert folder is not None
-    if not (folder / "adapter_config.json").is_file():
-        raise UserError(
-            f"run={config.run} trained the model's own weights: nothing is selected there; give a MixLoRA run"
-        )
-    adapter = PeftConfig.from_pretrained(str(folder))
-    if not isinstance(adapter, MixLoraConfig):
-        raise UserError(
-            f"run={config.run} holds a {adapter.peft_type} adapter, which selects nothing: every instance gets the "
-            "same update; give a MixLoRA run"
-        )
-    if adapter.routing == "random" and config.tsne.routing_seed is None:
+    found = mixlora_at(
+        config.run,
+        config.model,
+        own_weights="nothing is selected there; give a MixLoRA run",
+        other_kind="selects nothing: every instance gets the same update; give a MixLoRA run",
+    )
+    if found.adapter.routing == "random" and config.tsne.routing_seed is None:
         raise UserError(
             f"run={config.run} routes by chance, of which a map shows nothing but the draws: give "
             "tsne.routing_seed=<number> to have one all the same"
         )
-    layers = _layers(folder, config.tsne.linear)
-    return Source(subject, folder, adapter, layers, choose_layers(layers, config.tsne.layers))
+    layers = _layers(found.folder, config.tsne.linear)
+    drawn = choose_layers(layers, config.tsne.layers)
+    return Source(found.subject, found.folder, found.adapter, layers, drawn)
 
 
 def choose_layers(layers: Sequence[Layer], wanted: Sequence[int] | None) -> list[Layer]:
@@ -93,19 +80,15 @@ def choose_layers(layers: Sequence[Layer], wanted: Sequence[int] | None) -> list
     return [by_block[block] for block in dict.fromkeys(wanted)]
 
 
-def check_output(folder: Path) -> None:
-    """Raise UserError where drawing would mix with a trained adapter's own files."""
-    if RunFolder(folder).started or (folder / "adapter_config.json").is_file():
-        raise UserError(f"output_dir={folder} holds a trained adapter; give a folder of its own")
-
-
 def _layers(folder: Path, linear: str) -> list[Layer]:
     """The adapted layers of this kind, by block, from the names of the adapter's weights."""
     try:
-        with safe_open(str(folder / _WEIGHTS), framework="pt") as weights:
+        with safe_open(str(folder / ADAPTER_WEIGHTS), framework="pt") as weights:
             names = [match[1] for key in weights.keys() if (match := _POOL.fullmatch(key))]  # noqa: SIM118
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder / _WEIGHTS}: cannot be read as an adapter's weights ({error})") from None
+        raise UserError(
+            f"{folder / ADAPTER_WEIGHTS}: cannot be read as an adapter's weights ({error})"
+        ) from None
     found = [(match, name) for name in names if (match := _BLOCK.fullmatch(name))]
     kinds = sorted({match[2] for match, _ in found})
     if linear not in kinds:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from rich.console import Console
 from rich.progress import track
 
 from mixlora_cli.data.pictures import open_picture
+from mixlora_cli.report.thumbnails import encoded
 
 _SIDES = (128, 96, 64, 48)
 """Longest sides in pixels that are tried, the largest first."""
@@ -78,6 +77,4 @@ def _shrunk(path: Path) -> Image.Image:
 def _as_uri(picture: Image.Image, side: int) -> str:
     small = picture.copy()
     small.thumbnail((side, side))
-    stream = io.BytesIO()
-    small.save(stream, "JPEG", quality=_QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+    return encoded(small, "JPEG", quality=_QUALITY)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from transformers.trainer_utils import rotate_checkpoints
 
-from mixlora_cli.training.durable import DRAFT, put_in_place, write_whole
+from mixlora_cli.durable import DRAFT, put_in_place, write_whole
 
 SEAL = "complete.json"
 _NAME = re.compile(r"checkpoint-(\d+)")

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from mixlora_cli.training.durable import write_whole
+from mixlora_cli.durable import write_whole
 
 ROUTING = "routing/"
 """What the names of the routing's measures begin with in the Trainer's logs."""

@@ -17,6 +17,7 @@ from mixlora_cli.config.schema import TrainConfig, WandbConfig
 from mixlora_cli.data.batches import EncodedDataset, encode_records
 from mixlora_cli.data.collate import Collator, Features, PixelLoader
 from mixlora_cli.data.loading import load_records
+from mixlora_cli.durable import write_errors
 from mixlora_cli.models.adapters import attach_adapter, num_parameters
 from mixlora_cli.models.base import Base
 from mixlora_cli.models.build import build_base
@@ -25,7 +26,6 @@ from mixlora_cli.models.prepared import require_prepared
 from mixlora_cli.models.task_routing import embedding_width, routing_to_train
 from mixlora_cli.training.arguments import build_arguments
 from mixlora_cli.training.deepspeed import loads_whole_weights
-from mixlora_cli.training.durable import write_errors
 from mixlora_cli.training.interrupt import Interrupted, StopAtSignal
 from mixlora_cli.training.metrics import MetricsWriter, read_metrics
 from mixlora_cli.training.precision import choose_dtype, inputs_keep_their_dtype

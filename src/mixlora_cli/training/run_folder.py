@@ -28,17 +28,17 @@ from omegaconf import OmegaConf
 
 from mixlora_cli import __version__
 from mixlora_cli.config.schema import TrainConfig
-from mixlora_cli.errors import UserError
-from mixlora_cli.training.accumulation import launched_processes
-from mixlora_cli.training.changes import refuse_changes
-from mixlora_cli.training.checkpoints import flaw, newest_complete
-from mixlora_cli.training.durable import (
+from mixlora_cli.durable import (
     draft_of,
     put_in_place,
     remove_leftovers,
     sync_files,
     write_whole,
 )
+from mixlora_cli.errors import UserError
+from mixlora_cli.training.accumulation import launched_processes
+from mixlora_cli.training.changes import refuse_changes
+from mixlora_cli.training.checkpoints import flaw, newest_complete
 
 RECORDED_PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "tokenizers")
 

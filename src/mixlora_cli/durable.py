@@ -25,10 +25,14 @@ def draft_of(path: Path) -> Path:
     return path.with_name(path.name + DRAFT)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file in one step."""
+def write_whole(path: Path, text: str, errors: str = "strict") -> None:
+    """Write a UTF-8 text file in one step.
+
+    Args:
+        errors: what `open` does with characters that UTF-8 cannot hold.
+    """
     draft = draft_of(path)
-    with draft.open("w") as file:
+    with draft.open("w", encoding="utf-8", errors=errors) as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -48,6 +52,13 @@ def put_in_place(draft: Path, folder: Path) -> None:
     draft.rename(folder)
     sync(folder.parent)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def readable_as_usual(file: Path) -> None:
+    """Give a file that safetensors wrote, for its owner alone, the permissions that the user's umask says."""
+    umask = os.umask(0o077)  # it can only be read by setting it
+    os.umask(umask)
+    file.chmod(0o666 & ~umask)
 
 
 def sync_files(folder: Path) -> None:
