@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import typer
 
 from mixlora_cli import __version__
@@ -48,130 +50,118 @@ def _root(
     pass
 
 
-@app.command(context_settings=HYDRA_ARGUMENTS, add_help_option=False)
-def train(context: typer.Context) -> None:
-    """Train an adapter and save it in a run folder."""
-    from mixlora_cli.config.schema import TrainConfig
+def _configured_by_hydra(
+    name: str, help_line: str, config_class: str, entry: str, first_word: str = ""
+) -> None:
+    """Add a subcommand that hands its arguments to Hydra.
 
-    _run("train", TrainConfig, "mixlora_cli.launch.commands:train", context)
+    Args:
+        config_class: `module:class`, imported when the command runs.
+        entry: `module:function` that takes the parsed configuration; imported once that has been accepted.
+        first_word: key whose value a bare first argument is, where the command has one.
+    """
 
+    def run(context: typer.Context) -> None:
+        from mixlora_cli.config.hydra_app import Command, run_command
 
-@app.command(name="eval", context_settings=HYDRA_ARGUMENTS, add_help_option=False)
-def evaluate(context: typer.Context) -> None:
-    """Answer the unseen tasks with a trained run or the untuned base, and score the answers."""
-    from mixlora_cli.config.schema import EvalConfig
+        arguments = list(context.args)
+        if first_word and arguments and arguments[0].isalnum():
+            arguments[0] = f"{first_word}={arguments[0]}"
+        module, _, attribute = config_class.partition(":")
+        command = Command(name, getattr(import_module(module), attribute), entry)
+        raise typer.Exit(run_command(command, arguments))
 
-    _run("eval", EvalConfig, "mixlora_cli.launch.commands:evaluate", context)
-
-
-@app.command(context_settings=HYDRA_ARGUMENTS, add_help_option=False)
-def judge(context: typer.Context) -> None:
-    """Have the answers of a finished evaluation judged: by a rule, a local language model or a server."""
-    from mixlora_cli.config.judge import JudgeCommandConfig
-
-    _run("judge", JudgeCommandConfig, "mixlora_cli.judging.run:judge", context)
-
-
-@app.command(context_settings=HYDRA_ARGUMENTS, add_help_option=False)
-def report(context: typer.Context) -> None:
-    """Write results.md and report.html from stored evaluations, one or several side by side."""
-    from mixlora_cli.config.report import ReportConfig
-
-    _run("report", ReportConfig, "mixlora_cli.report.run:report", context)
+    app.command(name, help=help_line, context_settings=HYDRA_ARGUMENTS, add_help_option=False)(run)
 
 
-@app.command(context_settings=HYDRA_ARGUMENTS, add_help_option=False)
-def align(context: typer.Context) -> None:
-    """Stage one of the small model, picture -> caption; its result ships with the package."""
-    from mixlora_cli.config.schema import AlignConfig
-
-    _run("align", AlignConfig, "mixlora_cli.alignment.run:align", context)
-
-
-@app.command(context_settings=HYDRA_ARGUMENTS, add_help_option=False)
-def bench(context: typer.Context) -> None:
-    """Measure what MixLoRA costs next to plain LoRA on this machine: time, memory, operations."""
-    from mixlora_cli.config.bench import BenchConfig
-
-    _run("bench", BenchConfig, "mixlora_cli.bench.run:bench", context)
-
-
-@app.command(context_settings=HYDRA_ARGUMENTS, add_help_option=False)
-def prepare(context: typer.Context) -> None:
-    """Make once what a training needs: assemble a model, turn a data set into records."""
-    from mixlora_cli.config.prepare import PrepareConfig
-
-    _run("prepare", PrepareConfig, "mixlora_cli.prepare.run:prepare", context)
-
-
-@app.command(context_settings=HYDRA_ARGUMENTS, add_help_option=False)
-def check(context: typer.Context) -> None:
-    """Look for everything that is wrong with the data before a training starts."""
-    from mixlora_cli.config.check import CheckConfig
-
-    _run("check", CheckConfig, "mixlora_cli.checking.run:check", context)
-
-
+_configured_by_hydra(
+    "train",
+    "Train an adapter and save it in a run folder.",
+    "mixlora_cli.config.schema:TrainConfig",
+    "mixlora_cli.launch.commands:train",
+)
+_configured_by_hydra(
+    "eval",
+    "Answer the unseen tasks with a trained run or the untuned base, and score the answers.",
+    "mixlora_cli.config.schema:EvalConfig",
+    "mixlora_cli.launch.commands:evaluate",
+)
+_configured_by_hydra(
+    "judge",
+    "Have the answers of a finished evaluation judged: by a rule, a local language model or a server.",
+    "mixlora_cli.config.judge:JudgeCommandConfig",
+    "mixlora_cli.judging.run:judge",
+)
+_configured_by_hydra(
+    "report",
+    "Write results.md and report.html from stored evaluations, one or several side by side.",
+    "mixlora_cli.config.report:ReportConfig",
+    "mixlora_cli.report.run:report",
+)
+_configured_by_hydra(
+    "align",
+    "Stage one of the small model, picture -> caption; its result ships with the package.",
+    "mixlora_cli.config.schema:AlignConfig",
+    "mixlora_cli.alignment.run:align",
+)
+_configured_by_hydra(
+    "bench",
+    "Measure what MixLoRA costs next to plain LoRA on this machine: time, memory, operations.",
+    "mixlora_cli.config.bench:BenchConfig",
+    "mixlora_cli.bench.run:bench",
+)
+_configured_by_hydra(
+    "prepare",
+    "Make once what a training needs: assemble a model, turn a data set into records.",
+    "mixlora_cli.config.prepare:PrepareConfig",
+    "mixlora_cli.prepare.run:prepare",
+)
+_configured_by_hydra(
+    "check",
+    "Look for everything that is wrong with the data before a training starts.",
+    "mixlora_cli.config.check:CheckConfig",
+    "mixlora_cli.checking.run:check",
+)
 app.command(name="import", cls=OneLineMistakes)(import_command)
 app.command(name="compare", cls=OneLineMistakes)(compare_command)
-
-
-@app.command(context_settings=HYDRA_ARGUMENTS, add_help_option=False)
-def export(context: typer.Context) -> None:
-    """Fit a static LoRA to a MixLoRA adapter, to merge or to serve, and say what that loses."""
-    from mixlora_cli.config.export import ExportConfig
-
-    _run("export", ExportConfig, "mixlora_cli.export.run:export", context)
-
-
-@app.command(context_settings=HYDRA_ARGUMENTS, add_help_option=False)
-def plan(context: typer.Context) -> None:
-    """Say what a training would need, before it is started: parameters, memory, operations, hours."""
-    from mixlora_cli.config.plan import PlanConfig
-
-    _run("plan", PlanConfig, "mixlora_cli.planning.run:plan", context)
-
-
-@app.command(context_settings=HYDRA_ARGUMENTS, add_help_option=False)
-def interference(context: typer.Context) -> None:
-    """Measure how much tasks disturb one another's gradients, layer by layer, and draw it."""
-    from mixlora_cli.config.interference import InterferenceConfig
-
-    _run("interference", InterferenceConfig, "mixlora_cli.launch.commands:interference", context)
-
-
-@app.command(context_settings=HYDRA_ARGUMENTS, add_help_option=False)
-def tsne(context: typer.Context) -> None:
-    """Draw a map of the factors that tasks select, and say how far it tells the tasks apart."""
-    from mixlora_cli.config.tsne import TsneConfig
-
-    _run("tsne", TsneConfig, "mixlora_cli.selections.run:tsne", context)
-
-
-@app.command(context_settings=HYDRA_ARGUMENTS, add_help_option=False)
-def reproduce(context: typer.Context) -> None:
-    """Train and evaluate every row of one of the paper's tables, then print it; goes on where it was."""
-    from mixlora_cli.config.reproduce import ReproduceConfig
-
-    _run("reproduce", ReproduceConfig, "mixlora_cli.reproduction.run:reproduce", context, first_word="what")
-
-
-@app.command(context_settings=HYDRA_ARGUMENTS, add_help_option=False)
-def table(context: typer.Context) -> None:
-    """One of the paper's tables from finished cells: intervals, paired tests, Markdown, LaTeX, CSV."""
-    from mixlora_cli.config.table import TableConfig
-
-    _run("table", TableConfig, "mixlora_cli.tables.run:table", context, first_word="what")
-
-
-def _run(name: str, config_class: type, entry: str, context: typer.Context, first_word: str = "") -> None:
-    """Hand over to Hydra; a bare first argument is the value of the key `first_word`, where there is one."""
-    from mixlora_cli.config.hydra_app import Command, run_command
-
-    arguments = list(context.args)
-    if first_word and arguments and arguments[0].isalnum():
-        arguments[0] = f"{first_word}={arguments[0]}"
-    raise typer.Exit(run_command(Command(name, config_class, entry), arguments))
+_configured_by_hydra(
+    "export",
+    "Fit a static LoRA to a MixLoRA adapter, to merge or to serve, and say what that loses.",
+    "mixlora_cli.config.export:ExportConfig",
+    "mixlora_cli.export.run:export",
+)
+_configured_by_hydra(
+    "plan",
+    "Say what a training would need, before it is started: parameters, memory, operations, hours.",
+    "mixlora_cli.config.plan:PlanConfig",
+    "mixlora_cli.planning.run:plan",
+)
+_configured_by_hydra(
+    "interference",
+    "Measure how much tasks disturb one another's gradients, layer by layer, and draw it.",
+    "mixlora_cli.config.interference:InterferenceConfig",
+    "mixlora_cli.launch.commands:interference",
+)
+_configured_by_hydra(
+    "tsne",
+    "Draw a map of the factors that tasks select, and say how far it tells the tasks apart.",
+    "mixlora_cli.config.tsne:TsneConfig",
+    "mixlora_cli.selections.run:tsne",
+)
+_configured_by_hydra(
+    "reproduce",
+    "Train and evaluate every row of one of the paper's tables, then print it; goes on where it was.",
+    "mixlora_cli.config.reproduce:ReproduceConfig",
+    "mixlora_cli.reproduction.run:reproduce",
+    first_word="what",
+)
+_configured_by_hydra(
+    "table",
+    "One of the paper's tables from finished cells: intervals, paired tests, Markdown, LaTeX, CSV.",
+    "mixlora_cli.config.table:TableConfig",
+    "mixlora_cli.tables.run:table",
+    first_word="what",
+)
 
 
 def main() -> None:
