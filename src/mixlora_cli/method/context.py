@@ -24,6 +24,10 @@ from mixlora_cli.method.reading import Reading, cached_length, read_inputs
 OWN_ARGUMENTS = ("prompt_mask", "task_embeddings")
 """Arguments of the model that only routing reads; they are taken away before the model sees them."""
 
+_FILLED_BY = "_mixlora_reading"
+# Kept on the cache itself: a later pass that brings it along goes on with the pass that filled it. A table of caches on
+# our side would make a compiled model compile again when the first cache has gone.
+
 
 @dataclass
 class _Generation:
@@ -61,8 +65,6 @@ class RoutingContext:
         self._parameters: dict[nn.Module, list[str]] = {}
         self._checkpointing: list[nn.Module] = []
         self._handles: list[RemovableHandle] = []
-        # A later pass that brings a cache along goes on with the pass that filled it.
-        self._by_cache: weakref.WeakKeyDictionary[Any, Reading] = weakref.WeakKeyDictionary()
 
     # -- attaching to a model -----------------------------------------------------------------------------------------
 
@@ -125,7 +127,7 @@ class RoutingContext:
             self._pooled, self._spans = None, None
             cache = getattr(output, "past_key_values", None)
             if cache is not None:
-                self._by_cache[cache] = self.reading
+                setattr(cache, _FILLED_BY, self.reading)
 
     def _place(self, reading: Reading, inputs: Mapping[str, Any]) -> Reading:
         """Tell a pass that goes on with a prompt from one that reads a new one."""
@@ -134,7 +136,7 @@ class RoutingContext:
         generation = self._generation
         before: Reading | None
         if generation is None:
-            before = self._by_cache.get(cache) if past > 0 else None
+            before = getattr(cache, _FILLED_BY, None) if past > 0 else None
         else:
             reading = self._in_generation(reading, generation, inputs)
             before = generation.prompt
