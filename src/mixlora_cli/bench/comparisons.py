@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mixlora_cli.bench.estimates import Estimate, exact, ratio, ratio_of_extras
 from mixlora_cli.bench.layers import LINEAR, LORA, PUBLISHED, mixlora
-from mixlora_cli.bench.measure import BATCHED, ONE_BY_ONE
+from mixlora_cli.bench.measure import BATCHED, ONE_BY_ONE, ONE_BY_ONE_PUBLISHED
 from mixlora_cli.bench.measurement import Measurement
 
 MIXLORA = "mixlora"
@@ -24,6 +24,7 @@ STEP_MEMORY = "memory above the resting state, MixLoRA / LoRA"
 OVER_BASE = "time, MixLoRA / base"
 LORA_OVER_BASE = "time, LoRA / base"
 BATCHING = "time, one by one / batched"
+EVALUATION = "time, one by one in the published form / batched"
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,9 @@ def _generation(done: Measurement) -> Iterator[Comparison]:
 
 
 def _evaluation(done: Measurement) -> Iterator[Comparison]:
-    times = done.seconds
-    yield Comparison(BATCHING, done, int(done.case["factors"]), ratio(times[ONE_BY_ONE], times[BATCHED]))
+    times, factors = done.seconds, int(done.case["factors"])
+    yield Comparison(BATCHING, done, factors, ratio(times[ONE_BY_ONE], times[BATCHED]))
+    yield Comparison(EVALUATION, done, factors, ratio(times[ONE_BY_ONE_PUBLISHED], times[BATCHED]))
 
 
 _COMPARE = {

@@ -130,9 +130,9 @@ GOALS = (
     Goal("whole training step <= 1.05x of LoRA's", "step", comparisons.TIME, 1.05),
     Goal("whole generation <= 1.05x of LoRA's", "generation", comparisons.TIME, 1.05),
     Goal(
-        "evaluation in batches >= 5x faster than one by one",
+        "evaluation in batches >= 5x faster than one by one in the published form",
         "evaluation",
-        comparisons.BATCHING,
+        comparisons.EVALUATION,
         5.0,
         at_most=False,
     ),

@@ -19,6 +19,7 @@ from mixlora_cli.evaluation.generate import batches
 
 ADAPTERS: tuple[AdapterName, ...] = ("lora", "mixlora")
 BASE, BATCHED, ONE_BY_ONE = "base", "batched", "one_by_one"
+ONE_BY_ONE_PUBLISHED = "one_by_one_published"
 SAME_ANSWERS = "same_answers"
 """Answers that are those of the base."""
 PUBLISHED_COPIES = 4
@@ -115,13 +116,16 @@ def _num_equal(texts: Sequence[str], others: Sequence[str]) -> int:
 
 
 def _evaluation(case: Case, whole: WholeModel) -> Measurement:
-    """MixLoRA answers all instances in batches, and one at a time."""
-    items = whole.prompts(case.number("instances"))
-    answering = whole.generator("mixlora", case.number("max_new_tokens"))
-    variants = {
-        BATCHED: Variant(_answers(answering, batches(items, case.number("batch_size")))),
-        ONE_BY_ONE: Variant(_answers(answering, [[item] for item in items])),
+    """MixLoRA answers all instances in batches, one at a time, and one at a time in the published code's form."""
+    items, tokens = whole.prompts(case.number("instances")), case.number("max_new_tokens")
+    answering, published = (whole.generator("mixlora", tokens, published=form) for form in (False, True))
+    grouped, alone = batches(items, case.number("batch_size")), [[item] for item in items]
+    calls = {
+        BATCHED: _answers(answering, grouped),
+        ONE_BY_ONE: _answers(answering, alone),
+        ONE_BY_ONE_PUBLISHED: _answers(published, alone),
     }
+    variants = {name: Variant(call) for name, call in calls.items()}
     return Measurement("evaluation", case.values, seconds=interleave(variants, case.rounds, whole.device))
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mixlora_cli.method.factors import ConditionalRouter, FactorPool
+from mixlora_cli.method.layer import MixLoraLayer
 from mixlora_cli.method.pooling import masked_mean
 from mixlora_cli.method.selection import (
     conditional_logits,
@@ -56,3 +57,21 @@ class PublishedForm(nn.Module):
         """Rows of the pools (B, r, d_in) and (B, r, d_out)."""
         index_a, index_b = self._indices(hidden, mask)
         return self.factors_a(index_a), self.factors_b(index_b)
+
+
+class PublishedLayer(PublishedForm):
+    """The same for a single instance, which has no padding: it goes where a linear layer was."""
+
+    def forward(self, hidden: Tensor) -> Tensor:  # type: ignore[override]
+        """(1, S, d_in) -> (1, S, d_out)."""
+        return super().forward(hidden, torch.ones(hidden.shape[:2], device=hidden.device))
+
+
+def into_published_form(model: nn.Module) -> None:
+    """Put an untrained layer in the published form in the place of every MixLoRA layer; the linear layers stay."""
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, MixLoraLayer)}
+    for name, layer in layers.items():
+        (rule,) = layer.rules.values()
+        linear = layer.base_layer
+        published = PublishedLayer(linear, rule.rank, rule.num_factors, rule.scaling)
+        model.set_submodule(name, published.to(linear.weight.device).eval())

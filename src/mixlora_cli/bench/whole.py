@@ -15,6 +15,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, set_seed
 
+from mixlora_cli.bench.published import into_published_form
 from mixlora_cli.config.bench import BenchConfig
 from mixlora_cli.config.schema import AdapterConfig, OptimConfig, RoutingConfig, TrainConfig
 from mixlora_cli.data.batches import EncodedDataset, Item, encode_prompts, encode_records
@@ -99,9 +100,11 @@ class WholeModel:
         )
         return TrainingStep(self, self.adapted(name), dataset, config)
 
-    def generator(self, name: AdapterName, max_new_tokens: int) -> Answering:
-        """Answers of a new adapter."""
+    def generator(self, name: AdapterName, max_new_tokens: int, published: bool = False) -> Answering:
+        """Answers of a new adapter; `published`: in the published code's form, for one instance at a time."""
         model = self.adapted(name)
+        if published:
+            into_published_form(model)
         return Answering(model, Generator(model, self.base, self.features, max_new_tokens), self.dtype)
 
 
