@@ -12,6 +12,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from peft import PeftModel
 from rich.console import Console
 from safetensors.torch import load_file, save_file
@@ -32,8 +33,7 @@ from mixlora_cli.config.schema import (
 from mixlora_cli.models.adapters import load_adapter
 from mixlora_cli.models.base import Base
 from mixlora_cli.models.features import FeatureCache
-from mixlora_cli.models.mini import merge_update
-from mixlora_cli.models.mini_base import unaligned_base
+from mixlora_cli.models.mini_base import unaligned_base, with_stage_one
 from mixlora_cli.models.stage_one import StageOne, load_stage_one
 from mixlora_cli.training.run import train
 
@@ -51,7 +51,8 @@ def align(config: AlignConfig) -> Path:
     pictures = draw(config.pictures, f"align/{config.seed}")
     paths = write_pictures(root, pictures)
     set_seed(config.seed)
-    base = unaligned_base(config.seed)
+    start = None if config.start is None else load_stage_one(Path(config.start))
+    base = _base_before(config, start)
 
     projector_file = root / "projector.safetensors"
     if projector_file.exists():
@@ -63,7 +64,7 @@ def align(config: AlignConfig) -> Path:
 
     run = _train_captions(config, root, base)
     console.print("merging, and captioning held-out pictures")
-    stage_one = _extract(config, base, run)
+    stage_one = _extract(config, start, run)
     stage_one.save(root / RESULT)
     check = _check(config, root)
     (root / "check.json").write_text(json.dumps(asdict(check), indent=2) + "\n")
@@ -107,19 +108,30 @@ def _train_captions(config: AlignConfig, root: Path, base: Base) -> Path:
     )
 
 
-def _extract(config: AlignConfig, base: Base, run: Path) -> StageOne:
-    """Read projector and update out of the trained adapter."""
-    fresh = unaligned_base(config.seed)
+def _base_before(config: AlignConfig, start: StageOne | None) -> Base:
+    """The base that the training starts from: with an earlier stage one in it, or with none."""
+    base = unaligned_base(config.seed)
+    return base if start is None else with_stage_one(base, start)
+
+
+def _extract(config: AlignConfig, start: StageOne | None, run: Path) -> StageOne:
+    """Read projector and update out of the trained adapter; the update of the start comes with it."""
+    fresh = _base_before(config, start)
     adapted = load_adapter(fresh.model, run / "adapter")
     assert isinstance(adapted, PeftModel)
     update = {}
     for name, module in fresh.model.model.language_model.named_modules():
         if hasattr(module, "lora_A") and len(module.lora_A):
             scale = module.scaling["default"]
-            update[name] = (scale * module.lora_B["default"].weight, module.lora_A["default"].weight)
+            up, down = scale * module.lora_B["default"].weight, module.lora_A["default"].weight
+            if start is not None:
+                earlier_up, earlier_down = start.update[name]
+                up, down = torch.cat([earlier_up, up], dim=1), torch.cat([earlier_down, down], dim=0)
+            update[name] = (up, down)
     projector = fresh.model.model.multi_modal_projector.modules_to_save["default"].state_dict()
     versions = json.loads((run / "versions.json").read_text())
     made_by = {
+        **({} if start is None else {"start": json.dumps(start.metadata)}),
         "config": json.dumps(asdict(config)),
         "git_commit": str(versions["git_commit"]),
         "packages": json.dumps(versions["packages"]),
@@ -130,7 +142,5 @@ def _extract(config: AlignConfig, base: Base, run: Path) -> StageOne:
 def _check(config: AlignConfig, root: Path) -> CaptionCheck:
     """Caption held-out pictures with the base as everybody will build it: from the quantised file."""
     stage_one = load_stage_one(root / RESULT)
-    base = unaligned_base(config.seed)
-    base.model.model.multi_modal_projector.load_state_dict(stage_one.projector)
-    merge_update(base.model, stage_one.update)
+    base = with_stage_one(unaligned_base(config.seed), stage_one)
     return check_captions(base, draw(config.check_pictures, "align/heldout"), root / "heldout")

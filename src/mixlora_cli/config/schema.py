@@ -335,6 +335,8 @@ class AlignConfig:
 
     output_dir: str
     seed: int = 0
+    start: str | None = None
+    """Stage-one file to go on from; None = a random projector and the language model as its package has it."""
     pictures: int = 8_000
     """Caption pictures to draw."""
     lexical_steps: int = 500

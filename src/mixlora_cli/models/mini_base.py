@@ -15,7 +15,7 @@ from mixlora_cli.data.cache import cache_root
 from mixlora_cli.data.template import SMOLLM
 from mixlora_cli.models import mini, tower
 from mixlora_cli.models.base import Base
-from mixlora_cli.models.stage_one import ASSET, load_stage_one
+from mixlora_cli.models.stage_one import ASSET, StageOne, load_stage_one
 
 IMAGE_SIZE = 160
 _LAYOUT = "1"  # raise when the assembly below changes
@@ -27,6 +27,13 @@ def unaligned_base(seed: int) -> Base:
     model = mini.build_unaligned(tokenizer, IMAGE_SIZE, seed)
     digest = hashlib.sha256(f"{_LAYOUT} {mini.sources()} unaligned".encode()).hexdigest()
     return _as_base(model, mini.build_processor(tokenizer, IMAGE_SIZE), "mini-unaligned", digest)
+
+
+def with_stage_one(base: Base, stage_one: StageOne) -> Base:
+    """The same base, changed in place: stage one's projector, its update merged into the language model."""
+    base.model.model.multi_modal_projector.load_state_dict(stage_one.projector)
+    mini.merge_update(base.model, stage_one.update)
+    return base
 
 
 def mini_base(dtype: torch.dtype) -> Base:
@@ -50,15 +57,12 @@ def _assemble(folder: Path) -> None:
     """Build from the packages and write a checkpoint that `from_pretrained` reads; complete or not there at all."""
     Console(stderr=True).print("assembling the small model (once, about a minute)", markup=False)
     stage_one = load_stage_one()
-    tokenizer = mini.build_tokenizer()
-    model = mini.build_unaligned(tokenizer, IMAGE_SIZE, seed=0)
-    model.model.multi_modal_projector.load_state_dict(stage_one.projector)
-    mini.merge_update(model, stage_one.update)
+    base = with_stage_one(unaligned_base(seed=0), stage_one)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     try:
-        model.save_pretrained(partial)
-        mini.build_processor(tokenizer, IMAGE_SIZE).save_pretrained(partial)
+        base.model.save_pretrained(partial)
+        mini.build_processor(base.tokenizer, IMAGE_SIZE).save_pretrained(partial)
         if not folder.exists():
             partial.rename(folder)
     finally:

@@ -14,8 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from mixlora_cli.config.explain import CONFIG_ERRORS, explain
 from mixlora_cli.config.load import load
 from mixlora_cli.config.resolvers import register_resolvers
+from mixlora_cli.config.schema import DataConfig, ModelConfig
 from mixlora_cli.data.mini.build import generator_digest
 from mixlora_cli.errors import UserError
+from mixlora_cli.models.stage_one import stage_one_digest
 from mixlora_cli.paths import conf_dir
 
 T = TypeVar("T")
@@ -64,6 +66,9 @@ def _hydra_set_aside() -> Iterator[None]:
         GlobalHydra.instance().hydra = running
 
 
-def data_version(source: str) -> str:
-    """What decides the records beside the configuration: for the built-in data, the generator's digest."""
-    return generator_digest() if source == "mini" else source
+def versions(data: DataConfig, model: ModelConfig) -> dict[str, str]:
+    """What decides a result beside the configuration: the built-in data's generator, the built-in base's weights."""
+    return {
+        "data version": generator_digest() if data.source == "mini" else data.source,
+        "base version": stage_one_digest() if model.source == "mini" else model.source,
+    }

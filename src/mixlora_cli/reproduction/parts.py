@@ -12,7 +12,7 @@ from typing import Any
 from mixlora_cli.config.reproduce import ReproduceConfig
 from mixlora_cli.config.schema import EvalConfig, TrainConfig
 from mixlora_cli.reproduction.cell import EVALUATION, SEEN_EVALUATION, Part, plain
-from mixlora_cli.reproduction.compose import composed, data_version
+from mixlora_cli.reproduction.compose import composed, versions
 from mixlora_cli.reproduction.estimate import answer_seconds, train_seconds
 from mixlora_cli.training.changes import essentials
 
@@ -42,7 +42,7 @@ def training(
     given += [*_budget(config, "train.steps"), *config.train]
     asked = composed("train", TrainConfig, given)
     wanted = essentials(asdict(asked))
-    folder = Path(config.output_dir) / f"{name}-{_digest(wanted, asked.data.source)}"
+    folder = Path(config.output_dir) / f"{name}-{_digest(wanted, asked)}"
     # Last, so that no override parts the name of the folder from what is in it.
     given += [f"output_dir={folder}", "resume=auto"]
     seconds = train_seconds(config, asked, given)
@@ -61,7 +61,7 @@ def training(
 def base_folder(config: ReproduceConfig, name: str) -> Path:
     """The folder of the untuned base's evaluations."""
     asked = composed("eval", EvalConfig, [f"experiment={config.scale}/{BASE}", *config.evaluation])
-    return Path(config.output_dir) / f"{name}-{_digest(asdict(asked.model), asked.data.source)}"
+    return Path(config.output_dir) / f"{name}-{_digest(asdict(asked.model), asked)}"
 
 
 def evaluation(config: ReproduceConfig, experiment: str, folder: Path, tasks: Sequence[str] | None) -> Part:
@@ -89,7 +89,7 @@ def tasks_override(tasks: Sequence[str] | None) -> list[str]:
 
 
 def _asked_of_evaluation(asked: EvalConfig) -> dict[str, Any]:
-    values: dict[str, Any] = {"data version": data_version(asked.data.source)}
+    values: dict[str, Any] = dict(versions(asked.data, asked.model))
     for key, value in asdict(asked).items():
         if key in _NOT_ASKED:
             continue
@@ -110,8 +110,8 @@ def _about(asked: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _digest(values: Mapping[str, Any], source: str) -> str:
-    content = json.dumps({**plain(values), "data version": data_version(source)}, sort_keys=True)
+def _digest(values: Mapping[str, Any], asked: TrainConfig | EvalConfig) -> str:
+    content = json.dumps({**plain(values), **versions(asked.data, asked.model)}, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:_DIGITS]
 
 

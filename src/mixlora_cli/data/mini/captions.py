@@ -194,8 +194,8 @@ def _labelled(rng: random.Random) -> tuple[list[Item], str]:
 
 
 _KINDS: tuple[tuple[Callable[[random.Random], tuple[list[Item], str]], int], ...] = (
-    (_single, 10), (_placed, 8), (_beside, 16), (_corners, 26), (_count_objects, 8), (_count_shapes, 8),
-    (_shapes, 14), (_sizes, 8), (_word, 9), (_number, 8), (_sum, 6), (_flag, 4), (_labelled, 10),
+    (_single, 6), (_placed, 8), (_beside, 14), (_corners, 16), (_count_objects, 12), (_count_shapes, 10),
+    (_shapes, 14), (_sizes, 8), (_word, 16), (_number, 14), (_sum, 10), (_flag, 5), (_labelled, 12),
 )  # fmt: skip
 
 
