@@ -32,6 +32,7 @@ QUICK = BenchSettings(
     max_new_tokens=2,
     instances=3,
     evaluation_rounds=1,
+    predictions=160,
 )
 
 MakeConfig = Callable[..., BenchConfig]

@@ -11,7 +11,7 @@ from mixlora_cli.bench.estimates import Estimate, exact
 from mixlora_cli.bench.goals import GOALS, Goal, judge
 from mixlora_cli.bench.measurement import Measurement
 
-FP32, BF16, PUBLISHED, FLAT, PEAK, STEP, GENERATION, BATCHING = GOALS
+FP32, BF16, PUBLISHED, FLAT, PEAK, STEP, GENERATION, BATCHING, SCORING = GOALS
 
 
 def layer(shape: str = "4096", dtype: str = "fp32", **times: float) -> Measurement:
@@ -88,6 +88,9 @@ def test_whole_model_goals() -> None:
     assert verdict(PEAK, Measurement("memory", about, counts=counts)) == ("not met", 0, 1, 1.021)
     assert verdict(STEP, step, generation) == ("met", 1, 1, 1.04)
     assert verdict(GENERATION, step, generation) == ("not met", 0, 1, 1.06)
+    scoring = Measurement("scoring", {"predictions": 100_000}, {"scoring": [4.0, 4.5, 7.0]})
+    assert verdict(SCORING, scoring) == ("met", 1, 1, 4.5)
+    assert verdict(SCORING, replace(scoring, case={"predictions": 160}))[0] == "not measured"
     assert verdict(BATCHING, evaluation) == ("met", 1, 1, 5.5)
 
 

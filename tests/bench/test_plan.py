@@ -28,7 +28,7 @@ def test_the_full_plan() -> None:
     shapes = ("576", "1024", "4096", "4096x11008")
     assert asked == {(s, d, b) for s in shapes for d in ("fp32", "bf16") for b in (1, 8)}
     assert all(case.text("pools") == "16,32,64" and case.number("rounds") >= 20 for case in layers)
-    assert len(plan) == 16 + 16 + 4 and len({case.key for case in plan}) == len(plan)
+    assert len(plan) == 16 + 16 + 5 and len({case.key for case in plan}) == len(plan)
     assert tuple(dict.fromkeys(case.part for case in plan)) == PARTS
 
 

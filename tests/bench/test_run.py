@@ -32,13 +32,19 @@ def test_everything_is_measured_and_written(
     make_config: Any, counted: list[str], tmp_path: Path, capsys: Any
 ) -> None:
     findings = bench(make_config())
-    assert counted == ["layer"] * 2 + ["operations"] * 2 + ["memory", "step", "generation", "evaluation"]
+    assert counted == ["layer"] * 2 + ["operations"] * 2 + [
+        "memory",
+        "step",
+        "generation",
+        "evaluation",
+        "scoring",
+    ]
     folder = tmp_path / "bench"
     results = json.loads((folder / "results.json").read_text())
     assert results["format"] == "mixlora-bench/1"
     assert tuple(dict.fromkeys(case["part"] for case in results["cases"])) == PARTS
     verdicts = {goal["goal"]: goal["verdict"] for goal in results["goals"]}
-    assert [v == "not measured" for v in verdicts.values()] == [True] * 4 + [False] * 4
+    assert [v == "not measured" for v in verdicts.values()] == [True] * 4 + [False] * 4 + [True]
     layer = results["cases"][0]
     assert layer["seconds"]["lora"]["rounds"] == 3 and layer["seconds"]["lora"]["median"] > 0
     assert set(layer["extra_seconds"]) == {"lora", "mixlora_e4", "mixlora_e8", "published"}
@@ -46,9 +52,9 @@ def test_everything_is_measured_and_written(
     assert {tuple(c.items()) for c in generation["counts"].values()} == {(("same_answers", 2),)}
     assert {"ratio.png", "ratio.svg"} <= {path.name for path in folder.iterdir()}
     markdown = (folder / "performance.md").read_text()
-    assert markdown.count("\n### ") == 6 and "](ratio.svg)" in markdown and "mixlora" in markdown
+    assert markdown.count("\n### ") == 7 and "](ratio.svg)" in markdown and "mixlora" in markdown
     assert "whole training step <= 1.05x of LoRA's" in capsys.readouterr().out
-    assert len(findings.measurements) == 8
+    assert len(findings.measurements) == 9
 
 
 def test_the_same_command_measures_nothing_twice(

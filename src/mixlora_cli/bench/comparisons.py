@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mixlora_cli.bench.estimates import Estimate, exact, ratio, ratio_of_extras
+from mixlora_cli.bench.estimates import Estimate, exact, median, ratio, ratio_of_extras
 from mixlora_cli.bench.layers import LINEAR, LORA, PUBLISHED, mixlora
-from mixlora_cli.bench.measure import BATCHED, ONE_BY_ONE, ONE_BY_ONE_PUBLISHED
+from mixlora_cli.bench.measure import BATCHED, ONE_BY_ONE, ONE_BY_ONE_PUBLISHED, SCORING
 from mixlora_cli.bench.measurement import Measurement
 
 MIXLORA = "mixlora"
@@ -24,18 +24,19 @@ STEP_MEMORY = "memory above the resting state, MixLoRA / LoRA"
 OVER_BASE = "time, MixLoRA / base"
 LORA_OVER_BASE = "time, LoRA / base"
 BATCHING = "time, one by one / batched"
+SCORING_SECONDS = "seconds to score what is stored"
 EVALUATION = "time, one by one in the published form / batched"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One ratio of one case."""
+    """One ratio of one case; of the scoring, the seconds themselves."""
 
     name: str
     """One of the constants above."""
     measurement: Measurement
     factors: int
-    """E of the MixLoRA in it."""
+    """E of the MixLoRA in it, 0 where there is none."""
     estimate: Estimate
 
 
@@ -95,6 +96,10 @@ def _evaluation(done: Measurement) -> Iterator[Comparison]:
     yield Comparison(EVALUATION, done, factors, ratio(times[ONE_BY_ONE_PUBLISHED], times[BATCHED]))
 
 
+def _scoring(done: Measurement) -> Iterator[Comparison]:
+    yield Comparison(SCORING_SECONDS, done, 0, median(done.seconds[SCORING]))
+
+
 _COMPARE = {
     "layer": _layer,
     "operations": _operations,
@@ -102,4 +107,5 @@ _COMPARE = {
     "step": _step,
     "generation": _generation,
     "evaluation": _evaluation,
+    "scoring": _scoring,
 }

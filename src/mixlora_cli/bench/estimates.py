@@ -49,6 +49,11 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> Estimate:
     return _bootstrapped(np.asarray([above, below]), lambda medians: (medians[0], medians[1]))
 
 
+def median(seconds: Sequence[float]) -> Estimate:
+    """Median seconds of one variant."""
+    return ratio(seconds, [1.0] * len(seconds))
+
+
 def extra(variant: Sequence[float], linear: Sequence[float]) -> Estimate:
     """Seconds above the frozen linear layer alone: median of the differences within a round."""
     rows = np.asarray([_differences(variant, linear), np.ones(len(linear))])

@@ -136,4 +136,12 @@ GOALS = (
         5.0,
         at_most=False,
     ),
+    Goal(
+        "100,000 stored predictions scored in <= 5 s",
+        "scoring",
+        comparisons.SCORING_SECONDS,
+        5.0,
+        applies=lambda done: int(done.case["predictions"]) == 100_000,
+        compared_factors="any",
+    ),
 )

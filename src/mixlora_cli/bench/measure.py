@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
@@ -12,14 +14,17 @@ from mixlora_cli.bench.layers import DTYPES, Bench, LayerCase, build_bench
 from mixlora_cli.bench.machine import free_bytes
 from mixlora_cli.bench.measurement import Measurement
 from mixlora_cli.bench.plan import Case
+from mixlora_cli.bench.scoring import write_predictions
 from mixlora_cli.bench.whole import AdapterName, Answering, WholeModel
 from mixlora_cli.config.bench import Part
 from mixlora_cli.data.batches import Item
 from mixlora_cli.evaluation.generate import batches
+from mixlora_cli.evaluation.scoring import score
 
 ADAPTERS: tuple[AdapterName, ...] = ("lora", "mixlora")
 BASE, BATCHED, ONE_BY_ONE = "base", "batched", "one_by_one"
 ONE_BY_ONE_PUBLISHED = "one_by_one_published"
+SCORING = "scoring"
 SAME_ANSWERS = "same_answers"
 """Answers that are those of the base."""
 PUBLISHED_COPIES = 4
@@ -129,6 +134,15 @@ def _evaluation(case: Case, whole: WholeModel) -> Measurement:
     return Measurement("evaluation", case.values, seconds=interleave(variants, case.rounds, whole.device))
 
 
+def _scoring(case: Case, whole: WholeModel) -> Measurement:
+    """Scores of stored answers, with their intervals, from the file to `results.json`."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_predictions(folder, case.number("predictions"), case.number("seed"))
+        variants = {SCORING: Variant(lambda: score(folder))}
+        return Measurement("scoring", case.values, seconds=interleave(variants, case.rounds, whole.device))
+
+
 def _answers(answering: Answering, groups: Sequence[Sequence[Item]]) -> Callable[[], None]:
     def run() -> None:
         for group in groups:
@@ -144,4 +158,5 @@ _MEASURES: dict[Part, Callable[[Case, WholeModel], Measurement]] = {
     "step": _step,
     "generation": _generation,
     "evaluation": _evaluation,
+    "scoring": _scoring,
 }

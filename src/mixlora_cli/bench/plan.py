@@ -30,6 +30,7 @@ class Choice:
     max_new_tokens: int
     instances: int
     evaluation_rounds: int
+    predictions: int
 
 
 FULL = Choice(
@@ -45,6 +46,7 @@ FULL = Choice(
     max_new_tokens=16,
     instances=16,
     evaluation_rounds=5,
+    predictions=100_000,
 )
 QUICK = Choice(
     shapes=("576", "1024"),
@@ -59,6 +61,7 @@ QUICK = Choice(
     max_new_tokens=4,
     instances=4,
     evaluation_rounds=2,
+    predictions=2_000,
 )
 
 
@@ -79,7 +82,7 @@ class Case:
         """For the progress bar."""
         names = [str(self.values[name]) for name in ("shape", "dtype", "precision") if name in self.values]
         batch = self.values.get("batch", self.values.get("batch_size"))
-        return " ".join([self.part, *names, f"batch {batch}"])
+        return " ".join([self.part, *names, *([] if batch is None else [f"batch {batch}"])])
 
     def number(self, name: str) -> int:
         """A value that is an integer."""
@@ -193,9 +196,11 @@ def _model_cases(config: BenchConfig, precision: str) -> list[Case]:
         "rounds": settings.evaluation_rounds or otherwise.evaluation_rounds,
         "warmup": 1,
     }
+    fixed: dict[str, Value] = {"seed": config.seed, "rounds": evaluation["rounds"], "warmup": 1}
     return [
         Case("memory", {**common, **step}),
         Case("step", {**common, **step, **_rounds(config)}),
         Case("generation", {**common, **answers, **_rounds(config)}),
         Case("evaluation", {**common, **answers, **evaluation}),
+        Case("scoring", {"predictions": settings.predictions or otherwise.predictions, **fixed}),
     ]

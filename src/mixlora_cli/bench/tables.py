@@ -10,7 +10,7 @@ from mixlora_cli.bench.estimates import Estimate, spread
 from mixlora_cli.bench.goals import Judgement
 from mixlora_cli.bench.grid import MISSING, Grid, mebibytes, milliseconds, ratio_text
 from mixlora_cli.bench.layers import LINEAR, LORA, PUBLISHED, mixlora
-from mixlora_cli.bench.measure import SAME_ANSWERS
+from mixlora_cli.bench.measure import SAME_ANSWERS, SCORING
 from mixlora_cli.bench.measurement import Measurement
 from mixlora_cli.bench.results import Findings, extras
 from mixlora_cli.config.bench import Part
@@ -25,6 +25,7 @@ def all_grids(findings: Findings) -> list[Grid]:
         "layer": (ratios_grid, times_grid),
         "operations": (operations_grid,),
         "memory": (memory_grid,),
+        "scoring": (scoring_grid,),
     }
     for part, wanted in makers.items():
         cases = [done for done in findings.measurements if done.part == part]
@@ -57,7 +58,9 @@ def _goal_row(judgement: Judgement) -> tuple[str, ...]:
 
 
 def _name(done: Measurement) -> str:
-    return ", ".join(_layer_labels(done)) if "shape" in done.case else f"model {done.case['model']}"
+    if "shape" in done.case:
+        return ", ".join(_layer_labels(done))
+    return f"model {done.case['model']}" if "model" in done.case else done.part
 
 
 def _layer_labels(done: Measurement) -> tuple[str, str, str]:
@@ -169,6 +172,24 @@ def memory_grid(cases: list[Measurement]) -> Grid:
         "Every allocation of a step is counted; weights that do not move are in the peak.",
         ("", "LoRA", "MixLoRA", "ratio"),
         tuple(rows),
+    )
+
+
+def scoring_grid(cases: list[Measurement]) -> Grid:
+    """Seconds to score stored predictions."""
+    rows = []
+    for done in cases:
+        one = spread(done.seconds[SCORING])
+        quartiles = f"[{milliseconds(one.lower_quartile)}, {milliseconds(one.upper_quartile)}]"
+        rows.append(
+            (f"{int(done.case['predictions']):,}", f"{milliseconds(one.median)} {quartiles}", str(one.rounds))
+        )
+    return Grid(
+        "Scoring stored predictions: milliseconds",
+        "Medians, [quartiles]. From the predictions file to results.json, intervals included; one process.",
+        ("predictions", "ms", "rounds"),
+        tuple(rows),
+        1,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from mixlora_cli.config.schema import DataConfig, ModelConfig
 
-Part = Literal["layer", "operations", "memory", "step", "generation", "evaluation"]
+Part = Literal["layer", "operations", "memory", "step", "generation", "evaluation", "scoring"]
 Precision = Literal["fp32", "bf16"]
 
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -50,6 +50,8 @@ class BenchSettings:
     """Prompts of the evaluation part, answered in one batch after another and then one by one."""
     evaluation_rounds: int | None = None
     """Counted rounds of the evaluation part, whose answers one by one take long."""
+    predictions: int | None = None
+    """Stored answers that the scoring part scores."""
     threads: int | None = None
     """Threads of torch; null: as many as it chooses itself."""
 
@@ -80,6 +82,7 @@ _COUNTS = (
     "max_new_tokens",
     "instances",
     "evaluation_rounds",
+    "predictions",
     "threads",
 )
 

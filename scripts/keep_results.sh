@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Copy what tables need of every cell with an evaluation, from a folder of `mixlora reproduce` to one that git keeps:
+# configuration, losses, scores and answers; no weights. Usage: scripts/keep_results.sh [runs/reproduce/mini [results/mini]]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source=${1:-runs/reproduce/mini}
+kept=${2:-results/mini}
+
+mkdir -p "$kept"
+kept=$(realpath "$kept")
+cd "$source"
+for cell in */; do
+  cell=${cell%/}
+  compgen -G "$cell/eval*/results.json" >/dev/null || continue
+  for file in "$cell"/{cell.json,config.yaml,result.json,metrics.jsonl,versions.json,parameters.json} \
+    "$cell"/eval*/{results.json,predictions.jsonl} "$cell"/interference/interference.json "$cell"/tsne*/tsne.json; do
+    if [ -f "$file" ]; then
+      mkdir -p "$kept/$(dirname "$file")"
+      cp "$file" "$kept/$file"
+    fi
+  done
+done
+echo "kept $(find "$kept" -name cell.json | wc -l) cells in $kept"
