@@ -9,7 +9,7 @@ import torch
 
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.mini import merge_update
-from mixlora_cli.models.stage_one import StageOne, load_stage_one
+from mixlora_cli.models.stage_one import StageOne, load_stage_one, stacked
 from mixlora_cli.models.tiny import build_tiny
 
 
@@ -51,3 +51,16 @@ def test_a_missing_or_broken_file_says_what_to_do(tmp_path: Path, content: bytes
         path.write_bytes(content)
     with pytest.raises(UserError, match="mixlora align"):
         load_stage_one(path)
+
+
+def test_stacked_updates_are_their_sum() -> None:
+    first, then = (
+        _stage_one().update,
+        {name: (2 * up, -down) for name, (up, down) in _stage_one().update.items()},
+    )
+    both = stacked(first, then)
+    assert both.keys() == first.keys()
+    for name, (up, down) in both.items():
+        assert up.shape[1] == 2 * first[name][0].shape[1]
+        wanted = sum(one @ other for one, other in (first[name], then[name]))
+        torch.testing.assert_close(up @ down, wanted)

@@ -12,7 +12,6 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from peft import PeftModel
 from rich.console import Console
 from safetensors.torch import load_file, save_file
@@ -34,7 +33,7 @@ from mixlora_cli.models.adapters import load_adapter
 from mixlora_cli.models.base import Base
 from mixlora_cli.models.features import FeatureCache
 from mixlora_cli.models.mini_base import unaligned_base, with_stage_one
-from mixlora_cli.models.stage_one import StageOne, load_stage_one
+from mixlora_cli.models.stage_one import StageOne, load_stage_one, stacked
 from mixlora_cli.training.run import train
 
 RESULT = "stage_one.safetensors"
@@ -123,11 +122,9 @@ def _extract(config: AlignConfig, start: StageOne | None, run: Path) -> StageOne
     for name, module in fresh.model.model.language_model.named_modules():
         if hasattr(module, "lora_A") and len(module.lora_A):
             scale = module.scaling["default"]
-            up, down = scale * module.lora_B["default"].weight, module.lora_A["default"].weight
-            if start is not None:
-                earlier_up, earlier_down = start.update[name]
-                up, down = torch.cat([earlier_up, up], dim=1), torch.cat([earlier_down, down], dim=0)
-            update[name] = (up, down)
+            update[name] = (scale * module.lora_B["default"].weight, module.lora_A["default"].weight)
+    if start is not None:
+        update = stacked(start.update, update)
     projector = fresh.model.model.multi_modal_projector.modules_to_save["default"].state_dict()
     versions = json.loads((run / "versions.json").read_text())
     made_by = {

@@ -20,6 +20,8 @@ from mixlora_cli.errors import UserError
 ASSET = Path(__file__).parent / "assets" / "mini_stage_one.safetensors"
 _PROJECTOR, _UP, _DOWN = "projector.", "update.up.", "update.down."
 
+Update = dict[str, tuple[Tensor, Tensor]]
+
 
 @dataclass(frozen=True)
 class StageOne:
@@ -27,7 +29,7 @@ class StageOne:
 
     projector: dict[str, Tensor]
     """State of `multi_modal_projector`."""
-    update: dict[str, tuple[Tensor, Tensor]]
+    update: Update
     """Module of the language model -> (up (d_out, r), down (r, d_in)); their product, scale included, is added to
     its weight."""
     metadata: dict[str, str]
@@ -69,6 +71,14 @@ def load_stage_one(path: Path = ASSET) -> StageOne:
         update={name: (up, plain[_DOWN + name]) for name, up in ups.items()},
         metadata=metadata,
     )
+
+
+def stacked(first: Update, then: Update) -> Update:
+    """One update that is the sum of both, of the same modules; their ranks add up."""
+    return {
+        name: (torch.cat([first[name][0], up], dim=1), torch.cat([first[name][1], down], dim=0))
+        for name, (up, down) in then.items()
+    }
 
 
 def stage_one_digest() -> str:
