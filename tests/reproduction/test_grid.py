@@ -44,6 +44,18 @@ def test_table_1_runs_every_row_then_the_further_seeds() -> None:
     assert all([part.name for part in cell.parts] == ["train", "eval"] for cell in trained)
 
 
+def test_only_some_rows() -> None:
+    cells = grid("table1", only=["mixlora_e16_r4", "lora_r2"])
+    assert [(cell.experiment, cell.seed) for cell in cells] == [
+        ("lora_r2", 0), ("mixlora_e16_r4", 0), ("mixlora_e16_r4", 1), ("mixlora_e16_r4", 2)
+    ]  # fmt: skip
+    everything = {cell.folder for cell in grid("table1")}
+    assert {cell.folder for cell in cells} < everything
+    assert [cell.experiment for cell in grid("figures", only=["lora_r16"])] == ["lora_r16"]
+    with pytest.raises(UserError, match="only=lora_r3: no such row; rows are llava_align, llava_ft"):
+        grid("table1", only=["lora_r3"])
+
+
 def test_every_command_composes_into_what_the_cell_asks() -> None:
     cell = next(cell for cell in grid("table1", seeds=[0]) if cell.experiment == "mixlora_e16_r4")
     train, evaluation = cell.parts

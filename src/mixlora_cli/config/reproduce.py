@@ -40,6 +40,8 @@ class ReproduceConfig:
     """The first one for every row; the others for the rows in `replicated`."""
     replicated: list[str] | None = None
     """Experiments that are run with every seed; null = all."""
+    only: list[str] | None = None
+    """Experiments that are run; null = every row. What else is there is still shown."""
     budget: int | None = None
     """At most so many optimizer steps a training and instances a benchmark: a smoke run; null = no cut."""
     train: list[str] = field(default_factory=list)

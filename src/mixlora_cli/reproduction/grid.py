@@ -7,6 +7,7 @@ is not run again; and a row is trained and evaluated before the next, so that th
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,11 +27,14 @@ def build_grid(config: ReproduceConfig) -> list[Cell]:
     """All cells, in the order in which they are run: every row with the first seed, then the further seeds.
 
     Raises:
-        UserError: an experiment, an override or the name of a replicated row is wrong.
+        UserError: an experiment, an override or the name of a row in `replicated` or `only` is wrong.
     """
     layout = LAYOUTS.get(str(config.what))
     rows = FIGURE_ROWS if layout is None else layout.rows
-    _check_replicated(config)
+    known = {row.experiment for each in LAYOUTS.values() for row in each.rows}
+    _check_names("replicated", config.replicated, known)
+    _check_names("only", config.only, {row.experiment for row in rows})
+    rows = tuple(row for row in rows if config.only is None or row.experiment in config.only)
     first, *others = config.seeds or DEFAULT_SEEDS[config.scale]
     wanted = [(row, first) for row in rows]
     if layout is not None:  # one training is enough for a picture
@@ -72,10 +76,9 @@ def _is_replicated(row: Row, config: ReproduceConfig) -> bool:
     return row.experiment != BASE and (config.replicated is None or row.experiment in config.replicated)
 
 
-def _check_replicated(config: ReproduceConfig) -> None:
-    known = {row.experiment for layout in LAYOUTS.values() for row in layout.rows}
-    if unknown := [name for name in config.replicated or [] if name not in known]:
-        raise UserError(f"replicated={unknown[0]}: no such row; rows are {', '.join(sorted(known))}")
+def _check_names(key: str, names: Sequence[str] | None, known: Collection[str]) -> None:
+    if unknown := [name for name in names or [] if name not in known]:
+        raise UserError(f"{key}={unknown[0]}: no such row; rows are {', '.join(sorted(known))}")
 
 
 def _tasks(config: ReproduceConfig) -> list[str]:
