@@ -104,6 +104,15 @@ def test_learning_rate_warms_up_and_falls_along_a_cosine(make_config: MakeConfig
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
 
 
+def test_each_row_says_over_how_many_steps_its_loss_is_the_mean(make_config: MakeConfig) -> None:
+    losses = [row["loss"] for row in read_metrics(RunFolder(train(make_config("each", steps=7))).metrics)]
+    rows = read_metrics(RunFolder(train(make_config("some", steps=7, log_every=3))).metrics)
+    assert [(row["step"], row["loss_steps"]) for row in rows] == [(1, 1), (3, 2), (6, 3), (7, 1)]
+    for row in rows:
+        window = losses[row["step"] - row["loss_steps"] : row["step"]]
+        assert row["loss"] == pytest.approx(sum(window) / len(window), rel=1e-5)
+
+
 def test_base_weights_do_not_move_and_the_loss_falls(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,8 +53,10 @@ class Throughput:
 
 
 class MetricsWriter(TrainerCallback):
-    """Appends {step, epoch, loss, lr, grad_norm, tokens_per_second, tokens, seconds}; `seconds` adds up over resumes.
+    """Appends {step, epoch, loss, loss_steps, lr, grad_norm, tokens_per_second, tokens, seconds}.
 
+    `loss` is the mean over the last `loss_steps` steps: rows come every `log_every` steps, and between where something else
+    wants one. `seconds` adds up over resumes.
     Where there is such a thing, also `balance_loss`, and `routing` with what the Trainer's log calls "routing/...".
     On resume, rows after the resumed step are dropped: the steps are done again and written again.
     """
@@ -64,6 +66,7 @@ class MetricsWriter(TrainerCallback):
         self._throughput = Throughput()
         self._seconds_before = 0.0
         self._start = 0.0
+        self._last_step = 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -72,6 +75,7 @@ class MetricsWriter(TrainerCallback):
         # A resumed state brings the intervals of the earlier call along; this call's are the ones asked for.
         state.compute_steps(args, state.max_steps)
         self._start = time.perf_counter()
+        self._last_step = state.global_step
         self._throughput.start(state.num_input_tokens_seen)
         if not state.is_world_process_zero:
             return
@@ -100,12 +104,14 @@ class MetricsWriter(TrainerCallback):
             "step": state.global_step,
             "epoch": round(state.epoch or 0.0, 6),
             "loss": logs["loss"],
+            "loss_steps": state.global_step - self._last_step,
             "lr": logs["learning_rate"],
             "grad_norm": logs.get("grad_norm"),
             "tokens_per_second": round(self._throughput.read(state.num_input_tokens_seen), 1),
             "tokens": state.num_input_tokens_seen,
             "seconds": round(self._seconds_before + time.perf_counter() - self._start, 3),
         }
+        self._last_step = state.global_step
         if "balance_loss" in logs:
             row["balance_loss"] = logs["balance_loss"]
         routing = {key.removeprefix(ROUTING): value for key, value in logs.items() if key.startswith(ROUTING)}
