@@ -55,8 +55,8 @@ class Throughput:
 class MetricsWriter(TrainerCallback):
     """Appends {step, epoch, loss, loss_steps, lr, grad_norm, tokens_per_second, tokens, seconds}.
 
-    `loss` is the mean over the last `loss_steps` steps: rows come every `log_every` steps, and between where something else
-    wants one. `seconds` adds up over resumes.
+    `loss` is the mean over the last `loss_steps` steps: rows come every `log_every` steps, and in between where
+    something else wants one. `seconds` adds up over resumes.
     Where there is such a thing, also `balance_loss`, and `routing` with what the Trainer's log calls "routing/...".
     On resume, rows after the resumed step are dropped: the steps are done again and written again.
     """
