@@ -16,6 +16,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from mixlora_cli.errors import UserError
 
 T = TypeVar("T")
+_COMMANDS = ("train", "eval", "judge", "bench", "interference", "tsne")
+"""Groups of keys that are named like the one command that reads them."""
 _UNSET = "???"  # what OmegaConf writes for a mandatory value that nobody gave
 
 
@@ -119,6 +121,8 @@ def show(value: Any) -> str:
 
 def unknown_key(key: str, value: Any, known: Sequence[str]) -> str:
     """The message for a dotted key that is not one of the `known` ones."""
+    if key in _COMMANDS and isinstance(value, Mapping):
+        return f"{key}: unknown key; what sets it is meant for another command: mixlora {key} ..."
     parent = key.rpartition(".")[0]
     level = [name for name in known if name.rpartition(".")[0] == parent]
     same_last_part = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
