@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from rich.console import Console
-from rich.progress import track
 
 from mixlora_cli.checking.memory import Memory
 from mixlora_cli.data.images import MAX_PIXELS
 from mixlora_cli.data.pictures import read_picture, stamp
+from mixlora_cli.progress import with_bar
 
 SIDE = 16
 MIN_BITS = 16
@@ -86,10 +86,7 @@ def prints_of(paths: Iterable[Path], folder: Path, cache: Path, workers: int) ->
     console = Console(stderr=True)
     with ThreadPoolExecutor(workers) as pool:  # decoding and hashing let other threads run
         results = zip(lacking, pool.map(print_of, lacking), strict=True)
-        hidden = not console.is_terminal
-        for path, found in track(
-            results, "comparing pictures", len(lacking), console=console, transient=True, disable=hidden
-        ):
+        for path, found in with_bar(results, "comparing pictures", console, len(lacking)):
             mark = stamps[path]
             if found is not None and mark is not None:
                 prints[path] = found

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import track
 
 from mixlora_cli.checking.findings import Findings, Remark
 from mixlora_cli.checking.leakage import Leak, TrainingSide, compare
@@ -23,6 +22,7 @@ from mixlora_cli.data.encode import TextSide
 from mixlora_cli.data.images import check_images
 from mixlora_cli.data.loading import DataFiles, Split, load_definitions, locate_files, read_raws
 from mixlora_cli.errors import UserError
+from mixlora_cli.progress import with_bar
 
 _KEPT = 10  # times as many examples in the file as on the screen
 Checked = tuple[SplitReport, list[Summary], DataFiles]
@@ -95,13 +95,11 @@ def _check_split(
     good: list[Summary] = []
     began = time.perf_counter()
     console = Console(stderr=True)
-    bar = track(
+    bar = with_bar(
         check_texts(raws, rules, workers),
         f"checking the texts of {split}",
-        total=-(-len(raws) // CHUNK),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
+        console,
+        -(-len(raws) // CHUNK),
     )
     results = [broken]
     for result in bar:

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from rich.console import Console
-from rich.progress import track
 from torch.utils.data import Dataset
 
 from mixlora_cli.data.encode import Encoded, TextSide, encode, encode_prompt, verify_labels
 from mixlora_cli.data.packed import Item, PackedItems
 from mixlora_cli.data.problems import BadRecord, Problem, settle
 from mixlora_cli.data.records import Record
+from mixlora_cli.progress import with_bar
 
 __all__ = ["EncodedDataset", "Item", "encode_prompts", "encode_records"]
 
@@ -99,8 +99,7 @@ def _encode_all(
     items = PackedItems()
     problems: list[Problem] = []
     console = Console(stderr=True)
-    hidden = not console.is_terminal
-    for record in track(records, "tokenising", console=console, transient=True, disable=hidden):
+    for record in with_bar(records, "tokenising", console):
         try:
             encoded = encode_one(record)
         except BadRecord as bad:

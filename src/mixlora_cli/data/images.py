@@ -14,10 +14,10 @@ from pathlib import Path
 
 from PIL import Image
 from rich.console import Console
-from rich.progress import track
 
 from mixlora_cli.data.pictures import Stamp, open_picture, stamp
 from mixlora_cli.data.problems import BadRecord, Kind
+from mixlora_cli.progress import with_bar
 
 MAX_PIXELS = 64_000_000
 """Largest picture that is decoded, width times height: 192 MB as RGB."""
@@ -77,8 +77,7 @@ def check_images(paths: Iterable[Path], folder: Path, cache: Path) -> dict[Path,
 def _progress(results: Iterable[_Opened], total: int) -> Iterable[_Opened]:
     """A progress bar where someone is watching."""
     console = Console(stderr=True)
-    hidden = not console.is_terminal
-    return track(results, "checking images", total, console=console, transient=True, disable=hidden)
+    return with_bar(results, "checking images", console, total)
 
 
 def _try_open(path: Path) -> BadRecord | None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 from peft import PeftModel
 from rich.console import Console
-from rich.progress import track
 
 from mixlora_cli.data.batches import Item
 from mixlora_cli.data.collate import Collator
@@ -15,6 +14,7 @@ from mixlora_cli.export.fit import Pools
 from mixlora_cli.export.moments import Moments, expected_at_random, observed, total
 from mixlora_cli.method.config import MixLoraConfig
 from mixlora_cli.method.layer import MixLoraLinear
+from mixlora_cli.progress import with_bar
 from mixlora_cli.selections.at_prompt import ADAPTER, selections_at_prompt, tuner_of
 
 ByLayer = dict[str, Moments]
@@ -59,9 +59,7 @@ def collect(
     config = tuner_of(model).peft_config[ADAPTER]
     alike = isinstance(config, MixLoraConfig) and config.routing == "task"
     found = {}
-    for task, items in track(
-        prompts.items(), "reading prompts", console=console, transient=True, disable=not console.is_terminal
-    ):
+    for task, items in with_bar(prompts.items(), "reading prompts", console):
         read = items[:1] if alike else items
         parts = [_moments(model, batch, pools, collate) for batch in batches(read, batch_size)]
         moments = {name: total(part[name] for part in parts) for name in pools}

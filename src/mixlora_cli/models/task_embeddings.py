@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from mixlora_cli.data.cache import cache_root
 from mixlora_cli.method.pooling import masked_mean
 from mixlora_cli.models.text_encoder import TextEncoder
+from mixlora_cli.progress import with_bar
 
 _MANY = 8  # definitions, from which on a person wants to see that something goes on
 
@@ -70,11 +70,8 @@ def _compute(texts: Sequence[str], encoder: TextEncoder) -> Iterator[Tensor]:
         return
     model, tokenizer = encoder.open()
     console = Console(stderr=True)
-    hidden = len(texts) < _MANY or not console.is_terminal
     with _ready(model):
-        for text in track(
-            texts, "embedding task definitions", console=console, transient=True, disable=hidden
-        ):
+        for text in with_bar(texts, "embedding task definitions", console, hidden=len(texts) < _MANY):
             yield mean_hidden_state(model, tokenizer, text)
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import track
 
 from mixlora_cli.config.prepare import PrepareConfig
 from mixlora_cli.data.loading import sample_per_task
@@ -32,6 +31,7 @@ from mixlora_cli.errors import UserError
 from mixlora_cli.prepare.definitions import Definitions, find_definitions
 from mixlora_cli.prepare.vision_flan_files import unpack, write_json, write_records
 from mixlora_cli.prepare.vision_flan_source import SourceFiles, find_source
+from mixlora_cli.progress import with_bar
 
 
 def prepare_vision_flan(config: PrepareConfig) -> Path:
@@ -124,7 +124,7 @@ def _read(source: SourceFiles, on_error: Any, console: Console) -> list[Record]:
                 f"{source.annotations}: cut short: {problem.detail}; finish the download and try again"
             )
     records: list[Record] = []
-    bar = track(raws, "reading records", console=console, transient=True, disable=not console.is_terminal)
+    bar = with_bar(raws, "reading records", console)
     for index, raw in bar:
         try:
             records.append(parse_record(index, raw, source.images))

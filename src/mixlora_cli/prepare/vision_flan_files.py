@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import track
 
 from mixlora_cli.data.pictures import read_picture, stamp
 from mixlora_cli.data.records import Record
@@ -19,6 +18,7 @@ from mixlora_cli.data.vision_flan import IMAGES, RECORDS
 from mixlora_cli.durable import write_whole
 from mixlora_cli.errors import UserError
 from mixlora_cli.prepare.disk import require_space
+from mixlora_cli.progress import with_bar
 
 
 def unpack(records: Sequence[Record], images: Path, root: Path, console: Console) -> Path:
@@ -28,9 +28,7 @@ def unpack(records: Sequence[Record], images: Path, root: Path, console: Console
     sizes = {name: (stamp(images / name) or (0, 0))[0] for name in names}
     lacking = [name for name in names if _size(target / name) != sizes[name]]
     require_space(root, sum(sizes[name] for name in lacking), "unpacking the pictures")
-    bar = track(
-        lacking, "unpacking pictures", console=console, transient=True, disable=not console.is_terminal
-    )
+    bar = with_bar(lacking, "unpacking pictures", console)
     for name in bar:
         part = target / f"{name}.part"
         part.parent.mkdir(parents=True, exist_ok=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 
 from mixlora_cli.config.tsne import TsneConfig
 from mixlora_cli.data.records import Record
+from mixlora_cli.progress import with_bar
 from mixlora_cli.selections.factor_use import Matching, factor_use, match_pairs, mean_similarity, overlap
 from mixlora_cli.selections.inputs import Instances
 from mixlora_cli.selections.layout import fitting_perplexity, places, spread
@@ -89,7 +89,7 @@ def make_atlas(
     names = [instances.task for instances in chosen]
     pairs = [(names.index(seen), names.index(unseen)) for seen, unseen in config.pairs or []]
     wanted = [(layer, side) for side in dict.fromkeys(config.tsne.sides) for layer in source.drawn]
-    bar = track(wanted, "drawing the maps", console=console, transient=True, disable=not console.is_terminal)
+    bar = with_bar(wanted, "drawing the maps", console)
     panels = [
         _panel(config, source, layer, side, selections, labels, neighbours, perplexity, pairs)
         for layer, side in bar

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from peft import PeftModel
 from rich.console import Console
-from rich.progress import track
 
 from mixlora_cli import __version__
 from mixlora_cli.config.schema import ModelConfig
@@ -30,6 +29,7 @@ from mixlora_cli.models.features import FeatureCache
 from mixlora_cli.models.prepared import prepared_folder, require_prepared
 from mixlora_cli.models.stage_one import ASSET
 from mixlora_cli.models.task_routing import TaskRouting, routing_of_adapter
+from mixlora_cli.progress import with_bar
 from mixlora_cli.selections.at_prompt import selections_at_prompt
 from mixlora_cli.selections.inputs import Instances
 from mixlora_cli.selections.source import Layer, Source
@@ -119,13 +119,7 @@ def _read(
     rows: dict[tuple[str, str], list[Ints]] = {(layer.name, side): [] for layer in layers for side in _SIDES}
     order: list[Item] = []
     with matrix_products_in(reader.model, reader.dtype, reader.model.device.type):
-        for batch in track(
-            batches(items, config.tsne.batch_size),
-            f"reading {instances.task}",
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        ):
+        for batch in with_bar(batches(items, config.tsne.batch_size), f"reading {instances.task}", console):
             found = selections_at_prompt(reader.model, batch, reader.collate)
             for layer in layers:
                 selection = found[layer.name]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 from rich.console import Console
-from rich.progress import track
 
 from mixlora_cli.data.pictures import open_picture
+from mixlora_cli.progress import with_bar
 from mixlora_cli.report.thumbnails import encoded
 
 _SIDES = (128, 96, 64, 48)
@@ -37,9 +37,7 @@ def make_thumbnails(pictures: Sequence[Path | None], megabytes: float, console: 
     paths = list(dict.fromkeys(path for path in pictures if path is not None)) if megabytes > 0 else []
     distinct: dict[str, Image.Image] = {}
     print_of: dict[Path, str] = {}
-    for path in track(
-        paths, "shrinking pictures", console=console, transient=True, disable=not console.is_terminal
-    ):
+    for path in with_bar(paths, "shrinking pictures", console):
         small = _shrunk(path)
         # Copies of one picture under several names are one picture.
         print_of[path] = hashlib.sha256(repr(small.size).encode() + small.tobytes()).hexdigest()
