@@ -6,13 +6,14 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mixlora_cli import cli
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.comparison import compare, read_group
-from mixlora_cli.evaluation.comparison_table import markdown
+from mixlora_cli.evaluation.comparison_table import as_json, markdown
 from mixlora_cli.evaluation.paired import mcnemar
 from mixlora_cli.evaluation.predictions import Header, Prediction, open_predictions
 from mixlora_cli.evaluation.scoring import score
@@ -22,9 +23,9 @@ def answer(index: int, benchmark: str, target: str, prediction: str, **more: obj
     return Prediction("unseen", index, benchmark, str(index), f"{index}?", target, prediction, **more)  # type: ignore[arg-type]
 
 
-def run(folder: Path, right: int, label: str, shift: int = 0) -> Path:
+def run(folder: Path, right: int, label: str, shift: int = 0, digits: str = "mnist") -> Path:
     """The first `right` of 40 MNIST answers are right, and as many halves of Text-VQA; MME: pairs of 10 images."""
-    answers = [answer(i, "mnist", "7", "7" if i < right else "1", labels=("1", "7")) for i in range(40)]
+    answers = [answer(i, digits, "7", "7" if i < right else "1", labels=("1", "7")) for i in range(40)]
     people = ("stop",) * 3 + ("go",) * 7
     answers += [
         answer(i, "textvqa", "go", "stop" if i < right else "no idea", answers=people) for i in range(40)
@@ -80,10 +81,39 @@ def test_only_instances_of_both_count(tmp_path: Path) -> None:
     first, second = run(tmp_path / "a", 10, "a"), run(tmp_path / "b", 10, "b", shift=10)
     (found,) = compare([read_group(str(first)), read_group(str(second))])
     mnist = next(line for line in found.lines if line.column == "MNIST")
-    assert mnist.n == 30
+    assert (mnist.n, mnist.answered) == (30, (40, 30))
+    assert (mnist.first.value, mnist.second.value) == (0.0, 0.0)  # the ten right ones are not shared
     assert mnist.difference is not None
     assert mnist.difference.value == 0.0
     assert mnist.difference.p == 1.0
+    assert "| MNIST | 0.0 | 0.0 | 0.0 [" in markdown([found])
+    assert "| 30 of 40 and 30 |" in markdown([found])
+
+
+def test_both_sides_and_the_difference_are_of_the_shared_instances(tmp_path: Path) -> None:
+    header = Header({"model": "m"}, 12, {"label": "part", "limit": None})
+    answers = [
+        answer(i, "mme", "Yes", "yes" if i % 4 != 3 else "no", category="scene", image_id=str(i // 2))
+        for i in range(8, 20)
+    ]
+    # Every question has the answer yes, so that it is clear which answers are right.
+    whole = [
+        answer(i, "mme", "Yes", "yes" if i < 14 else "no", category="scene", image_id=str(i // 2))
+        for i in range(20)
+    ]
+    for name, written in (("part", answers), ("whole", whole)):
+        with open_predictions(
+            tmp_path / name / "predictions.jsonl", replace(header, count=len(written))
+        ) as writer:
+            writer.append(written)
+        score(tmp_path / name)
+    (found,) = compare([read_group(str(tmp_path / name)) for name in ("whole", "part")])
+    (mme,) = found.lines
+    # Of images 4 to 9 the first has 4 to 6 right, the second every other: 50 + 50 and 75 + 50 points.
+    assert (mme.first.value, mme.second.value) == pytest.approx((100.0, 125.0))
+    assert mme.difference is not None
+    assert mme.difference.value == pytest.approx(25.0)
+    assert (mme.n, mme.answered) == (12, (20, 12))
 
 
 def test_seeds_are_averaged(tmp_path: Path) -> None:
@@ -99,6 +129,39 @@ def test_seeds_are_averaged(tmp_path: Path) -> None:
     single = read_group(str(tmp_path / "m20"))
     (found,) = compare([read_group(lora), single])
     assert all(line.difference is None for line in found.lines)
+    assert {line.untested for line in found.lines} == {"single run on one side"}
+
+
+def test_seeds_with_the_same_scores_are_not_tested(tmp_path: Path) -> None:
+    lora = ",".join(str(run(tmp_path / name, 10, "LoRA")) for name in ("l0", "l1"))
+    mix = ",".join(str(run(tmp_path / name, 12, "MixLoRA")) for name in ("m0", "m1"))
+    (found,) = compare([read_group(lora), read_group(mix)])
+    (mnist,) = (line for line in found.lines if line.column == "MNIST")
+    assert (mnist.difference, mnist.untested, mnist.p_holm) == (None, "no spread over seeds", None)
+    text = markdown([found])
+    assert "| MNIST | 25.0 [-] | 30.0 [-] | +5.0 | - | - | no spread over seeds | 40 |" in text
+    (stored,) = as_json([found])["comparisons"]
+    line = next(line for line in stored["lines"] if line["column"] == "MNIST")
+    assert (line["difference"], line["untested"]) == (None, "no spread over seeds")
+    assert line["first"] == {"value": 25.0, "interval": None, "runs": 2}
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"digits": "mini_mnist"}, r"MNIST: .*m1 was not evaluated on mnist, which .*l0 was"),
+        ({"shift": 10}, r"mnist: .*l0 and .*m1 did not answer the same instances \(40 and 30\)"),
+    ],
+)
+def test_seeds_that_answered_other_instances_are_refused(
+    tmp_path: Path, other: dict[str, Any], message: str
+) -> None:
+    lora = ",".join(str(run(tmp_path / f"l{n}", 10 + n, "LoRA")) for n in (0, 1))
+    mix = f"{run(tmp_path / 'm0', 10, 'MixLoRA')},{run(tmp_path / 'm1', 12, 'MixLoRA', **other)}"
+    with pytest.raises(UserError, match=message):
+        compare([read_group(lora), read_group(mix)])
+    with pytest.raises(UserError, match=message):  # a single run on one side
+        compare([read_group(lora), read_group(mix.split(",")[1])])
 
 
 def test_other_questions_under_the_same_index_are_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Scores of small sets of answers, counted by hand or by plain loops."""
 
 import random
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -8,9 +9,11 @@ import pytest
 
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.metrics import LABELS, MME, POPE, VQA
+from mixlora_cli.evaluation.pope_tally import pope_numbers
 from mixlora_cli.evaluation.predictions import Prediction
 from mixlora_cli.evaluation.scoring import score_predictions
 from mixlora_cli.evaluation.statistics import wilson
+from mixlora_cli.evaluation.tallies import COGNITION
 
 
 def answered(index: int, target: str, prediction: str, benchmark: str = "b", **fields: object) -> Prediction:
@@ -31,10 +34,14 @@ MME_ANSWERS = [
 def test_mme_by_hand() -> None:
     measured = MME.measure(MME_ANSWERS)
     # count: 3 of 4 answers, 1 of 2 images; color: 1 of 2 answers ("it is not" is "other"), 0 of 1 images.
-    assert measured.parts["count"] == {"score": 125.0, "accuracy": 75.0, "accuracy_plus": 50.0, "images": 2.0}
-    assert measured.parts["color"] == {"score": 50.0, "accuracy": 50.0, "accuracy_plus": 0.0, "images": 1.0}
-    assert measured.value == 175.0
     # So few images say nothing about the spread: either subtask could have scored anything from 0 to 200.
+    assert measured.parts["count"] == {
+        "score": 125.0, "low": 0.0, "high": 200.0, "accuracy": 75.0, "accuracy_plus": 50.0, "images": 2.0
+    }  # fmt: skip
+    assert measured.parts["color"] == {
+        "score": 50.0, "low": 0.0, "high": 200.0, "accuracy": 50.0, "accuracy_plus": 0.0, "images": 1.0
+    }  # fmt: skip
+    assert measured.value == 175.0
     assert (measured.interval.low, measured.interval.high) == (0.0, 400.0)
 
 
@@ -48,6 +55,36 @@ def test_mme_interval_by_hand() -> None:
     measured = MME.measure(answers)
     assert measured.value == 125.0
     assert (measured.interval.low, measured.interval.high) == pytest.approx((50.0, 200.0))
+    part = measured.parts["count"]
+    assert (part["low"], part["high"]) == pytest.approx((50.0, 200.0))
+
+
+def _images(subtask: str, right: int, count: int, start: int) -> list[Prediction]:
+    """`count` images with two questions, of which the first `right` images have both right and the others neither."""
+    answers = []
+    for number in range(count):
+        given = ("yes", "no") if number < right else ("no", "yes")
+        for place, target in enumerate(("yes", "no")):
+            about = {"category": subtask, "image_id": f"{subtask} {number}"}
+            answers.append(answered(start + 2 * number + place, target, given[place], **about))
+    return answers
+
+
+def test_mmes_subtasks_and_halves_have_intervals() -> None:
+    """Cognition has three subtasks without a spread and one where every image is worth 200 or 0."""
+    answers = [
+        answer
+        for place, subtask in enumerate(COGNITION)
+        for answer in _images(subtask, 10 if place else 5, 10, 20 * place)
+    ]
+    parts = MME.measure(answers).parts
+    first, perfect, half = parts[COGNITION[0]], parts[COGNITION[1]], parts["cognition"]
+    # Ten draws with chance 1/2: at most 2 right in 5.5 % and at most 1 in 1.1 % of the samples.
+    assert (first["score"], first["low"], first["high"]) == pytest.approx((100.0, 40.0, 160.0))
+    assert (perfect["score"], perfect["high"]) == (200.0, 200.0)
+    assert perfect["low"] == pytest.approx(200 * wilson(10, 10).low)
+    assert (half["score"], half["low"], half["high"]) == pytest.approx((700.0, 640.0, 760.0))
+    assert "perception" not in parts
 
 
 def test_text_vqa_without_any_right_answer_is_not_certain() -> None:
@@ -103,16 +140,42 @@ def test_pope_by_hand() -> None:
         "yes_ratio": 60.0,
         "n": 5.0,
     }
-    assert measured.parts["random"] == pytest.approx(random_part)
-    assert measured.parts["popular"] == pytest.approx(popular)
-    assert measured.parts["all"] == pytest.approx(together)
+    for name, expected in (("random", random_part), ("popular", popular), ("all", together)):
+        assert {key: measured.parts[name][key] for key in expected} == pytest.approx(expected)
+    ends = {
+        "": wilson(3, 5),  # right of all
+        "precision_": wilson(2, 3),  # right of those that say yes
+        "recall_": wilson(2, 3),  # right of those that are yes
+        "yes_ratio_": wilson(3, 5),
+    }
+    part = measured.parts["all"]
+    for prefix, interval in ends.items():
+        found = part[f"{prefix}low"], part[f"{prefix}high"]
+        assert found == pytest.approx((100 * interval.low, 100 * interval.high))
+
+
+def test_popes_f1_has_wilsons_interval_of_the_jaccard_index() -> None:
+    """60 hits, 20 false alarms, 20 misses: J = 0.6 of 100, F1 = 2 J / (1 + J) = 0.75."""
+    pairs = Counter({("yes", "yes"): 60, ("yes", "no"): 20, ("no", "yes"): 20, ("no", "no"): 50})
+    part, interval = pope_numbers(pairs), wilson(60, 100)
+    assert part["f1"] == pytest.approx(75.0)
+    assert part["f1_low"] == pytest.approx(200 * interval.low / (1 + interval.low))
+    assert part["f1_high"] == pytest.approx(200 * interval.high / (1 + interval.high))
+    # Against the bootstrap over the 150 answers.
+    drawn = np.random.default_rng(0).multinomial(150, np.array([60, 20, 20, 50]) / 150, size=20_000)
+    low, high = np.percentile(200 * drawn[:, 0] / (2 * drawn[:, 0] + drawn[:, 1] + drawn[:, 2]), (2.5, 97.5))
+    assert (part["f1_low"], part["f1_high"]) == pytest.approx((low, high), abs=1.0)
 
 
 def test_pope_without_a_yes_divides_by_nothing() -> None:
     measured = POPE.measure([answered(0, "no", "no"), answered(1, "no", "no")])
-    assert measured.parts["all"] == {
-        "accuracy": 100.0, "precision": 0.0, "recall": 0.0, "f1": 0.0, "yes_ratio": 0.0, "n": 2.0
-    }  # fmt: skip
+    part = measured.parts["all"]
+    assert [part[name] for name in ("accuracy", "precision", "recall", "f1", "yes_ratio", "n")] == [
+        100.0, 0.0, 0.0, 0.0, 0.0, 2.0
+    ]  # fmt: skip
+    assert all(
+        (part[f"{name}_low"], part[f"{name}_high"]) == (0.0, 100.0) for name in ("precision", "recall", "f1")
+    )
 
 
 def test_label_accuracy_with_wilson_interval_and_categories() -> None:
@@ -121,7 +184,11 @@ def test_label_accuracy_with_wilson_interval_and_categories() -> None:
     assert measured.value == 70.0
     assert measured.interval.low == pytest.approx(100 * wilson(7, 10).low)
     assert measured.interval.high == pytest.approx(100 * wilson(7, 10).high)
-    assert measured.parts == {"a": {"accuracy": 80.0, "n": 5.0}, "b": {"accuracy": 60.0, "n": 5.0}}
+    ends = {"a": wilson(4, 5).scaled(100), "b": wilson(3, 5).scaled(100)}
+    assert measured.parts == {
+        "a": {"accuracy": 80.0, "low": ends["a"].low, "high": ends["a"].high, "n": 5.0},
+        "b": {"accuracy": 60.0, "low": ends["b"].low, "high": ends["b"].high, "n": 5.0},
+    }
 
 
 def test_vqa_is_the_mean_over_instances() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mixlora_cli.evaluation.metrics import MME
-from mixlora_cli.evaluation.mme_files import mme_lines
+from mixlora_cli.evaluation.mme_files import MmeFiles, safe_names
 from mixlora_cli.evaluation.predictions import Header, Prediction, open_predictions
 from mixlora_cli.evaluation.scoring import score
 from mixlora_cli.evaluation.tallies import COGNITION, PERCEPTION
@@ -87,11 +87,53 @@ def test_the_official_tool_gets_the_same_numbers(tmp_path: Path) -> None:
 
 
 def test_the_two_lines_of_an_image_stand_together() -> None:
-    lines = mme_lines(answers())
-    assert list(lines) == SUBTASKS
-    assert all(len(fields) == 4 for each in lines.values() for line in each if (fields := line.split("\t")))
+    with MmeFiles() as files:
+        for answer in answers():
+            files.add(answer)
+        assert files.subtasks() == sorted(SUBTASKS)
+        lines = {subtask: files.lines(subtask) for subtask in SUBTASKS}
+    assert all(len(line.split("\t")) == 4 for each in lines.values() for line in each)
     images = [line.split("\t")[0] for line in lines["scene"]]
     assert images == [f"scene/{number // 2}.jpg" for number in range(10)]
+    assert [line.split("\t")[2] for line in lines["scene"]] == ["Yes", "No"] * 5
+
+
+def test_names_are_safe_as_file_names_and_differ() -> None:
+    assert safe_names(SUBTASKS) == {name: name for name in SUBTASKS}
+    names = ["../../etc", "a/b", "a b", "A:B", "", ".hidden", "\N{SNOWMAN}", "é" * 300]
+    found = safe_names(names)
+    assert list(found.values()) == ["-..-etc", "a-b", "a-b-2", "A-B-3", "unnamed", "hidden", "-", "é" * 60]
+
+
+def test_a_benchmark_of_the_users_own_gets_the_files_too(tmp_path: Path) -> None:
+    """Category names are the user's: whatever they are, the files stay in the folder."""
+    category = "../up/left or right"
+    given = [
+        Prediction(
+            "unseen",
+            number,
+            "sides",
+            "",
+            "Left?",
+            target,
+            "yes",
+            category=category,
+            image_id=f"{number // 2}",
+        )
+        for number, target in enumerate(("yes", "no", "yes", "no"))
+    ]
+    about = {"benchmarks": {"sides": {"column": "Sides", "scorer": "mme"}}}
+    with open_predictions(tmp_path / "predictions.jsonl", Header({}, 4, about)) as writer:
+        writer.append(given)
+    folder = tmp_path / "official" / "sides"
+    folder.mkdir(parents=True)
+    (folder / "existence.txt").write_text("of an earlier evaluation")
+    score(tmp_path)
+    (path,) = folder.iterdir()
+    assert path.name == "-up-left-or-right.txt"
+    assert path.read_text().splitlines() == [
+        "0\tLeft?\tYes\tyes", "0\tLeft?\tNo\tyes", "1\tLeft?\tYes\tyes", "1\tLeft?\tNo\tyes"
+    ]  # fmt: skip
 
 
 def test_the_halves_need_all_of_their_subtasks() -> None:

@@ -19,6 +19,7 @@ from mixlora_cli.evaluation.paired import (
     holm,
     mcnemar,
     over_seeds,
+    why_untested,
 )
 
 
@@ -96,3 +97,18 @@ def test_seeds() -> None:
     assert found.p == pytest.approx(stats.ttest_ind([66, 67, 70], [60, 62, 64], equal_var=False).pvalue)
     assert found.interval.low < found.value < found.interval.high
     assert compare_seeds([60.0], [66.0, 67.0]) is None
+    low, high = stats.ttest_ind([66, 67, 70], [60, 62, 64], equal_var=False).confidence_interval(0.95)
+    assert (found.interval.low, found.interval.high) == pytest.approx((low, high))
+
+
+def test_seeds_without_a_spread_have_no_test_and_no_interval() -> None:
+    assert over_seeds([10.0, 10.0]).interval is None
+    assert compare_seeds([10.0, 10.0], [12.0, 12.0]) is None
+    assert why_untested([10.0, 10.0], [12.0, 12.0]) == "no spread over seeds"
+    assert why_untested([10.0], [12.0, 13.0]) == "single run on one side"
+    # A spread on one side is enough: standard error 1, one degree of freedom, where t's tail is arctan's.
+    found = compare_seeds([10.0, 10.0], [11.0, 13.0])
+    assert found is not None
+    assert found.p == pytest.approx(2 * (0.5 - math.atan(2) / math.pi))
+    assert found.interval.high == pytest.approx(2 + math.tan(0.475 * math.pi))
+    assert why_untested([10.0, 10.0], [11.0, 13.0]) == ""

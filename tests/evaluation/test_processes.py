@@ -14,11 +14,14 @@ from typing import Any
 
 import pytest
 
-from mixlora_cli.config.schema import EvalConfig
+from foolbox_rows import foolbox_rows, table
+from mixlora_cli.config.schema import AdapterConfig, EvalConfig
+from mixlora_cli.evaluation.benchmarks import BENCHMARKS
 from mixlora_cli.evaluation.predictions import Header, Prediction, open_predictions, read_predictions
 from mixlora_cli.evaluation.run import evaluate
 from mixlora_cli.evaluation.shards import shard_path, take_in_shards
 from mixlora_cli.evaluation.team import Team
+from tiny_runs import finished_run
 
 HEADER = Header({"model": "m1"}, count=6)
 
@@ -66,13 +69,31 @@ def test_shares_are_disjoint_and_whole() -> None:
     assert [len(share) for share in shares] == [4, 4, 3]
 
 
+@pytest.fixture
+def adapted(config: EvalConfig, tmp_path: Path) -> EvalConfig:
+    """A MixLoRA adapter, several instances at once, seven benchmarks of the data, one from a local copy, seen tasks."""
+    (tmp_path / "mnist").mkdir()
+    copy = tmp_path / "mnist" / "test-00000-of-00001.parquet"
+    table("mnist", foolbox_rows("mnist")).to_parquet(str(copy))
+    names = [name for name in BENCHMARKS if name.startswith("mini_") and name != "mini_mnist"]
+    asked = replace(
+        config.eval, seen=True, benchmarks=[*names, "mnist"], sources={"mnist": str(tmp_path / "mnist")}
+    )
+    run = finished_run(tmp_path / "run", config.data)
+    return replace(config, adapter=AdapterConfig(name="mixlora"), run=str(run.root), eval=asked)
+
+
 def arguments(config: EvalConfig, folder: Path, processes: int) -> list[str]:
-    data = config.data
-    return [
-        "eval", "adapter=none", "model=tiny", "data=json", f"data.unseen={data.unseen}",
-        f"data.heldout={data.heldout}", f"data.images={data.images}", "eval.max_new_tokens=4", "eval.seen=true",
-        "eval.batch_size=1", f"launch.nproc={processes}", f"output_dir={folder}",
+    data, asked = config.data, config.eval
+    given = [
+        "eval", "model=tiny", "data=json", f"data.unseen={data.unseen}", f"data.heldout={data.heldout}",
+        f"data.images={data.images}", f"eval.max_new_tokens={asked.max_new_tokens}", "eval.seen=true",
+        f"eval.batch_size={asked.batch_size}", f"launch.nproc={processes}", f"output_dir={folder}",
     ]  # fmt: skip
+    given += ["adapter=none"] if config.run is None else [f"run={config.run}"]
+    given += [f"eval.benchmarks=[{','.join(asked.benchmarks)}]"] if asked.benchmarks else []
+    sources = ", ".join(f"{name}: {path}" for name, path in (asked.sources or {}).items())
+    return given + ([f"eval.sources={{{sources}}}"] if sources else [])
 
 
 def environment() -> dict[str, str]:
@@ -88,15 +109,18 @@ def answers(folder: Path) -> dict[Any, str]:
 
 @pytest.mark.slow
 def test_two_processes_answer_as_one_does_and_a_killed_one_continues(
-    config: EvalConfig, tmp_path: Path
+    adapted: EvalConfig, tmp_path: Path
 ) -> None:
-    alone = replace(config, eval=replace(config.eval, seen=True))
-    results = evaluate(alone)
-    expected = answers(Path(alone.output_dir))
-    assert len(expected) == 51
+    """Alone eight instances are answered at once, in two processes three: the answers are the same."""
+    results = evaluate(adapted)
+    expected = answers(Path(adapted.output_dir))
+    assert len(expected) == 51 - 4 + 20  # the digits of the data make room for a copy's
+    assert results.label == "MixLoRA E=6 r=2"
+    assert next(each.n for each in results.scores if each.column == "MNIST") == 20
+    assert len(set(expected.values())) > 30  # not one answer to everything
 
-    folder = tmp_path / "two"
-    command = [sys.executable, "-m", "mixlora_cli.cli", *arguments(config, folder, 2)]
+    folder, split = tmp_path / "two", replace(adapted, eval=replace(adapted.eval, batch_size=3))
+    command = [sys.executable, "-m", "mixlora_cli.cli", *arguments(split, folder, 2)]
     first = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, start_new_session=True)
     shard = folder / "predictions.rank1.jsonl"
     deadline = time.monotonic() + 300
@@ -125,13 +149,8 @@ def test_two_processes_answer_as_one_does_and_a_killed_one_continues(
 
 @pytest.mark.slow
 def test_a_mistake_is_said_once_whatever_the_number_of_processes(config: EvalConfig, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "mixlora_cli.cli",
-        *arguments(config, tmp_path / "out", 2),
-        "eval.benchmarks=[mini_mni]",
-    ]
+    mistaken = replace(config, eval=replace(config.eval, benchmarks=["mini_mni"]))
+    command = [sys.executable, "-m", "mixlora_cli.cli", *arguments(mistaken, tmp_path / "out", 2)]
     found = subprocess.run(
         command, env=environment(), capture_output=True, text=True, check=False, timeout=300
     )

@@ -73,6 +73,7 @@ def test_an_empty_answer_is_never_right() -> None:
         ("The digit is seven.", "7", DIGITS, True),
         ("This one is a 7", "7", DIGITS, True),
         ("7 or 1", "7", DIGITS, False),
+        ("seven or 1", "1", DIGITS, False),
         ("77", "7", DIGITS, False),
         ("7.5", "7", DIGITS, False),
         ("-7", "7", DIGITS, False),
@@ -90,6 +91,33 @@ def test_label_match(prediction: str, target: str, labels: tuple[str, ...], righ
 def test_overlapping_labels_are_both_named() -> None:
     labels = ("sweet pepper", "pepper plant", "pepper")
     assert named_labels("a sweet pepper plant", labels) == {"sweet pepper", "pepper plant"}
+
+
+@pytest.mark.parametrize(
+    ("prediction", "named"),
+    [
+        ("seven", {"7"}),
+        ("seven or 1", {"7", "1"}),
+        ("1 or seven", {"7", "1"}),
+        ("Seven, or eight", {"7", "8"}),
+        ("one or 7", {"1", "7"}),
+        ("7 and one", {"1", "7"}),
+        ("this one is a 7", {"7"}),
+        ("This one is a seven.", {"7"}),
+        ("this one", {"1"}),
+        ("seventeen", set()),
+        ("7, seven", {"7"}),
+    ],
+)
+def test_number_words_name_digits(prediction: str, named: set[str]) -> None:
+    assert named_labels(prediction, DIGITS) == named
+
+
+def test_number_words_in_longer_labels() -> None:
+    assert named_labels("two wheels", ("2", "two wheels")) == {"two wheels"}
+    assert named_labels("two dogs", ("2 dogs", "3 dogs")) == {"2 dogs"}
+    assert named_labels("one is two", ("one", "two")) == {"1", "2"}
+    assert named_labels("two cats", TREES) == set()
 
 
 @pytest.mark.parametrize(
@@ -149,6 +177,11 @@ def test_pope_answer_follows_the_common_parser(prediction: str, read_as: str) ->
         ("pass - the pre-test", "pass pretest"),
         ("a/b", "b"),
         ("mcdonald's", "mcdonald 's"),
+        ("oughtnt notve twas", "oughtn't not've 'twas"),
+        ("couldnt've he'dve", "couldn't've he'd've"),
+        ("yall'd've y'alld've y'all'dve", "y'all'd've y'all'd've y'all'd've"),
+        ("hes there", "he's there"),
+        ("im ive wed shell its well", "im ive wed shell its well"),
         ("stop\n", "stop"),
         ("", ""),
     ],

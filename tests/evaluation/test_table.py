@@ -1,10 +1,14 @@
+from dataclasses import replace
 from io import StringIO
 from typing import Any
 
 from rich.console import Console
 
+from mixlora_cli.data.mini.unseen_mme import SUBTASKS
+from mixlora_cli.evaluation.benchmarks import BENCHMARKS
 from mixlora_cli.evaluation.results import Results, Score
-from mixlora_cli.evaluation.table import comparison_markdown, print_comparison, seen_table
+from mixlora_cli.evaluation.table import comparison_markdown, print_comparison, score_text, seen_table
+from mixlora_cli.evaluation.tallies import COGNITION, PERCEPTION
 
 
 def score(column: str, value: float, unit: str = "%", parts: Any = None) -> Score:
@@ -66,6 +70,26 @@ def test_the_printed_table_has_every_number_and_brackets_survive() -> None:
         "POPE",
         "MMAvg",
     ]
+
+
+def test_mme_over_some_of_its_subtasks_says_so() -> None:
+    assert (BENCHMARKS["mme"].num_subtasks, BENCHMARKS["mini_mme"].num_subtasks) == (14, 8)
+    assert len(PERCEPTION + COGNITION) == 14 and len(SUBTASKS) == 8
+    parts = {name: {"score": 50.0} for name in ["perception", *PERCEPTION]}
+    ten = score("MME", 500, "points", parts)
+    assert score_text(ten, " ") == "500 [495, 505] 10 of 14 subtasks"
+    assert score_text(replace(ten, name="mini_mme"), " ") == "500 [495, 505]"  # whole
+    assert score_text(replace(ten, name="of my own"), " ") == "500 [495, 505]"  # not known
+    stream = StringIO()
+    print_comparison([("base", replace(BASE, scores=(ten,)))], Console(file=stream))
+    assert "10 of 14 subtasks" in stream.getvalue()
+
+
+def test_the_seen_table_has_the_papers_names() -> None:
+    part = PARTS["naming"]
+    seen = score("Seen", 90, parts={"STVQA+image_question_answer": part, "naming": part})
+    lines = printed(seen_table([("LoRA", replace(TUNED, seen=seen))])).splitlines()
+    assert [line.split()[0] for line in lines if "12.5" in line] == ["ST-VQA", "naming", "mean"]
 
 
 def test_the_seen_table_leaves_out_models_without_seen_tasks() -> None:

@@ -25,13 +25,42 @@ def test_it_is_filled_literally() -> None:
 
 
 @pytest.mark.parametrize(
-    "reply", ["Yes", " yes.", "YES, it is", '"Yes"', "**Yes**", "\nYes\nNo", "Yes; not no"]
+    "reply",
+    [
+        "Yes",
+        " yes.",
+        "YES, it is",
+        '"Yes"',
+        "**Yes**",
+        "_Yes_",
+        "\N{LEFT DOUBLE QUOTATION MARK}Yes",
+        "\nYes\nNo",
+        "Yes; not no",
+        "Yes, yes it is",
+        "Yes. No",
+        "Yes or maybe",
+        "Yes, orange is no fruit",
+    ],
 )
 def test_yes(reply: str) -> None:
-    assert read_verdict(reply) == ("unparsed" if reply == "\nYes\nNo" else "yes")
+    assert read_verdict(reply) == "yes"
 
 
-@pytest.mark.parametrize("reply", ["No", "no", " No, the answer is yes", "`No`", "(No)"])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "No",
+        "no",
+        " No, the answer is yes",
+        "`No`",
+        "(No)",
+        "No, no.",
+        "No, yes it is wrong",
+        "No. Yes",
+        "No no",
+        "No: nor yes",
+    ],
+)
 def test_no(reply: str) -> None:
     assert read_verdict(reply) == "no"
 
@@ -47,7 +76,15 @@ def test_no(reply: str) -> None:
         "Yesterday",
         "The answer is Yes",
         "Yes or No",
+        "yes or no?",
+        "No or Yes.",
+        '"Yes" or "No"',
+        "**Yes** or **No**",
+        "_Yes_ or _No_",
         "yes/no",
+        "Yes / No: no",
+        "Yes|No",
+        "Yes or No: Yes",
         "I",
         "…",
         "Nope",

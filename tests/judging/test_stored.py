@@ -14,6 +14,8 @@ from mixlora_cli.judging.identity import Identity
 from mixlora_cli.judging.replies import all_replies, open_replies, read_replies
 from mixlora_cli.judging.run import judge, judge_answers
 from mixlora_cli.judging.table import judged_lines, judged_markdown
+from mixlora_cli.judging.titles import distinct_titles
+from mixlora_cli.judging.verdicts import CODE, MISSING, Verdicts
 
 LLM = Identity("hf", "org/judge", "abc")
 
@@ -99,6 +101,54 @@ def test_only_benchmarks_that_are_judged_whole_have_a_score(tmp_path: Path) -> N
     ]
     assert judged.seen is not None and (judged.seen.value, judged.seen.unparsed) == (0.0, 2)
     assert judged.agreement["exact"].share == pytest.approx(100 * 5 / 8)
+
+
+def test_judges_of_one_model_and_server_are_told_apart(tmp_path: Path) -> None:
+    """The same model by chat and by completions: each has its own entry in the other's agreement."""
+    answers = [prediction(n, "cat" if n < 3 else "dog") for n in range(4)]
+    folder = eval_folder(tmp_path, answers)
+    for api, yes in (("chat", 3), ("completions", 1)):
+        judge = Identity("openai", "org/judge", decoding={"api": api, "max_tokens": 8})
+        with open_replies(folder, judge)[0] as writer:
+            writer.append({judge.key(p): "Yes" if p.index < yes else "No" for p in answers})
+    with open_replies(folder, LLM)[0] as writer:
+        writer.append({LLM.key(p): "No" for p in answers[:2]} | {LLM.key(answers[2]): "hm"})
+    found = {judged.title: judged for judged in score(folder).judged}
+    chat, completions = "judge (openai, api=chat)", "judge (openai, api=completions)"
+    assert sorted(found) == [chat, completions]  # `LLM` has judged no benchmark whole
+    shares = {title: (each.share, each.n) for title, each in found[chat].agreement.items()}
+    assert shares == {completions: (50.0, 4), "judge (hf)": (0.0, 3), "exact": (100.0, 4)}
+    shares = {title: (each.share, each.n) for title, each in found[completions].agreement.items()}
+    assert shares == {chat: (50.0, 4), "judge (hf)": (pytest.approx(200 / 3), 3), "exact": (50.0, 4)}
+
+
+@pytest.mark.parametrize(
+    ("judges", "titles"),
+    [
+        ([LLM, Identity("exact")], ["judge (hf)", "exact"]),
+        (
+            [LLM, Identity("hf", "other/judge", "abc")],
+            ["judge (hf, org/judge)", "judge (hf, other/judge)"],
+        ),
+        ([LLM, Identity("hf", "org/judge")], ["judge (hf, revision=abc)", "judge (hf, revision=unknown)"]),
+        (
+            [Identity("hf", "m", decoding=d) for d in ({"a": 1, "b": 1}, {"a": 1, "b": 2}, {"a": 2, "b": 2})],
+            ["m (hf, a=1, b=1)", "m (hf, a=1, b=2)", "m (hf, a=2, b=2)"],
+        ),
+        ([Identity("hf", "m", "0" * 12 + end) for end in "ab"], ["m (hf, 1)", "m (hf, 2)"]),
+    ],
+)
+def test_titles_say_what_differs(judges: list[Identity], titles: list[str]) -> None:
+    assert distinct_titles(judges) == titles
+
+
+def test_of_a_key_that_is_there_twice_the_first_reply_counts(tmp_path: Path) -> None:
+    with open_replies(tmp_path, LLM)[0] as writer:
+        writer.append({"a": "Yes", "b": "No"})
+        writer.append({"a": "No", "c": "hm"})
+    found = Verdicts(tmp_path / "judgements" / LLM.file_name)
+    assert found.identity == LLM
+    assert found.of(["c", "d", "b", "a"]).tolist() == [CODE["unparsed"], MISSING, CODE["no"], CODE["yes"]]
 
 
 def test_mean_of_the_papers_seven(tmp_path: Path) -> None:

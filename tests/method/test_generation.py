@@ -168,3 +168,31 @@ def test_the_base_model_behind_the_adapter_generates_alike(make_model, prompts) 
     inputs = batch(prompts)
     expected = generate(model, inputs, use_cache=True)
     assert torch.equal(generate(model.get_base_model(), inputs, use_cache=False), expected)
+
+
+@pytest.mark.parametrize("decode", ["prefill", "step"])
+def test_seeded_draws_are_an_instances_own(make_model, prompts, decode) -> None:
+    """Neighbours, their order and beams change no draw; layers, sides and (under step) passes do."""
+    model = make_model(routing="random", decode=decode)
+    seeds = torch.tensor([11, 2**60 + 5, 987_654_321_987]) * 7919
+    inputs = batch(prompts)
+    answers = []
+    for use_cache in (True, False):
+        with selections_of_each_pass(model) as passes:
+            answers.append(generate(model, inputs, use_cache=use_cache, routing_seeds=seeds))
+        distinct = {tuple(map(tuple, index.tolist())) for each in passes for index in each}
+        drawn = len(passes) if decode == "step" else 1
+        assert len(distinct) > 0.9 * drawn * len(passes[0])
+    # Without a cache, step reads the prompt again with each pass's factors.
+    assert torch.equal(*answers) == (decode == "prefill")
+    for row, single in enumerate(prompts):
+        alone = generate(model, batch([single]), routing_seeds=seeds[row : row + 1])
+        assert torch.equal(alone[0], answers[0][row])
+    swapped = generate(model, batch(prompts[::-1]), routing_seeds=seeds.flip(0))
+    assert torch.equal(swapped.flip(0), answers[0])
+    assert not torch.equal(generate(model, inputs, routing_seeds=seeds + 1), answers[0])
+    beams = generate(model, inputs, num_beams=3, routing_seeds=seeds)
+    alone = generate(model, batch(prompts[1:2]), num_beams=3, routing_seeds=seeds[1:2])
+    assert torch.equal(alone[0], beams[1])
+    with pytest.raises(ValueError, match=r"routing_seeds=\(2,\): expected one for each instance, \(3,\)"):
+        model(**inputs, routing_seeds=seeds[:2])

@@ -24,15 +24,22 @@ def prediction(index: int, benchmark: str, target: str, given: str, **more: Any)
 
 
 def write_folder(
-    folder: Path, predictions: list[Prediction], images: Path | None, label: str = "LoRA r=4"
+    folder: Path,
+    predictions: list[Prediction],
+    images: Path | None,
+    label: str = "LoRA r=4",
+    limit: int | None = None,
+    **more: Any,
 ) -> Path:
     names = {p.benchmark for p in predictions}
     about = {
         "label": label,
         "model": "tiny",
-        "limit": None,
+        "limit": limit,
+        "seed": 0,
         "run": None,
         "images": {name: str(images) for name in names} if images else {},
+        **more,
     }
     with open_predictions(
         folder / "predictions.jsonl", Header({"model": "m"}, len(predictions), about)

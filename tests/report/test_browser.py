@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from report_folder import prediction, write_folder
 
 from mixlora_cli.config.report import PageConfig, ReportConfig
+from mixlora_cli.evaluation.predictions import Prediction
+from mixlora_cli.evaluation.sources.rows import CIFAR10, DIGITS
 from mixlora_cli.report.run import report
 
 CHROMIUM = next(
@@ -63,14 +66,38 @@ def chromium(page: Path, *flags: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=240, check=True).stdout
 
 
+# How many matrices are open, and by how many pixels the one that fits worst is wider than its box.
+MATRICES = """<pre id="probe"></pre><script>
+const boxes = [...document.querySelectorAll(".matrix")].map((table) => table.parentElement);
+const beyond = Math.max(...boxes.map((box) => box.scrollWidth - box.clientWidth));
+const open = boxes.filter((box) => box.clientWidth > 0).length;
+document.getElementById("probe").append(`open=${open};beyond=${beyond};`);
+</script>"""
+
+
+def noted(text: str, probe: str, folder: Path, width: int) -> dict[str, str]:
+    """What a probe, a script that writes `key=value;` into #probe, finds in a page at a width in pixels."""
+    probed = folder / "probed.html"
+    probed.write_text(text.replace("<body>", f"<body>{FIRST}").replace("</body>", f"{probe}</body>"))
+    dumped = chromium(probed, f"--window-size={width},900", "--dump-dom")
+    (found,) = re.findall(r'<pre id="probe">(.*?)</pre>', dumped, re.DOTALL)
+    return dict(pair.split("=", 1) for pair in found.rstrip(";").split(";"))
+
+
+@pytest.mark.parametrize("width", [1280, 900, 500])
+def test_matrices_of_ten_labels_are_seen_whole(tmp_path: Path, width: int) -> None:
+    answers: list[Prediction] = []
+    for benchmark, labels in (("cifar10", CIFAR10), ("mnist", DIGITS), ("vsr", ("true", "false"))):
+        for number, label in enumerate(label for label in labels for _ in range(101)):
+            answers.append(prediction(number, benchmark, label, label, labels=labels))
+    page = report(ReportConfig(PageConfig(sample=1), run=str(write_folder(tmp_path / "e", answers, None))))
+    assert noted(page.read_text(), MATRICES, tmp_path, width) == {"open": "3", "beyond": "0"}
+
+
 @pytest.mark.parametrize("width", [1280, 500])
 def test_filters_work_and_nothing_overflows(folder: Path, tmp_path: Path, width: int) -> None:
     text = report(ReportConfig(PageConfig(), run=str(folder))).read_text()
-    probed = tmp_path / "probed.html"
-    probed.write_text(text.replace("<body>", f"<body>{FIRST}").replace("</body>", f"{PROBE}</body>"))
-    dumped = chromium(probed, f"--window-size={width},900", "--dump-dom")
-    (noted,) = re.findall(r'<pre id="probe">(.*?)</pre>', dumped, re.DOTALL)
-    said = dict(pair.split("=", 1) for pair in noted.rstrip(";").split(";"))
+    said = noted(text, PROBE, tmp_path, width)
     cards = text.count("<article")
     wrong = text.count('data-column="CIFAR-10" data-outcome="wrong"')
     assert said == {

@@ -16,6 +16,7 @@ from report_folder import picture, prediction, write_folder
 from mixlora_cli.config.judge import JudgeConfig
 from mixlora_cli.config.report import PageConfig, ReportConfig
 from mixlora_cli.errors import UserError
+from mixlora_cli.evaluation.tallies import COGNITION, PERCEPTION
 from mixlora_cli.judging.run import judge_answers
 from mixlora_cli.report.finish import finish
 from mixlora_cli.report.run import report
@@ -166,6 +167,67 @@ def test_the_markdown_table_is_in_the_papers_order(folder: Path) -> None:
     assert f"|  | {paper} | Seen |" in text
     assert "| judge | MME | Text-VQA | CIFAR-10 | POPE | Seen | unparsed | agrees with |" in text
     assert text.count("| LoRA r=4 |") == 2
+
+
+def test_incomplete_sources_are_said_in_the_page_and_in_markdown(tmp_path: Path, images: Path) -> None:
+    labels = ("3", "7")
+    answers = [prediction(n, "mnist", "7", labels[n % 2], labels=labels) for n in range(4)]
+    short = {"mnist": {"source": "copies/m|<b>", "rows": 20, "left_out": 5, "split_rows": 10_000}}
+    one = write_folder(tmp_path / "a", answers, images, label="A", limit=4, sources=short)
+    whole = {"mnist": {"source": "hub", "rows": 10_000, "left_out": 0, "split_rows": 10_000}}
+    other = write_folder(tmp_path / "b", answers, images, label="B", limit=4, sources=whole)
+    page = Page(written(one))
+    beginning = page.text[: page.text.index("Results")]
+    assert "a sample of at most 4 instances of each benchmark" in beginning
+    assert "mnist: copies/m|<b> has 20 rows, the whole split 10000." in beginning
+    assert "mnist: 5 of 20 rows left out (no agreed label, or no usable picture)." in beginning
+    text = (one / "results.md").read_text()
+    assert "Samples of at most 4 instances of each benchmark." in text
+    assert (
+        "- mnist: copies/m\\|&lt;b> has 20 rows, the whole split 10000.\n- mnist: 5 of 20 rows left" in text
+    )
+    both = ReportConfig(PageConfig(), runs=[str(one), str(other)], output_dir=str(tmp_path / "both"))
+    page = Page(report(both))
+    assert "the whole split 10000: A." in page.text and "B." not in page.text[: page.text.index("Results")]
+    whole_one = Page(written(other)).text
+    assert "the whole split" not in whole_one and "left out" not in whole_one
+
+
+@pytest.mark.parametrize(
+    ("subtasks", "width", "said"),
+    [(PERCEPTION + COGNITION, "2800 points", ""), (PERCEPTION[:9], "1800 points", "9 of 14 subtasks")],
+)
+def test_mme_over_some_of_its_subtasks_says_so(
+    tmp_path: Path, images: Path, subtasks: list[str], width: str, said: str
+) -> None:
+    answers = [
+        prediction(2 * n + k, "mme", ("yes", "no")[k], "yes", category=name, image_id=f"{name}{n % 3}")
+        for n, name in enumerate(name for name in subtasks for _ in range(3))
+        for k in range(2)
+    ]
+    folder = write_folder(tmp_path / "e", answers, images)
+    page = Page(written(folder))
+    points = 50 * len(subtasks)  # every "yes" of a pair right, no pair
+    assert f"full width: {width}{said and ', '}{said}" in page.text
+    (bar,) = (a for a in page.all("rect") if a["class"] == "value")
+    assert float(str(bar["width"])) == pytest.approx(25.0)
+    (line,) = (line for line in (folder / "results.md").read_text().splitlines() if line.startswith("| LoRA"))
+    assert line.startswith(f"| LoRA r=4 | {points} [{points}, {points}]{said and ' '}{said} | - |")
+    assert page.text.count("of 14 subtasks") == (
+        3 if said else 0
+    )  # two tables, one for narrow windows, and the bar
+
+
+def test_seen_tasks_have_the_papers_names(tmp_path: Path, images: Path) -> None:
+    names = ("scienceqa+question_answering", "PACS+elephant_image_category_classification", "naming")
+    answers = [prediction(n, name, "a", "a", split="heldout") for n, name in enumerate(names)]
+    folder = write_folder(tmp_path / "e", answers, images)
+    page = Page(written(folder))
+    assert "Seen: ScienceQA" in page.text and "Seen: naming" in page.text
+    assert re.findall(r"^(.+)100\.0 \[20\.7, 100\.0\]$", page.text, re.MULTILINE) == [
+        *("PACS", "naming", "ScienceQA"),
+    ]
+    assert set(json.loads((folder / "results.json").read_text())["seen"]["parts"]) == set(names)
 
 
 def test_an_evaluation_ends_with_judge_and_report(folder: Path) -> None:

@@ -80,6 +80,34 @@ def test_differences_over_seeds(make_cell: Any, tmp_path: Path) -> None:
     assert line.seeds.interval.low < 20 < line.seeds.interval.high
 
 
+def test_seeds_with_the_same_scores_have_no_interval_and_no_test(make_cell: Any, tmp_path: Path) -> None:
+    for seed in range(2):
+        make_cell("lora_r4", right=6, seed=seed)
+        make_cell("mixlora_e16_r4", right=10, seed=seed)
+    built = build_table(config(tmp_path))
+    value = built.row("lora_r4").values["MNIST"]
+    assert (value.value, value.low, value.high, value.runs) == (30.0, None, None, 2)
+    line = next(line for line in pair_lines(built) if line.column == "MNIST")
+    assert (line.seeds, line.untested) == (None, "no spread over seeds")
+    written = table(config(tmp_path))
+    text = written[0].read_text()
+    assert "| 30.0± [-] |" in text and "[-]: the same in every seed" in text
+    assert "| means over seeds | - no spread over seeds |" in text
+    (row,) = [
+        row for row in read_csv(written[2]) if (row["experiment"], row["column"]) == ("lora_r4", "MNIST")
+    ]
+    assert (row["value"], row["low"], row["high"], row["seeds"]) == ("30.0", "", "", "0 1")
+    assert {row["by"] for row in read_csv(written[3])} == {"seed 0"}
+
+
+def test_figure_4_of_seeds_with_the_same_scores(make_cell: Any, tmp_path: Path) -> None:
+    for seed in range(2):
+        make_cell("mixlora_e16_r2", right=10, seed=seed)
+    *_, png, _ = table(config(tmp_path, "figure4"))
+    with Image.open(png) as picture:
+        assert picture.width > 1000
+
+
 def test_newest_configuration_counts_even_without_a_result(make_cell: Any, tmp_path: Path) -> None:
     make_cell("lora_r4", right=4, used=1.0)
     make_cell("lora_r8", right=4, used=1.0)

@@ -113,7 +113,10 @@ def print_report(report: Report, path: Path, examples: int, console: Console) ->
         if split.findings.of():
             console.print(_finding_table(split, examples))
     if report.leaks:
-        console.print(_leak_table(report.leaks, examples))
+        console.print(_leak_table(report.leaks))
+    for leak in report.leaks:
+        for line in _leak_lines(leak, examples):
+            console.print(f"{leak.benchmark}: {line}", markup=False, highlight=False, soft_wrap=True)
     for line in report.left_out:
         console.print(f"not checked: {line}", markup=False, highlight=False, soft_wrap=True)
     problems = sum(split.findings.num_problems for split in report.splits)
@@ -138,22 +141,30 @@ def _finding_table(split: SplitReport, examples: int) -> Table:
     return table
 
 
-def _leak_table(leaks: list[Leak], examples: int) -> Table:
-    table = Table(title="shared with the training records", title_justify="left")
+def _leak_table(leaks: list[Leak]) -> Table:
+    table = Table(title="evaluation sets: what they share with the training records", title_justify="left")
+    table.add_column("set", no_wrap=True)
     for name in (
-        "evaluation set",
         "records",
         "pictures",
         "same picture",
-        "near-duplicate",
+        "near duplicate",
         "same question + answer",
+        "same picture + question",
     ):
-        table.add_column(name, justify="left" if name == "evaluation set" else "right")
-    table.add_column("same picture + question", justify="right")
-    table.add_column("first examples", overflow="fold")
+        table.add_column(name, justify="right")
     for leak in leaks:
-        found = (leak.same_picture, leak.near_picture, leak.same_text, leak.same_picture_and_question)
-        shown = "\n".join(text for part in found if (text := _shown(part, examples)))
-        numbers = (leak.records, leak.pictures, *(part.count for part in found))
-        table.add_row(escape(leak.benchmark), *(f"{number:,}" for number in numbers), shown)
+        numbers = (leak.records, leak.pictures, *(part.count for part in leak.parts))
+        table.add_row(escape(leak.benchmark), *(f"{number:,}" for number in numbers))
     return table
+
+
+def _leak_lines(leak: Leak, examples: int) -> list[str]:
+    """The training tasks that have its pictures, the first examples of each sort, and what was not compared."""
+    tasks = [f"{task} ({count:,} pictures)" for task, count in leak.training_tasks.items()]
+    more = [f"and {len(tasks) - examples} more"] if len(tasks) > examples else []
+    lines = [f"training tasks with its pictures: {', '.join([*tasks[:examples], *more])}"] if tasks else []
+    lines += [example for part in leak.parts for example in part.examples[:examples]]
+    if leak.plain_pictures:
+        lines.append(f"{leak.plain_pictures:,} pictures too plain to be anything's near duplicate")
+    return lines

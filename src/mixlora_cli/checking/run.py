@@ -10,11 +10,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mixlora_cli.checking.benchmarks import open_benchmarks
 from mixlora_cli.checking.findings import Findings, Remark
 from mixlora_cli.checking.leakage import Leak, TrainingSide, compare
 from mixlora_cli.checking.prints import Print, prints_of
 from mixlora_cli.checking.report import Report, SplitReport, print_report, write_report
-from mixlora_cli.checking.texts import CHUNK, ChunkResult, Rules, Summary, check_texts
+from mixlora_cli.checking.texts import CHUNK, ChunkResult, Rules, Summary, check_texts, summarise
 from mixlora_cli.config.check import CheckConfig
 from mixlora_cli.config.schema import DataConfig
 from mixlora_cli.data.cache import cache_root
@@ -22,6 +23,7 @@ from mixlora_cli.data.encode import TextSide
 from mixlora_cli.data.images import check_images
 from mixlora_cli.data.loading import DataFiles, Split, load_definitions, locate_files, read_raws
 from mixlora_cli.errors import UserError
+from mixlora_cli.evaluation.instances import Chosen, notes
 from mixlora_cli.progress import with_bar
 
 _KEPT = 10  # times as many examples in the file as on the screen
@@ -46,6 +48,7 @@ def check(config: CheckConfig) -> Report:
 def run_check(config: CheckConfig) -> Report:
     """Look at every record of every split that the configuration names."""
     data, options = config.data, config.check
+    benchmarks = open_benchmarks(config)  # first: what is wrong with them is said before the long part
     splits = configured_splits(data)
     workers = options.workers or min(8, os.cpu_count() or 1)
     located = {split: locate_files(data, split) for split in splits}
@@ -62,12 +65,13 @@ def run_check(config: CheckConfig) -> Report:
     left_out += [] if options.images else ["the inside of pictures (check.images=false)"]
     left_out += _check_definitions(data, [part[0] for part in checked.values()])
     leaks: list[Leak] = []
-    if options.leakage and "train" in checked and len(checked) > 1:
-        leaks = _leaks(checked, config, workers)
+    if options.leakage and "train" in checked and (len(checked) > 1 or benchmarks):
+        leaks = _leaks(checked, benchmarks, config, workers)
+        left_out += notes(benchmarks)
     elif not options.leakage:
         left_out.append("leakage (check.leakage=false)")
     else:
-        left_out.append("leakage (it needs data.train and data.heldout or data.unseen)")
+        left_out.append("leakage (it needs data.train, and data.heldout, data.unseen or check.benchmarks)")
     return Report([part[0] for part in checked.values()], leaks, left_out, options.strict)
 
 
@@ -158,28 +162,49 @@ def _check_definitions(data: DataConfig, reports: Sequence[SplitReport]) -> list
     return []
 
 
-def _leaks(checked: dict[Split, Checked], config: CheckConfig, workers: int) -> list[Leak]:
-    """Every benchmark of the unseen split, and the held-out records as one set, against the training records."""
+def _leaks(
+    checked: dict[Split, Checked], benchmarks: Sequence[Chosen], config: CheckConfig, workers: int
+) -> list[Leak]:
+    """The held-out records as one set, every benchmark of the unseen split and those from elsewhere, against the
+    training records.
+    """
     options = config.check
-    _, records, files = checked["train"]
-    training = TrainingSide(records, _prints(records, files, workers))
+    report, records, files = checked["train"]
+    _require_pictures(benchmarks, report)
+    training = TrainingSide(records, _prints(records, files.images, workers))
     leaks = []
     evaluation: tuple[Split, ...] = ("heldout", "unseen")
     for split in evaluation:
         if split not in checked:
             continue
         _, records, files = checked[split]
-        known = _prints(records, files, workers)
+        known = _prints(records, files.images, workers)
         sets: dict[str, list[Summary]] = {}
         for record in records:
             sets.setdefault("heldout" if split == "heldout" else record.benchmark, []).append(record)
         for name, members in sets.items():
             leaks.append(compare(name, members, known, training, options.near, _KEPT * options.examples))
+    for part in benchmarks:
+        records = [summarise(record) for record in part.records]
+        known = _prints(records, part.images, workers)
+        source = str(part.about["source"])
+        leaks.append(
+            compare(part.name, records, known, training, options.near, _KEPT * options.examples, source)
+        )
     return leaks
 
 
-def _prints(records: Sequence[Summary], files: DataFiles, workers: int) -> dict[Path, Print]:
-    if files.images is None:
+def _require_pictures(benchmarks: Sequence[Chosen], train: SplitReport) -> None:
+    """Raises UserError where the training has texts alone; pictures that are all bad are in the report."""
+    if benchmarks and train.good == train.text_only and not train.findings.num_problems:
+        raise UserError(
+            f"check.benchmarks: no training pictures to compare with; none of the {train.records:,} records of "
+            f"{train.source} has one"
+        )
+
+
+def _prints(records: Sequence[Summary], images: Path | None, workers: int) -> dict[Path, Print]:
+    if images is None:
         return {}
     pictures = (record.image for record in records if record.image is not None)
-    return prints_of(pictures, files.images, cache_root(), workers)
+    return prints_of(pictures, images, cache_root(), workers)

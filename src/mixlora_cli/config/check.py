@@ -22,6 +22,10 @@ class CheckOptions:
     """Open every picture."""
     leakage: bool = True
     """Compare the training records with the evaluation sets, pictures and texts."""
+    benchmarks: list[str] | None = None
+    """Benchmarks that do not come with the data, to compare as well; as `eval.benchmarks`, "paper" = all eight."""
+    sources: dict[str, str] | None = None
+    """Their local copies and YAML files of your own, by name; as `eval.sources`."""
     near: int = 10
     """Pictures whose perceptual hashes differ in at most so many of 256 bits count as near-duplicates."""
     strict: bool = False

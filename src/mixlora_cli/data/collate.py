@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mixlora_cli.data.batches import Item
+from mixlora_cli.data.draws import draw_seed
 from mixlora_cli.data.encode import IGNORE
 from mixlora_cli.data.pictures import open_picture
 from mixlora_cli.data.stand_in import StandIn
@@ -43,7 +44,7 @@ class Collator:
     one row for each item that has a picture, in order; a batch of text-only items has no such key, or that of
     the stand-in. Training pads on the right, generation on the left (new tokens must follow the prompt at
     once). `with_indices` adds `indices` (B,): `Record.index` of each row; embeddings (d,) by task add
-    `task_embeddings` (B, d).
+    `task_embeddings` (B, d), and `routing_seed` adds `routing_seeds` (B,), each instance's own (`draw_seed`).
     """
 
     pad_token_id: int
@@ -53,6 +54,7 @@ class Collator:
     with_indices: bool = False
     embeddings: Mapping[str, Tensor] | None = None
     stand_in: StandIn | None = None
+    routing_seed: int | None = None
 
     def __call__(self, items: Sequence[Item]) -> dict[str, Tensor]:
         """The batch's tensors, on the CPU."""
@@ -72,6 +74,8 @@ class Collator:
             batch["indices"] = torch.tensor([item.index for item in items])
         if self.embeddings is not None:
             batch["task_embeddings"] = torch.stack([self.embeddings[item.task] for item in items])
+        if self.routing_seed is not None:
+            batch["routing_seeds"] = torch.tensor([draw_seed(self.routing_seed, item) for item in items])
         return batch
 
     def _pad(self, rows: Sequence[Sequence[int]], value: int) -> Tensor:
@@ -90,7 +94,17 @@ def training_collator(pad_token_id: int, features: Features) -> Collator:
 
 
 def generation_collator(
-    pad_token_id: int, features: Features, embeddings: Mapping[str, Tensor] | None = None
+    pad_token_id: int,
+    features: Features,
+    embeddings: Mapping[str, Tensor] | None = None,
+    routing_seed: int | None = None,
 ) -> Collator:
     """Left padding, no labels."""
-    return Collator(pad_token_id, features, padding="left", with_labels=False, embeddings=embeddings)
+    return Collator(
+        pad_token_id,
+        features,
+        padding="left",
+        with_labels=False,
+        embeddings=embeddings,
+        routing_seed=routing_seed,
+    )

@@ -14,6 +14,7 @@ from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.metrics import LABELS, METRICS, MME, POPE, VQA, Metric
 from mixlora_cli.evaluation.sources import rows
 from mixlora_cli.evaluation.sources.origin import Origin
+from mixlora_cli.evaluation.tallies import COGNITION, PERCEPTION
 
 COLUMNS = ("MME", "Text-VQA", "VSR", "SNLI-VE", "CIFAR-10", "CIFAR-100", "MNIST", "POPE")
 """The paper's columns, in its order; MMAvg, the mean of all but MME, follows them."""
@@ -33,6 +34,8 @@ class Benchmark:
     """The paper's name; also the column of the result table."""
     metric: Metric
     origin: Origin | None = None
+    num_subtasks: int = 0
+    """How many subtasks the score is a sum over when all are answered; 0: it is no sum, or that is not known."""
 
 
 _MME = Origin(
@@ -41,6 +44,7 @@ _MME = Origin(
     rows=2_374,
     columns=("question_id", "image", "question", "answer", "category"),
     ask=rows.ask_mme,
+    categories=(*PERCEPTION, *COGNITION),
 )
 _TEXT_VQA = Origin(
     hub=("lmms-lab/textvqa",),
@@ -92,6 +96,7 @@ _CIFAR100 = Origin(
     picture="img",
     labels=rows.CIFAR100,
     label_column="fine_label",
+    aliases={"cra": "crab"},
 )
 _MNIST = Origin(
     hub=("ylecun/mnist",),
@@ -108,12 +113,13 @@ _POPE = Origin(
     rows=9_000,
     columns=("question_id", "question", "answer", "image", "category"),
     ask=rows.ask_pope,
+    categories=("adversarial", "popular", "random"),
 )
 
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark
     for benchmark in (
-        Benchmark("mme", "MME", MME, _MME),
+        Benchmark("mme", "MME", MME, _MME, num_subtasks=14),
         Benchmark("textvqa", "Text-VQA", VQA, _TEXT_VQA),
         Benchmark("vsr", "VSR", LABELS, _VSR),
         Benchmark("snli_ve", "SNLI-VE", LABELS, _SNLI_VE),
@@ -121,7 +127,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark("cifar100", "CIFAR-100", LABELS, _CIFAR100),
         Benchmark("mnist", "MNIST", LABELS, _MNIST),
         Benchmark("pope", "POPE", POPE, _POPE),
-        Benchmark("mini_mme", "MME", MME),
+        Benchmark("mini_mme", "MME", MME, num_subtasks=8),
         Benchmark("mini_textvqa", "Text-VQA", VQA),
         Benchmark("mini_vsr", "VSR", LABELS),
         Benchmark("mini_snli_ve", "SNLI-VE", LABELS),
@@ -134,15 +140,34 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 FROM_THE_PAPER = tuple(name for name, benchmark in BENCHMARKS.items() if benchmark.origin is not None)
 
-SEEN_TASKS = {
-    "scienceqa+question_answering": "ScienceQA",
-    "coco+image_classification_animal": "COCO",
-    "fairface+image_classification_age": "FairFace",
-    "INATURALIST+order_classification": "iNaturalist",
-    "STVQA+image_question_answer": "ST-VQA",
-    "PACS+elephant_image_category_classification": "PACS",
+
+@dataclass(frozen=True)
+class SeenTask:
+    """A task of training whose held-out instances the paper scores one by one."""
+
+    name: str
+    """Vision-Flan's, which records carry as their task."""
+    title: str
+    """The paper's; also its heading in tables."""
+
+
+SEEN_TASKS: dict[str, SeenTask] = {
+    task.name: task
+    for task in (
+        SeenTask("scienceqa+question_answering", "ScienceQA"),
+        SeenTask("coco+image_classification_animal", "COCO"),
+        SeenTask("fairface+image_classification_age", "FairFace"),
+        SeenTask("INATURALIST+order_classification", "iNaturalist"),
+        SeenTask("STVQA+image_question_answer", "ST-VQA"),
+        SeenTask("PACS+elephant_image_category_classification", "PACS"),
+    )
 }
-"""Table 3: Vision-Flan's name of each seen task -> the paper's. Their instances are held-out ones (`data.heldout`)."""
+"""Table 3, in its order. Their instances are held-out ones (`data.heldout`)."""
+
+
+def seen_title(name: str) -> str:
+    """Heading of a seen task: the paper's name where it has one, else the task's own."""
+    return SEEN_TASKS[name].title if name in SEEN_TASKS else name
 
 
 def benchmark_named(name: str, declared: Mapping[str, Any] | None = None) -> Benchmark:

@@ -1,13 +1,23 @@
-"""`mixlora compare`: runs against the first of them, benchmark by benchmark, on the instances that both answered."""
+"""`mixlora compare`: runs against the first of them, benchmark by benchmark, on the instances that all answered."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
 
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.benchmarks import AVERAGED, COLUMNS, MEAN_TITLE, benchmark_named
-from mixlora_cli.evaluation.marks import Run, Task, mme_differences, pairs, read_run, shared
+from mixlora_cli.evaluation.marks import (
+    Run,
+    Task,
+    mme_differences,
+    mme_value,
+    pairs,
+    read_run,
+    require_same,
+    shared,
+)
 from mixlora_cli.evaluation.paired import (
     Difference,
     OverSeeds,
@@ -16,6 +26,7 @@ from mixlora_cli.evaluation.paired import (
     compare_seeds,
     holm,
     over_seeds,
+    why_untested,
 )
 from mixlora_cli.evaluation.results import Score
 from mixlora_cli.evaluation.scoring import SEEN_TITLE
@@ -43,10 +54,14 @@ class Line:
     unit: str
     first: OverSeeds
     second: OverSeeds
+    """Of single runs: the score on the shared instances alone."""
     difference: Difference | None
-    """None where one side has several seeds and the other a single run."""
+    """None where `untested` says why."""
     n: int
-    """Instances that both answered."""
+    """Instances that all answered."""
+    answered: tuple[int, int]
+    """How many each side answered; of single runs they may be more than `n`."""
+    untested: str = ""
     p_holm: float | None = None
     """p corrected for the number of lines; means over other lines are left alone."""
 
@@ -98,8 +113,7 @@ def _compare_two(first: Group, second: Group) -> Comparison:
     differences = [line.difference for line in lines]
     corrected = holm([found.p for place in tested if (found := differences[place])])
     for place, p in zip(tested, corrected, strict=True):
-        line = lines[place]
-        lines[place] = Line(line.column, line.unit, line.first, line.second, line.difference, line.n, p)
+        lines[place] = replace(lines[place], p_holm=p)
     return Comparison(first, second, tuple(lines))
 
 
@@ -115,35 +129,68 @@ def _score(run: Run, column: str) -> Score | None:
 
 
 def _line(first: Group, second: Group, column: str) -> Line:
-    ours, theirs = first.scores(column), second.scores(column)
-    sides = over_seeds([score.value for score in ours]), over_seeds([score.value for score in theirs])
-    if len(first.runs) == len(second.runs) == 1:
-        difference, count = _paired(first.runs[0], second.runs[0], column)
-        return Line(column, ours[0].unit, *sides, difference, count)
-    values = [score.value for score in ours], [score.value for score in theirs]
-    return Line(
-        column, ours[0].unit, *sides, compare_seeds(*values), min(score.n for score in (*ours, *theirs))
-    )
+    unit = first.scores(column)[0].unit
+    one, *others = *first.runs, *second.runs
+    tasks = _tasks(one, column)
+    for other in others:
+        _require_tasks(one, other, column)
+    if len(others) == 1:
+        return _paired(one, others[0], column, unit, tasks)
+    for other in others:
+        _require_tasks(other, one, column)
+    require_same((one, *others), tasks)
+    ours, theirs = ([score.value for score in group.scores(column)] for group in (first, second))
+    count = _answered(one, column)
+    difference, why = compare_seeds(ours, theirs), why_untested(ours, theirs)
+    return Line(column, unit, over_seeds(ours), over_seeds(theirs), difference, count, (count, count), why)
 
 
-def _paired(first: Run, second: Run, column: str) -> tuple[Difference, int]:
-    """The difference on shared instances and how many these are."""
-    tasks = _tasks(first, column)
-    if lacking := [name for split, name in tasks if (split, name) not in second.tasks]:
-        raise UserError(f"{second.name} was not evaluated on {', '.join(lacking)}, which {first.name} was")
+def _require_tasks(first: Run, second: Run, column: str) -> None:
+    """Raise UserError unless the second run answered all tasks that make the column of the first."""
+    theirs = _tasks(second, column)
+    if lacking := [task[1] for task in _tasks(first, column) if task not in theirs]:
+        raise UserError(
+            f"{column}: {second.name} was not evaluated on {', '.join(lacking)}, which {first.name} was"
+        )
+
+
+def _answered(run: Run, column: str) -> int:
+    return sum(len(run.tasks[task].by_index) for task in _tasks(run, column))
+
+
+def _paired(first: Run, second: Run, column: str, unit: str, tasks: Sequence[Task]) -> Line:
+    """Both sides and their difference on the instances that both answered."""
     both = {task: shared(first.tasks[task], second.tasks[task], task[1]) for task in tasks}
+    ours, theirs = (over_seeds([_value_on(run, both)]) for run in (first, second))
+    answered = _answered(first, column), _answered(second, column)
     count = sum(map(len, both.values()))
+    difference = _difference(first, second, column, both)
+    return Line(column, unit, ours, theirs, difference, count, answered)
+
+
+def _value_on(run: Run, chosen: Mapping[Task, Sequence[int]]) -> float:
+    """A column's score on chosen instances: MME's sum, else 100 times the mean over tasks of their mean mark."""
+    means = []
+    for task, indices in chosen.items():
+        marks = run.tasks[task]
+        if marks.metric.mark is None:
+            return mme_value(marks, indices)
+        means.append(fmean(marks.by_index[index] for index in indices))
+    return 100 * fmean(means)
+
+
+def _difference(first: Run, second: Run, column: str, both: Mapping[Task, Sequence[int]]) -> Difference:
     (task, indices), *others = both.items()
     ours, theirs = first.tasks[task], second.tasks[task]
     if not others and ours.metric.mark is None:
-        return compare_means(mme_differences(ours, theirs, indices), 100, total=True), count
+        return compare_means(mme_differences(ours, theirs, indices), 100, total=True)
     if not others and not ours.metric.graded and column != SEEN_TITLE:
-        return compare_right(*pairs(ours, theirs, indices)), count
+        return compare_right(*pairs(ours, theirs, indices))
     differences: list[Floats] = []
     for task, indices in both.items():
         before, after = pairs(first.tasks[task], second.tasks[task], indices)
         differences.append(after - before)
-    return compare_means(differences, 100), count
+    return compare_means(differences, 100)
 
 
 def _tasks(run: Run, column: str) -> list[Task]:

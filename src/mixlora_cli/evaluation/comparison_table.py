@@ -19,8 +19,9 @@ from mixlora_cli.evaluation.table import FILE_WIDTH, MISSING
 
 FORMAT = "mixlora-comparison/1"
 CAPTION = (
-    "Difference: second minus first on the instances that both answered, [95 % interval]. p: two-sided; p (Holm): "
-    "corrected for the number of benchmarks."
+    "Difference: second minus first, [95 % interval]. p: two-sided; p (Holm): corrected for the number of benchmarks. "
+    "n: instances that all answered, which are those that both sides and the difference are of; where some answered "
+    "more, it says of how many."
 )
 HEADINGS = ("", "first", "second", "difference", "p", "p (Holm)", "test", "n")
 
@@ -29,9 +30,21 @@ def _number(value: float, unit: str) -> str:
     return f"{value:.0f}" if unit == "points" else f"{value:.1f}"
 
 
+def _signed(value: float, unit: str) -> str:
+    return f"{'+' if value > 0 else ''}{_number(value, unit)}"
+
+
+def _count(line: Line) -> str:
+    """`30`, or `30 of 40` where each side answered 40, or `30 of 40 and 35`."""
+    first, second = line.answered
+    if line.n == first == second:
+        return str(line.n)
+    return f"{line.n} of {first}" if first == second else f"{line.n} of {first} and {second}"
+
+
 def _side(side: OverSeeds, unit: str) -> str:
-    if side.interval is None:
-        return _number(side.value, unit)
+    if side.interval is None:  # of several runs: all have the same value
+        return _number(side.value, unit) + (f" [{MISSING}]" if side.n > 1 else "")
     return f"{_number(side.value, unit)} {_interval(side.interval, unit)}"
 
 
@@ -50,11 +63,10 @@ def cells(line: Line) -> list[str]:
     sides = [_side(side, line.unit) for side in (line.first, line.second)]
     found = line.difference
     if found is None:
-        value = _number(line.second.value - line.first.value, line.unit)
-        return [line.column, *sides, value, MISSING, MISSING, "single run on one side", str(line.n)]
-    sign = "+" if found.value > 0 else ""
-    difference = f"{sign}{_number(found.value, line.unit)} {_interval(found.interval, line.unit)}"
-    return [line.column, *sides, difference, _p(found.p), _p(line.p_holm), found.test, str(line.n)]
+        value = _signed(line.second.value - line.first.value, line.unit)
+        return [line.column, *sides, value, MISSING, MISSING, line.untested, _count(line)]
+    difference = f"{_signed(found.value, line.unit)} {_interval(found.interval, line.unit)}"
+    return [line.column, *sides, difference, _p(found.p), _p(line.p_holm), found.test, _count(line)]
 
 
 def title_of(comparison: Comparison) -> str:
@@ -129,7 +141,15 @@ def _line_json(line: Line) -> dict[str, Any]:
         "p_holm": line.p_holm,
         "test": found.test,
     }
-    return {"column": line.column, "unit": line.unit, "n": line.n, **sides, "difference": difference}
+    counts = {"n": line.n, "answered": list(line.answered)}
+    return {
+        "column": line.column,
+        "unit": line.unit,
+        **counts,
+        **sides,
+        "difference": difference,
+        "untested": line.untested or None,
+    }
 
 
 def write_comparisons(comparisons: Sequence[Comparison], folder: Path) -> None:

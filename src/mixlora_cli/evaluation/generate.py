@@ -54,17 +54,19 @@ class Generator:
         max_new_tokens: int,
         use_cache: bool = True,
         embeddings: Mapping[str, Tensor] | None = None,
+        routing_seed: int | None = None,
     ) -> None:
         """`model` is `base.model` or an adapter on it; `features` turns picture paths into `pixel_values`.
 
-        `embeddings` (d,) by task are what an adapter with routing=task selects by.
+        `embeddings` (d,) by task are what an adapter with routing=task selects by; with a `routing_seed`
+        each instance's draws under routing=random follow from it and the instance's own prompt.
         """
         tokenizer = base.tokenizer
         self._model, self._tokenizer = model, tokenizer
         ends = [tokenizer.convert_tokens_to_ids(base.template.end), tokenizer.eos_token_id]
         self._ends = list(dict.fromkeys(int(end) for end in ends if end is not None))
         pad = self._ends[0] if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
-        self._collate: Collator = generation_collator(pad, features, embeddings)
+        self._collate: Collator = generation_collator(pad, features, embeddings, routing_seed)
         # Spelt out, because what is left open here is taken from the checkpoint's own settings.
         self._settings = GenerationConfig(
             do_sample=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +13,9 @@ from mixlora_cli.data.loading import load_records, locate_files
 from mixlora_cli.data.records import Record
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.benchmarks import BENCHMARKS, Benchmark, benchmark_named, choose, expand
-from mixlora_cli.evaluation.metrics import METRICS
-from mixlora_cli.evaluation.sampling import benchmark_of, grouped, limited
+from mixlora_cli.evaluation.metrics import METRICS, MME
+from mixlora_cli.evaluation.sampling import benchmark_of, category_of, grouped, limited
+from mixlora_cli.evaluation.source_notes import source_notes
 from mixlora_cli.evaluation.sources.find import described, open_benchmark, sourced
 
 EvalSplit = Literal["unseen", "heldout"]
@@ -37,7 +39,8 @@ class Chosen:
 def choose_instances(config: EvalConfig) -> list[Chosen]:
     """What `eval.benchmarks`, `eval.sources`, `eval.seen` and `eval.limit` ask for.
 
-    Raises UserError for unknown names, sources that are missing, wrong or partial, and two benchmarks of one column.
+    Raises UserError for unknown names, sources that are missing, wrong or partial, two benchmarks of one column, and
+    questions for MME's rule that are not in pairs.
     """
     wanted = None if config.eval.benchmarks is None else expand(config.eval.benchmarks)
     sources = config.eval.sources or {}
@@ -47,6 +50,8 @@ def choose_instances(config: EvalConfig) -> list[Chosen]:
     if config.eval.seen:
         chosen.append(_limited("heldout", "heldout", load_records(config.data, "heldout"), config))
     _check_columns([name for part in chosen if part.split == "unseen" for name in part.counts], sources)
+    for part in chosen:
+        check_pairs(part, part.records, sources)
     return chosen
 
 
@@ -89,13 +94,35 @@ def _of_source(name: str, config: EvalConfig, sources: Mapping[str, str]) -> Cho
 def _check_columns(names: Sequence[str], sources: Mapping[str, str]) -> None:
     by_column: dict[str, str] = {}
     for name in names:
-        column = described(name, sources).column if name in sources else benchmark_named(name).column
+        column = _row(name, sources).column
         if column in by_column:
             raise UserError(
                 f"eval.benchmarks: {by_column[column]} and {name} are both the column {column}; "
                 "evaluate them apart, each with its own output_dir"
             )
         by_column[column] = name
+
+
+def check_pairs(part: Chosen, records: Sequence[Record], sources: Mapping[str, str]) -> None:
+    """Raise UserError where MME's rule is to score a picture with more or fewer than two of `part`'s `records`."""
+    if part.split != "unseen":
+        return
+    for name, group in grouped(records, benchmark_of).items():
+        if _row(name, sources).metric is not MME:
+            continue
+        questions = Counter((category_of(record), str(record.extra.get("image_id", ""))) for record in group)
+        odd = [(key, count) for key, count in questions.items() if count != 2]
+        if odd:
+            (subtask, image), count = odd[0]
+            raise UserError(
+                f"{name}: {len(odd)} of {len(questions)} pictures have not two questions; the first is {image!r} of "
+                f"subtask {subtask!r} with {count}. MME pairs questions by image_id (on the hub question_id) within a "
+                "subtask: check these fields, and whether the data is complete"
+            )
+
+
+def _row(name: str, sources: Mapping[str, str]) -> Benchmark:
+    return described(name, sources) if name in sources else benchmark_named(name)
 
 
 def declared(chosen: Sequence[Chosen], sources: Mapping[str, str]) -> dict[str, dict[str, str]]:
@@ -111,13 +138,4 @@ def _as_declared(benchmark: Benchmark) -> dict[str, str]:
 
 def notes(chosen: Sequence[Chosen]) -> list[str]:
     """What somebody who reads the numbers should know: sources with fewer rows than the split, rows left out."""
-    lines = []
-    for part in chosen:
-        rows, whole = part.about.get("rows"), part.about.get("split_rows")
-        if rows is not None and whole is not None and rows != whole:
-            lines.append(f"{part.name}: {part.about['source']} has {rows} rows, the whole split {whole}")
-        if left_out := part.about.get("left_out"):
-            lines.append(
-                f"{part.name}: {left_out} of {rows} rows left out (no agreed label, or no usable picture)"
-            )
-    return lines
+    return source_notes({part.name: part.about for part in chosen})

@@ -94,12 +94,33 @@ def shared(first: Marks, second: Marks, where: str) -> list[int]:
     return both
 
 
+def require_same(runs: Sequence[Run], tasks: Sequence[Task]) -> None:
+    """Raise UserError unless all runs answered the same instances of these tasks: means of different ones differ
+    without any model being better.
+    """
+    first, *others = runs
+    for run in others:
+        for split, name in tasks:
+            ours, theirs = first.tasks[split, name], run.tasks[split, name]
+            if len(shared(ours, theirs, name)) < max(len(ours.by_index), len(theirs.by_index)):
+                raise UserError(
+                    f"{name}: {first.name} and {run.name} did not answer the same instances "
+                    f"({len(ours.by_index)} and {len(theirs.by_index)}); runs are averaged over seeds only on the "
+                    "same: evaluate all with one eval.limit and one seed"
+                )
+
+
 def pairs(first: Marks, second: Marks, indices: Sequence[int]) -> tuple[Floats, Floats]:
     """Marks (n,) of both on the same instances."""
     return (
         np.array([first.by_index[index] for index in indices], dtype=np.float64),
         np.array([second.by_index[index] for index in indices], dtype=np.float64),
     )
+
+
+def mme_value(marks: Marks, indices: Sequence[int]) -> float:
+    """MME's score in points on these instances: over subtasks the sum of 100 * accuracy + 100 * accuracy-plus."""
+    return 100 * sum(float(points.mean(axis=0).sum()) for points in _mme_points(marks, indices).values())
 
 
 def mme_differences(first: Marks, second: Marks, indices: Sequence[int]) -> list[Floats]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from mixlora_cli.evaluation.pope_tally import PopeTally
 from mixlora_cli.evaluation.predictions import Prediction
 from mixlora_cli.evaluation.scorers import exact_match, label_match, pope_right
-from mixlora_cli.evaluation.tallies import AccuracyTally, GradedTally, Measured, MmeTally, PopeTally, Tally
+from mixlora_cli.evaluation.tallies import AccuracyTally, GradedTally, Measured, MmeTally, Tally
 from mixlora_cli.evaluation.vqa import vqa_accuracy
 
 __all__ = ["EXACT", "LABELS", "METRICS", "MME", "POPE", "VQA", "Measured", "Metric"]

@@ -96,7 +96,7 @@ class OverSeeds:
 
     value: float
     interval: Interval | None
-    """None of a single run: one number has no spread."""
+    """None without a spread: of a single run, or where all have the same score."""
     n: int
 
 
@@ -105,22 +105,37 @@ def over_seeds(values: Sequence[float]) -> OverSeeds:
     from scipy.stats import t
 
     count = len(values)
+    if len(set(values)) == 1:
+        return OverSeeds(values[0], None, count)
     mean = fmean(values)
-    if count == 1:
-        return OverSeeds(mean, None, 1)
     half = float(t.ppf(0.975, count - 1)) * float(np.std(values, ddof=1)) / count**0.5
     return OverSeeds(mean, Interval(mean - half, mean + half), count)
 
 
-def compare_seeds(first: Sequence[float], second: Sequence[float]) -> Difference | None:
-    """Difference of means over seeds by Welch's t test; None where either side has a single run."""
-    from scipy.stats import ttest_ind
-
+def why_untested(first: Sequence[float], second: Sequence[float]) -> str:
+    """Why a difference of means over seeds has neither test nor interval; "" where it has both."""
     if min(len(first), len(second)) < 2:
+        return "single run on one side"
+    if len(set(first)) == len(set(second)) == 1:
+        return "no spread over seeds"
+    return ""
+
+
+def compare_seeds(first: Sequence[float], second: Sequence[float]) -> Difference | None:
+    """Difference of means over seeds by Welch's t test; None where `why_untested` gives a reason.
+
+    t = (mean2 - mean1) / sqrt(v1 + v2) with v = s^2 / n of each side, on
+    (v1 + v2)^2 / (v1^2 / (n1 - 1) + v2^2 / (n2 - 1)) degrees of freedom (Welch 1947).
+    """
+    from scipy.stats import t
+
+    if why_untested(first, second):
         return None
     value = fmean(second) - fmean(first)
-    if len(set(first)) == len(set(second)) == 1:  # no spread at all: t is not defined
-        return Difference(value, Interval(value, value), 0.0 if value else 1.0, "Welch's t over seeds")
-    found = ttest_ind(second, first, equal_var=False)
-    low, high = found.confidence_interval(0.95)
-    return Difference(value, Interval(float(low), float(high)), float(found.pvalue), "Welch's t over seeds")
+    # Not scipy's ttest_ind: it warns of lost precision where one side has no spread.
+    v1, v2 = (float(np.var(side, ddof=1)) / len(side) for side in (first, second))
+    freedom = (v1 + v2) ** 2 / (v1**2 / (len(first) - 1) + v2**2 / (len(second) - 1))
+    error = (v1 + v2) ** 0.5
+    half = float(t.ppf(0.975, freedom)) * error
+    p = 2 * float(t.sf(abs(value) / error, freedom))
+    return Difference(value, Interval(value - half, value + half), p, "Welch's t over seeds")

@@ -21,7 +21,7 @@ from mixlora_cli.data.template import IMAGE_MARKER
 from mixlora_cli.evaluation.done import Key
 from mixlora_cli.evaluation.fingerprint import adapter_digest, prompt_digest, records_digest, relative_image
 from mixlora_cli.evaluation.generate import Generator, batches, longest_first
-from mixlora_cli.evaluation.instances import Chosen, choose_instances, declared, notes
+from mixlora_cli.evaluation.instances import Chosen, check_pairs, choose_instances, declared, notes
 from mixlora_cli.evaluation.predictions import (
     FILE_NAME,
     Header,
@@ -41,7 +41,7 @@ from mixlora_cli.models.base import Base
 from mixlora_cli.models.build import build_base
 from mixlora_cli.models.features import FeatureCache
 from mixlora_cli.models.prepared import require_prepared
-from mixlora_cli.models.task_routing import TaskRouting, routing_of_adapter
+from mixlora_cli.models.task_routing import TaskRouting, routes_by_chance, routing_of_adapter
 from mixlora_cli.report.finish import finish
 from mixlora_cli.training.precision import choose_dtype, matrix_products_in
 from mixlora_cli.training.run_folder import versions
@@ -54,6 +54,11 @@ class Work:
     chosen: Chosen
     records: dict[int, Record]
     items: Sequence[Item]
+
+    @property
+    def answered(self) -> list[Record]:
+        """Records whose prompts could be encoded."""
+        return [self.records[item.index] for item in self.items]
 
     def key(self, item: Item) -> Key:
         """That of the prediction which answers the item."""
@@ -99,6 +104,8 @@ def _answer(config: EvalConfig, folder: Path, team: Team, console: Console) -> N
     with team.leader_first():
         base = build_base(subject.model, dtype)
     work = [_encoded(part, base, config) for part in chosen]
+    for each in work:  # again: encoding may have left out one of two
+        check_pairs(each.chosen, each.answered, config.eval.sources or {})
     header = _header(config, subject, base, dtype, work, routing)
     with open_team_predictions(folder / FILE_NAME, header, team, lambda text: _say(console, text)) as writer:
         if len(writer.done) == header.count:
@@ -109,7 +116,14 @@ def _answer(config: EvalConfig, folder: Path, team: Team, console: Console) -> N
             base.model if subject.adapter is None else load_adapter(base.model, subject.adapter)
         )
         with matrix_products_in(model, dtype, model.device.type):
-            generator = Generator(model, base, features, config.eval.max_new_tokens, embeddings=embeddings)
+            generator = Generator(
+                model,
+                base,
+                features,
+                config.eval.max_new_tokens,
+                embeddings=embeddings,
+                routing_seed=config.seed if routes_by_chance(subject.adapter) else None,
+            )
             try:
                 _answer_share(work, generator, writer, config.eval, team, console)
             except KeyboardInterrupt:
@@ -130,9 +144,7 @@ def _header(
     work: Sequence[Work],
     routing: TaskRouting | None,
 ) -> Header:
-    digests = (
-        records_digest([part.records[i.index] for i in part.items], part.chosen.images) for part in work
-    )
+    digests = (records_digest(part.answered, part.chosen.images) for part in work)
     fingerprint = {
         "model": base.fingerprint,
         "number format": str(dtype).removeprefix("torch."),
@@ -144,6 +156,8 @@ def _header(
     }
     if routing is not None:
         fingerprint["task definitions"] = routing.fingerprint(base)
+    if routes_by_chance(subject.adapter):
+        fingerprint["draws"] = f"by instance, seed {config.seed}"
     return Header(fingerprint, sum(len(part.items) for part in work), _about(config, subject, base, work))
 
 

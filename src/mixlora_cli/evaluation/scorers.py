@@ -69,33 +69,50 @@ def exact_match(prediction: str, target: str) -> bool:
     return given == wanted
 
 
+_IN_WORDS = {digits: word for word, digits in NUMBER_WORDS.items()}
+_PRONOUN = "one"
+_JOINING = frozenset(("or", "and"))
+
+
 @lru_cache(maxsize=512)
-def _label_pattern(labels: tuple[str, ...]) -> re.Pattern[str]:
-    """Match, at every position that starts a word, the longest label that ends with a word."""
-    names = sorted({_words(label) for label in labels} - {""}, key=lambda name: (-len(name), name))
-    alternatives = "|".join(re.escape(name) for name in names)
-    return re.compile(rf"(?<![\w.-])(?=({alternatives})(?!\w|\.\d))") if names else re.compile(r"(?!)")
+def _label_names(labels: tuple[str, ...]) -> tuple[re.Pattern[str], dict[str, str]]:
+    """What answers call the labels: a pattern, and the label in `normalise_answer`'s spelling by each name.
+
+    The pattern matches, at every position that starts a word, the longest name that ends with a word. A label with
+    numbers from 0 to 10 is called by their words too.
+    """
+    spelt = {_words(label) for label in labels} - {""}
+    names = {" ".join(_IN_WORDS.get(word, word) for word in name.split()): name for name in spelt}
+    names |= {name: name for name in spelt}
+    alternatives = "|".join(re.escape(name) for name in sorted(names, key=lambda name: (-len(name), name)))
+    pattern = rf"(?<![\w.-])(?=({alternatives})(?!\w|\.\d))" if names else r"(?!)"
+    return re.compile(pattern), {name: normalise_answer(label) for name, label in names.items()}
 
 
-def _named(words: str, labels: tuple[str, ...]) -> set[str]:
-    named: set[str] = set()
-    reach = 0
-    for match in _label_pattern(labels).finditer(words):
-        if match.end(1) > reach:
-            named.add(normalise_answer(match[1]))
-            reach = match.end(1)
-    return named
+def _joined(words: str, start: int, end: int) -> bool:
+    """Whether "or" or "and" stands beside the word at `words[start:end]`."""
+    before, after = words[:start].split()[-1:], words[end:].split()[:1]
+    return not _JOINING.isdisjoint(before + after)
 
 
 def named_labels(prediction: str, labels: tuple[str, ...]) -> set[str]:
     """The labels that an answer names as whole words, in `normalise_answer`'s spelling.
 
     A label inside a longer one that is named there too does not count: "a maple tree" names "maple tree", not
-    "tree". Number words stand for digits only where no label is named otherwise: "seven" names 7, "this one
-    is a 7" only 7.
+    "tree". Number words stand for digits: "seven or 1" names 7 and 1. "One" beside other labels does so only next to
+    "or" or "and": "this one is a 7" names 7 alone.
     """
     words = _words(prediction)
-    return _named(words, labels) or _named(" ".join(NUMBER_WORDS.get(w, w) for w in words.split()), labels)
+    pattern, names = _label_names(labels)
+    named: set[str] = set()
+    pronouns: set[str] = set()
+    reach = 0
+    for match in pattern.finditer(words):
+        if match.end(1) > reach:
+            reach = match.end(1)
+            pronoun = match[1] == _PRONOUN and _PRONOUN not in labels and not _joined(words, *match.span(1))
+            (pronouns if pronoun else named).add(names[match[1]])
+    return named or pronouns
 
 
 def label_match(prediction: str, target: str, labels: tuple[str, ...] = ()) -> bool:

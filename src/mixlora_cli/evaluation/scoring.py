@@ -15,9 +15,9 @@ import numpy as np
 
 from mixlora_cli.evaluation import results as result_files
 from mixlora_cli.evaluation.benchmarks import AVERAGED, MEAN_TITLE, Benchmark, benchmark_named, in_paper_order
-from mixlora_cli.evaluation.folder import check_finished, open_evaluation, read_finished
-from mixlora_cli.evaluation.metrics import EXACT, MME
-from mixlora_cli.evaluation.mme_files import write_mme_files
+from mixlora_cli.evaluation.folder import check_finished, open_evaluation
+from mixlora_cli.evaluation.metrics import EXACT
+from mixlora_cli.evaluation.mme_files import OfficialFiles
 from mixlora_cli.evaluation.predictions import Prediction
 from mixlora_cli.evaluation.results import Results, Score
 from mixlora_cli.evaluation.scorers import normalise_answer
@@ -131,21 +131,12 @@ def score(folder: Path) -> Results:
     """
     header, reader = open_evaluation(folder)
     about = {**header.about, "fingerprint": dict(header.fingerprint)}
-    of_mme: dict[str, list[Prediction]] = {}
-
-    def passing() -> Iterable[Prediction]:
-        for prediction in reader:
-            if prediction.split == "unseen" and benchmark_named(prediction.benchmark).metric is MME:
-                of_mme.setdefault(prediction.benchmark, []).append(prediction)
-            yield prediction
-
-    results = score_predictions(passing(), about)
-    check_finished(folder, header, reader)
+    own = about.get("benchmarks")
+    with OfficialFiles(own) as official:
+        results = score_predictions(official.passing(reader), about)
+        check_finished(folder, header, reader)
+        official.write(folder / MME_FOLDER)
     if any((folder / REPLIES).glob("*.jsonl")):
-        results = replace(
-            results, judged=judged_scores(folder, read_finished(folder).predictions, about.get("benchmarks"))
-        )
-    for name, answers in of_mme.items():
-        write_mme_files(folder / MME_FOLDER / name, answers)
+        results = replace(results, judged=judged_scores(folder, open_evaluation(folder)[1], own))
     result_files.write_results(results, folder / result_files.FILE_NAME)
     return results

@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mixlora_cli.evaluation.benchmarks import COLUMNS, MEAN_TITLE
+from mixlora_cli.evaluation.benchmarks import COLUMNS, MEAN_TITLE, benchmark_named, seen_title
 from mixlora_cli.evaluation.results import Results, Score
 from mixlora_cli.evaluation.scoring import SEEN_TITLE
+from mixlora_cli.evaluation.tallies import mme_subtasks
 
 Row = tuple[str, Results]
 MISSING = "-"
@@ -36,9 +37,20 @@ def score_of(results: Results, column: str) -> Score | None:
 
 
 def score_text(score: Score | None, between: str) -> str:
-    """The value with one decimal (points: none) and its interval behind `between`."""
+    """The value, its interval behind `between`, and behind another how much of a sum is there if not all."""
     if score is None:
         return MISSING
+    return between.join(filter(None, (number_text(score, between), subtasks_text(score))))
+
+
+def subtasks_text(score: Score) -> str:
+    """`9 of 14 subtasks` where a sum lacks some, so that it is not read as a whole one; else ""."""
+    whole, found = benchmark_named(score.name).num_subtasks, len(mme_subtasks(score.parts))
+    return f"{found} of {whole} subtasks" if 0 < found < whole else ""
+
+
+def number_text(score: Score, between: str) -> str:
+    """The value with one decimal (points: none) and its interval behind `between`."""
     digits = 0 if score.unit == "points" else 1
     return f"{score.value:.{digits}f}{between}[{score.low:.{digits}f}, {score.high:.{digits}f}]"
 
@@ -102,7 +114,7 @@ def seen_table(rows: Sequence[Row]) -> Table:
         table.add_column(Text(label), justify="right")
     for task, share in frequent.items():
         chance = MISSING if share is None else f"{share:.1f}"
-        table.add_row(Text(task), chance, *(Text(_part_text(seen, task)) for _, seen in scored))
+        table.add_row(Text(seen_title(task)), chance, *(Text(_part_text(seen, task)) for _, seen in scored))
     known = [share for share in frequent.values() if share is not None]
     mean = f"{sum(known) / len(known):.1f}" if known else MISSING
     table.add_section()

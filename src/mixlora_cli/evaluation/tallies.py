@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
 from mixlora_cli.errors import UserError
+from mixlora_cli.evaluation.mme_parts import ResampledSum, mme_part
 from mixlora_cli.evaluation.predictions import Prediction
-from mixlora_cli.evaluation.scorers import mme_right, pope_answer
+from mixlora_cli.evaluation.scorers import mme_right
 from mixlora_cli.evaluation.statistics import (
-    RESAMPLES,
     SEED,
     Floats,
     Interval,
@@ -45,6 +45,7 @@ PERCEPTION = [
     "OCR",
 ]
 COGNITION = ["commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning"]
+HALVES = (("perception", PERCEPTION), ("cognition", COGNITION))
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Tally(Protocol):
     def measured(self) -> Measured: ...
 
 
-class _Categories:
+class Categories:
     """Names of categories in the order of their first instance in the data, whatever order answers come in."""
 
     def __init__(self) -> None:
@@ -87,7 +88,8 @@ def mean_of(marks: Marks) -> float:
     return math.fsum(mark * count for mark, count in marks.items()) / sum(marks.values())
 
 
-def _share(marks: Counter[bool]) -> float:
+def share(marks: Counter[bool]) -> float:
+    """Per cent of True."""
     return 100 * marks[True] / marks.total()
 
 
@@ -95,7 +97,7 @@ def proportion(marks: Counter[bool], parts: Parts | None = None) -> Measured:
     """Per cent of True with Wilson's interval."""
     interval = wilson(marks[True], marks.total()).scaled(100)
     counted = {float(mark): count for mark, count in marks.items() if count}
-    return Measured(_share(marks), interval, parts or {}, counted)
+    return Measured(share(marks), interval, parts or {}, counted)
 
 
 class AccuracyTally:
@@ -103,7 +105,7 @@ class AccuracyTally:
 
     def __init__(self, right: Callable[[Prediction], bool]) -> None:
         self._right = right
-        self._categories = _Categories()
+        self._categories = Categories()
         self._marks: dict[str, Counter[bool]] = {}
 
     def add(self, prediction: Prediction) -> None:
@@ -115,11 +117,13 @@ class AccuracyTally:
         together: Counter[bool] = sum(self._marks.values(), Counter())
         if len(names) == 1:
             return proportion(together)
-        parts = {
-            name: {"accuracy": _share(self._marks[name]), "n": float(self._marks[name].total())}
-            for name in names
-        }
-        return proportion(together, parts)
+        return proportion(together, {name: _part(self._marks[name]) for name in names})
+
+
+def _part(marks: Counter[bool]) -> dict[str, float]:
+    found = proportion(marks)
+    interval = {"low": found.interval.low, "high": found.interval.high}
+    return {"accuracy": found.value, **interval, "n": float(marks.total())}
 
 
 class GradedTally:
@@ -157,7 +161,7 @@ class MmeTally:
     """
 
     def __init__(self) -> None:
-        self._categories = _Categories()
+        self._categories = Categories()
         self._images: dict[str, dict[str, list[bool]]] = {}
 
     def add(self, prediction: Prediction) -> None:
@@ -169,25 +173,17 @@ class MmeTally:
         """Raises UserError when an image has not two questions."""
         rng = np.random.default_rng(SEED)
         parts: Parts = {}
-        total = np.zeros(RESAMPLES)
-        unknown = 0
+        total = ResampledSum()
+        halves = {half: ResampledSum() for half, _ in HALVES}
         for subtask in self._categories.ordered():
             images = mme_images(subtask, self._images[subtask])
-            accuracy, plus = 100 * images.mean(axis=0)
-            parts[subtask] = {
-                "score": float(accuracy + plus),
-                "accuracy": float(accuracy),
-                "accuracy_plus": float(plus),
-                "images": float(len(images)),
-            }
-            if len(images) < MME_MIN_IMAGES:
-                unknown += 1
-            else:
-                total += 100 * bootstrap_means(images, rng).sum(axis=1)
-        known = percentile(total)
-        interval = Interval(known.low, known.high + 200 * unknown)
+            few = len(images) < MME_MIN_IMAGES
+            samples = None if few else 100 * bootstrap_means(images, rng).sum(axis=1)
+            parts[subtask] = mme_part(images, samples)
+            for resampled_sum in (total, *(halves[half] for half, names in HALVES if subtask in names)):
+                resampled_sum.add(samples)
         value = sum(part["score"] for part in parts.values())
-        return Measured(value, interval, {**parts, **_halves(parts)})
+        return Measured(value, total.interval(), {**parts, **_halves(parts, halves)})
 
 
 def mme_images(subtask: str, images: Mapping[str, list[bool]]) -> Floats:
@@ -201,50 +197,18 @@ def mme_images(subtask: str, images: Mapping[str, list[bool]]) -> Floats:
     return np.array([(sum(marks) / 2, float(all(marks))) for marks in images.values()], dtype=np.float64)
 
 
-def _halves(parts: Parts) -> Parts:
+def _halves(parts: Parts, sums: Mapping[str, ResampledSum]) -> Parts:
     """Perception and cognition, where all of their subtasks are there."""
-    halves = (("perception", PERCEPTION), ("cognition", COGNITION))
-    return {
-        half: {"score": sum(parts[name]["score"] for name in names)}
-        for half, names in halves
-        if all(name in parts for name in names)
-    }
+    found: Parts = {}
+    for half, names in HALVES:
+        if all(name in parts for name in names):
+            interval = sums[half].interval()
+            score = sum(parts[name]["score"] for name in names)
+            found[half] = {"score": score, "low": interval.low, "high": interval.high}
+    return found
 
 
-class PopeTally:
-    """POPE's accuracy over all categories; its other numbers by category and over all under "all"."""
-
-    def __init__(self) -> None:
-        self._categories = _Categories()
-        self._pairs: dict[str, Counter[tuple[str, str]]] = {}
-
-    def add(self, prediction: Prediction) -> None:
-        name = self._categories.note(prediction)
-        pair = pope_answer(prediction.prediction), prediction.target.strip().lower()
-        self._pairs.setdefault(name, Counter())[pair] += 1
-
-    def measured(self) -> Measured:
-        together: Counter[tuple[str, str]] = sum(self._pairs.values(), Counter())
-        parts = {name: pope_numbers(self._pairs[name]) for name in self._categories.ordered() if name}
-        right = sum(count for (answer, target), count in together.items() if answer == target)
-        marks = Counter({True: right, False: together.total() - right})
-        return proportion(marks, {**parts, "all": pope_numbers(together)})
-
-
-def pope_numbers(pairs: Counter[tuple[str, str]]) -> dict[str, float]:
-    """Accuracy, precision, recall, F1 and yes-ratio in per cent, "yes" being the positive class.
-
-    Precision, recall and F1 are 0 where their denominator is. The yes-ratio is that of the answers.
-    """
-    total, hits = pairs.total(), pairs["yes", "yes"]
-    said_yes = sum(count for (answer, _), count in pairs.items() if answer == "yes")
-    is_yes = sum(count for (_, target), count in pairs.items() if target == "yes")
-    right = sum(count for (answer, target), count in pairs.items() if answer == target)
-    return {
-        "accuracy": 100 * right / total,
-        "precision": 100 * hits / said_yes if said_yes else 0.0,
-        "recall": 100 * hits / is_yes if is_yes else 0.0,
-        "f1": 200 * hits / (said_yes + is_yes) if said_yes + is_yes else 0.0,
-        "yes_ratio": 100 * said_yes / total,
-        "n": float(total),
-    }
+def mme_subtasks(parts: Iterable[str]) -> list[str]:
+    """Names of the subtasks among the parts of an MME score, without the sums of its halves."""
+    halves = [half for half, _ in HALVES]
+    return [name for name in parts if name not in halves]

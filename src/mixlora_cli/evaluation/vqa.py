@@ -19,39 +19,46 @@ _FULL_STOP = re.compile(r"\.(?!\d)")
 _ARTICLES = frozenset(("a", "an", "the"))
 _NUMBERS = {**NUMBER_WORDS, "none": "0"}
 
-_WITH_NOT = "ai are ca could did does do had has have is might must need sha should was were wo would"
-_WITH_HAVE = "could i might must should they we would you what where who"
-_WITH_WILL = "it that there they what who why you"
-_WITH_ARE = "they what you"
-# Contractions written without their apostrophe, except those that are words themselves (its, wed, ill, shell,
-# were). None end in "'s": the normalisation has split that off before.
+# The contractions that the field's answer processor completes, by their endings. It has no more: "im", "ive", "wed",
+# "shell" and "its" stay as they are, and what has "'s" was split there before.
+_ENDINGS = {
+    "n't": "ai are ca could did does do had has have is might must need ought sha should was were wo would",
+    "'ve": "could might must not should they we what where who would you",
+    "'ll": "how it somebody someone something they what who why y'all you",
+    "'re": "there they what why you",
+    "'d": "he how it somebody someone something there they where who you",
+    "'s": "he how somebody someone that there what when where who why",
+    "n't've": "could had might should would",
+    "'d've": "he it she somebody someone something there they we who y'all you",
+}
+_FULL = [stem + ending for ending, stems in _ENDINGS.items() for stem in stems.split()]
+_FULL += ["ma'am", "o'clock", "'twas", "y'all"]
 _CONTRACTIONS = {
-    (stem + ending).replace("'", ""): stem + ending
-    for stems, ending in ((_WITH_NOT, "n't"), (_WITH_HAVE, "'ve"), (_WITH_WILL, "'ll"), (_WITH_ARE, "'re"))
-    for stem in stems.split()
-} | {"im": "i'm", "oclock": "o'clock", "maam": "ma'am", "yall": "y'all"}
+    full[:at] + full[at + 1 :]: full for full in _FULL for at, mark in enumerate(full) if mark == "'"
+}
+"""Each contraction by its spellings with one apostrophe missing."""
 
 
 def _strip_punctuation(text: str) -> str:
     """Delete a mark where the text has it beside a space or has a comma between digits, else put a space in
     its place.
 
-    Full stops go unless a digit follows, apostrophes stay. Spaces are taken as the text had them at the
-    start.
+    Full stops go unless a digit follows (the first 32 of them, as there), apostrophes stay. Spaces are taken as the
+    text had them at the start.
     """
     digits = _DIGIT_COMMA.search(text) is not None
     result = text
     for mark in _MARKS:
         beside_space = f"{mark} " in text or f" {mark}" in text
         result = result.replace(mark, "" if beside_space or digits else " ")
-    return _FULL_STOP.sub("", result)
+    return _FULL_STOP.sub("", result, count=32)
 
 
 @lru_cache(maxsize=65_536)
 def normalise_vqa(text: str) -> str:
     """Lower case, punctuation, number words (none, zero .. ten) to digits, no articles, full contractions."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
-    words = _strip_punctuation(" ".join(text.split())).split()
+    words = _strip_punctuation(text.strip().replace("\n", " ").replace("\t", " ").strip()).split()
     words = [_NUMBERS.get(word, word) for word in words]
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 

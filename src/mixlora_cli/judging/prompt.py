@@ -22,8 +22,12 @@ DIGEST = hashlib.sha256(TEMPLATE.encode()).hexdigest()[:16]
 Verdict = Literal["yes", "no", "unparsed"]
 
 _PLACE = re.compile(r"\{(Question|Ground-truth Answer|Prediction)\}")
-# Markdown, quotes and brackets around the word are no part of it. "Yes or No" repeats the instruction.
-_VERDICT = re.compile(r"[\s\"'`*_#(\[]*(yes|no)\b(?!\W{0,3}(?:or\W+)?(?:yes|no)\b)", re.IGNORECASE)
+# Markdown, quotes and brackets around the words are no part of them. "Yes or No" and "Yes/No" repeat the choice that
+# the prompt gave; \b would take the underscore of "_Yes_" for a letter.
+_VERDICT = re.compile(
+    r"[\W_]*?(yes|no)(?![^\W_])(?![\W_]{0,3}(?:[/|]|[\W_]or[\W_])[\W_]{0,3}(?:yes|no)(?![^\W_]))",
+    re.IGNORECASE,
+)
 
 
 def fill(template: str, question: str, answer: str, prediction: str) -> str:
@@ -35,7 +39,8 @@ def fill(template: str, question: str, answer: str, prediction: str) -> str:
 def read_verdict(reply: str) -> Verdict:
     """Whether a judge's reply begins with Yes or No, in any case; everything else is "unparsed".
 
-    A reply that goes on with the other word ("Yes or No", "Yes/No") decides nothing and is unparsed as well.
+    The first word decides, whatever follows ("No. Yes" is no). A reply that repeats the choice ("Yes or No",
+    "Yes/No") decides nothing and is unparsed as well.
     """
     match = _VERDICT.match(reply)
     if match is None:

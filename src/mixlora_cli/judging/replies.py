@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -31,33 +31,55 @@ class Stored:
     end: int
 
 
-def read_replies(path: Path) -> Stored:
-    """Read a file of replies; a half-written last line is left out.
+class ReplyReader:
+    """Goes through a file of replies line by line; holds one reply at a time.
 
-    Raises UserError when another line cannot be read, or the file is of another kind.
+    A key that was written twice comes twice: the first counts. A half-written last line is left out.
     """
-    identity: Identity | None = None
+
+    def __init__(self, path: Path) -> None:
+        self.identity: Identity | None = None
+        """Known once the first reply comes, or all are gone through; None where the header is not whole."""
+        self.end = 0
+        """Offset behind the last whole line."""
+        self._path = path
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        """Key and text.
+
+        Raises UserError when a line that is not the last cannot be read, or the file is of another kind.
+        """
+        with self._path.open("rb") as file:
+            lines = iter(file)
+            for number, line in enumerate(lines, start=1):
+                try:
+                    if not line.endswith(b"\n"):
+                        raise ValueError("no line end")
+                    reply = self._read(json.loads(line))
+                except (ValueError, TypeError, KeyError) as error:
+                    if next(lines, None) is None and not line.endswith(b"\n"):
+                        return
+                    raise UserError(
+                        f"{self._path}, line {number} cannot be read: move the file away and judge again"
+                    ) from error
+                self.end += len(line)
+                if reply is not None:
+                    yield reply
+
+    def _read(self, content: Any) -> tuple[str, str] | None:
+        if self.identity is None:
+            self.identity = _identity(content)
+            return None
+        return str(content["key"]), str(content["reply"])
+
+
+def read_replies(path: Path) -> Stored:
+    """Read a whole file of replies into memory; see `ReplyReader`, which does not."""
+    reader = ReplyReader(path)
     replies: dict[str, str] = {}
-    end = 0
-    with path.open("rb") as file:
-        lines = iter(file)
-        for number, line in enumerate(lines, start=1):
-            try:
-                if not line.endswith(b"\n"):
-                    raise ValueError("no line end")
-                content = json.loads(line)
-                if identity is None:
-                    identity = _identity(content)
-                else:
-                    replies.setdefault(str(content["key"]), str(content["reply"]))
-            except (ValueError, TypeError, KeyError) as error:
-                if next(lines, None) is None and not line.endswith(b"\n"):
-                    break
-                raise UserError(
-                    f"{path}, line {number} cannot be read: move the file away and judge again"
-                ) from error
-            end += len(line)
-    return Stored(identity, replies, end)
+    for key, reply in reader:
+        replies.setdefault(key, reply)
+    return Stored(reader.identity, replies, reader.end)
 
 
 def _identity(content: Any) -> Identity:
@@ -110,7 +132,12 @@ def open_replies(folder: Path, identity: Identity) -> tuple[ReplyWriter, Mapping
     return writer, {}
 
 
+def reply_files(folder: Path) -> list[Path]:
+    """The files of all judges in an evaluation folder, by name."""
+    return sorted((folder / FOLDER).glob("*.jsonl"))
+
+
 def all_replies(folder: Path) -> list[Stored]:
     """What every judge has replied in an evaluation folder, by file name."""
-    found = [read_replies(path) for path in sorted((folder / FOLDER).glob("*.jsonl"))]
+    found = [read_replies(path) for path in reply_files(folder)]
     return [stored for stored in found if stored.identity is not None]

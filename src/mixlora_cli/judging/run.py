@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
 
 from mixlora_cli.config.judge import JudgeCommandConfig, JudgeConfig
-from mixlora_cli.evaluation.folder import find_evaluation, read_finished
+from mixlora_cli.evaluation.folder import check_finished, find_evaluation, open_evaluation
 from mixlora_cli.evaluation.predictions import Prediction
 from mixlora_cli.evaluation.progress import answer_progress
 from mixlora_cli.evaluation.results import Results
@@ -36,18 +35,23 @@ def judge_answers(folder: Path, settings: JudgeConfig) -> None:
     Raises UserError like `judge`.
     """
     console = Console(stderr=True)
-    predictions = read_finished(folder).predictions
+    header, reader = open_evaluation(folder)
     judged_by = build_judge(settings)
-    questions = {judged_by.identity.key(p): p for p in predictions}
     writer, known = open_replies(folder, judged_by.identity)
     with writer:
-        missing: Mapping[str, Prediction] = {key: p for key, p in questions.items() if key not in known}
-        done = len(questions) - len(missing)
+        missing: dict[str, Prediction] = {}
+        done: set[str] = set()
+        for prediction in reader:  # only what is to be asked stays in memory
+            key = judged_by.identity.key(prediction)
+            if key in known:
+                done.add(key)
+            else:
+                missing.setdefault(key, prediction)
+        check_finished(folder, header, reader)
+        count = len(done) + len(missing)
         if done and missing:
-            console.print(
-                f"continuing: {done} of {len(questions)} questions are judged already", markup=False
-            )
-        with answer_progress(console, done, len(questions), ("judging", "judged")) as advance:
+            console.print(f"continuing: {len(done)} of {count} questions are judged already", markup=False)
+        with answer_progress(console, len(done), count, ("judging", "judged")) as advance:
             for replies in judged_by.replies(missing):
                 writer.append(replies)
                 advance(len(replies))

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from mixlora_cli.method.pooling import Spans, contiguous_spans, masked_mean
 from mixlora_cli.method.reading import Reading, cached_length, read_inputs
 
-OWN_ARGUMENTS = ("prompt_mask", "task_embeddings")
+OWN_ARGUMENTS = ("prompt_mask", "task_embeddings", "routing_seeds")
 """Arguments of the model that only routing reads; they are taken away before the model sees them."""
 
 _FILLED_BY = "_mixlora_reading"
@@ -34,8 +34,10 @@ class _Generation:
     """One call of `generate`."""
 
     task: Tensor | None
+    seeds: Tensor | None
     num_inputs: int | None
     prompt: Reading | None = None
+    step: int = 0
 
 
 @dataclass
@@ -142,9 +144,13 @@ class RoutingContext:
             before = generation.prompt
             if before is not None and past == 0 and reading.length <= before.length:
                 before = None
+            generation.step += 1
             if before is None:
-                generation.prompt = reading
-        return reading if before is None else replace(reading, continues=True, kept=before.kept)
+                generation.prompt, generation.step = reading, 0
+        if before is None:
+            return reading
+        step = before.step + 1 if generation is None else generation.step
+        return replace(reading, continues=True, kept=before.kept, step=step)
 
     @staticmethod
     def _in_generation(reading: Reading, generation: _Generation, inputs: Mapping[str, Any]) -> Reading:
@@ -154,10 +160,15 @@ class RoutingContext:
         num_inputs = generation.num_inputs or rows
         # `generate` repeats each input for its beams or returned sequences before it reads the prompt.
         copies = rows // num_inputs if rows and rows % num_inputs == 0 else 1
-        task = generation.task
-        if task is not None and len(task) * copies == rows:
-            task = task.repeat_interleave(copies, dim=0)
-        return replace(reading, copies=copies, task=task)
+
+        def repeated(given: Tensor | None) -> Tensor | None:
+            if given is None or len(given) * copies != rows:
+                return given
+            return given.repeat_interleave(copies, dim=0)
+
+        return replace(
+            reading, copies=copies, task=repeated(generation.task), seeds=repeated(generation.seeds)
+        )
 
     @property
     def generating(self) -> bool:
@@ -169,14 +180,14 @@ class RoutingContext:
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own `generate`; its passes after the first go on with the prompt, with a cache or without.
 
-        `task_embeddings` (one row for each input) is taken here for all passes.
+        `task_embeddings` and `routing_seeds` (one row for each input) are taken here for all passes.
         """
         assert self.root is not None
-        task = kwargs.pop("task_embeddings", None)
+        task, seeds = kwargs.pop("task_embeddings", None), kwargs.pop("routing_seeds", None)
         kwargs.pop("prompt_mask", None)
         sources = [*args[:1], *(kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds"))]
         num_inputs = next((len(s) for s in sources if isinstance(s, Tensor)), None)
-        outer, self._generation = self._generation, _Generation(task, num_inputs)
+        outer, self._generation = self._generation, _Generation(task, seeds, num_inputs)
         try:
             return cast("Any", type(self.root)).generate(self.root, *args, **kwargs)
         finally:

@@ -25,7 +25,9 @@ from mixlora_cli.method.selection import (
     independent_probabilities,
     load_balance,
     random_factors,
+    seeded_factors,
     straight_through_weight,
+    stream_of,
     top_factors,
 )
 
@@ -63,8 +65,9 @@ class MixLoraLayer(BaseTunerLayer):
     adapter_layer_names = ("mixlora_factors_a", "mixlora_factors_b", *ROUTERS)
     other_param_names = ("rules", "last_selection", "mixlora_dropout")
 
-    def __init__(self, base_layer: nn.Linear, context: RoutingContext) -> None:
+    def __init__(self, base_layer: nn.Linear, context: RoutingContext, name: str = "") -> None:
         self.base_layer = base_layer
+        self.stream = stream_of(name)
         self.context = context
         self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
         self.mixlora_factors_a = nn.ModuleDict()
@@ -149,10 +152,16 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
     """y = W h + (alpha / r) B A h with A and B selected for each instance (Eq. 6, 8, 9)."""
 
     def __init__(
-        self, base_layer: nn.Linear, adapter_name: str, config: MixLoraConfig, context: RoutingContext
+        self,
+        base_layer: nn.Linear,
+        adapter_name: str,
+        config: MixLoraConfig,
+        context: RoutingContext,
+        name: str = "",
     ) -> None:
+        """`name` is the layer's in the model, which tells its random draws from other layers'."""
         super().__init__()
-        MixLoraLayer.__init__(self, base_layer, context)
+        MixLoraLayer.__init__(self, base_layer, context, name)
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config)
 
@@ -215,6 +224,8 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
             )
 
     def _select_by_chance(self, rule: _Rule, hidden: Tensor) -> Selection:
+        if self.context.reading.seeds is not None:
+            return self._select_by_seeds(rule, hidden, self.context.reading.seeds)
         copies = self.context.reading.copies
         # Beams of one input swap their histories, so they must share their factors.
         index_a, index_b = (
@@ -222,6 +233,19 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
             for _ in range(2)
         )
         return Selection(index_a.repeat_interleave(copies, dim=0), index_b.repeat_interleave(copies, dim=0))
+
+    def _select_by_seeds(self, rule: _Rule, hidden: Tensor, seeds: Tensor) -> Selection:
+        if len(seeds) != len(hidden):
+            raise ValueError(
+                f"routing_seeds={tuple(seeds.shape)}: expected one for each instance, ({len(hidden)},)"
+            )
+        # A and B of each pass have their own draws; under decode=prefill only the first pass draws.
+        first = self.stream + 2 * self.context.reading.step
+        index_a, index_b = (
+            seeded_factors(seeds.to(hidden.device), first + side, rule.num_factors, rule.rank)
+            for side in range(2)
+        )
+        return Selection(index_a, index_b)
 
     def _select_by_routers(self, name: str, rule: _Rule, description: Tensor, learning: bool) -> Selection:
         """Eq. 6 for A, Eq. 8 (Eq. 6 without CFS) for B, from what the routers read (B, width)."""

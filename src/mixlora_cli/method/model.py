@@ -22,8 +22,8 @@ DECODER_LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj
 class MixLoraModel(BaseTuner):
     """The tuner that `get_peft_model` makes of a `MixLoraConfig`.
 
-    `context` is the model's `RoutingContext`; its forward pass also takes `prompt_mask` (B, S) and `task_embeddings`
-    (B, d), `generate` takes `task_embeddings`.
+    `context` is the model's `RoutingContext`; its forward pass also takes `prompt_mask` (B, S), `task_embeddings`
+    (B, d) and `routing_seeds` (B,), `generate` the latter two.
     """
 
     prefix = "mixlora_"
@@ -75,7 +75,7 @@ class MixLoraModel(BaseTuner):
                 f"target_modules={peft_config.target_modules}: {current_key} is a {type(target).__name__}, "
                 "only torch.nn.Linear can be adapted"
             )
-        layer = MixLoraLinear(target, adapter_name, peft_config, self.context)
+        layer = MixLoraLinear(target, adapter_name, peft_config, self.context, current_key)
         if adapter_name not in self.active_adapters:
             # An adapter beside the active one does not train.
             layer.requires_grad_(False)

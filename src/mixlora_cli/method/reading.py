@@ -33,6 +33,10 @@ class Reading:
     """(B, S) bool, True at tokens that carry no loss; None = not known, as when a prompt is read to be answered."""
     task: Tensor | None = None
     """(B, d) task embeddings for routing=task."""
+    seeds: Tensor | None = None
+    """(B,) int64, what routing=random draws each instance's factors from; None = torch's generator."""
+    step: int = 0
+    """How many passes of the same answer came before this one."""
     length: int = 0
     """S, tokens that this pass reads."""
     copies: int = 1
@@ -47,14 +51,15 @@ def read_inputs(inputs: Mapping[str, Any]) -> Reading:
     """Make a `Reading` of a transformers model's keyword arguments; what it cannot find there stays unknown.
 
     Args:
-        inputs: arguments of the model by name; `prompt_mask` (B, S) and `task_embeddings` (B, d) are ours.
+        inputs: arguments of the model by name; `prompt_mask` (B, S) `task_embeddings` (B, d) and `routing_seeds`
+            (B,) are ours.
 
     Raises:
         ValueError: `prompt_mask` or `labels` does not have one entry for each token.
     """
     source = inputs.get("input_ids")
     source = inputs.get("inputs_embeds") if source is None else source
-    reading = Reading(task=inputs.get("task_embeddings"))
+    reading = Reading(task=inputs.get("task_embeddings"), seeds=inputs.get("routing_seeds"))
     if source is None or source.dim() < 2:
         return reading
     rows, reading.length = source.shape[:2]

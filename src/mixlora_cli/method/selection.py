@@ -5,10 +5,16 @@ Sizes: B instances, S tokens, d_in input features, E factors in a pool, r of the
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+# SplitMix64 (Steele, Lea and Flood, 2014, "Fast splittable pseudorandom number generators") as signed 64-bit integers:
+# its increment, and the multipliers of its output function.
+_INCREMENT = 0x9E3779B97F4A7C15 - 2**64
+_MULTIPLIERS = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,33 @@ def random_factors(num_instances: int, num_factors: int, rank: int, device: torc
     that generator before it computes a layer again.
     """
     return torch.rand(num_instances, num_factors, device=device).topk(rank, dim=-1).indices
+
+
+def stream_of(name: str) -> int:
+    """A number of 56 bits for a layer's name, so that layers draw independently from the same seeds."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
+
+
+def seeded_factors(seeds: Tensor, stream: int, num_factors: int, rank: int) -> Tensor:
+    """As `random_factors`, but a row depends on its seed and `stream` alone: not on its neighbours, nor on the device.
+
+    A row's E keys are the first E numbers of SplitMix64 started at seed XOR stream; they never tie.
+
+    Args:
+        seeds: (B,) int64, spread over the whole range as digests are.
+        stream: which of many independent draws from the same seeds.
+    """
+    places = torch.arange(1, num_factors + 1, device=seeds.device)
+    keys = (seeds ^ stream).unsqueeze(1) + places * _INCREMENT
+    for shift, multiplier in _MULTIPLIERS:
+        keys = (keys ^ _shifted_right(keys, shift)) * multiplier
+    keys = keys ^ _shifted_right(keys, 31)
+    return keys.topk(rank, dim=-1).indices
+
+
+def _shifted_right(words: Tensor, bits: int) -> Tensor:
+    """A shift that fills up with zeros; torch's own repeats the sign."""
+    return (words >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def load_balance(probabilities: Tensor, index: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -73,16 +74,31 @@ def routing_of_adapter(adapter: Path | None, data: DataConfig, tasks: Iterable[s
     Raises:
         UserError: its configuration cannot be read, or a task has no definition.
     """
-    if adapter is None or not (adapter / ADAPTER_CONFIG).is_file():
-        return None
-    path = adapter / ADAPTER_CONFIG
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        kind, routing = saved.get("peft_type"), saved.get("routing")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: cannot be read as an adapter's configuration ({error})") from None
-    if kind != PEFT_TYPE or routing != "task":
+    saved = _saved(adapter)
+    if saved.get("routing") != "task":
         return None
     return TaskRouting(
         definitions_of(data, tasks), saved.get("task_encoder"), saved.get("task_embedding_dim")
     )
+
+
+def routes_by_chance(adapter: Path | None) -> bool:
+    """Whether a saved adapter is MixLoRA with routing=random.
+
+    Raises:
+        UserError: its configuration cannot be read.
+    """
+    return _saved(adapter).get("routing") == "random"
+
+
+def _saved(adapter: Path | None) -> Mapping[str, Any]:
+    """A MixLoRA adapter's configuration; empty where there is no adapter, or one of another kind."""
+    if adapter is None or not (adapter / ADAPTER_CONFIG).is_file():
+        return {}
+    path = adapter / ADAPTER_CONFIG
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        kind = saved.get("peft_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: cannot be read as an adapter's configuration ({error})") from None
+    return saved if kind == PEFT_TYPE else {}

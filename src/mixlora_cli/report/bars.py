@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mixlora_cli.evaluation.results import JudgedScore, Results, Score
-from mixlora_cli.evaluation.table import Row, columns_of, score_of, score_text
+from mixlora_cli.evaluation.table import Row, columns_of, number_text, score_of, subtasks_text
+from mixlora_cli.evaluation.tallies import mme_subtasks
 
 MME_SUBTASK = 200.0
 """Points that one of MME's subtasks can give."""
@@ -41,28 +42,33 @@ def bars_of(rows: Sequence[Row]) -> list[Bars]:
     """A group of bars for each column that some row has a score in."""
     groups = []
     for column in columns_of(rows):
-        most = max(
-            (_most(score) for _, results in rows if (score := score_of(results, column))), default=100.0
-        )
+        scores = [score for _, results in rows if (score := score_of(results, column))]
+        widest = max(scores, key=_most, default=None)
+        most = 100.0 if widest is None else _most(widest)
         bars = [
             bar
             for number, (label, results) in enumerate(rows)
             for bar in _bars(number, label, results, column, most)
         ]
         if bars:
-            scale = f"{most:.0f} points" if most != 100 else "100 %"
-            groups.append(Bars(column, scale, tuple(bars)))
+            groups.append(Bars(column, _scale(widest), tuple(bars)))
     return groups
 
 
 def _most(score: Score) -> float:
     """The largest value that a score can have."""
-    return MME_SUBTASK * max(len(score.parts), 1) if score.unit == "points" else 100.0
+    return MME_SUBTASK * max(len(mme_subtasks(score.parts)), 1) if score.unit == "points" else 100.0
+
+
+def _scale(widest: Score | None) -> str:
+    if widest is None or widest.unit != "points":
+        return "100 %"
+    return ", ".join(filter(None, (f"{_most(widest):.0f} points", subtasks_text(widest))))
 
 
 def _bars(number: int, label: str, results: Results, column: str, most: float) -> list[Bar]:
     score = score_of(results, column)
-    bars = [] if score is None else [_bar(label, number, False, score, most, score_text(score, " "))]
+    bars = [] if score is None else [_bar(label, number, False, score, most, number_text(score, " "))]
     for judged in results.judged:
         found = [
             s for s in (*judged.scores, judged.mean, judged.seen) if s is not None and s.column == column

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from mixlora_cli.evaluation.benchmarks import benchmark_named
+from mixlora_cli.evaluation.benchmarks import benchmark_named, seen_title
 from mixlora_cli.evaluation.folder import find_evaluation, open_evaluation
 from mixlora_cli.evaluation.metrics import EXACT, MME, POPE, Metric
 from mixlora_cli.evaluation.predictions import Prediction
 from mixlora_cli.evaluation.results import Results
 from mixlora_cli.evaluation.scorers import exact_match, named_labels, normalise_answer, pope_answer, yes_no
 from mixlora_cli.evaluation.scoring import score
+from mixlora_cli.judging.identity import Identity
 from mixlora_cli.judging.prompt import read_verdict
 from mixlora_cli.judging.replies import Stored, all_replies
+from mixlora_cli.judging.titles import distinct_titles
 
 UNREAD = "(other)"
 """Column of a confusion matrix for answers that name no label, or several."""
@@ -40,11 +43,16 @@ class Evaluated:
     def verdicts(self, prediction: Prediction) -> tuple[tuple[str, str], ...]:
         """Title and verdict of each judge that has judged this answer."""
         found = [
-            (stored.identity.title, stored.replies.get(stored.identity.key(prediction)))
-            for stored in self.judges
-            if stored.identity is not None
+            (title, stored.replies.get(identity.key(prediction)))
+            for title, (stored, identity) in self._titled.items()
         ]
         return tuple((title, read_verdict(reply)) for title, reply in found if reply is not None)
+
+    @cached_property
+    def _titled(self) -> dict[str, tuple[Stored, Identity]]:
+        """The judges by titles that tell them apart."""
+        known = [(stored, stored.identity) for stored in self.judges if stored.identity is not None]
+        return dict(zip(distinct_titles([identity for _, identity in known]), known, strict=True))
 
     def metric(self, prediction: Prediction) -> Metric:
         """The rule that scores it."""
@@ -53,9 +61,9 @@ class Evaluated:
         return benchmark_named(prediction.benchmark, self.results.about.get("benchmarks")).metric
 
     def column(self, prediction: Prediction) -> str:
-        """Heading of its benchmark; a seen task keeps its own name."""
+        """Heading of its benchmark; of a seen task its title."""
         if prediction.split == "heldout":
-            return f"Seen: {prediction.benchmark}"
+            return f"Seen: {seen_title(prediction.benchmark)}"
         return benchmark_named(prediction.benchmark, self.results.about.get("benchmarks")).column
 
     def mark(self, prediction: Prediction) -> float:

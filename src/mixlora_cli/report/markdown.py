@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from mixlora_cli.evaluation.results import Results
 from mixlora_cli.evaluation.table import comparison_markdown
 from mixlora_cli.judging.table import judged_markdown
+from mixlora_cli.report.data_notes import data_notes
 
 FILE_NAME = "results.md"
 
@@ -18,6 +19,8 @@ def write_markdown(rows: Sequence[tuple[str, Results]]) -> str:
     sections = [f"# Results: {', '.join(label for label, _ in escaped)}\n"]
     if limits:
         sections.append(f"Samples of at most {' or '.join(limits)} instances of each benchmark.\n")
+    if notes := data_notes(escaped):
+        sections.append("\n".join(f"- {_cell(note)}" for note in notes) + "\n")
     sections.append(comparison_markdown(escaped))
     if judged := judged_markdown(escaped):
         sections.append(f"## Judged\n\n{judged}")

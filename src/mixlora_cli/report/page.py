@@ -13,6 +13,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from mixlora_cli import __version__
+from mixlora_cli.evaluation.benchmarks import seen_title
 from mixlora_cli.evaluation.results import Results
 from mixlora_cli.evaluation.table import columns_of, score_of, score_text
 from mixlora_cli.judging.table import HEADINGS, judged_columns, judged_lines
@@ -42,7 +43,7 @@ class Card:
 
 
 def write_page(runs: Sequence[Evaluated], cards: Sequence[Card], notes: Sequence[str]) -> str:
-    """The whole page as text. `notes` are sentences about what it leaves out."""
+    """The whole page as text. `notes` are sentences about what the data or the page leave out."""
     rows = [(run.label, run.results) for run in runs]
     templates = Environment(
         loader=PackageLoader("mixlora_cli.report", "page"),
@@ -82,7 +83,7 @@ def _cut(text: str) -> str:
 
 
 def _cell(results: Results, column: str) -> list[str]:
-    """Value and interval."""
+    """Value and interval, and what is missing of a sum."""
     return score_text(score_of(results, column), "\n").split("\n")
 
 
@@ -94,7 +95,7 @@ def _seen_rows(rows: Sequence[tuple[str, Results]]) -> list[tuple[str, list[str]
         part = results.seen.parts.get(task) if results.seen else None
         return f"{part['accuracy']:.1f} [{part['low']:.1f}, {part['high']:.1f}]" if part else "-"
 
-    return [(task, [cell(results, task) for _, results in rows]) for task in tasks]
+    return [(seen_title(task), [cell(results, task) for _, results in rows]) for task in tasks]
 
 
 def _rules(rows: Sequence[tuple[str, Results]]) -> list[tuple[str, str, str]]:

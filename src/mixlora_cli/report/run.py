@@ -11,6 +11,7 @@ from rich.console import Console
 
 from mixlora_cli.config.report import PageConfig, ReportConfig
 from mixlora_cli.durable import write_whole
+from mixlora_cli.report.data_notes import data_notes
 from mixlora_cli.report.evaluated import Evaluated, read_evaluated
 from mixlora_cli.report.markdown import FILE_NAME as MARKDOWN
 from mixlora_cli.report.markdown import write_markdown
@@ -40,9 +41,11 @@ def write_report(runs: Sequence[Evaluated], folder: Path, settings: PageConfig) 
         place = picture_folder(shown.instance, about, settings.images)
         cards.append(Card(shown, thumbnails(shown.instance, place)))
     folder.mkdir(parents=True, exist_ok=True)
-    markdown = write_markdown([(run.label, run.results) for run in runs])
+    rows = [(run.label, run.results) for run in runs]
+    notes = [*data_notes(rows), *_notes(thumbnails)]
+    markdown = write_markdown(rows)
     write_whole(folder / MARKDOWN, markdown, errors="replace")
-    write_whole(folder / PAGE, write_page(runs, cards, _notes(thumbnails)), errors="replace")
+    write_whole(folder / PAGE, write_page(runs, cards, notes), errors="replace")
     Console(stderr=True).print(f"report: {folder / PAGE}", markup=False, highlight=False, soft_wrap=True)
     return folder / PAGE
 

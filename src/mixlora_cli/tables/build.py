@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mixlora_cli.config.schema import TrainConfig
 from mixlora_cli.config.table import TableConfig
-from mixlora_cli.evaluation.benchmarks import SEEN_TASKS
+from mixlora_cli.evaluation.benchmarks import seen_title
 from mixlora_cli.evaluation.marks import Marks
 from mixlora_cli.evaluation.results import read_results
 from mixlora_cli.reproduction.compose import sweep_of
@@ -69,7 +69,7 @@ def build_table(config: TableConfig) -> TableValues:
 def _seen_titles(scale: str) -> dict[str, str]:
     """Column of each of the six seen tasks, which the specialists' experiment names."""
     tasks = sweep_of("train", TrainConfig, [f"experiment={scale}/specialist_lora_r4"], "data.tasks")
-    return {task: SEEN_TASKS.get(task, task) for task in (value.strip("[]") for value in tasks)}
+    return {task: seen_title(task) for task in (value.strip("[]") for value in tasks)}
 
 
 def _read_row(

@@ -8,7 +8,14 @@ from dataclasses import dataclass, replace
 from mixlora_cli.evaluation.benchmarks import MEAN_TITLE
 from mixlora_cli.evaluation.comparison import Group, compare
 from mixlora_cli.evaluation.marks import pairs, read_run, shared
-from mixlora_cli.evaluation.paired import Difference, compare_means, compare_right, compare_seeds, holm
+from mixlora_cli.evaluation.paired import (
+    Difference,
+    compare_means,
+    compare_right,
+    compare_seeds,
+    holm,
+    why_untested,
+)
 from mixlora_cli.tables.build import RowValues, TableValues
 from mixlora_cli.tables.layout import AVERAGE_TITLE, Pair
 
@@ -25,7 +32,9 @@ class PairLine:
     p_holm: float | None
     """Corrected for the number of columns; the means are left alone."""
     seeds: Difference | None
-    """Of the means over seeds; None unless both rows have several."""
+    """Of the means over seeds; None unless both rows have several, and some spread."""
+    untested: str = ""
+    """Why several seeds of both rows have no test."""
 
 
 def pair_lines(table: TableValues) -> list[PairLine]:
@@ -42,7 +51,7 @@ def pair_lines(table: TableValues) -> list[PairLine]:
             else _on_unseen(left, right, seed)
         )
         fresh = [
-            PairLine(pair, column, found[column], seed[0], None, _over_seeds(left, right, column))
+            PairLine(pair, column, found[column], seed[0], None, *_over_seeds(left, right, column))
             for column in table.columns
             if column in found
         ]
@@ -81,11 +90,15 @@ def _on_seen(
     return found
 
 
-def _over_seeds(left: RowValues, right: RowValues, column: str) -> Difference | None:
+def _over_seeds(left: RowValues, right: RowValues, column: str) -> tuple[Difference | None, str]:
+    """The difference, and why there is none although both have several seeds."""
+
     def values(row: RowValues) -> list[float]:
         return [found[column].value for found in row.by_seed.values() if column in found]
 
-    return compare_seeds(values(right), values(left))
+    before, after = values(right), values(left)
+    why = why_untested(before, after) if min(len(before), len(after)) > 1 else ""
+    return compare_seeds(before, after), why
 
 
 def _corrected(lines: Sequence[PairLine]) -> list[PairLine]:

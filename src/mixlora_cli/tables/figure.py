@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from mixlora_cli.evaluation.benchmarks import MEAN_TITLE
@@ -26,20 +27,18 @@ def draw(table: TableValues, folder: Path) -> list[Path]:
         values = [_value(table, size, cfs) for size in sizes]
         places = [place + (side - 0.5) * _WIDTH for place in range(len(sizes))]
         known = [(place, value) for place, value in zip(places, values, strict=True) if value is not None]
+        errors = [_errors(value) for _, value in known]
         axes.bar(
             [place for place, _ in known],
             [value.value for _, value in known],
             _WIDTH * 0.94,
-            yerr=[
-                [value.value - value.low for _, value in known],
-                [value.high - value.value for _, value in known],
-            ],
+            yerr=[[below for below, _ in errors], [above for _, above in errors]],
             label=f"{cfs} CFS",
             color=colour,
             capsize=3,
             error_kw={"linewidth": 1},
         )
-        highs += [value.high for _, value in known]
+        highs += [value.value if value.high is None else value.high for _, value in known]
         for place, value in zip(places, values, strict=True):
             if value is None:
                 axes.annotate(
@@ -64,3 +63,10 @@ def draw(table: TableValues, folder: Path) -> list[Path]:
 def _value(table: TableValues, size: tuple[str, ...], cfs: str) -> Value | None:
     row = next(each for each in table.rows if each.row.labels[1:] == (*size, cfs))
     return row.values.get(MEAN_TITLE)
+
+
+def _errors(value: Value) -> tuple[float, float]:
+    """How far the interval reaches below and above; NaN, which draws nothing, where there is none."""
+    if value.low is None or value.high is None:
+        return math.nan, math.nan
+    return value.value - value.low, value.high - value.value

@@ -67,6 +67,9 @@ def _reading(table: TableValues, scale: Scale) -> str:
         seeds = "; ".join(f"{each.row.title}: {', '.join(map(str, each.seeds))}" for each in several)
         over = f" over instances; ±: mean of several seeds and interval over them ({seeds})"
     beside = "; p: the paper's number" if scale == "paper" else ""
+    same = any(value.low is None for each in table.rows for value in each.values.values())
+    if same:
+        over += f"; [{ABSENT}]: the same in every seed, no spread to make an interval of"
     return f"{UNITS}{over}{beside}."
 
 
@@ -82,7 +85,9 @@ def _value_cell(table: TableValues, row: RowValues, column: str, scale: Scale) -
 
 
 def interval_text(value: Value, digits: int) -> str:
-    """`[61.2, 66.9]`."""
+    """`[61.2, 66.9]`; `[-]` where several trainings have the same value, which says nothing about their spread."""
+    if value.low is None or value.high is None:
+        return f"[{ABSENT}]"
     return f"[{value.low:.{digits}f}, {value.high:.{digits}f}]"
 
 
@@ -102,7 +107,7 @@ def differences_sheet(table: TableValues, lines: Sequence[PairLine]) -> Sheet:
         head = f"{table.layout.row(pair.left).title} - {table.layout.row(pair.right).title}"
         paired = [_difference_cell(found.get(column), column) for column in table.columns]
         rows.append((Cell(head), Cell(pair.why), Cell(f"seed {seed}, paired"), *paired))
-        if any(line.seeds for line in found.values()):
+        if any(line.seeds or line.untested for line in found.values()):
             over = [_seeds_cell(found.get(column), column) for column in table.columns]
             rows.append((Cell(head), Cell(pair.why), Cell("means over seeds"), *over))
     return Sheet(
@@ -125,7 +130,9 @@ def _difference_cell(line: PairLine | None, column: str) -> Cell:
 
 
 def _seeds_cell(line: PairLine | None, column: str) -> Cell:
-    return Cell(ABSENT) if line is None or line.seeds is None else _cell(line.seeds, column, "")
+    if line is None:
+        return Cell(ABSENT)
+    return Cell(ABSENT, "", line.untested) if line.seeds is None else _cell(line.seeds, column, "")
 
 
 def _cell(difference: Difference, column: str, star: str) -> Cell:

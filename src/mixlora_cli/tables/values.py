@@ -20,8 +20,9 @@ class Value:
     """One cell of a table."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+    """Ends of the 95 % interval; None of several trainings that all have the same value."""
     runs: int = 1
     """Trainings behind it: with several, the interval is one over seeds."""
 
@@ -31,8 +32,8 @@ def over_runs(values: Sequence[Value]) -> Value | None:
     if len(values) < 2:
         return values[0] if values else None
     mean = over_seeds([each.value for each in values])
-    assert mean.interval is not None  # two or more
-    return Value(mean.value, mean.interval.low, mean.interval.high, len(values))
+    low, high = (mean.interval.low, mean.interval.high) if mean.interval else (None, None)
+    return Value(mean.value, low, high, len(values))
 
 
 def of_results(results: Results, columns: Sequence[str], judge: str | None) -> dict[str, Value]:

@@ -16,6 +16,7 @@ from mixlora_cli.tables.build import TableValues
 from mixlora_cli.tables.differences import PairLine
 from mixlora_cli.tables.paper import published
 from mixlora_cli.tables.sheet import Cell, Sheet
+from mixlora_cli.tables.values import Value
 
 FILE_WIDTH = 220
 """Characters of a line where the output is no terminal: nothing wraps in a log file."""
@@ -106,11 +107,15 @@ def values_csv(table: TableValues) -> str:
     for each in table.rows:
         for column in table.columns:
             value, number = each.values.get(column), published(table.layout.name, each.row.experiment, column)
-            found = ["", "", ""] if value is None else [value.value, value.low, value.high]
+            found = ["", "", ""] if value is None else [value.value, *_ends(value)]
             seeds = " ".join(str(seed) for seed, values in each.by_seed.items() if column in values)
             paper = "" if number is None else number
             lines.append([each.row.experiment, *each.row.labels, column, *found, seeds, paper])
     return _csv(fields, lines)
+
+
+def _ends(value: Value) -> list[object]:
+    return ["" if end is None else end for end in (value.low, value.high)]
 
 
 def differences_csv(lines: Sequence[PairLine]) -> str:

@@ -8,19 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from PIL import Image
 
+from foolbox_rows import table
 from mixlora_cli.config.schema import EvalConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.benchmarks import BENCHMARKS
+from mixlora_cli.evaluation.instances import choose_instances
 from mixlora_cli.evaluation.predictions import read_predictions
 from mixlora_cli.evaluation.run import evaluate
 from mixlora_cli.evaluation.sources import rows as ask
 from mixlora_cli.evaluation.sources import tables
 from mixlora_cli.evaluation.sources.find import open_benchmark, sourced
 
-from .conftest import Rows, table
+from .conftest import Rows
 
 
 @pytest.fixture(autouse=True)
@@ -74,11 +77,55 @@ def test_each_kind_of_bad_copy_says_what_it_is(rows: Rows, tmp_path: Path) -> No
         open_benchmark("cifar10", {"cifar10": str(tmp_path / "partial" / "test-00000-of-00003.parquet")})
 
 
+@pytest.mark.parametrize(
+    ("given_as", "category", "message"),
+    [
+        (
+            "mme",
+            "adversarial",
+            r"not mme: row 1 has the category 'adversarial'; this looks like pope; expected .*OCR",
+        ),
+        (
+            "pope",
+            "OCR",
+            r"not pope: row 1 has the category 'OCR'; this looks like mme; expected one of adversarial",
+        ),
+        ("mme", "cats", r"not mme: row 1 has the category 'cats'; expected one of existence, count"),
+    ],
+)
+def test_a_copy_of_another_benchmark_with_the_same_columns_is_refused(
+    given_as: str, category: str, message: str, rows: Rows, tmp_path: Path, cache: Path
+) -> None:
+    picture = rows("mnist")[0]["image"]
+    own = {"mme": "scene", "pope": "popular"}[given_as]
+    table = datasets.Dataset.from_list(
+        [
+            {"question_id": "1", "image": picture, "question": "Is it?", "answer": "Yes", "category": each}
+            for each in (own, category)
+        ]
+    )
+    table.to_parquet(str(tmp_path / "test.parquet"))
+    with pytest.raises(UserError, match=message):
+        open_benchmark(given_as, {given_as: str(tmp_path / "test.parquet")})
+    assert not list((cache / "benchmarks" / given_as).iterdir())  # nothing half-built stays
+    table.select([0]).to_parquet(str(tmp_path / "test.parquet"))
+    assert open_benchmark(given_as, {given_as: str(tmp_path / "test.parquet")}).rows == 1
+
+
+def test_the_commit_is_that_of_the_library_s_cache(
+    rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    table("mnist", rows("mnist"), list("0123456789")).save_to_disk(str(tmp_path / commit))
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *_, **__: datasets.load_from_disk(str(tmp_path / commit))
+    )
+    assert open_benchmark("mnist", {}).source == f"hub:ylecun/mnist@newest test, commit {commit}"
+
+
 def test_the_hub_s_names_are_tried_in_turn(
     rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import datasets
-
     asked: list[tuple[str, str]] = []
 
     def load(name: str, split: str, revision: str | None) -> Any:
@@ -93,7 +140,7 @@ def test_the_hub_s_names_are_tried_in_turn(
     monkeypatch.setattr(datasets, "load_dataset", load)
     found = open_benchmark("mme", {})
     assert asked == [("lmms-lab/MME", "test"), ("lmms-lab-encoder/MME", "test")]
-    assert found.source == "hub:lmms-lab-encoder/MME@newest test"
+    assert found.source == "hub:lmms-lab-encoder/MME@newest test, commit unknown"
     first = json.loads(found.records.read_text().splitlines()[0])
     assert (first["image_id"], first["category"], first["conversations"][1]["value"]) == (
         "scene/1.jpg", "scene", "Yes"
@@ -266,3 +313,39 @@ def test_json_lines_say_where_they_break(tmp_path: Path) -> None:
         path.write_text(f"{good}\n{text}\n")
         with pytest.raises(UserError, match=message):
             list(tables.from_lines(path, origin, "vsr").rows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"image_id": "a"},
+            r"birds: 2 of 2 pictures have not two questions; the first is 'a' of subtask 's' with 3",
+        ),
+        (
+            {"category": "t"},
+            r"birds: 2 of 3 pictures have not two questions; the first is 'b' of subtask 's' with 1",
+        ),
+    ],
+)
+def test_mme_s_pairs_are_checked_before_a_model_is_built(
+    changes: dict[str, str],
+    message: str,
+    config: EvalConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = own(tmp_path / "birds", scorer="mme")
+    records = tmp_path / "birds" / "birds.jsonl"
+    lines = [
+        {**json.loads(line), "category": "s", "image_id": "ab"[number // 2]}
+        for number, line in enumerate(records.read_text().splitlines())
+    ]
+    sources = replace(config, eval=replace(config.eval, sources={"birds": str(path)}))
+    records.write_text("\n".join(map(json.dumps, lines)))
+    assert [part.counts for part in choose_instances(sources)] == [{"birds": 4}]
+    lines[3] |= changes
+    records.write_text("\n".join(map(json.dumps, lines)))
+    monkeypatch.setattr("mixlora_cli.evaluation.run.build_base", None)
+    with pytest.raises(UserError, match=message):
+        evaluate(sources)

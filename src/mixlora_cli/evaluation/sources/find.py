@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +12,7 @@ from mixlora_cli.evaluation.benchmarks import BENCHMARKS, Benchmark, in_paper_or
 from mixlora_cli.evaluation.metrics import METRICS
 from mixlora_cli.evaluation.sources.build import Instances, build
 from mixlora_cli.evaluation.sources.files import existing
-from mixlora_cli.evaluation.sources.origin import Origin
+from mixlora_cli.evaluation.sources.origin import Origin, Row
 from mixlora_cli.evaluation.sources.own import open_own, read_own
 from mixlora_cli.evaluation.sources.photos import open_photos
 from mixlora_cli.evaluation.sources.tables import from_hub, from_local
@@ -86,4 +87,28 @@ def _expected(origin: Origin) -> str:
 
 def _built(name: str, place: Path | None, origin: Origin, ocr_tokens: bool) -> Instances:
     table = from_hub(origin, name) if place is None else from_local(place, origin, name)
-    return build(name, table.rows, table.identity, table.described, origin.ask, origin.picture, ocr_tokens)
+    rows, identity = table.rows, table.identity
+    if origin.categories:
+        rows = _of_its_categories(rows, origin, name)
+        # What was built before other categories were refused is built again.
+        identity = json.dumps([identity, origin.categories])
+    return build(name, rows, identity, table.described, origin.ask, origin.picture, ocr_tokens)
+
+
+def _of_its_categories(rows: Iterable[Row], origin: Origin, name: str) -> Iterator[Row]:
+    """The rows. Raises UserError at one of another category: MME and POPE have the same columns."""
+    for number, row in enumerate(rows):
+        category = str(row["category"])
+        if category not in origin.categories:
+            others = [other for other in BENCHMARKS if category in _categories(other)]
+            looks = f"; this looks like {others[0]}" if others else ""
+            raise UserError(
+                f"this is not {name}: row {number} has the category {category!r}{looks}; expected one of "
+                f"{', '.join(origin.categories)}"
+            )
+        yield row
+
+
+def _categories(name: str) -> tuple[str, ...]:
+    origin = BENCHMARKS[name].origin
+    return () if origin is None else origin.categories

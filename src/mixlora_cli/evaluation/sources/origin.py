@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -52,6 +52,10 @@ class Origin:
     labels: tuple[str, ...] = ()
     """Names of the integers in column `label_column`, to compare with what the file says."""
     label_column: str = ""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Labels that the hub spells wrongly, and how `labels` has them."""
+    categories: tuple[str, ...] = ()
+    """Every value that column `category` may have; empty where there is no such column."""
     photos: Callable[[Row], tuple[str, ...]] | None = None
     """Relative paths that a row's picture may have, where the user fetches it."""
     records: str = ""

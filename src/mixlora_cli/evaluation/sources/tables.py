@@ -6,6 +6,7 @@ The library `datasets` reads all but the last; pictures stay encoded, as {"bytes
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,9 +42,9 @@ def from_hub(origin: Origin, benchmark: str) -> Table:
         except Exception as error:  # the library raises what its HTTP client, its parsers and the hub raise
             reasons.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:160]}")
             continue
-        identity = _stamps(Path(entry["filename"]) for entry in data.cache_files)
-        described = f"hub:{name}@{origin.revision or 'newest'} {origin.split}"
-        return Table(_checked(data, origin, benchmark), identity, described)
+        files = [Path(entry["filename"]) for entry in data.cache_files]
+        described = f"hub:{name}@{origin.revision or 'newest'} {origin.split}, commit {_commit(files)}"
+        return Table(_checked(data, origin, benchmark), _stamps(files), described)
     raise UserError(
         f"{benchmark} cannot be fetched ({'; '.join(reasons)}); fetch it where there is a network "
         f"(`hf download --repo-type dataset {origin.hub[0]}`) and give eval.sources={{{benchmark}: <folder>}}"
@@ -111,7 +112,7 @@ def _checked(data: Any, origin: Origin, benchmark: str) -> Any:
             f"this is not {benchmark}: its rows lack {', '.join(lacking)}; they have {', '.join(features)}"
         )
     if origin.label_column and isinstance(label := features[origin.label_column], datasets.ClassLabel):
-        names = tuple(str(name).replace("_", " ") for name in label.names)
+        names = tuple(origin.aliases.get(name, name).replace("_", " ") for name in map(str, label.names))
         if names != origin.labels:
             raise UserError(
                 f"this is not {benchmark}: column {origin.label_column} has the labels {', '.join(names[:5])} ..., "
@@ -120,6 +121,15 @@ def _checked(data: Any, origin: Origin, benchmark: str) -> Any:
     if isinstance(features.get(origin.picture), datasets.Image):
         data = data.cast_column(origin.picture, datasets.Image(decode=False))
     return data
+
+
+def _commit(files: Iterable[Path]) -> str:
+    """The commit that a split of the hub was read at: the library's cache has a folder for each, named by it.
+
+    "unknown" where the files are elsewhere, as those that older versions of the library wrote.
+    """
+    found = {file.parent.name for file in files if re.fullmatch("[0-9a-f]{40}", file.parent.name)}
+    return found.pop() if len(found) == 1 else "unknown"
 
 
 def _stamps(files: Iterable[Path]) -> str:
