@@ -48,7 +48,7 @@ $(REPRODUCTIONS): reproduce-%: $(READY)
 	@$(BIN)/python -m mixlora_cli.cli reproduce $* scale=$(or $(SCALE),mini) \
 	  $(if $(SEEDS),"seeds=[$(subst $(SPACE),$(COMMA),$(strip $(SEEDS)))]") $(ARGS)
 
-test: $(READY) ## run the tests (under 10 minutes on two cores)
+test: $(READY) ## run the tests (10 to 20 minutes on two cores)
 	@echo "==> Running the tests"
 	@$(BIN)/python -m pytest
 

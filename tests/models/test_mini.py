@@ -45,8 +45,8 @@ def test_our_template_is_the_processors_chat_template(base: Base) -> None:
 def test_it_names_objects_in_pictures_that_stage_one_never_saw(base: Base, tmp_path: Path) -> None:
     """A quick sample; the full check is what `mixlora align` ends with."""
     check = check_captions(base, draw(16, "align/heldout"), tmp_path)
-    assert check.names == 15
-    assert check.share >= 0.7
+    assert check.names == 16
+    assert check.share >= 0.8
 
 
 def test_adapter_sizes_are_what_the_shapes_say(base: Base) -> None:

@@ -90,7 +90,7 @@ def folder_of(**more: Any) -> Path:
 
 def test_what_changes_the_result_makes_another_cell_and_nothing_else_does() -> None:
     usual = folder_of()
-    for override in ("train.learning_rate=2e-3", "data.max_per_task=9"):
+    for override in ("train.learning_rate=3e-3", "data.max_per_task=9"):
         assert folder_of(train=[override]) != usual
     assert folder_of(train=["train.save_every=7", "train.log_every=3", "wandb.mode=offline"]) == usual
     assert folder_of(evaluation=["eval.limit=7"]) == usual  # evaluated anew, not trained anew
