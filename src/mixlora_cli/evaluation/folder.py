@@ -45,17 +45,6 @@ def check_finished(folder: Path, header: files.Header, reader: files.PredictionR
         raise _unfinished(folder / files.FILE_NAME, len(reader.done), header)
 
 
-def read_finished(folder: Path) -> files.Contents:
-    """The predictions in an evaluation folder, all in memory.
-
-    Raises UserError when there are none or the evaluation has not finished.
-    """
-    header, reader = open_evaluation(folder)
-    predictions = list(reader)
-    check_finished(folder, header, reader)
-    return files.Contents(header, predictions, reader.end, reader.torn)
-
-
 def _unfinished(path: Path, answers: int, header: files.Header | None) -> UserError:
     there = f"{answers} of {header.count}" if header else "none"
     return UserError(

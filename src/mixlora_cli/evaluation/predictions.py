@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.done import Done, Key
+from mixlora_cli.evaluation.lines import JsonLines
 
 FORMAT = "mixlora-predictions/1"
 FILE_NAME = "predictions.jsonl"
@@ -122,31 +123,24 @@ class PredictionReader:
 
     def __init__(self, path: Path) -> None:
         self.header: Header | None = None
-        self.end = 0
-        self.torn = False
         self.done = Done()
         """Keys of the predictions gone through so far."""
         self._path = path
+        self._lines = JsonLines(path, self._read, "move the file away and evaluate again")
+
+    @property
+    def end(self) -> int:
+        """Offset behind the last whole line."""
+        return self._lines.end
+
+    @property
+    def torn(self) -> bool:
+        """A half-written line follows."""
+        return self._lines.torn
 
     def __iter__(self) -> Iterator[Prediction]:
         """Raises UserError when the file is no predictions file or a line that is not the last cannot be read."""
-        with self._path.open("rb") as file:
-            lines = iter(file)
-            for number, line in enumerate(lines, start=1):
-                try:
-                    if not line.endswith(b"\n"):
-                        raise ValueError("no line end")
-                    prediction = self._read(json.loads(line))
-                except (ValueError, TypeError, KeyError) as error:
-                    if next(lines, None) is not None:
-                        raise UserError(
-                            f"{self._path}, line {number} cannot be read: move the file away and evaluate again"
-                        ) from error
-                    self.torn = True
-                    return
-                self.end += len(line)
-                if prediction is not None and self.done.add(prediction.key):
-                    yield prediction
+        return (prediction for prediction in self._lines if self.done.add(prediction.key))
 
     def _read(self, content: Any) -> Prediction | None:
         if self.header is None:

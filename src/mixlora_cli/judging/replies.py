@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from mixlora_cli.errors import UserError
+from mixlora_cli.evaluation.lines import JsonLines
 from mixlora_cli.judging.identity import Identity
 
 FORMAT = "mixlora-judgements/1"
@@ -40,31 +40,19 @@ class ReplyReader:
     def __init__(self, path: Path) -> None:
         self.identity: Identity | None = None
         """Known once the first reply comes, or all are gone through; None where the header is not whole."""
-        self.end = 0
+        self._lines = JsonLines(path, self._read, "move the file away and judge again", only_cut=True)
+
+    @property
+    def end(self) -> int:
         """Offset behind the last whole line."""
-        self._path = path
+        return self._lines.end
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Key and text.
 
         Raises UserError when a line that is not the last cannot be read, or the file is of another kind.
         """
-        with self._path.open("rb") as file:
-            lines = iter(file)
-            for number, line in enumerate(lines, start=1):
-                try:
-                    if not line.endswith(b"\n"):
-                        raise ValueError("no line end")
-                    reply = self._read(json.loads(line))
-                except (ValueError, TypeError, KeyError) as error:
-                    if next(lines, None) is None and not line.endswith(b"\n"):
-                        return
-                    raise UserError(
-                        f"{self._path}, line {number} cannot be read: move the file away and judge again"
-                    ) from error
-                self.end += len(line)
-                if reply is not None:
-                    yield reply
+        return iter(self._lines)
 
     def _read(self, content: Any) -> tuple[str, str] | None:
         if self.identity is None:
