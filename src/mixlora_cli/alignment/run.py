@@ -47,10 +47,10 @@ def align(config: AlignConfig) -> Path:
     """
     console = Console(soft_wrap=True, markup=False, highlight=False)
     root = Path(config.output_dir)
+    start = None if config.start is None else load_stage_one(Path(config.start))
     pictures = draw(config.pictures, f"align/{config.seed}")
     paths = write_pictures(root, pictures)
     set_seed(config.seed)
-    start = None if config.start is None else load_stage_one(Path(config.start))
     base = _base_before(config, start)
 
     projector_file = root / "projector.safetensors"
