@@ -16,7 +16,7 @@ for cell in */; do
     "$cell"/eval*/{results.json,predictions.jsonl} "$cell"/interference/interference.json "$cell"/tsne*/tsne.json; do
     if [ -f "$file" ]; then
       mkdir -p "$kept/$(dirname "$file")"
-      cp "$file" "$kept/$file"
+      sed "s#$HOME/#~/#g" "$file" >"$kept/$file" # where pictures lay is nobody else's business
     fi
   done
 done
