@@ -106,7 +106,8 @@ def _answer(config: EvalConfig, folder: Path, team: Team, console: Console) -> N
     work = [_encoded(part, base, config) for part in chosen]
     for each in work:  # again: encoding may have left out one of two
         check_pairs(each.chosen, each.answered, config.eval.sources or {})
-    header = _header(config, subject, base, dtype, work, routing)
+    routing_seed = config.seed if routes_by_chance(subject.adapter) else None
+    header = _header(config, subject, base, dtype, work, routing, routing_seed)
     with open_team_predictions(folder / FILE_NAME, header, team, lambda text: _say(console, text)) as writer:
         if len(writer.done) == header.count:
             return
@@ -122,7 +123,7 @@ def _answer(config: EvalConfig, folder: Path, team: Team, console: Console) -> N
                 features,
                 config.eval.max_new_tokens,
                 embeddings=embeddings,
-                routing_seed=config.seed if routes_by_chance(subject.adapter) else None,
+                routing_seed=routing_seed,
             )
             try:
                 _answer_share(work, generator, writer, config.eval, team, console)
@@ -143,6 +144,7 @@ def _header(
     dtype: torch.dtype,
     work: Sequence[Work],
     routing: TaskRouting | None,
+    routing_seed: int | None,
 ) -> Header:
     digests = (records_digest(part.answered, part.chosen.images) for part in work)
     fingerprint = {
@@ -156,8 +158,8 @@ def _header(
     }
     if routing is not None:
         fingerprint["task definitions"] = routing.fingerprint(base)
-    if routes_by_chance(subject.adapter):
-        fingerprint["draws"] = f"by instance, seed {config.seed}"
+    if routing_seed is not None:
+        fingerprint["draws"] = f"by instance, seed {routing_seed}"
     return Header(fingerprint, sum(len(part.items) for part in work), _about(config, subject, base, work))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -81,6 +82,7 @@ def stacked(first: Update, then: Update) -> Update:
     }
 
 
+@cache
 def stage_one_digest() -> str:
     """Twelve hex digits of the file that ships: other weights, other digits."""
     return hashlib.sha256(ASSET.read_bytes()).hexdigest()[:12]
