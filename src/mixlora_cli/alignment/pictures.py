@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
+from mixlora_cli.alignment.questions import Asked, ask
 from mixlora_cli.data.mini.canvas import render
 from mixlora_cli.data.mini.captions import PROMPTS, Captioned, captioned
 
@@ -21,8 +22,10 @@ def draw(count: int, stream: str) -> list[Captioned]:
     return [captioned(random.Random(f"{stream}/{number}")) for number in range(count)]
 
 
-def write_pictures(root: Path, pictures: list[Captioned]) -> list[Path]:
+def write_pictures(root: Path, pictures: list[Captioned], questions: int = 0) -> list[Path]:
     """Write the pictures and their annotation under `root`; what is already there is kept.
+
+    With `questions`, each picture is asked about in as many turns, and captioned last, in a third of them.
 
     Returns:
         The picture files, in order.
@@ -41,12 +44,31 @@ def write_pictures(root: Path, pictures: list[Captioned]) -> list[Path]:
             "id": f"caption-{number}",
             "task_name": "caption",
             "image": str(path.relative_to(root / IMAGES)),
-            "conversations": [
-                {"from": "human", "value": f"<image>\n{PROMPTS[number % len(PROMPTS)]}"},
-                {"from": "gpt", "value": picture.caption},
-            ],
+            "conversations": _conversation(number, picture, questions),
         }
         for number, (picture, path) in enumerate(zip(pictures, paths, strict=True))
     ]
     (root / ANNOTATION).write_text(json.dumps(records))
     return paths
+
+
+def asked_first(number: int, picture: Captioned) -> Asked | None:
+    """The question with which the conversation about a picture begins; none fits some pictures."""
+    return next(iter(ask(_questioner(number, picture), picture.scene, 1)), None)
+
+
+def _questioner(number: int, picture: Captioned) -> random.Random:
+    return random.Random(f"questions/{number}/{picture.caption}")
+
+
+def _conversation(number: int, picture: Captioned, questions: int) -> list[dict[str, str]]:
+    """Turns of LLaVA's format: the questions, and last, in a third of the pictures, the caption."""
+    rng = _questioner(number, picture)
+    turns = [(asked.text, asked.answer) for asked in ask(rng, picture.scene, questions)]
+    if not turns or rng.random() < 1 / 3:
+        turns.append((PROMPTS[number % len(PROMPTS)], picture.caption))
+    conversation = []
+    for position, (question, answer) in enumerate(turns):
+        conversation.append({"from": "human", "value": f"<image>\n{question}" if position == 0 else question})
+        conversation.append({"from": "gpt", "value": answer})
+    return conversation

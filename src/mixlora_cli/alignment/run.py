@@ -17,7 +17,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import set_seed
 
-from mixlora_cli.alignment.check import CaptionCheck, check_captions
+from mixlora_cli.alignment.check import CaptionCheck, QuestionCheck, check_captions, check_questions
 from mixlora_cli.alignment.lexical import train_lexical
 from mixlora_cli.alignment.pictures import ANNOTATION, IMAGES, draw, write_pictures
 from mixlora_cli.config.schema import (
@@ -49,14 +49,14 @@ def align(config: AlignConfig) -> Path:
     root = Path(config.output_dir)
     start = None if config.start is None else load_stage_one(Path(config.start))
     pictures = draw(config.pictures, f"align/{config.seed}")
-    paths = write_pictures(root, pictures)
+    paths = write_pictures(root, pictures, config.questions)
     set_seed(config.seed)
     base = _base_before(config, start)
 
     projector_file = root / "projector.safetensors"
     if projector_file.exists():
         base.model.model.multi_modal_projector.load_state_dict(load_file(projector_file))
-    else:
+    elif config.lexical_steps > 0:
         loss = train_lexical(base, FeatureCache(base), pictures, paths, config)
         save_file(base.model.model.multi_modal_projector.state_dict(), projector_file)
         console.print(f"the projector says words: loss {loss:.3f}")
@@ -65,8 +65,16 @@ def align(config: AlignConfig) -> Path:
     console.print("merging, and captioning held-out pictures")
     stage_one = _extract(config, start, run)
     stage_one.save(root / RESULT)
-    check = _check(config, root)
+    check, questions = _check(config, root)
     (root / "check.json").write_text(json.dumps(asdict(check), indent=2) + "\n")
+    if questions is not None:
+        (root / "check_questions.json").write_text(json.dumps(asdict(questions), indent=2) + "\n")
+        console.print(
+            "answers right to short questions about held-out pictures: "
+            f"{sum(questions.right.values())} of {sum(questions.asked.values())} ("
+            + ", ".join(f"{kind} {questions.right[kind]}/{n}" for kind, n in sorted(questions.asked.items()))
+            + ")"
+        )
     console.print(
         f"names right in captions of held-out pictures: {check.names_right} of {check.names} "
         f"({100 * check.share:.1f} %)\n"
@@ -136,8 +144,11 @@ def _extract(config: AlignConfig, start: StageOne | None, run: Path) -> StageOne
     return StageOne(projector, update, made_by)
 
 
-def _check(config: AlignConfig, root: Path) -> CaptionCheck:
-    """Caption held-out pictures with the base as everybody will build it: from the quantised file."""
-    stage_one = load_stage_one(root / RESULT)
-    base = with_stage_one(unaligned_base(config.seed), stage_one)
-    return check_captions(base, draw(config.check_pictures, "align/heldout"), root / "heldout")
+def _check(config: AlignConfig, root: Path) -> tuple[CaptionCheck, QuestionCheck | None]:
+    """Try held-out pictures on the base as everybody will build it: from the quantised file."""
+    base = with_stage_one(unaligned_base(config.seed), load_stage_one(root / RESULT))
+    pictures = draw(config.check_pictures, "align/heldout")
+    captions = check_captions(base, pictures, root / "heldout")
+    if config.questions == 0:
+        return captions, None
+    return captions, check_questions(base, pictures, root / "heldout-questions")

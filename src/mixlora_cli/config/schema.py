@@ -339,6 +339,8 @@ class AlignConfig:
     """Stage-one file to go on from; None = a random projector and the language model as its package has it."""
     pictures: int = 8_000
     """Caption pictures to draw."""
+    questions: int = 0
+    """Short questions asked about each picture, in turns of one conversation; 0 = captions alone."""
     lexical_steps: int = 500
     """Steps in which the projector alone maps picture cells to the embeddings of words that describe them."""
     lexical_batch_size: int = 128
@@ -359,7 +361,6 @@ class AlignConfig:
         _check_seed(self.seed)
         whole = (
             "pictures",
-            "lexical_steps",
             "lexical_batch_size",
             "steps",
             "batch_size",
