@@ -65,7 +65,7 @@ def check_captions(base: Base, pictures: list[Captioned], folder: Path) -> Capti
 
 def check_questions(base: Base, pictures: list[Captioned], folder: Path) -> QuestionCheck:
     """Ask one question about every picture, each in a conversation of its own; `folder` keeps the pictures."""
-    write_pictures(folder, pictures, questions=1)
+    write_pictures(folder, pictures, questions=1, captioned_share=0)
     questions = [asked_first(number, picture) for number, picture in enumerate(pictures)]
     answers = _generated(base, folder, max_new_tokens=12)
     asked: Counter[str] = Counter()

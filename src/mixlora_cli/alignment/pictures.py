@@ -22,10 +22,12 @@ def draw(count: int, stream: str) -> list[Captioned]:
     return [captioned(random.Random(f"{stream}/{number}")) for number in range(count)]
 
 
-def write_pictures(root: Path, pictures: list[Captioned], questions: int = 0) -> list[Path]:
+def write_pictures(
+    root: Path, pictures: list[Captioned], questions: int = 0, captioned_share: float = 1 / 3
+) -> list[Path]:
     """Write the pictures and their annotation under `root`; what is already there is kept.
 
-    With `questions`, each picture is asked about in as many turns, and captioned last, in a third of them.
+    With `questions`, each picture is asked about in as many turns; `captioned_share` of them are captioned last.
 
     Returns:
         The picture files, in order.
@@ -44,7 +46,7 @@ def write_pictures(root: Path, pictures: list[Captioned], questions: int = 0) ->
             "id": f"caption-{number}",
             "task_name": "caption",
             "image": str(path.relative_to(root / IMAGES)),
-            "conversations": _conversation(number, picture, questions),
+            "conversations": _conversation(number, picture, questions, captioned_share),
         }
         for number, (picture, path) in enumerate(zip(pictures, paths, strict=True))
     ]
@@ -61,11 +63,13 @@ def _questioner(number: int, picture: Captioned) -> random.Random:
     return random.Random(f"questions/{number}/{picture.caption}")
 
 
-def _conversation(number: int, picture: Captioned, questions: int) -> list[dict[str, str]]:
-    """Turns of LLaVA's format: the questions, and last, in a third of the pictures, the caption."""
+def _conversation(
+    number: int, picture: Captioned, questions: int, captioned_share: float
+) -> list[dict[str, str]]:
+    """Turns of LLaVA's format: the questions, and last, in a share of the pictures, the caption."""
     rng = _questioner(number, picture)
     turns = [(asked.text, asked.answer) for asked in ask(rng, picture.scene, questions)]
-    if not turns or rng.random() < 1 / 3:
+    if not turns or rng.random() < captioned_share:
         turns.append((PROMPTS[number % len(PROMPTS)], picture.caption))
     conversation = []
     for position, (question, answer) in enumerate(turns):
