@@ -14,3 +14,12 @@ def test_a_start_that_is_not_there_is_said_before_anything_is_drawn(tmp_path: Pa
     with pytest.raises(UserError, match=r"one\.safetensors: no stage-one weights"):
         align(AlignConfig(output_dir=str(folder), start=str(missing)))
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("key", ["questions", "lexical_steps"])
+def test_a_number_that_may_be_zero_is_not_negative(key: str) -> None:
+    none: dict[str, int] = {key: 0}
+    assert getattr(AlignConfig(output_dir="", **none), key) == 0  # type: ignore[arg-type]
+    negative: dict[str, int] = {key: -1}
+    with pytest.raises(ValueError, match=f"{key}=-1: must be >= 0"):
+        AlignConfig(output_dir="", **negative)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Is the base good enough? It captions held-out pictures, and the names of objects in them are looked for."""
+"""Is the base good enough? It captions held-out pictures, and is asked about them where it was taught to answer."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def check_questions(base: Base, pictures: list[Captioned], folder: Path) -> Ques
 
 
 def _generated(base: Base, folder: Path, max_new_tokens: int) -> list[str]:
-    """What the base says, greedily, to the first turn about each picture of a folder."""
+    """What the base says, greedily, to the last question about each picture of a folder."""
     data = DataConfig(
         name="captions", source="json", heldout=str(folder / ANNOTATION), images=str(folder / IMAGES)
     )

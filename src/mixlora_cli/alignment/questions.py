@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mixlora_cli.data.mini.canvas import SIZE, Item, Scene
-from mixlora_cli.data.mini.captions import NUMBER_WORDS
+from mixlora_cli.data.mini.captions import NINTHS, NUMBER_WORDS
 from mixlora_cli.data.mini.objects import COLOURS, all_objects, shapes, words
 from mixlora_cli.data.mini.vocabulary import capitalised, is_or_are, with_article
 
@@ -47,17 +47,20 @@ def ask(rng: random.Random, scene: Scene, count: int) -> list[Asked]:
             break
         kind, make, _ = rng.choices(_KINDS, [weight for _, _, weight in _KINDS])[0]
         made = make(rng, scene)
-        if made is not None and _is_new(Asked(kind, *made), asked):
-            asked.append(Asked(kind, *made))
+        question = None if made is None else Asked(kind, *made)
+        if question is not None and _is_new(question, asked):
+            asked.append(question)
     return asked
 
 
 def _is_new(question: Asked, asked: list[Asked]) -> bool:
     """Whether it asks for something else: the answer of an earlier turn must not give it away."""
     alike = [other for other in asked if other.kind == question.kind]
+    if len(alike) == _AT_MOST:
+        return False
     if question.answer in ("yes", "no"):
-        return len(alike) < _AT_MOST and all(other.text != question.text for other in alike)
-    return len(alike) < _AT_MOST and all(other.answer != question.answer for other in asked)
+        return all(other.text != question.text for other in alike)
+    return all(other.answer != question.answer for other in asked)
 
 
 def _objects(scene: Scene) -> list[Item]:
@@ -151,9 +154,8 @@ def _next_to(rng: random.Random, scene: Scene) -> tuple[str, str] | None:
 
 def _place_of(item: Item) -> str:
     """One of nine places: `top left`, `right`, `middle`, ..."""
-    row = ("top", "", "bottom")[min(3 * item.y // SIZE, 2)]
-    column = ("left", "", "right")[min(3 * item.x // SIZE, 2)]
-    return " ".join(filter(None, (row, column))) or "middle"
+    row, column = (min(3 * centre // SIZE, 2) for centre in (item.y, item.x))
+    return NINTHS[3 * row + column].name
 
 
 def _at_place(rng: random.Random, scene: Scene) -> tuple[str, str] | None:

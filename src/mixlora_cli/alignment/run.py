@@ -1,9 +1,9 @@
 """`mixlora align`: stage one of the small model, from pictures to the file that ships.
 
 1. draw caption pictures; 2. the projector learns words (`lexical.py`); 3. projector and a low-rank update of the
-language model learn captions, through the same training code as every adapter; 4. both go into one file; 5. held-out
-pictures are captioned and the names counted. Each part is kept in `output_dir`, and the same command continues an
-interrupted run.
+language model learn captions, or short questions and captions, through the same training code as every adapter; 4. both
+go into one file; 5. held-out pictures are captioned and asked about, right names and answers counted. Each part is kept
+in `output_dir`, and the same command continues an interrupted run.
 """
 
 from __future__ import annotations

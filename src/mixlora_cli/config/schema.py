@@ -342,7 +342,7 @@ class AlignConfig:
     questions: int = 0
     """Short questions asked about each picture, in turns of one conversation; 0 = captions alone."""
     lexical_steps: int = 500
-    """Steps in which the projector alone maps picture cells to the embeddings of words that describe them."""
+    """Steps in which the projector alone maps picture cells to the embeddings of words that describe them; 0 = none."""
     lexical_batch_size: int = 128
     lexical_learning_rate: float = 2e-3
     steps: int = 500
@@ -370,4 +370,6 @@ class AlignConfig:
         )
         for key in (*whole, "learning_rate", "lexical_learning_rate"):
             _require(getattr(self, key) > 0, key, getattr(self, key), "must be > 0")
+        for key in ("questions", "lexical_steps"):
+            _require(getattr(self, key) >= 0, key, getattr(self, key), "must be >= 0")
         _require(0 <= self.warmup_ratio < 1, "warmup_ratio", self.warmup_ratio, "must be in [0, 1)")

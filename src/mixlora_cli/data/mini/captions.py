@@ -40,11 +40,12 @@ class _Cell(NamedTuple):
     y: int
 
 
-_NINTHS = tuple(
+NINTHS = tuple(
     _Cell(" ".join(filter(None, (row, column))) or "middle", SIZE * (2 * j + 1) // 6, SIZE * (2 * i + 1) // 6)
     for i, row in enumerate(("top", "", "bottom"))
     for j, column in enumerate(("left", "", "right"))
 )
+"""Cells of three rows of three, in reading order."""
 _QUARTERS = tuple(
     _Cell(f"{row} {column}", SIZE * (2 * j + 1) // 4, SIZE * (2 * i + 1) // 4)
     for i, row in enumerate(("top", "bottom"))
@@ -72,7 +73,7 @@ def _single(rng: random.Random) -> tuple[list[Item], str]:
 
 
 def _placed(rng: random.Random) -> tuple[list[Item], str]:
-    cell = rng.choice(_NINTHS)
+    cell = rng.choice(NINTHS)
     thing = rng.choice(all_objects())
     return [
         _object_item(rng, thing, cell.x, cell.y, rng.randint(40, 52))
@@ -109,7 +110,7 @@ def _corners(rng: random.Random) -> tuple[list[Item], str]:
 
 def _scatter(rng: random.Random, count: int) -> list[_Cell]:
     """Distinct cells in reading order."""
-    return [_NINTHS[index] for index in sorted(rng.sample(range(9), count))]
+    return [NINTHS[index] for index in sorted(rng.sample(range(9), count))]
 
 
 def _count_objects(rng: random.Random) -> tuple[list[Item], str]:
