@@ -1,9 +1,11 @@
 """Answers are those of greedy decoding one instance at a time, whatever the batch."""
 
 from dataclasses import replace
+from math import prod
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from mixlora_cli.config.schema import AdapterConfig, DataConfig, RoutingConfig
 from mixlora_cli.data.batches import Item, encode_prompts
@@ -98,6 +100,18 @@ def test_batches_go_from_long_to_short_and_lose_nothing(items: list[Item]) -> No
     assert lengths == sorted(lengths, reverse=True)
     assert lengths[0] > lengths[-1]
     assert sorted(item.index for batch in cut for item in batch) == sorted(item.index for item in items)
+
+
+def test_the_heads_weight_is_not_copied_for_every_row(items: list[Item]) -> None:
+    """Which torch does, as a batched product, for hidden states that are a slice of longer ones."""
+    base = build_tiny()
+    generator = Generator(base.model, base, PixelLoader(base.image_processor), 3)
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as found:
+        generator(items[:8])
+    weight = base.model.get_output_embeddings().weight
+    products = [event for event in found.events() if event.name == "aten::bmm"]
+    operands = [prod(shape) for event in products for shape in event.input_shapes]
+    assert operands and max(operands) < weight.numel()
 
 
 def test_the_mode_of_the_model_is_put_back(items: list[Item]) -> None:

@@ -5,6 +5,7 @@ results.json.
 """
 
 import json
+import os
 import signal
 import sys
 import time
@@ -15,6 +16,8 @@ folder.mkdir(parents=True, exist_ok=True)
 with (folder / "calls").open("a") as calls:
     calls.write(f"{part}\n")
 print(f"this is {part}")
+(folder / f"{part}.threads").write_text(os.environ.get("OMP_NUM_THREADS", ""))
+(folder / f"{part}.start").write_text(str(time.monotonic()))
 checkpoint = folder / "checkpoints" / "checkpoint-1"
 
 if behaviour == "fail" and not (folder / "mended").exists():
@@ -29,6 +32,13 @@ if behaviour == "slow" and not checkpoint.exists():
     signal.signal(signal.SIGINT, stop)
     (folder / "ready").touch()
     time.sleep(60)
+if behaviour == "meet":  # fails unless another one is at work at the same time
+    (folder / "here").touch()
+    deadline = time.monotonic() + 30
+    while len(list(folder.parent.glob("*/here"))) < 2:
+        if time.monotonic() > deadline:
+            raise SystemExit(3)
+        time.sleep(0.02)
 if part == "train":
     checkpoint.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.jsonl").write_text('{"step": 3, "loss": 1.5}\n')

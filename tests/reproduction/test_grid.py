@@ -153,6 +153,7 @@ def test_figures_need_three_trainings_and_draw_from_them() -> None:
     assert [part.name for part in large.parts] == ["train", "tsne", "tsne-pairs"]
     assert f"compare={lora.folder}/interference" in mixlora.parts[1].arguments
     assert lora.parts[1].arguments[:2] == ("interference", f"run={lora.folder}")
+    assert [each.after for each in (lora, mixlora, large)] == [None, lora.folder, None]
 
 
 @pytest.mark.parametrize(("what", "cells"), [("table1", 13), ("table2", 3), ("table3", 15), ("figure4", 12)])
@@ -170,6 +171,8 @@ def test_mistakes_are_said_before_anything_runs() -> None:
         grid("table2", train=["train.stepz=3"])
     with pytest.raises(UserError, match=r"replicated=lora_r5: no such row; rows are "):
         grid("table1", replicated=["lora_r5"])
+    with pytest.raises(ValueError, match="jobs=0: must be > 0 or null"):
+        grid("table1", jobs=0)
     with pytest.raises(ValueError, match="must name at least one seed"):
         grid("table1", seeds=[])
     with pytest.raises(ValueError, match="`beyond` exists at scale=mini alone"):

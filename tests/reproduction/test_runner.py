@@ -24,7 +24,13 @@ STANDIN = (sys.executable, str(Path(__file__).with_name("standin.py")))
 
 
 def cell(
-    root: Path, name: str, train: str = "ok", evaluate: str = "ok", limit: int = 5, rank: int = 4
+    root: Path,
+    name: str,
+    train: str = "ok",
+    evaluate: str = "ok",
+    limit: int = 5,
+    rank: int = 4,
+    after: Path | None = None,
 ) -> Cell:
     """A training and an evaluation that behave as they are told."""
     folder = root / name
@@ -38,14 +44,14 @@ def cell(
         part("train", train, "result.json", config),
         part("eval", evaluate, "eval/results.json", {"limit": limit}),
     )
-    return Cell(name, 0, None, folder, parts)
+    return Cell(name, 0, None, folder, parts, after)
 
 
-def run(*cells: Cell, keep: bool = False) -> tuple[Outcome, list[str]]:
+def run(*cells: Cell, keep: bool = False, jobs: int = 1) -> tuple[Outcome, list[str]]:
     """The outcome, and the lines that were printed."""
     printed, stop = io.StringIO(), StopRequest()
-    with stop.listening(), Board(cells, Console(file=printed, width=200)) as board:
-        outcome = Runner(board, stop, STANDIN, keep).run(cells)
+    with stop.listening(), Board(cells, Console(file=printed, width=200), jobs) as board:
+        outcome = Runner(board, stop, STANDIN, keep, jobs).run(cells)
     return outcome, printed.getvalue().splitlines()
 
 
@@ -152,6 +158,24 @@ def test_ctrl_c_stops_with_a_checkpoint_and_the_next_run_resumes(tmp_path: Path)
     assert outcome.done == [slow, later] and not outcome.stopped
 
 
+def test_ctrl_c_reaches_all_jobs(tmp_path: Path) -> None:
+    slow = [cell(tmp_path, name, train="slow") for name in "ab"]
+    later = cell(tmp_path, "later")
+
+    def both() -> None:
+        while not (slow[0].folder / "ready").exists():
+            time.sleep(0.02)
+        interrupt_when(slow[1].folder / "ready")
+
+    helper = threading.Thread(target=both)
+    helper.start()
+    outcome, _ = run(*slow, later, jobs=2)
+    helper.join()
+    assert outcome.stopped and not outcome.done and not outcome.failed
+    assert all((each.folder / "checkpoints" / "checkpoint-1").is_dir() for each in slow)
+    assert calls(later) == []
+
+
 def test_a_cell_that_another_process_works_on_is_left_alone(tmp_path: Path) -> None:
     busy, free = cell(tmp_path, "busy"), cell(tmp_path, "free")
     with locked(busy.folder) as lock:
@@ -160,6 +184,49 @@ def test_a_cell_that_another_process_works_on_is_left_alone(tmp_path: Path) -> N
     assert outcome.elsewhere == [busy] and outcome.done == [free]
     assert calls(busy) == []
     assert run(busy, free)[0].done == [busy, free]
+
+
+def test_two_jobs_run_at_the_same_time_and_share_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("mixlora_cli.reproduction.runner.threads_each", lambda jobs: 6 // jobs)
+    cells = [cell(tmp_path, "a", train="meet"), cell(tmp_path, "b", train="meet"), cell(tmp_path, "c")]
+    outcome, _ = run(*cells, jobs=2)
+    assert outcome.done == cells  # in the grid's order, whichever came first
+    assert [(each.folder / "train.threads").read_text() for each in cells] == ["3"] * 3
+    alone = cell(tmp_path, "alone")
+    run(alone)
+    assert (alone.folder / "train.threads").read_text() == ""
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    told = cell(tmp_path, "told")
+    run(told, jobs=2)
+    assert (told.folder / "train.threads").read_text() == "5"
+
+
+@pytest.mark.parametrize("evaluate", ["ok", "fail"])
+def test_a_cell_waits_for_the_one_that_it_comes_after(tmp_path: Path, evaluate: str) -> None:
+    first = cell(tmp_path, "first", evaluate=evaluate)
+    second = cell(tmp_path, "second", after=first.folder)
+    outcome, _ = run(first, second, jobs=2)
+    assert second in outcome.done
+    ended = read_record(first.folder)["parts"]["train"]["seconds"]
+    start = {
+        name: float((tmp_path / name).read_text()) for name in ("first/eval.start", "second/train.start")
+    }
+    assert ended is not None and start["second/train.start"] > start["first/eval.start"]
+
+
+def test_the_time_left_counts_jobs_side_by_side(tmp_path: Path) -> None:
+    cells = [cell(tmp_path, name) for name in "ab"]  # four parts of 10 seconds of the whole machine
+    board = Board(cells, Console(file=io.StringIO()), jobs=2)
+    assert board.time_left() == 40.0
+    for each in cells:
+        board.start(each.parts[0])
+    time.sleep(0.05)
+    took = [board.finish(each.parts[0], succeeded=True) for each in cells]
+    # Both ran for `took`, which is half as much of the machine; the two parts that are left will take the same.
+    assert board.time_left() == pytest.approx(sum(took) / 2)
 
 
 @pytest.mark.parametrize("keep", [False, True])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+MOST_JOBS = 4
+"""Each takes some 2 to 4 GB of memory."""
 What = Literal["table1", "table2", "table3", "figure4", "figures", "beyond"]
 
 
@@ -15,7 +17,7 @@ def _require(condition: bool, key: str, value: object, allowed: str) -> None:
 
 @dataclass(frozen=True)
 class SpeedConfig:
-    """What this machine is known to do, for the estimate before anything has run (key `speed`)."""
+    """What the whole machine is known to do, for the estimate before anything has run (key `speed`)."""
 
     train: float
     """Instances that a training step goes through in a second; scale=mini."""
@@ -50,6 +52,9 @@ class ReproduceConfig:
     """Further overrides of every evaluation."""
     drawing: list[str] = field(default_factory=list)
     """Further overrides of every `mixlora interference` and `mixlora tsne`."""
+    jobs: int | None = None
+    """Cells that run at the same time, each on its share of the processor's cores; null = one for each core, at most
+    `MOST_JOBS`, at scale=mini without a GPU, else 1."""
     keep_checkpoints: bool = False
     dry_run: bool = False
 
@@ -70,6 +75,7 @@ class ReproduceConfig:
             "must differ from one another",
         )
         _require(self.budget is None or self.budget > 0, "budget", self.budget, "must be > 0 or null")
+        _require(self.jobs is None or self.jobs > 0, "jobs", self.jobs, "must be > 0 or null")
         _require(
             self.what != "beyond" or self.scale == "mini",
             "scale",

@@ -42,12 +42,13 @@ class Line:
 class Board:
     """The grid as it stands; also keeps what parts took, from which the time left follows."""
 
-    def __init__(self, cells: Sequence[Cell], console: Console) -> None:
+    def __init__(self, cells: Sequence[Cell], console: Console, jobs: int = 1) -> None:
+        """`jobs`: how many cells run at a time, each on its share of the machine."""
         self.lines = [Line(cell) for cell in cells]
         self._console = console
+        self._jobs = jobs
         self._took: list[tuple[float | None, float]] = []
-        self._part: Part | None = None
-        self._part_start = 0.0
+        self._started: dict[int, float] = {}
         self._left = {id(part): part.seconds for cell in cells for part in cell.parts}
         self._live = (
             Live(get_renderable=self.render, console=console, refresh_per_second=2)
@@ -83,15 +84,14 @@ class Board:
 
     def start(self, part: Part) -> None:
         """The part's time begins."""
-        self._part, self._part_start = part, time.monotonic()
+        self._started[id(part)] = time.monotonic()
 
     def finish(self, part: Part, succeeded: bool) -> float:
         """The part's time ends; returns how long it took, in seconds."""
-        took = time.monotonic() - self._part_start
-        self._part = None
+        took = time.monotonic() - self._started.pop(id(part))
         self._left.pop(id(part), None)
-        if succeeded:
-            self._took.append((part.seconds, took))
+        if succeeded:  # of the whole machine, as the estimates are
+            self._took.append((part.seconds, took / self._jobs))
         return took
 
     def skip(self, part: Part) -> None:
@@ -104,7 +104,9 @@ class Board:
         return None if left is None else max(0.0, left - self._elapsed())
 
     def _elapsed(self) -> float:
-        return 0.0 if self._part is None else time.monotonic() - self._part_start
+        """What the running parts have had of the whole machine's time."""
+        now = time.monotonic()
+        return sum(now - start for start in tuple(self._started.values())) / self._jobs
 
     def _left_in_words(self) -> str:
         return f"time left: {in_words(self.time_left())}"

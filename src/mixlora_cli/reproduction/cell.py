@@ -50,6 +50,8 @@ class Cell:
     task: str | None
     folder: Path
     parts: tuple[Part, ...]
+    after: Path | None = None
+    """Folder of a cell that has to end before this one begins; that cell comes earlier in the grid, if at all."""
 
     @property
     def title(self) -> str:

@@ -9,10 +9,12 @@ from mixlora_cli.reproduction.cell import Part
 from mixlora_cli.tables.layout import Row
 
 LORA = "lora_r16"
-_MIXLORA, _LARGE = "mixlora_e16_r4", "mixlora_e32_r8"
+COMPARED = "mixlora_e16_r4"
+"""Its interference is shown beside that of `LORA`, which has to be measured before."""
+_LARGE = "mixlora_e32_r8"
 FIGURE_ROWS = (
     Row(LORA, ("LoRA", "-", "16"), "LoRA r=16"),
-    Row(_MIXLORA, ("MixLoRA", "16", "4"), "MixLoRA E=16 r=4"),
+    Row(COMPARED, ("MixLoRA", "16", "4"), "MixLoRA E=16 r=4"),
     Row(_LARGE, ("MixLoRA", "32", "8"), "MixLoRA E=32 r=8"),
 )
 PAIRS = {
@@ -33,7 +35,7 @@ def drawings_of(experiment: str, folder: Path, lora: Path, config: ReproduceConf
     given = [f"data={'mini' if config.scale == 'mini' else 'vision_flan'}", *config.drawing]
     if experiment == LORA:
         return [_part("interference", folder, [*given, *_few_batches(config)])]
-    if experiment == _MIXLORA:
+    if experiment == COMPARED:
         compare = f"compare={lora / 'interference'}"
         return [_part("interference", folder, [*given, compare, *_few_batches(config)])]
     few = [] if config.budget is None else [f"tsne.instances={max(config.budget, 2)}"]

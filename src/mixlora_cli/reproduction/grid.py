@@ -16,7 +16,7 @@ from mixlora_cli.config.schema import TrainConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.reproduction.cell import Cell
 from mixlora_cli.reproduction.compose import sweep_of
-from mixlora_cli.reproduction.drawings import FIGURE_ROWS, LORA, drawings_of
+from mixlora_cli.reproduction.drawings import COMPARED, FIGURE_ROWS, LORA, drawings_of
 from mixlora_cli.reproduction.parts import BASE, base_folder, evaluation, training
 from mixlora_cli.tables.layout import LAYOUTS, Layout, Row
 
@@ -61,12 +61,15 @@ class _Maker:
         else:
             train, folder = training(self.config, row.experiment, seed, task, name)
             parts = [train]
+        after = None
         if self.layout is None:
-            parts += drawings_of(row.experiment, folder, self._lora(seed), self.config)
+            lora = self._lora(seed)
+            parts += drawings_of(row.experiment, folder, lora, self.config)
+            after = lora if row.experiment == COMPARED else None
         else:
             seen = ([task] if task else self.tasks) if self.layout.on_seen_tasks else None
             parts.append(evaluation(self.config, row.experiment, folder, seen))
-        return Cell(row.experiment, seed, task, folder, tuple(parts))
+        return Cell(row.experiment, seed, task, folder, tuple(parts), after)
 
     def _lora(self, seed: int) -> Path:
         return training(self.config, LORA, seed, None, f"{LORA}-seed{seed}")[1]

@@ -1,4 +1,4 @@
-"""One command in a process of its own: its output in a log, Ctrl-C handed on to it, its cell locked while it runs."""
+"""Commands in processes of their own: output in a log, Ctrl-C handed on to them, their cells locked while they run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -22,11 +22,11 @@ _TAIL = 4096  # bytes
 
 
 class StopRequest:
-    """Set by the first Ctrl-C (or SIGTERM), which the running process gets as well; the second ends that at once."""
+    """Set by the first Ctrl-C (or SIGTERM), which running processes get as well; the second ends them at once."""
 
     def __init__(self) -> None:
         self.wanted = False
-        self._child: subprocess.Popen[bytes] | None = None
+        self._children: set[subprocess.Popen[bytes]] = set()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -43,8 +43,9 @@ class StopRequest:
 
     def _receive(self, signum: int, _: FrameType | None) -> None:
         again, self.wanted = self.wanted, True
-        if self._child is not None and self._child.poll() is None:
-            self._end(self._child, again)
+        for child in tuple(self._children):
+            if child.poll() is None:
+                self._end(child, again)
 
     @staticmethod
     def _end(child: subprocess.Popen[bytes], at_once: bool) -> None:
@@ -54,8 +55,11 @@ class StopRequest:
             child.send_signal(signal.SIGINT)
 
     def run(self, child: subprocess.Popen[bytes], look: Callable[[], None]) -> int:
-        """Wait for the process, looking at it now and then; returns its exit code, negative for a signal."""
-        self._child = child
+        """Wait for the process, looking at it now and then; returns its exit code, negative for a signal.
+
+        Several threads may wait for one each.
+        """
+        self._children.add(child)
         try:
             if self.wanted:  # the signal came while the process was being started
                 self._end(child, at_once=False)
@@ -65,7 +69,7 @@ class StopRequest:
                 except subprocess.TimeoutExpired:
                     look()
         finally:
-            self._child = None
+            self._children.discard(child)
 
 
 def run_logged(
@@ -75,8 +79,9 @@ def run_logged(
     lock: IO[str],
     stop: StopRequest,
     look: Callable[[], None],
+    variables: Mapping[str, str],
 ) -> int:
-    """Run `program arguments`, append what it prints to `log`, return its exit code.
+    """Run `program arguments`, append what it prints to `log`, return its exit code; `variables` join its environment.
 
     A session of its own: a Ctrl-C of the terminal reaches it once, through `stop`, and not twice, which would end it
     without a checkpoint. It holds the lock as well, should this process be killed.
@@ -91,7 +96,7 @@ def run_logged(
             stderr=subprocess.STDOUT,
             start_new_session=True,
             pass_fds=(lock.fileno(),),
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **variables},
         ) as child:
             return stop.run(child, look)
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mixlora_cli.config.reproduce import ReproduceConfig
+from mixlora_cli.config.reproduce import MOST_JOBS, ReproduceConfig
 from mixlora_cli.errors import WorkerFailed
+from mixlora_cli.launch.environment import threads_each
 from mixlora_cli.reproduction.board import Board
 from mixlora_cli.reproduction.cell import Cell, finished
 from mixlora_cli.reproduction.estimate import SECONDS, in_words, total
@@ -38,8 +39,9 @@ def reproduce(config: ReproduceConfig, program: Sequence[str] = PROGRAM) -> Outc
         _list(cells, console)
         return Outcome()
     stop = StopRequest()
-    with stop.listening(), Board(cells, Console(highlight=False)) as board:
-        outcome = Runner(board, stop, program, config.keep_checkpoints).run(cells)
+    jobs = _jobs(config)
+    with stop.listening(), Board(cells, Console(highlight=False), jobs) as board:
+        outcome = Runner(board, stop, program, config.keep_checkpoints, jobs).run(cells)
     if outcome.stopped:
         console.print(
             f"stopped: {len(outcome.done)} of {len(cells)} cells are done, the interrupted training has its "
@@ -49,6 +51,17 @@ def reproduce(config: ReproduceConfig, program: Sequence[str] = PROGRAM) -> Outc
     _print_table(config, outcome, console)
     _complain(outcome)
     return outcome
+
+
+def _jobs(config: ReproduceConfig) -> int:
+    """How many cells run at the same time. One thread each wastes least of a processor; GPUs are for one training."""
+    if config.jobs is not None:
+        return config.jobs
+    import torch  # takes a second, which a mistake in the configuration need not wait for
+
+    if config.scale == "paper" or torch.cuda.is_available():
+        return 1
+    return min(threads_each(1), MOST_JOBS)
 
 
 def _say_estimate(config: ReproduceConfig, cells: Sequence[Cell], console: Console) -> None:

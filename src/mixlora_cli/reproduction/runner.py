@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from mixlora_cli.launch.environment import threads_each
 from mixlora_cli.reproduction.board import Board
 from mixlora_cli.reproduction.cell import Cell, Part, begin, finished, write_record
 from mixlora_cli.reproduction.estimate import in_words
@@ -41,7 +44,7 @@ class Outcome:
 
 
 class Runner:
-    """Runs cells one after the other, each part in a process of its own."""
+    """Runs cells in their order, `jobs` of them at a time, each part in a process of its own."""
 
     def __init__(
         self,
@@ -49,26 +52,40 @@ class Runner:
         stop: StopRequest,
         program: Sequence[str] = PROGRAM,
         keep_checkpoints: bool = False,
+        jobs: int = 1,
     ) -> None:
         self._board = board
         self._stop = stop
         self._program = program
         self._keep_checkpoints = keep_checkpoints
+        self._jobs = jobs
         self._outcome = Outcome()
+        self._ended: dict[Path, Future[None]] = {}
 
     def run(self, cells: Sequence[Cell]) -> Outcome:
         """Do what is missing of every cell."""
-        for cell in cells:
-            if self._stop.wanted:
-                break
-            with locked(cell.folder) as lock:
-                if lock is None:
-                    self._outcome.elsewhere.append(cell)
-                    self._board.change(cell, "elsewhere", f"another process is at work in {cell.folder}")
-                else:
-                    self._do(cell, lock)
+        with ThreadPoolExecutor(self._jobs) as pool:
+            for cell in cells:
+                self._ended[cell.folder] = pool.submit(self._take, cell)
+        for ended in self._ended.values():
+            ended.result()
+        for found in (self._outcome.done, self._outcome.elsewhere):
+            found.sort(key=cells.index)
+        self._outcome.failed.sort(key=lambda failure: cells.index(failure.cell))
         self._outcome.stopped = self._stop.wanted
         return self._outcome
+
+    def _take(self, cell: Cell) -> None:
+        if cell.after in self._ended:  # it comes earlier in the order, so it has been started
+            self._ended[cell.after].exception()
+        if self._stop.wanted:
+            return
+        with locked(cell.folder) as lock:
+            if lock is None:
+                self._outcome.elsewhere.append(cell)
+                self._board.change(cell, "elsewhere", f"another process is at work in {cell.folder}")
+            else:
+                self._do(cell, lock)
 
     def _do(self, cell: Cell, lock: IO[str]) -> None:
         write_record(cell, when=time.time())
@@ -103,6 +120,7 @@ class Runner:
             lock,
             self._stop,
             lambda: self._board.look(cell, _progress(cell, part)),
+            self._share(),
         )
         if code != 0:
             ended = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
@@ -115,6 +133,12 @@ class Runner:
                 cell.folder / "checkpoints", ignore_errors=True
             )  # gigabytes, where all weights are trained
         return None
+
+    def _share(self) -> dict[str, str]:
+        """Threads for each of several processes; a lone one, or a user who says how many, is left alone."""
+        if self._jobs == 1 or "OMP_NUM_THREADS" in os.environ:
+            return {}
+        return {"OMP_NUM_THREADS": str(threads_each(self._jobs))}
 
     def _note(self, cell: Cell, part: Part, reason: str) -> None:
         if self._stop.wanted:
