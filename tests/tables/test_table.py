@@ -6,13 +6,14 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from scipy.stats import t
 
 from mixlora_cli.config.table import TableConfig
 from mixlora_cli.errors import UserError
-from mixlora_cli.evaluation.paired import mcnemar
+from mixlora_cli.evaluation.paired import compare_means, mcnemar
 from mixlora_cli.tables.build import build_table
 from mixlora_cli.tables.differences import pair_lines
 from mixlora_cli.tables.layout import LAYOUTS, TABLE_1
@@ -62,7 +63,7 @@ def test_differences_are_tested_on_the_same_instances(make_cell: Any, tmp_path: 
     lines = {line.column: line for line in pair_lines(build_table(config(tmp_path)))}
     assert len({line.pair for line in lines.values()}) == 1 and len(lines) == 9
     vsr = lines["VSR"]
-    assert (vsr.pair.left, vsr.pair.right, vsr.seed) == ("mixlora_e16_r4", "lora_r4", 0)
+    assert (vsr.pair.left, vsr.pair.right, vsr.paired_seeds) == ("mixlora_e16_r4", "lora_r4", (0,))
     assert vsr.paired.value == pytest.approx(40.0)
     assert vsr.paired.p == mcnemar(0, 8) == 2 / 256
     assert vsr.seeds is None and lines["MMAvg"].p_holm is None
@@ -78,6 +79,22 @@ def test_differences_over_seeds(make_cell: Any, tmp_path: Path) -> None:
     assert line.seeds is not None
     assert line.seeds.value == pytest.approx(20.0)
     assert line.seeds.interval.low < 20 < line.seeds.interval.high
+
+
+def test_differences_on_instances_are_means_over_the_common_seeds(make_cell: Any, tmp_path: Path) -> None:
+    for seed, (ours, theirs) in enumerate([(6, 10), (7, 9), (8, 8)]):
+        make_cell("lora_r4", right=ours, seed=seed)
+        make_cell("mixlora_e16_r4", right=theirs, seed=seed)
+    make_cell("lora_r4", right=20, seed=3)  # the other one has no such seed
+    lines = {line.column: line for line in pair_lines(build_table(config(tmp_path)))}
+    assert lines["VSR"].paired_seeds == (0, 1, 2)
+    # Of 20 instances the first eight are alike or differ in two seeds by turns: 20, 10 and 0 per cent.
+    assert lines["VSR"].paired.value == pytest.approx(10.0)
+    assert lines["MMAvg"].paired.value == pytest.approx(10.0)
+    # MME: accuracy 20, 10, 0 points; images with both right 3 and 5, 3 and 4, 4 and 4 of 10.
+    assert lines["MME"].paired.value == pytest.approx(10.0 + 10.0)
+    per_instance = np.array([0.0] * 6 + [1 / 3, 2 / 3, 2 / 3, 1 / 3] + [0.0] * 10)
+    assert lines["VSR"].paired == compare_means([per_instance], 100)
 
 
 def test_seeds_with_the_same_scores_have_no_interval_and_no_test(make_cell: Any, tmp_path: Path) -> None:
@@ -97,7 +114,7 @@ def test_seeds_with_the_same_scores_have_no_interval_and_no_test(make_cell: Any,
         row for row in read_csv(written[2]) if (row["experiment"], row["column"]) == ("lora_r4", "MNIST")
     ]
     assert (row["value"], row["low"], row["high"], row["seeds"]) == ("30.0", "", "", "0 1")
-    assert {row["by"] for row in read_csv(written[3])} == {"seed 0"}
+    assert {row["by"] for row in read_csv(written[3])} == {"seeds 0, 1"}
 
 
 def test_figure_4_of_seeds_with_the_same_scores(make_cell: Any, tmp_path: Path) -> None:
@@ -142,6 +159,14 @@ def test_table_3_puts_specialists_together(make_cell: Any, tmp_path: Path) -> No
     assert lines["odd_one_out"].paired.value == pytest.approx(-25.0)
     assert lines["odd_one_out"].paired.p == mcnemar(5, 0)
     assert lines["AVG"].paired.value == pytest.approx(-37.5)
+
+    for number, task in enumerate(TASKS):
+        make_cell("specialist_lora_r4", right=10 + number, task=task, seen=(task,), seed=1)
+    make_cell("lora_r4", right=7, seen=TASKS, seed=1)
+    both = {line.column: line for line in pair_lines(build_table(config(tmp_path, "table3")))}
+    assert both["odd_one_out"].paired_seeds == (0, 1)
+    assert both["odd_one_out"].paired.value == pytest.approx((-25.0 - 15.0) / 2)
+    assert both["AVG"].paired.value == pytest.approx((-37.5 - 27.5) / 2)
 
 
 def test_table_3_without_one_specialist_has_no_average(make_cell: Any, tmp_path: Path) -> None:

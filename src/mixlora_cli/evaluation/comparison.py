@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
+import numpy as np
+
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.benchmarks import AVERAGED, COLUMNS, MEAN_TITLE, benchmark_named
 from mixlora_cli.evaluation.marks import (
@@ -182,15 +184,51 @@ def _value_on(run: Run, chosen: Mapping[Task, Sequence[int]]) -> float:
 def _difference(first: Run, second: Run, column: str, both: Mapping[Task, Sequence[int]]) -> Difference:
     (task, indices), *others = both.items()
     ours, theirs = first.tasks[task], second.tasks[task]
-    if not others and ours.metric.mark is None:
-        return compare_means(mme_differences(ours, theirs, indices), 100, total=True)
-    if not others and not ours.metric.graded and column != SEEN_TITLE:
+    if not others and ours.metric.mark is not None and not ours.metric.graded and column != SEEN_TITLE:
         return compare_right(*pairs(ours, theirs, indices))
-    differences: list[Floats] = []
+    differences = _by_unit(first, second, both)
+    return compare_means(differences, 100, total=ours.metric.mark is None)
+
+
+def _by_unit(first: Run, second: Run, both: Mapping[Task, Sequence[int]]) -> list[Floats]:
+    """Second minus first: for MME each image's points, by subtask; else each instance's mark, by task."""
+    found: list[Floats] = []
     for task, indices in both.items():
-        before, after = pairs(first.tasks[task], second.tasks[task], indices)
-        differences.append(after - before)
-    return compare_means(differences, 100)
+        ours, theirs = first.tasks[task], second.tasks[task]
+        if ours.metric.mark is None:
+            found += mme_differences(ours, theirs, indices)
+        else:
+            before, after = pairs(ours, theirs, indices)
+            found.append(after - before)
+    return found
+
+
+def paired_over_seeds(first: Group, second: Group) -> dict[str, Difference]:
+    """Column by column, the k-th run of `second` minus the k-th of `first`, on the instances that all runs answered.
+
+    With one run each what `compare` gives. With several an instance's difference is its mean over the pairs, and
+    instances are drawn anew (paired bootstrap): the interval is about other instances, for these very trainings.
+
+    Raises UserError when two runs share no instance, or differ in their data.
+    """
+    if len(first.runs) == len(second.runs) == 1:
+        (comparison,) = compare([first, second])
+        return {line.column: line.difference for line in comparison.lines if line.difference is not None}
+    found: dict[str, Difference] = {}
+    one, *others = *first.runs, *second.runs
+    for column in _columns(first):
+        if not (first.scores(column) and second.scores(column)):
+            continue
+        tasks = _tasks(one, column)
+        for other in others:
+            _require_tasks(one, other, column)
+        require_same((one, *others), tasks)
+        all_of_them = {task: sorted(one.tasks[task].by_index) for task in tasks}
+        by_pair = [_by_unit(*runs, all_of_them) for runs in zip(first.runs, second.runs, strict=True)]
+        means = [np.mean(units, axis=0) for units in zip(*by_pair, strict=True)]
+        points = one.tasks[tasks[0]].metric.mark is None
+        found[column] = compare_means(means, 100, total=points)
+    return found
 
 
 def _tasks(run: Run, column: str) -> list[Task]:

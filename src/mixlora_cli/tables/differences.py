@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from mixlora_cli.evaluation.benchmarks import MEAN_TITLE
-from mixlora_cli.evaluation.comparison import Group, compare
+from mixlora_cli.evaluation.comparison import Group, paired_over_seeds
 from mixlora_cli.evaluation.marks import pairs, read_run, shared
 from mixlora_cli.evaluation.paired import (
     Difference,
@@ -27,8 +29,9 @@ class PairLine:
     pair: Pair
     column: str
     paired: Difference
-    """On the instances that both answered, of the first seed that both have."""
-    seed: int
+    """On the instances that both answered; the mean over `paired_seeds`."""
+    paired_seeds: tuple[int, ...]
+    """The seeds that both have, else the first of the left row."""
     p_holm: float | None
     """Corrected for the number of columns; the means are left alone."""
     seeds: Difference | None
@@ -42,16 +45,17 @@ def pair_lines(table: TableValues) -> list[PairLine]:
     lines: list[PairLine] = []
     for pair in table.layout.pairs:
         left, right = table.row(pair.left), table.row(pair.right)
-        seed = _common_seed(left, right)
-        if seed is None:
+        if not (left.seeds and right.seeds):
             continue
+        seeds = _paired_seeds(left, right)
         found = (
-            _on_seen(table, left, right, seed)
+            _on_seen(table, left, right, seeds)
             if table.layout.on_seen_tasks
-            else _on_unseen(left, right, seed)
+            else _on_unseen(left, right, seeds)
         )
+        ours = tuple(seed for seed, _ in seeds)
         fresh = [
-            PairLine(pair, column, found[column], seed[0], None, *_over_seeds(left, right, column))
+            PairLine(pair, column, found[column], ours, None, *_over_seeds(left, right, column))
             for column in table.columns
             if column in found
         ]
@@ -59,33 +63,34 @@ def pair_lines(table: TableValues) -> list[PairLine]:
     return lines
 
 
-def _common_seed(left: RowValues, right: RowValues) -> tuple[int, int] | None:
-    """The first seed that both have, or each one's first; None where a row is empty."""
-    if not (left.seeds and right.seeds):
-        return None
+def _paired_seeds(left: RowValues, right: RowValues) -> list[tuple[int, int]]:
+    """The seeds that both have, each with itself; where there is none, each one's first."""
     both = [seed for seed in left.seeds if seed in right.seeds]
-    return (both[0], both[0]) if both else (left.seeds[0], right.seeds[0])
+    return [(seed, seed) for seed in both] or [(left.seeds[0], right.seeds[0])]
 
 
-def _on_unseen(left: RowValues, right: RowValues, seeds: tuple[int, int]) -> dict[str, Difference]:
-    runs = (read_run(str(right.evaluations[seeds[1]])), read_run(str(left.evaluations[seeds[0]])))
-    (comparison,) = compare([Group(run.results.label, (run,)) for run in runs])
-    return {line.column: line.difference for line in comparison.lines if line.difference is not None}
+def _on_unseen(left: RowValues, right: RowValues, seeds: Sequence[tuple[int, int]]) -> dict[str, Difference]:
+    theirs = tuple(read_run(str(right.evaluations[seed])) for _, seed in seeds)
+    ours = tuple(read_run(str(left.evaluations[seed])) for seed, _ in seeds)
+    return paired_over_seeds(*(Group(runs[0].results.label, runs) for runs in (theirs, ours)))
 
 
 def _on_seen(
-    table: TableValues, left: RowValues, right: RowValues, seeds: tuple[int, int]
+    table: TableValues, left: RowValues, right: RowValues, seeds: Sequence[tuple[int, int]]
 ) -> dict[str, Difference]:
-    ours, theirs = left.marks[seeds[0]], right.marks[seeds[1]]
-    tasks = [task for task in table.titles if task in ours and task in theirs]
     found: dict[str, Difference] = {}
     differences = []
-    for task in tasks:
-        indices = shared(theirs[task], ours[task], task)
-        before, after = pairs(theirs[task], ours[task], indices)
-        found[table.titles[task]] = compare_right(before, after)
-        differences.append(after - before)
-    if len(tasks) == len(table.titles):
+    for task, title in table.titles.items():
+        both = [(right.marks[theirs].get(task), left.marks[ours].get(task)) for ours, theirs in seeds]
+        marks = [(theirs, ours) for theirs, ours in both if theirs and ours]
+        if len(marks) < len(seeds):
+            continue
+        arrays = [pairs(*each, shared(*each, task)) for each in marks]
+        differences.append(np.mean([after - before for before, after in arrays], axis=0))
+        found[title] = (
+            compare_right(*arrays[0]) if len(arrays) == 1 else compare_means([differences[-1]], 100)
+        )
+    if len(differences) == len(table.titles):
         found[AVERAGE_TITLE] = compare_means(differences, 100)
     return found
 

@@ -103,10 +103,10 @@ def differences_sheet(table: TableValues, lines: Sequence[PairLine]) -> Sheet:
         found = {line.column: line for line in lines if line.pair == pair}
         if not found:
             continue
-        seed = next(iter(found.values())).seed
+        seeds = next(iter(found.values())).paired_seeds
         head = f"{table.layout.row(pair.left).title} - {table.layout.row(pair.right).title}"
         paired = [_difference_cell(found.get(column), column) for column in table.columns]
-        rows.append((Cell(head), Cell(pair.why), Cell(f"seed {seed}, paired"), *paired))
+        rows.append((Cell(head), Cell(pair.why), Cell(f"{seeds_text(seeds)}, paired"), *paired))
         if any(line.seeds or line.untested for line in found.values()):
             over = [_seeds_cell(found.get(column), column) for column in table.columns]
             rows.append((Cell(head), Cell(pair.why), Cell("means over seeds"), *over))
@@ -116,11 +116,17 @@ def differences_sheet(table: TableValues, lines: Sequence[PairLine]) -> Sheet:
         3,
         tuple(rows),
         (
-            "Paired: on the same instances, McNemar's exact test for right or wrong, a paired bootstrap for MME, "
-            "Text-VQA and means. Over seeds: Welch's t. p is not corrected; *: below 0.05 after Holm's correction over "
-            "the benchmarks of a line.",
+            "Paired: on the same instances, McNemar's exact test for right or wrong with one seed, a paired bootstrap "
+            "for MME, Text-VQA, means and several seeds; about other instances, for these trainings. Over seeds: "
+            "Welch's t; about other trainings, on these instances. p is not corrected; *: below 0.05 after Holm's "
+            "correction over the benchmarks of a line.",
         ),
     )
+
+
+def seeds_text(seeds: Sequence[int]) -> str:
+    """`seed 0` or `seeds 0, 1, 2`."""
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
 def _difference_cell(line: PairLine | None, column: str) -> Cell:

@@ -15,7 +15,7 @@ from rich.text import Text
 from mixlora_cli.tables.build import TableValues
 from mixlora_cli.tables.differences import PairLine
 from mixlora_cli.tables.paper import published
-from mixlora_cli.tables.sheet import Cell, Sheet
+from mixlora_cli.tables.sheet import Cell, Sheet, seeds_text
 from mixlora_cli.tables.values import Value
 
 FILE_WIDTH = 220
@@ -124,7 +124,10 @@ def differences_csv(lines: Sequence[PairLine]) -> str:
     rows: list[list[object]] = []
     for line in lines:
         holm = "" if line.p_holm is None else line.p_holm
-        for by, found, corrected in ((f"seed {line.seed}", line.paired, holm), ("seeds", line.seeds, "")):
+        for by, found, corrected in (
+            (seeds_text(line.paired_seeds), line.paired, holm),
+            ("over seeds", line.seeds, ""),
+        ):
             if found is not None:
                 ends = [found.value, found.interval.low, found.interval.high, found.p]
                 rows.append([line.pair.left, line.pair.right, line.column, by, *ends, corrected, found.test])
