@@ -63,8 +63,10 @@ def _assemble(folder: Path) -> None:
     try:
         base.model.save_pretrained(partial)
         mini.build_processor(base.tokenizer, IMAGE_SIZE).save_pretrained(partial)
-        if not folder.exists():
-            partial.rename(folder)
+        partial.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # else another process was faster, with the same model
+            raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
