@@ -15,6 +15,7 @@ from mixlora_cli.evaluation.paired import (
     bootstrap_p,
     compare_means,
     compare_right,
+    compare_right_over_seeds,
     compare_seeds,
     holm,
     mcnemar,
@@ -50,6 +51,43 @@ def test_right_and_wrong_answers() -> None:
     assert found.p == pytest.approx(mcnemar(1, 6)) == pytest.approx(0.125)
     assert found.interval.low < 50 < found.interval.high
     assert compare_right(first, first).p == 1.0
+
+
+def test_right_and_wrong_answers_of_one_pair_of_trainings_are_mcnemars() -> None:
+    draw = np.random.default_rng(1)
+    for _ in range(5):
+        first, second = draw.integers(0, 2, (2, 40)).astype(float)
+        one, usual = compare_right_over_seeds([second - first]), compare_right(first, second)
+        assert (one.value, one.p) == (pytest.approx(usual.value), pytest.approx(usual.p))
+        assert (one.interval.low, one.interval.high) == (
+            pytest.approx(usual.interval.low),
+            pytest.approx(usual.interval.high),
+        )
+        assert one.test == usual.test
+
+
+def test_right_and_wrong_answers_of_several_pairs_by_enumeration() -> None:
+    by_seed = [
+        np.array([1, 0, 1, 0, -1, 0.0]),
+        np.array([1, 1, 0, 0, 0, 0.0]),
+        np.array([1, 0, 0, 0, -1, 0.0]),
+    ]
+    found = compare_right_over_seeds(by_seed)
+    sums = np.sum(by_seed, axis=0)  # 3, 1, 1, 0, -2, 0
+    flipped = [
+        abs(sum(s * x for s, x in zip(signs, sums, strict=True)))
+        for signs in itertools.product((1, -1), repeat=6)
+    ]
+    assert found.p == pytest.approx(np.mean([each >= abs(sums.sum()) for each in flipped]))
+    assert found.value == pytest.approx(100 * sums.sum() / 3 / 6)
+    assert found.interval.low < found.value < found.interval.high
+
+
+def test_answers_that_never_differ_leave_room_for_others() -> None:
+    """A bootstrap of nothing but zeros would be certain."""
+    found = compare_right_over_seeds([np.zeros(120)] * 3)
+    assert (found.value, found.p) == (0.0, 1.0)
+    assert (found.interval.low, found.interval.high) == pytest.approx((-2.27, 2.27), abs=0.01)
 
 
 def test_bootstrap_of_paired_differences_against_the_t_test() -> None:

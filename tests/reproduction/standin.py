@@ -47,3 +47,4 @@ if part == "train":
 elif behaviour != "empty":
     (folder / part).mkdir(exist_ok=True)
     (folder / part / "results.json").write_text(json.dumps({}))
+(folder / f"{part}.end").write_text(str(time.monotonic()))

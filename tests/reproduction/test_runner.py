@@ -134,9 +134,9 @@ def test_what_was_asked_survives_a_kill_after_the_result(tmp_path: Path) -> None
     assert run(one)[1] == ["[1/1] a seed 0: there"]
 
 
-def interrupt_when(ready: Path) -> None:
+def interrupt_when(*ready: Path) -> None:
     deadline = time.monotonic() + 30
-    while not ready.exists() and time.monotonic() < deadline:
+    while not all(each.exists() for each in ready) and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(os.getpid(), signal.SIGINT)
 
@@ -162,12 +162,7 @@ def test_ctrl_c_reaches_all_jobs(tmp_path: Path) -> None:
     slow = [cell(tmp_path, name, train="slow") for name in "ab"]
     later = cell(tmp_path, "later")
 
-    def both() -> None:
-        while not (slow[0].folder / "ready").exists():
-            time.sleep(0.02)
-        interrupt_when(slow[1].folder / "ready")
-
-    helper = threading.Thread(target=both)
+    helper = threading.Thread(target=interrupt_when, args=[each.folder / "ready" for each in slow])
     helper.start()
     outcome, _ = run(*slow, later, jobs=2)
     helper.join()
@@ -204,29 +199,76 @@ def test_two_jobs_run_at_the_same_time_and_share_the_cores(
     assert (told.folder / "train.threads").read_text() == "5"
 
 
-@pytest.mark.parametrize("evaluate", ["ok", "fail"])
-def test_a_cell_waits_for_the_one_that_it_comes_after(tmp_path: Path, evaluate: str) -> None:
-    first = cell(tmp_path, "first", evaluate=evaluate)
+def moment(file: Path) -> float:
+    return float(file.read_text())
+
+
+def test_a_cell_waits_for_the_one_that_it_comes_after(tmp_path: Path) -> None:
+    first = cell(tmp_path, "first")
     second = cell(tmp_path, "second", after=first.folder)
     outcome, _ = run(first, second, jobs=2)
-    assert second in outcome.done
-    ended = read_record(first.folder)["parts"]["train"]["seconds"]
-    start = {
-        name: float((tmp_path / name).read_text()) for name in ("first/eval.start", "second/train.start")
-    }
-    assert ended is not None and start["second/train.start"] > start["first/eval.start"]
+    assert outcome.done == [first, second]
+    assert moment(second.folder / "train.start") > moment(first.folder / "eval.end")
 
 
-def test_the_time_left_counts_jobs_side_by_side(tmp_path: Path) -> None:
+def test_a_cell_does_not_wait_for_ever_for_one_that_failed(tmp_path: Path) -> None:
+    first = cell(tmp_path, "first", train="fail")
+    second = cell(tmp_path, "second", after=first.folder)
+    outcome, _ = run(first, second, jobs=2)
+    assert outcome.done == [second] and outcome.failed[0].cell == first
+
+
+def test_a_cell_whose_files_cannot_be_written_has_failed(tmp_path: Path) -> None:
+    full, fine = cell(tmp_path, "full"), cell(tmp_path, "fine")
+    (full.folder / "train.log").mkdir(parents=True)
+    outcome, lines = run(full, fine, jobs=2)
+    assert outcome.done == [fine]
+    assert outcome.failed[0].reason == f"{full.folder / 'train.log'}: Is a directory"
+    assert any("full seed 0: failed" in line for line in lines)
+
+
+def test_a_mistake_of_ours_ends_the_other_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow, broken, later = (
+        cell(tmp_path, "slow", train="slow"),
+        cell(tmp_path, "broken"),
+        cell(tmp_path, "later"),
+    )
+    real = Runner._run_part
+
+    def run_part(self: Runner, each: Cell, *rest: Any) -> str | None:
+        if each is broken:
+            deadline = time.monotonic() + 30
+            while not (slow.folder / "ready").exists() and time.monotonic() < deadline:
+                time.sleep(0.02)
+            raise KeyError("nobody thought of this")
+        return real(self, each, *rest)
+
+    monkeypatch.setattr(Runner, "_run_part", run_part)
+    start = time.monotonic()
+    with pytest.raises(KeyError):
+        run(slow, broken, later, jobs=2)
+    assert time.monotonic() - start < 50  # the slow one would take 60
+    assert (slow.folder / "checkpoints" / "checkpoint-1").is_dir() and calls(later) == []
+
+
+def test_the_time_left_counts_jobs_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cells = [cell(tmp_path, name) for name in "ab"]  # four parts of 10 seconds of the whole machine
     board = Board(cells, Console(file=io.StringIO()), jobs=2)
     assert board.time_left() == 40.0
+    clock = [100.0]
+    monkeypatch.setattr("mixlora_cli.reproduction.board.time.monotonic", lambda: clock[0])
     for each in cells:
         board.start(each.parts[0])
-    time.sleep(0.05)
-    took = [board.finish(each.parts[0], succeeded=True) for each in cells]
-    # Both ran for `took`, which is half as much of the machine; the two parts that are left will take the same.
-    assert board.time_left() == pytest.approx(sum(took) / 2)
+    clock[0] += 6.0
+    assert board.time_left() == 34.0  # both together had 6 seconds of the whole machine
+    clock[0] += 10.0
+    for each in cells:
+        assert board.finish(each.parts[0], succeeded=True) == 16.0
+    assert board.time_left() == 16.0  # 8 of the machine instead of 10 for each part: two are left
+    board.start(cells[0].parts[1])
+    clock[0] += 16.0
+    board.finish(cells[0].parts[1], succeeded=True)
+    assert board.time_left() == 16.0  # the last part alone has half the machine: 16 seconds, not 8
 
 
 @pytest.mark.parametrize("keep", [False, True])

@@ -24,17 +24,17 @@ NUM_INSTANCES = 20
 MakeCell = Callable[..., Path]
 
 
-def _answers(benchmark: str, right: int, split: str) -> list[Prediction]:
+def _answers(benchmark: str, right: int, split: str, instances: int) -> list[Prediction]:
     labels = ("yes", "no") if benchmark in ("mini_vsr", "mini_pope") else ()
     people = ("yes",) * 10 if benchmark == "mini_textvqa" else ()
-    given = ["yes" if i < right else "no" for i in range(NUM_INSTANCES)]
+    given = ["yes" if i < right else "no" for i in range(instances)]
     return [
         Prediction(split, i, benchmark, str(i), f"{i}?", "yes", answer, labels=labels, answers=people)
         for i, answer in enumerate(given)
     ]
 
 
-def _mme(right: int) -> list[Prediction]:
+def _mme(right: int, instances: int) -> list[Prediction]:
     return [
         Prediction(
             *("unseen", i, "mini_mme", str(i), f"{i}?", "yes"),
@@ -42,7 +42,7 @@ def _mme(right: int) -> list[Prediction]:
             category="count",
             image_id=str(i // 2),
         )
-        for i in range(NUM_INSTANCES)
+        for i in range(instances)
     ]
 
 
@@ -59,12 +59,14 @@ def make_cell(tmp_path: Path) -> MakeCell:
         used: float = 1.0,
         steps: int = 300,
         finished: bool = True,
+        instances: int = NUM_INSTANCES,
     ) -> Path:
         folder = tmp_path / f"{experiment}-{task}-{seed}-{used}"
         place = folder / ("eval-seen" if seen else "eval")
-        answers = [each for name in seen for each in _answers(name, right, "heldout")]
+        answers = [each for name in seen for each in _answers(name, right, "heldout", instances)]
         if not seen:
-            answers = [*_mme(right), *(each for name in NAMES for each in _answers(name, right, "unseen"))]
+            unseen = [each for name in NAMES for each in _answers(name, right, "unseen", instances)]
+            answers = [*_mme(right, instances), *unseen]
         if finished:
             header = Header({"model": str(folder)}, len(answers), {"label": experiment, "limit": None})
             with open_predictions(place / "predictions.jsonl", header) as writer:

@@ -6,14 +6,13 @@ import csv
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 from scipy.stats import t
 
 from mixlora_cli.config.table import TableConfig
 from mixlora_cli.errors import UserError
-from mixlora_cli.evaluation.paired import compare_means, mcnemar
+from mixlora_cli.evaluation.paired import mcnemar
 from mixlora_cli.tables.build import build_table
 from mixlora_cli.tables.differences import pair_lines
 from mixlora_cli.tables.layout import LAYOUTS, TABLE_1
@@ -93,8 +92,10 @@ def test_differences_on_instances_are_means_over_the_common_seeds(make_cell: Any
     assert lines["MMAvg"].paired.value == pytest.approx(10.0)
     # MME: accuracy 20, 10, 0 points; images with both right 3 and 5, 3 and 4, 4 and 4 of 10.
     assert lines["MME"].paired.value == pytest.approx(10.0 + 10.0)
-    per_instance = np.array([0.0] * 6 + [1 / 3, 2 / 3, 2 / 3, 1 / 3] + [0.0] * 10)
-    assert lines["VSR"].paired == compare_means([per_instance], 100)
+    # Signs can be flipped in four instances: 1/3, 2/3, 2/3, 1/3. All + or all - are as far out as what was seen.
+    assert lines["VSR"].paired.p == pytest.approx(2 / 2**4)
+    assert lines["VSR"].p_holm is not None and lines["MMAvg"].p_holm is None
+    assert lines["VSR"].seeds is not None
 
 
 def test_seeds_with_the_same_scores_have_no_interval_and_no_test(make_cell: Any, tmp_path: Path) -> None:
@@ -167,6 +168,31 @@ def test_table_3_puts_specialists_together(make_cell: Any, tmp_path: Path) -> No
     assert both["odd_one_out"].paired_seeds == (0, 1)
     assert both["odd_one_out"].paired.value == pytest.approx((-25.0 - 15.0) / 2)
     assert both["AVG"].paired.value == pytest.approx((-37.5 - 27.5) / 2)
+
+
+def test_a_seed_that_lacks_a_task_does_not_hide_what_another_has(make_cell: Any, tmp_path: Path) -> None:
+    for task in TASKS:
+        make_cell("specialist_lora_r4", right=10, task=task, seen=(task,))
+    make_cell("specialist_lora_r4", right=12, task=TASKS[0], seen=(TASKS[0],), seed=1)
+    for seed in range(2):
+        make_cell("lora_r4", right=5, seen=TASKS, seed=seed)
+    lines = {line.column: line for line in pair_lines(build_table(config(tmp_path, "table3")))}
+    assert [lines[task].paired_seeds for task in TASKS] == [(0, 1), *([(0,)] * 5)]
+    assert lines["AVG"].paired_seeds == (0,) and lines["AVG"].paired.value == pytest.approx(-25.0)
+    text = table(config(tmp_path, "table3"))[0].read_text()
+    assert "seeds 0, 1, paired" in text and "p=0.062 (seed 0)" in text
+
+
+def test_seeds_that_answered_other_instances_are_compared_on_what_all_answered(
+    make_cell: Any, tmp_path: Path
+) -> None:
+    for seed in range(2):
+        make_cell("mixlora_e16_r4", right=10, seed=seed)
+    make_cell("lora_r4", right=5, seed=0)
+    make_cell("lora_r4", right=5, seed=1, instances=8)
+    lines = {line.column: line for line in pair_lines(build_table(config(tmp_path)))}
+    assert lines["VSR"].paired_seeds == (0, 1)
+    assert lines["VSR"].paired.value == pytest.approx(100 * 3 / 8)  # of the first eight, 8 and 5 are right
 
 
 def test_table_3_without_one_specialist_has_no_average(make_cell: Any, tmp_path: Path) -> None:

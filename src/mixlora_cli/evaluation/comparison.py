@@ -19,12 +19,14 @@ from mixlora_cli.evaluation.marks import (
     read_run,
     require_same,
     shared,
+    shared_by_all,
 )
 from mixlora_cli.evaluation.paired import (
     Difference,
     OverSeeds,
     compare_means,
     compare_right,
+    compare_right_over_seeds,
     compare_seeds,
     holm,
     over_seeds,
@@ -204,31 +206,33 @@ def _by_unit(first: Run, second: Run, both: Mapping[Task, Sequence[int]]) -> lis
 
 
 def paired_over_seeds(first: Group, second: Group) -> dict[str, Difference]:
-    """Column by column, the k-th run of `second` minus the k-th of `first`, on the instances that all runs answered.
+    """Column by column, the k-th run of `second` minus the k-th of `first`, on the instances that all of them answered.
 
-    With one run each what `compare` gives. With several an instance's difference is its mean over the pairs, and
-    instances are drawn anew (paired bootstrap): the interval is about other instances, for these very trainings.
+    With one run each what `compare` gives. With several an instance's difference is its mean over the pairs: test and
+    interval are about other instances, for these very trainings.
 
-    Raises UserError when two runs share no instance, or differ in their data.
+    Raises UserError when two answered other data, or none shares an instance with all others.
     """
     if len(first.runs) == len(second.runs) == 1:
         (comparison,) = compare([first, second])
         return {line.column: line.difference for line in comparison.lines if line.difference is not None}
-    found: dict[str, Difference] = {}
+    columns = [column for column in _columns(first) if first.scores(column) and second.scores(column)]
+    return {column: _over_pairs(first, second, column) for column in columns}
+
+
+def _over_pairs(first: Group, second: Group, column: str) -> Difference:
     one, *others = *first.runs, *second.runs
-    for column in _columns(first):
-        if not (first.scores(column) and second.scores(column)):
-            continue
-        tasks = _tasks(one, column)
-        for other in others:
-            _require_tasks(one, other, column)
-        require_same((one, *others), tasks)
-        all_of_them = {task: sorted(one.tasks[task].by_index) for task in tasks}
-        by_pair = [_by_unit(*runs, all_of_them) for runs in zip(first.runs, second.runs, strict=True)]
-        means = [np.mean(units, axis=0) for units in zip(*by_pair, strict=True)]
-        points = one.tasks[tasks[0]].metric.mark is None
-        found[column] = compare_means(means, 100, total=points)
-    return found
+    tasks = _tasks(one, column)
+    for other in others:
+        _require_tasks(one, other, column)
+    all_runs = (one, *others)
+    both = {task: shared_by_all([run.tasks[task] for run in all_runs], task[1]) for task in tasks}
+    by_pair = [_by_unit(*runs, both) for runs in zip(first.runs, second.runs, strict=True)]
+    metric = one.tasks[tasks[0]].metric
+    if len(tasks) == 1 and metric.mark is not None and not metric.graded and column != SEEN_TITLE:
+        return compare_right_over_seeds([units[0] for units in by_pair])
+    means = [np.mean(units, axis=0) for units in zip(*by_pair, strict=True)]
+    return compare_means(means, 100, total=metric.mark is None)
 
 
 def _tasks(run: Run, column: str) -> list[Task]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
-from typing import Any
 
 import torch
 from peft import PeftModel
@@ -19,6 +18,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from mixlora_cli.data.batches import Item
 from mixlora_cli.data.collate import Collator, Features, generation_collator
 from mixlora_cli.models.base import Base
+from mixlora_cli.models.head import head_reads
 
 
 def longest_first(items: Sequence[Item]) -> list[Item]:
@@ -42,25 +42,6 @@ def _inference(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
-
-
-@contextmanager
-def _whole_inputs(head: nn.Module) -> Iterator[None]:
-    """Inside, `head` gets its hidden states (batch, 1, d) in one piece.
-
-    After reading the prompts they are a slice of (batch, length, d), and torch multiplies a slice row by row, with a
-    copy of the head's whole weight for each: 1.8 GB for 32 rows of the small model.
-    """
-
-    def in_one_piece(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        hidden: Tensor = args[0]
-        return (hidden.contiguous(), *args[1:])
-
-    handle = head.register_forward_pre_hook(in_one_piece)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 class Generator:
@@ -103,7 +84,8 @@ class Generator:
         """Answers to one batch, in order, without control tokens and the white space around them."""
         device = next(self._model.parameters()).device
         batch = {name: tensor.to(device) for name, tensor in self._collate(items).items()}
-        with _inference(self._model), _whole_inputs(self._head):
+        # After the prompts the head reads the last token's states, a slice.
+        with _inference(self._model), head_reads(self._head, Tensor.contiguous):
             tokens: Tensor = self._model.generate(**batch, generation_config=self._settings)  # type: ignore[operator]
         return [self._decode(row) for row in tokens[:, batch["input_ids"].shape[1] :].tolist()]
 

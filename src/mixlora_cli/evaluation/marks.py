@@ -94,6 +94,15 @@ def shared(first: Marks, second: Marks, where: str) -> list[int]:
     return both
 
 
+def shared_by_all(marks: Sequence[Marks], where: str) -> list[int]:
+    """Indices of the instances that all answered; raises as `shared` does."""
+    first, *others = marks
+    common = first.by_index.keys() & set.intersection(*(set(shared(first, each, where)) for each in others))
+    if not common:
+        raise UserError(f"{where}: no instance was answered by all of {len(marks)} evaluations")
+    return sorted(common)
+
+
 def require_same(runs: Sequence[Run], tasks: Sequence[Task]) -> None:
     """Raise UserError unless all runs answered the same instances of these tasks: means of different ones differ
     without any model being better.

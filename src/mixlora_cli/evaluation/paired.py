@@ -1,7 +1,8 @@
 """Paired comparison of two models on the same instances: a difference, its 95 % interval, and a test.
 
 0/1 scores: McNemar's exact test, and the interval of Bonett and Price (2012), which stays wide where few answers
-differ. Graded scores, MME and means over benchmarks: a paired bootstrap.
+differ; means of such scores over several trainings: what both become for them. Graded scores, MME and means over
+benchmarks: a paired bootstrap.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from mixlora_cli.evaluation.statistics import SEED, Z_95, Floats, Interval, bootstrap_means, percentile
@@ -59,6 +61,36 @@ def compare_right(first: Floats, second: Floats) -> Difference:
     interval = bonett_price(only_first, only_second, count).scaled(100)
     value = 100 * (only_second - only_first) / count
     return Difference(value, interval, mcnemar(only_first, only_second), "McNemar, exact")
+
+
+def compare_right_over_seeds(by_seed: Sequence[Floats]) -> Difference:
+    """Second minus first (n,) of marks 0 or 1, for each of several pairs of trainings, on the same instances.
+
+    In per cent.
+
+    Their mean d over the pairs is tested by flipping the signs of instances: how often is |sum of +-d| as large as it
+    is. All sums are counted, none is drawn. The interval is Bonett and Price's for such d: that of a mean with the two
+    instances 1 and -1 added. With one pair both are McNemar's and theirs.
+    """
+    name = "sign flips, exact" if len(by_seed) > 1 else "McNemar, exact"
+    steps = np.rint(np.sum(by_seed, axis=0)).astype(np.int64)  # multiples of 1 / pairs, as integers
+    d = steps / len(by_seed)
+    padded = np.append(d, [1.0, -1.0])
+    half = Z_95 * float(np.sqrt(padded.var() / len(padded)))
+    center = float(padded.mean())
+    interval = Interval(max(center - half, -1.0), min(center + half, 1.0)).scaled(100)
+    return Difference(100 * float(d.mean()), interval, _sign_flips(steps), name)
+
+
+def _sign_flips(steps: NDArray[np.int64]) -> float:
+    """Two-sided p of a sum of integers whose signs are as likely + as -."""
+    reach = int(np.abs(steps).sum())
+    chances = np.zeros(2 * reach + 1)
+    chances[reach] = 1.0  # index - reach is the sum
+    for step in np.abs(steps[steps != 0]):
+        chances = (np.roll(chances, step) + np.roll(chances, -step)) / 2
+    sums = np.abs(np.arange(-reach, reach + 1))
+    return float(min(1.0, chances[sums >= abs(int(steps.sum()))].sum()))
 
 
 def compare_means(differences: Sequence[Floats], scale: float, total: bool = False) -> Difference:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -99,14 +99,26 @@ class Board:
         self._left.pop(id(part), None)
 
     def time_left(self) -> float | None:
-        """Seconds until the last cell is done."""
-        left = time_left(self._took, list(self._left.values()))
-        return None if left is None else max(0.0, left - self._elapsed())
+        """Seconds until the last cell is done: what all together take the machine, or what the longest cell takes."""
+        cells = [line.cell.parts for line in self.lines]
+        found = [self._machine_time(part for parts in cells for part in parts)]
+        alone = [self._machine_time(parts) for parts in cells]
+        found += [None if each is None else self._jobs * each for each in alone]
+        known = [each for each in found if each is not None]
+        return None if len(known) < len(found) else max(0.0, *known)
 
-    def _elapsed(self) -> float:
-        """What the running parts have had of the whole machine's time."""
+    def _machine_time(self, parts: Iterable[Part]) -> float | None:
+        """Seconds of the whole machine that are still needed for these parts; those that run had some already."""
+        open_parts, started = (
+            dict(self._left),
+            dict(self._started),
+        )  # as they are now: other threads change them
+        names = [id(part) for part in parts if id(part) in open_parts]
+        left = time_left(self._took, [open_parts[name] for name in names])
+        if left is None:
+            return None
         now = time.monotonic()
-        return sum(now - start for start in tuple(self._started.values())) / self._jobs
+        return left - sum(now - started[name] for name in names if name in started) / self._jobs
 
     def _left_in_words(self) -> str:
         return f"time left: {in_words(self.time_left())}"

@@ -99,11 +99,11 @@ def finished(cell: Cell, part: Part) -> bool:
     return bool(read_record(cell.folder).get("parts", {}).get(part.name, {}).get("asked") == part.asked)
 
 
-def begin(cell: Cell, part: Part) -> None:
-    """Note what is asked before the part runs; a result of something else is stale and goes."""
+def begin(cell: Cell, part: Part, when: float) -> None:
+    """Note what is asked, and when, before the part runs; a result of something else is stale and goes."""
     if part.name != "train" and not finished(cell, part):
         part.result.unlink(missing_ok=True)
-    write_record(cell, part)
+    write_record(cell, part, when=when)
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -42,6 +42,10 @@ class StopRequest:
                 signal.signal(each, handler)
 
     def _receive(self, signum: int, _: FrameType | None) -> None:
+        self.ask()
+
+    def ask(self) -> None:
+        """What a signal does: processes are asked to stop, the second time they are ended."""
         again, self.wanted = self.wanted, True
         for child in tuple(self._children):
             if child.poll() is None:
@@ -49,10 +53,11 @@ class StopRequest:
 
     @staticmethod
     def _end(child: subprocess.Popen[bytes], at_once: bool) -> None:
-        if at_once:
-            os.killpg(child.pid, signal.SIGKILL)
-        else:
+        if not at_once:
             child.send_signal(signal.SIGINT)
+            return
+        with suppress(ProcessLookupError):  # it may have ended by itself this very moment
+            os.killpg(child.pid, signal.SIGKILL)
 
     def run(self, child: subprocess.Popen[bytes], look: Callable[[], None]) -> int:
         """Wait for the process, looking at it now and then; returns its exit code, negative for a signal.
@@ -68,6 +73,9 @@ class StopRequest:
                     return child.wait(LOOK_EVERY)
                 except subprocess.TimeoutExpired:
                     look()
+        except BaseException:
+            self._end(child, at_once=True)  # nobody would wait for it any more
+            raise
         finally:
             self._children.discard(child)
 

@@ -39,13 +39,14 @@ def reproduce(config: ReproduceConfig, program: Sequence[str] = PROGRAM) -> Outc
         _list(cells, console)
         return Outcome()
     stop = StopRequest()
-    jobs = _jobs(config)
+    unfinished = sum(not all(finished(cell, part) for part in cell.parts) for cell in cells)
+    jobs = min(_jobs(config), max(unfinished, 1))
     with stop.listening(), Board(cells, Console(highlight=False), jobs) as board:
         outcome = Runner(board, stop, program, config.keep_checkpoints, jobs).run(cells)
     if outcome.stopped:
         console.print(
-            f"stopped: {len(outcome.done)} of {len(cells)} cells are done, the interrupted training has its "
-            "checkpoint; the same command goes on from here"
+            f"stopped: {len(outcome.done)} of {len(cells)} cells are done, interrupted trainings have their "
+            "checkpoints; the same command goes on from here"
         )
         raise KeyboardInterrupt
     _print_table(config, outcome, console)
@@ -54,7 +55,7 @@ def reproduce(config: ReproduceConfig, program: Sequence[str] = PROGRAM) -> Outc
 
 
 def _jobs(config: ReproduceConfig) -> int:
-    """How many cells run at the same time. One thread each wastes least of a processor; GPUs are for one training."""
+    """How many cells run at the same time. Few threads each waste least of a processor; GPUs are for one training."""
     if config.jobs is not None:
         return config.jobs
     import torch  # takes a second, which a mistake in the configuration need not wait for

@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -63,12 +63,15 @@ class Runner:
         self._ended: dict[Path, Future[None]] = {}
 
     def run(self, cells: Sequence[Cell]) -> Outcome:
-        """Do what is missing of every cell."""
+        """Do what is missing of every cell. A cell whose files cannot be written has failed; the others go on."""
         with ThreadPoolExecutor(self._jobs) as pool:
             for cell in cells:
                 self._ended[cell.folder] = pool.submit(self._take, cell)
-        for ended in self._ended.values():
-            ended.result()
+            ended, _ = wait(self._ended.values(), return_when=FIRST_EXCEPTION)
+            if any(each.exception() for each in ended):
+                self._stop.ask()  # a mistake of ours: end the others, so that it is seen now and not in hours
+        for each in self._ended.values():
+            each.result()
         for found in (self._outcome.done, self._outcome.elsewhere):
             found.sort(key=cells.index)
         self._outcome.failed.sort(key=lambda failure: cells.index(failure.cell))
@@ -88,12 +91,12 @@ class Runner:
                 self._do(cell, lock)
 
     def _do(self, cell: Cell, lock: IO[str]) -> None:
-        write_record(cell, when=time.time())
         missing = [part for part in cell.parts if not finished(cell, part)]
         for part in cell.parts:
             if part not in missing:
                 self._board.skip(part)
         if not missing:
+            write_record(cell, when=time.time())
             self._outcome.done.append(cell)
             self._board.change(cell, "there")
             return
@@ -101,7 +104,10 @@ class Runner:
         for part in missing:
             self._board.change(cell, "running", part.name)
             self._board.start(part)
-            reason = self._run_part(cell, part, lock)
+            try:
+                reason = self._run_part(cell, part, lock)
+            except OSError as error:
+                reason = f"{error.filename or cell.folder}: {error.strerror or error}"
             took += self._board.finish(part, succeeded=reason is None)
             if reason is not None:
                 self._note(cell, part, reason)
@@ -111,7 +117,7 @@ class Runner:
 
     def _run_part(self, cell: Cell, part: Part, lock: IO[str]) -> str | None:
         """Run one command; returns why it did not end well, or None."""
-        begin(cell, part)
+        begin(cell, part, when=time.time())
         log, start = _log(cell, part), time.monotonic()
         code = run_logged(
             self._program,

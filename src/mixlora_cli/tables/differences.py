@@ -9,15 +9,16 @@ import numpy as np
 
 from mixlora_cli.evaluation.benchmarks import MEAN_TITLE
 from mixlora_cli.evaluation.comparison import Group, paired_over_seeds
-from mixlora_cli.evaluation.marks import pairs, read_run, shared
+from mixlora_cli.evaluation.marks import pairs, read_run, shared_by_all
 from mixlora_cli.evaluation.paired import (
     Difference,
     compare_means,
-    compare_right,
+    compare_right_over_seeds,
     compare_seeds,
     holm,
     why_untested,
 )
+from mixlora_cli.evaluation.statistics import Floats
 from mixlora_cli.tables.build import RowValues, TableValues
 from mixlora_cli.tables.layout import AVERAGE_TITLE, Pair
 
@@ -45,54 +46,63 @@ def pair_lines(table: TableValues) -> list[PairLine]:
     lines: list[PairLine] = []
     for pair in table.layout.pairs:
         left, right = table.row(pair.left), table.row(pair.right)
-        if not (left.seeds and right.seeds):
-            continue
-        seeds = _paired_seeds(left, right)
-        found = (
-            _on_seen(table, left, right, seeds)
-            if table.layout.on_seen_tasks
-            else _on_unseen(left, right, seeds)
-        )
-        ours = tuple(seed for seed, _ in seeds)
-        fresh = [
-            PairLine(pair, column, found[column], ours, None, *_over_seeds(left, right, column))
-            for column in table.columns
-            if column in found
-        ]
+        differences = _Paired(table, left, right)
+        fresh = []
+        for column in table.columns:
+            seeds = _paired_seeds(left, right, column)
+            if seeds and (difference := differences.find(column, seeds)):
+                ours = tuple(seed for seed, _ in seeds)
+                over = _over_seeds(left, right, column)
+                fresh.append(PairLine(pair, column, difference, ours, None, *over))
         lines += _corrected(fresh)
     return lines
 
 
-def _paired_seeds(left: RowValues, right: RowValues) -> list[tuple[int, int]]:
-    """The seeds that both have, each with itself; where there is none, each one's first."""
-    both = [seed for seed in left.seeds if seed in right.seeds]
-    return [(seed, seed) for seed in both] or [(left.seeds[0], right.seeds[0])]
+Seeds = tuple[tuple[int, int], ...]
+"""(seed of the left row, seed of the right row) of trainings that are compared with one another."""
 
 
-def _on_unseen(left: RowValues, right: RowValues, seeds: Sequence[tuple[int, int]]) -> dict[str, Difference]:
-    theirs = tuple(read_run(str(right.evaluations[seed])) for _, seed in seeds)
-    ours = tuple(read_run(str(left.evaluations[seed])) for seed, _ in seeds)
-    return paired_over_seeds(*(Group(runs[0].results.label, runs) for runs in (theirs, ours)))
+def _paired_seeds(left: RowValues, right: RowValues, column: str) -> Seeds:
+    """The seeds that both have the column of, each with itself; where there is none, each one's first."""
+    ours, theirs = (
+        sorted(seed for seed, values in row.by_seed.items() if column in values) for row in (left, right)
+    )
+    both = tuple((seed, seed) for seed in ours if seed in theirs)
+    return both or tuple(zip(ours[:1], theirs[:1], strict=False))
 
 
-def _on_seen(
-    table: TableValues, left: RowValues, right: RowValues, seeds: Sequence[tuple[int, int]]
-) -> dict[str, Difference]:
-    found: dict[str, Difference] = {}
-    differences = []
-    for task, title in table.titles.items():
-        both = [(right.marks[theirs].get(task), left.marks[ours].get(task)) for ours, theirs in seeds]
-        marks = [(theirs, ours) for theirs, ours in both if theirs and ours]
-        if len(marks) < len(seeds):
-            continue
-        arrays = [pairs(*each, shared(*each, task)) for each in marks]
-        differences.append(np.mean([after - before for before, after in arrays], axis=0))
-        found[title] = (
-            compare_right(*arrays[0]) if len(arrays) == 1 else compare_means([differences[-1]], 100)
-        )
-    if len(differences) == len(table.titles):
-        found[AVERAGE_TITLE] = compare_means(differences, 100)
-    return found
+class _Paired:
+    """Differences of two rows on the instances that both answered; evaluations are read once for the same seeds."""
+
+    def __init__(self, table: TableValues, left: RowValues, right: RowValues) -> None:
+        self._table, self._left, self._right = table, left, right
+        self._unseen: dict[Seeds, dict[str, Difference]] = {}
+
+    def find(self, column: str, seeds: Seeds) -> Difference | None:
+        """The mean over `seeds`."""
+        if self._table.layout.on_seen_tasks:
+            return self._on_seen(column, seeds)
+        if seeds not in self._unseen:
+            self._unseen[seeds] = self._on_unseen(seeds)
+        return self._unseen[seeds].get(column)
+
+    def _on_unseen(self, seeds: Seeds) -> dict[str, Difference]:
+        theirs = tuple(read_run(str(self._right.evaluations[seed])) for _, seed in seeds)
+        ours = tuple(read_run(str(self._left.evaluations[seed])) for seed, _ in seeds)
+        return paired_over_seeds(*(Group(runs[0].results.label, runs) for runs in (theirs, ours)))
+
+    def _on_seen(self, column: str, seeds: Seeds) -> Difference:
+        if column == AVERAGE_TITLE:
+            by_task = [np.mean(self._by_seed(task, seeds), axis=0) for task in self._table.titles]
+            return compare_means(by_task, 100)
+        task = next(task for task, title in self._table.titles.items() if title == column)
+        return compare_right_over_seeds(self._by_seed(task, seeds))
+
+    def _by_seed(self, task: str, seeds: Seeds) -> list[Floats]:
+        """Left minus right (n,) for each pair of trainings, on the instances that all of them answered."""
+        both = [(self._right.marks[theirs][task], self._left.marks[ours][task]) for ours, theirs in seeds]
+        indices = shared_by_all([marks for each in both for marks in each], task)
+        return [after - before for before, after in (pairs(*each, indices) for each in both)]
 
 
 def _over_seeds(left: RowValues, right: RowValues, column: str) -> tuple[Difference | None, str]:

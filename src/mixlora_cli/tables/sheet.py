@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mixlora_cli.evaluation.paired import Difference
 from mixlora_cli.tables.build import RowValues, TableValues
@@ -103,9 +103,9 @@ def differences_sheet(table: TableValues, lines: Sequence[PairLine]) -> Sheet:
         found = {line.column: line for line in lines if line.pair == pair}
         if not found:
             continue
-        seeds = next(iter(found.values())).paired_seeds
+        seeds = max((line.paired_seeds for line in found.values()), key=len)
         head = f"{table.layout.row(pair.left).title} - {table.layout.row(pair.right).title}"
-        paired = [_difference_cell(found.get(column), column) for column in table.columns]
+        paired = [_difference_cell(found.get(column), column, seeds) for column in table.columns]
         rows.append((Cell(head), Cell(pair.why), Cell(f"{seeds_text(seeds)}, paired"), *paired))
         if any(line.seeds or line.untested for line in found.values()):
             over = [_seeds_cell(found.get(column), column) for column in table.columns]
@@ -116,10 +116,10 @@ def differences_sheet(table: TableValues, lines: Sequence[PairLine]) -> Sheet:
         3,
         tuple(rows),
         (
-            "Paired: on the same instances, McNemar's exact test for right or wrong with one seed, a paired bootstrap "
-            "for MME, Text-VQA, means and several seeds; about other instances, for these trainings. Over seeds: "
-            "Welch's t; about other trainings, on these instances. p is not corrected; *: below 0.05 after Holm's "
-            "correction over the benchmarks of a line.",
+            "Paired: on the same instances, the mean over the seeds; McNemar's exact test for right or wrong, over "
+            "several seeds an exact test by flipping signs; a paired bootstrap for MME, Text-VQA, means. About other "
+            "instances, for these trainings. Over seeds: Welch's t; about other trainings, on these instances. p is "
+            "not corrected; *: below 0.05 after Holm's correction over the benchmarks of a line.",
         ),
     )
 
@@ -129,10 +129,14 @@ def seeds_text(seeds: Sequence[int]) -> str:
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
-def _difference_cell(line: PairLine | None, column: str) -> Cell:
+def _difference_cell(line: PairLine | None, column: str, usual: Sequence[int]) -> Cell:
+    """Says of which seeds it is where those are not the row's."""
     if line is None:
         return Cell(ABSENT)
-    return _cell(line.paired, column, "*" if line.p_holm is not None and line.p_holm < SIGNIFICANCE else "")
+    cell = _cell(line.paired, column, "*" if line.p_holm is not None and line.p_holm < SIGNIFICANCE else "")
+    if line.paired_seeds == usual:
+        return cell
+    return replace(cell, beside=f"{cell.beside} ({seeds_text(line.paired_seeds)})")
 
 
 def _seeds_cell(line: PairLine | None, column: str) -> Cell:

@@ -5,15 +5,14 @@ The language-model head is the widest matrix product of a small model, and most 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixlora_cli.data.encode import IGNORE
+from mixlora_cli.models.head import head_reads
 
 
 def label_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,23 +29,9 @@ def label_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
     return predicts, following[predicts]
 
 
-@contextmanager
-def head_sees_only(head: nn.Module, predicts: Tensor) -> Iterator[None]:
-    """Inside, `head` maps hidden states (batch, length, d) to logits (n, vocabulary) of the `predicts` tokens alone.
-
-    They are gathered into a two-dimensional tensor first: a sliced three-dimensional one makes torch copy the head's
-    whole weight for each row of the batch.
-    """
-
-    def select(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
-        hidden: Tensor = args[0]
-        return (hidden[predicts.to(hidden.device)], *args[1:])
-
-    handle = head.register_forward_pre_hook(select)
-    try:
-        yield
-    finally:
-        handle.remove()
+def head_sees_only(head: nn.Module, predicts: Tensor) -> AbstractContextManager[None]:
+    """Inside, `head` maps hidden states (batch, length, d) to logits (n, vocabulary) of the `predicts` tokens alone."""
+    return head_reads(head, lambda hidden: hidden[predicts.to(hidden.device)])
 
 
 def token_loss(logits: Tensor, targets: Tensor, num_tokens: Tensor | float) -> Tensor:
