@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +53,31 @@ def put_in_place(draft: Path, folder: Path) -> None:
     draft.rename(folder)
     sync(folder.parent)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextmanager
+def folder_beside(root: Path) -> Iterator[Path]:
+    """A new folder on the disk of `root`, to be filled and renamed; removed again unless it was."""
+    root.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    folder.chmod(0o755)  # mkdtemp's 0700 would hide a shared cache from everybody else
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def move_unless_there(folder: Path, root: Path, is_whole: Callable[[Path], bool]) -> None:
+    """Rename `folder` to `root`; where another process was faster with the same files, theirs stay.
+
+    Raises:
+        OSError: it cannot be renamed, and what is at `root` is not `is_whole`.
+    """
+    try:
+        folder.rename(root)
+    except OSError:
+        if not is_whole(root):
+            raise
 
 
 def readable_as_usual(file: Path) -> None:

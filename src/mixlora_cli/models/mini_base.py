@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
@@ -13,6 +11,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from mixlora_cli.data.cache import cache_root
 from mixlora_cli.data.template import SMOLLM
+from mixlora_cli.durable import folder_beside, move_unless_there
 from mixlora_cli.models import mini, tower
 from mixlora_cli.models.base import Base
 from mixlora_cli.models.stage_one import ASSET, StageOne, load_stage_one
@@ -58,17 +57,10 @@ def _assemble(folder: Path) -> None:
     Console(stderr=True).print("assembling the small model (once, about a minute)", markup=False)
     stage_one = load_stage_one()
     base = with_stage_one(unaligned_base(seed=0), stage_one)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-    try:
-        base.model.save_pretrained(partial)
-        mini.build_processor(base.tokenizer, IMAGE_SIZE).save_pretrained(partial)
-        partial.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # else another process was faster, with the same model
-            raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with folder_beside(folder) as draft:
+        base.model.save_pretrained(draft)
+        mini.build_processor(base.tokenizer, IMAGE_SIZE).save_pretrained(draft)
+        move_unless_there(draft, folder, Path.is_dir)
 
 
 def _as_base(

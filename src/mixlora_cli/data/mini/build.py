@@ -8,13 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import signal
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,6 +21,7 @@ from mixlora_cli.data.mini.canvas import render
 from mixlora_cli.data.mini.digits import Digit, render_digit
 from mixlora_cli.data.mini.plan import Counts, Plan, make_plan
 from mixlora_cli.data.mini.progress import counting
+from mixlora_cli.durable import folder_beside, move_unless_there
 from mixlora_cli.errors import UserError
 
 NUM_PROCESSES = 2
@@ -70,12 +68,11 @@ def build_mini(root: Path, progress: bool = True, counts: Counts = _FULL) -> Non
     if _is_whole(root):
         return
     try:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        with _folder_beside(root) as folder:
+        with folder_beside(root) as folder:
             plan = make_plan(counts)
             _render_all(plan, folder / "images", progress)
             _write_json(plan, folder)
-            _move(folder, root)
+            move_unless_there(folder, root, _is_whole)
     except OSError as error:
         raise UserError(
             f"the mini data cannot be built at {root} ({error.strerror or error}): "
@@ -96,25 +93,6 @@ def _version(package: str) -> str:
 
 def _is_whole(root: Path) -> bool:
     return (root / "metadata.json").is_file()
-
-
-@contextmanager
-def _folder_beside(root: Path) -> Iterator[Path]:
-    """A new folder on the same disk; removed again unless it was renamed."""
-    folder = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-    folder.chmod(0o755)  # mkdtemp's 0700 would hide a shared cache from everybody else
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _move(folder: Path, root: Path) -> None:
-    try:
-        folder.rename(root)
-    except OSError:
-        if not _is_whole(root):  # else another process was faster, with the same files
-            raise
 
 
 def _write_json(plan: Plan, folder: Path) -> None:
