@@ -14,13 +14,16 @@ from mixlora_cli.config.schema import EvalConfig, TrainConfig
 from mixlora_cli.models.skeleton import attach_to_skeleton, build_skeleton
 from mixlora_cli.paths import conf_dir
 from mixlora_cli.planning.counts import count_parameters, num_trained
+from mixlora_cli.reproduction.compose import sweep_of
 
 EXPERIMENTS = conf_dir() / "experiment"
 MINI = EXPERIMENTS / "mini"
-BEYOND = {"straight_through", "pool_prompt", "cfs_released", "lora_equal"}
+CHANGED = {"straight_through", "pool_prompt", "cfs_released"}
+CONTROL = {"control_lora_r4", "control_lora_r16", "control_mixlora_e16_r4"}
+BEYOND = {*CHANGED, *CONTROL, "lora_equal"}
 SPECIALISTS = {"specialist_lora_r4", "specialist_lora_r16"}
 # What may differ between trainings that are compared; all else is the recipe's.
-OWN = {"llava_ft": {"learning_rate"}, **{name: {"steps"} for name in SPECIALISTS}}
+OWN = {"llava_ft": {"learning_rate"}, **{name: {"steps"} for name in SPECIALISTS | CONTROL}}
 SEARCHED = "learning_rate"
 """Each method's own, from one search (docs/findings.md)."""
 TRAINED = sorted(path.stem for path in MINI.glob("*.yaml") if path.stem != "llava_align")
@@ -87,7 +90,7 @@ def test_each_row_is_the_papers_but_for_model_data_and_recipe(name: str) -> None
 
 def test_beyond_the_paper_each_changes_one_choice() -> None:
     plain = trained("mixlora_e16_r4")
-    changed = {name: trained(name) for name in BEYOND - {"lora_equal"}}
+    changed = {name: trained(name) for name in CHANGED}
     for name, group, key, value in (
         ("straight_through", "adapter", "router_grad", "straight_through"),
         ("cfs_released", "adapter", "cfs", "released"),
@@ -97,6 +100,16 @@ def test_beyond_the_paper_each_changes_one_choice() -> None:
             ours, theirs = vars(getattr(changed[name], part)), vars(getattr(plain, part))
             assert {k for k in ours if ours[k] != theirs[k]} == ({key} if part == group else set())
         assert getattr(getattr(changed[name], group), key) == value
+
+
+def test_the_control_sees_what_the_specialists_see() -> None:
+    tasks = sweep_of("train", TrainConfig, ["experiment=mini/specialist_lora_r4"], "data.tasks")
+    specialist = trained("specialist_lora_r4")
+    for name in CONTROL:
+        control = trained(name)
+        assert [f"[{task}]" for task in control.data.tasks or []] == tasks
+        assert control.data.max_per_task == specialist.data.max_per_task
+        assert control.train.steps == len(tasks) * (specialist.train.steps or 0)
 
 
 def test_every_row_has_its_own_folder() -> None:

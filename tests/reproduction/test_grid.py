@@ -141,6 +141,7 @@ def test_tables_share_their_cells() -> None:
     assert len(by_table["table1"] & by_table["table3"]) == 3
     assert len(by_table["table1"] & by_table["figure4"]) == 6
     assert len(by_table["table1"] & by_table["beyond"]) == 2
+    assert len(by_table["table3"] & by_table["control"]) == 12  # the specialists
 
 
 def test_figures_need_three_trainings_and_draw_from_them() -> None:
@@ -175,5 +176,6 @@ def test_mistakes_are_said_before_anything_runs() -> None:
         grid("table1", jobs=0)
     with pytest.raises(ValueError, match="must name at least one seed"):
         grid("table1", seeds=[])
-    with pytest.raises(ValueError, match="`beyond` exists at scale=mini alone"):
-        grid("beyond", scale="paper")
+    for what in ("beyond", "control"):
+        with pytest.raises(ValueError, match=f"`{what}` exists at scale=mini alone"):
+            grid(what, scale="paper")

@@ -7,7 +7,8 @@ from typing import Literal
 
 MOST_JOBS = 4
 """Each takes some 2 to 4 GB of memory."""
-What = Literal["table1", "table2", "table3", "figure4", "figures", "beyond"]
+What = Literal["table1", "table2", "table3", "figure4", "figures", "beyond", "control"]
+MINI_ALONE = ("beyond", "control")
 
 
 def _require(condition: bool, key: str, value: object, allowed: str) -> None:
@@ -63,7 +64,7 @@ class ReproduceConfig:
             self.what is not None,
             "what",
             self.what,
-            "say what: `mixlora reproduce table1`, table2, table3, figure4, figures or beyond",
+            "say what: `mixlora reproduce table1`, table2, table3, figure4, figures, beyond or control",
         )
         _require(
             self.seeds is None or len(self.seeds) > 0, "seeds", self.seeds, "must name at least one seed"
@@ -77,8 +78,8 @@ class ReproduceConfig:
         _require(self.budget is None or self.budget > 0, "budget", self.budget, "must be > 0 or null")
         _require(self.jobs is None or self.jobs > 0, "jobs", self.jobs, "must be > 0 or null")
         _require(
-            self.what != "beyond" or self.scale == "mini",
+            self.what not in MINI_ALONE or self.scale == "mini",
             "scale",
             self.scale,
-            "`beyond` exists at scale=mini alone",
+            f"`{self.what}` exists at scale=mini alone",
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-TableChoice = Literal["table1", "table2", "table3", "figure4", "beyond"]
+TableChoice = Literal["table1", "table2", "table3", "figure4", "beyond", "control"]
 
 
 @dataclass(frozen=True)
@@ -25,5 +25,5 @@ class TableConfig:
     def __post_init__(self) -> None:
         if self.what is None:
             raise ValueError(
-                "what=null: say which: `mixlora table table1`, table2, table3, figure4 or beyond"
+                "what=null: say which: `mixlora table table1`, table2, table3, figure4, beyond or control"
             )

@@ -5,13 +5,13 @@ A row is an experiment of `conf/experiment/<scale>`. What is run and what is pri
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mixlora_cli.evaluation.benchmarks import COLUMNS, MEAN_TITLE
 
 Scale = Literal["mini", "paper"]
-TableName = Literal["table1", "table2", "table3", "figure4", "beyond"]
+TableName = Literal["table1", "table2", "table3", "figure4", "beyond", "control"]
 AVERAGE_TITLE = "AVG"
 ABSENT = "-"
 
@@ -194,4 +194,28 @@ BEYOND = Layout(
     ),
 )
 
-LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (TABLE_1, TABLE_2, TABLE_3, FIGURE_4, BEYOND)}
+CONTROL = Layout(
+    "control",
+    "Beyond the paper: the six seen tasks alone, trained together on the specialists' own instances, as often",
+    _MODEL,
+    None,
+    (
+        _specialist(4),
+        _specialist(16),
+        *(
+            replace(row, experiment=f"control_{row.experiment}")
+            for row in (_lora(4), _lora(16), _mixlora(16, 4))
+        ),
+    ),
+    (
+        Pair("control_lora_r4", "specialist_lora_r4", "what sharing an adapter costs LoRA"),
+        Pair("control_lora_r16", "specialist_lora_r16", "what sharing an adapter costs LoRA"),
+        Pair("control_mixlora_e16_r4", "specialist_lora_r4", "what sharing an adapter costs MixLoRA"),
+        Pair("control_mixlora_e16_r4", "control_lora_r4", "the same rank"),
+        Pair("control_mixlora_e16_r4", "control_lora_r16", "the same number of trained parameters"),
+    ),
+)
+
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout for layout in (TABLE_1, TABLE_2, TABLE_3, FIGURE_4, BEYOND, CONTROL)
+}
