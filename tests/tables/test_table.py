@@ -256,9 +256,10 @@ def test_figure_4(make_cell: Any, tmp_path: Path) -> None:
 
 def test_every_layout_prints_from_nothing_but_one_cell(make_cell: Any, tmp_path: Path) -> None:
     make_cell("mixlora_e32_r4", right=10)
-    for name in ("table1", "table2", "figure4"):
+    make_cell("control_lora_r4", right=10, seen=TASKS)
+    for name in ("table1", "table2", "figure4", "control"):
         assert table(config(tmp_path, name))
-    assert len(LAYOUTS) == 5
+    assert set(LAYOUTS) == {"table1", "table2", "table3", "figure4", "beyond", "control"}
 
 
 def test_a_folder_without_cells_is_said(tmp_path: Path) -> None:
