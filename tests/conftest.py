@@ -1,0 +1,20 @@
+"""What every test takes for granted, on whatever machine it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_bf16_in_hardware() -> Iterator[None]:
+    """`precision=auto` is fp32 in this process, so that numbers are compared with the same rounding everywhere.
+
+    Tests of bf16 ask for it. Processes that a test starts see the real processor.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+            patch.setattr(torch.cpu, name, lambda: False)
+        yield
