@@ -3,6 +3,7 @@
 # configuration, losses, scores and answers; no weights. Usage: scripts/keep_results.sh [runs/reproduce/mini [results/mini]]
 set -euo pipefail
 cd "$(dirname "$0")/.."
+here=$PWD
 source=${1:-runs/reproduce/mini}
 kept=${2:-results/mini}
 
@@ -16,7 +17,7 @@ for cell in */; do
     "$cell"/eval*/{results.json,predictions.jsonl} "$cell"/interference/interference.json "$cell"/tsne*/tsne.json; do
     if [ -f "$file" ]; then
       mkdir -p "$kept/$(dirname "$file")"
-      sed "s#$HOME/#~/#g" "$file" >"$kept/$file" # where pictures lay is nobody else's business
+      sed "s#$here/##g; s#$HOME/#~/#g" "$file" >"$kept/$file" # where pictures lay is nobody else's business
     fi
   done
 done

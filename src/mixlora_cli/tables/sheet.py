@@ -149,4 +149,5 @@ def _cell(difference: Difference, column: str, star: str) -> Cell:
     digits = digits_of(column)
     low, high = difference.interval.low, difference.interval.high
     p = "p<0.001" if difference.p < 0.001 else f"p={difference.p:.3f}"
-    return Cell(f"{difference.value:+.{digits}f}{star}", f"[{low:.{digits}f}, {high:.{digits}f}]", p)
+    value = round(difference.value, digits) + 0.0  # no "-0.0"
+    return Cell(f"{value:+.{digits}f}{star}", f"[{low:.{digits}f}, {high:.{digits}f}]", p)
