@@ -19,8 +19,9 @@ from mixlora_cli.reproduction.compose import sweep_of
 EXPERIMENTS = conf_dir() / "experiment"
 MINI = EXPERIMENTS / "mini"
 CHANGED = {"straight_through", "pool_prompt", "cfs_released"}
-CONTROL = {"control_lora_r4", "control_lora_r16", "control_mixlora_e16_r4"}
-BEYOND = {*CHANGED, *CONTROL, "lora_equal"}
+TASK_ROUTING = {"task_routing", "control_task_routing"}
+CONTROL = {"control_lora_r4", "control_lora_r16", "control_mixlora_e16_r4", "control_task_routing"}
+BEYOND = {*CHANGED, *CONTROL, *TASK_ROUTING, "lora_equal"}
 SPECIALISTS = {"specialist_lora_r4", "specialist_lora_r16"}
 # What may differ between trainings that are compared; all else is the recipe's.
 OWN = {"llava_ft": {"learning_rate"}, **{name: {"steps"} for name in SPECIALISTS | CONTROL}}
@@ -110,6 +111,17 @@ def test_the_control_sees_what_the_specialists_see() -> None:
         assert [f"[{task}]" for task in control.data.tasks or []] == tasks
         assert control.data.max_per_task == specialist.data.max_per_task
         assert control.train.steps == len(tasks) * (specialist.train.steps or 0)
+
+
+def test_task_routing_changes_the_routing_alone() -> None:
+    for name, usual in (
+        ("task_routing", "mixlora_e16_r4"),
+        ("control_task_routing", "control_mixlora_e16_r4"),
+    ):
+        ours, theirs = trained(name), trained(usual)
+        assert (ours.routing.name, theirs.routing.name) == ("task", "instance")
+        for part in ("adapter", "train", "data", "model", "rank", "factors"):
+            assert getattr(ours, part) == getattr(theirs, part)
 
 
 def test_every_row_has_its_own_folder() -> None:

@@ -182,6 +182,7 @@ BEYOND = Layout(
         _changed("straight_through", "MixLoRA", "router_grad=straight_through"),
         _changed("pool_prompt", "MixLoRA", "pool=prompt"),
         _changed("cfs_released", "MixLoRA", "cfs=released"),
+        _changed("task_routing", "MixLoRA", "routing=task"),
         _changed("lora_r16", "LoRA r=16", "as many trained parameters"),
         _changed("lora_equal", "LoRA r=63", "as many parameters, routers counted"),
     ),
@@ -189,6 +190,8 @@ BEYOND = Layout(
         Pair("straight_through", "mixlora_e16_r4", "trained routers"),
         Pair("pool_prompt", "mixlora_e16_r4", "selection without the answer"),
         Pair("cfs_released", "mixlora_e16_r4", "CFS as in the published code"),
+        Pair("task_routing", "mixlora_e16_r4", "selection by the task's definition"),
+        Pair("task_routing", "lora_r16", "the same number of trained parameters"),
         Pair("mixlora_e16_r4", "lora_r16", "the same number of trained parameters"),
         Pair("straight_through", "lora_equal", "about the same number of trained parameters"),
     ),
@@ -206,12 +209,16 @@ CONTROL = Layout(
             replace(row, experiment=f"control_{row.experiment}")
             for row in (_lora(4), _lora(16), _mixlora(16, 4))
         ),
+        Row("control_task_routing", ("MixLoRA, routing=task", "16", "4"), "MixLoRA E=16 r=4 routing=task"),
     ),
     (
         Pair("control_lora_r4", "specialist_lora_r4", "what sharing an adapter costs LoRA"),
         Pair("control_lora_r16", "specialist_lora_r16", "what sharing an adapter costs LoRA"),
         Pair("control_mixlora_e16_r4", "specialist_lora_r4", "what sharing an adapter costs MixLoRA"),
+        Pair("control_task_routing", "specialist_lora_r4", "what sharing costs with selection by task"),
         Pair("control_mixlora_e16_r4", "control_lora_r4", "the same rank"),
+        Pair("control_task_routing", "control_lora_r4", "the same rank"),
+        Pair("control_task_routing", "control_lora_r16", "the same number of trained parameters"),
         Pair("control_mixlora_e16_r4", "control_lora_r16", "the same number of trained parameters"),
     ),
 )
