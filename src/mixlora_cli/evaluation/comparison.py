@@ -21,6 +21,7 @@ from mixlora_cli.evaluation.marks import (
     shared,
     shared_by_all,
 )
+from mixlora_cli.evaluation.metrics import Metric
 from mixlora_cli.evaluation.paired import (
     Difference,
     OverSeeds,
@@ -184,12 +185,17 @@ def _value_on(run: Run, chosen: Mapping[Task, Sequence[int]]) -> float:
 
 
 def _difference(first: Run, second: Run, column: str, both: Mapping[Task, Sequence[int]]) -> Difference:
-    (task, indices), *others = both.items()
+    task, indices = next(iter(both.items()))
     ours, theirs = first.tasks[task], second.tasks[task]
-    if not others and ours.metric.mark is not None and not ours.metric.graded and column != SEEN_TITLE:
+    if _is_right_or_wrong(ours.metric, len(both), column):
         return compare_right(*pairs(ours, theirs, indices))
     differences = _by_unit(first, second, both)
     return compare_means(differences, 100, total=ours.metric.mark is None)
+
+
+def _is_right_or_wrong(metric: Metric, num_tasks: int, column: str) -> bool:
+    """Whether a column is the share of right answers to one benchmark, for which there are exact tests."""
+    return num_tasks == 1 and metric.mark is not None and not metric.graded and column != SEEN_TITLE
 
 
 def _by_unit(first: Run, second: Run, both: Mapping[Task, Sequence[int]]) -> list[Floats]:
@@ -229,7 +235,7 @@ def _over_pairs(first: Group, second: Group, column: str) -> Difference:
     both = {task: shared_by_all([run.tasks[task] for run in all_runs], task[1]) for task in tasks}
     by_pair = [_by_unit(*runs, both) for runs in zip(first.runs, second.runs, strict=True)]
     metric = one.tasks[tasks[0]].metric
-    if len(tasks) == 1 and metric.mark is not None and not metric.graded and column != SEEN_TITLE:
+    if _is_right_or_wrong(metric, len(tasks), column):
         return compare_right_over_seeds([units[0] for units in by_pair])
     means = [np.mean(units, axis=0) for units in zip(*by_pair, strict=True)]
     return compare_means(means, 100, total=metric.mark is None)

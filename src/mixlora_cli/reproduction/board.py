@@ -109,10 +109,8 @@ class Board:
 
     def _machine_time(self, parts: Iterable[Part]) -> float | None:
         """Seconds of the whole machine that are still needed for these parts; those that run had some already."""
-        open_parts, started = (
-            dict(self._left),
-            dict(self._started),
-        )  # as they are now: other threads change them
+        # As they are now: other threads change them.
+        open_parts, started = dict(self._left), dict(self._started)
         names = [id(part) for part in parts if id(part) in open_parts]
         left = time_left(self._took, [open_parts[name] for name in names])
         if left is None:
