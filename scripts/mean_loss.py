@@ -23,8 +23,9 @@ def mean_loss(path: Path, first: int, last: int) -> tuple[float, int]:
     return sum(row["loss"] * row["loss_steps"] for row in rows) / steps, steps
 
 
-if len(sys.argv) < 4:
-    raise SystemExit(__doc__)
-for name in sys.argv[3:]:
-    loss, steps = mean_loss(Path(name), int(sys.argv[1]), int(sys.argv[2]))
-    print(f"{loss:.3f}  {steps} steps  {name}")
+if __name__ == "__main__":
+    if len(sys.argv) < 4:
+        raise SystemExit(__doc__)
+    for name in sys.argv[3:]:
+        loss, steps = mean_loss(Path(name), int(sys.argv[1]), int(sys.argv[2]))
+        print(f"{loss:.3f}  {steps} steps  {name}")
