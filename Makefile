@@ -15,7 +15,7 @@ export TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-REPRODUCTIONS := $(addprefix reproduce-,table1 table2 table3 figure4 figures beyond control)
+REPRODUCTIONS := $(addprefix reproduce-,table1 table2 table3 figure4 figures beyond seen control)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format types check clean $(REPRODUCTIONS)
@@ -40,6 +40,7 @@ reproduce-table3: ## Table 3: held-out instances of six seen tasks, specialists 
 reproduce-figure4: ## Figure 4: with and without conditional factor selection
 reproduce-figures: ## Figures 2, 5, 6 and 7: interference and selection maps
 reproduce-beyond: ## beyond the paper: trained routers, prompt pooling, released CFS, LoRA of equal size
+reproduce-seen: ## beyond the paper: the same choices on held-out instances of six seen tasks
 reproduce-control: ## beyond the paper: Table 3's six tasks alone, on the same instances as often as the specialists
 
 # The same command goes on where it was: finished cells stay, interrupted trainings resume, failed ones are tried again.

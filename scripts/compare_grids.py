@@ -66,7 +66,8 @@ def main(before: Path, after: Path, first: int = 201, last: int = 300) -> None:
         lines = compared(before / name, after / name)
         losses = {folder: loss_of(folder / name, first, last) for folder in (before, after)}
         for column in SCORES:
-            assert (found := lines[column].difference) is not None
+            found = lines[column].difference
+            assert found is not None
             repeated[column].append(found.value)
             excluded[column] += not found.interval.low <= 0 <= found.interval.high
         repeated["loss"].append(losses[after] - losses[before])
@@ -76,7 +77,9 @@ def main(before: Path, after: Path, first: int = 201, last: int = 300) -> None:
         for folder in (before, after):
             trainings[folder, row][-1]["loss"] = losses[folder]
         both = ("-" if isnan(loss) else f"{loss:.3f}" for loss in losses.values())
-        print("|", " | ".join([name.rpartition("-")[0], *(shown(lines[each]) for each in SCORES), *both]), "|")
+        print(
+            "|", " | ".join([name.rpartition("-")[0], *(shown(lines[each]) for each in SCORES), *both]), "|"
+        )
     print(f"\n{len(names)} cells.")
     for column, digits in DIGITS.items():
         seeds = [b[column] - a[column] for row in trainings.values() for a, b in combinations(row, 2)]

@@ -142,6 +142,7 @@ def test_tables_share_their_cells() -> None:
     assert len(by_table["table1"] & by_table["figure4"]) == 6
     assert len(by_table["table1"] & by_table["beyond"]) == 2
     assert len(by_table["table3"] & by_table["control"]) == 12  # the specialists
+    assert by_table["beyond"] < by_table["seen"]  # the same trainings, scored on other instances
 
 
 def test_figures_need_three_trainings_and_draw_from_them() -> None:
@@ -176,6 +177,6 @@ def test_mistakes_are_said_before_anything_runs() -> None:
         grid("table1", jobs=0)
     with pytest.raises(ValueError, match="must name at least one seed"):
         grid("table1", seeds=[])
-    for what in ("beyond", "control"):
+    for what in ("beyond", "seen", "control"):
         with pytest.raises(ValueError, match=f"`{what}` exists at scale=mini alone"):
             grid(what, scale="paper")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
+
+from mixlora_cli.config.table import TableName
 
 MOST_JOBS = 4
 """Each takes some 2 to 4 GB of memory."""
-What = Literal["table1", "table2", "table3", "figure4", "figures", "beyond", "control"]
-MINI_ALONE = ("beyond", "control")
+What = Literal[TableName, "figures"]
+MINI_ALONE = ("beyond", "seen", "control")
 
 
 def _require(condition: bool, key: str, value: object, allowed: str) -> None:
@@ -60,12 +62,9 @@ class ReproduceConfig:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        _require(
-            self.what is not None,
-            "what",
-            self.what,
-            "say what: `mixlora reproduce table1`, table2, table3, figure4, figures, beyond or control",
-        )
+        first, *others = get_args(What)
+        known = f"say what: `mixlora reproduce {first}`, {', '.join(others)}"
+        _require(self.what is not None, "what", self.what, known)
         _require(
             self.seeds is None or len(self.seeds) > 0, "seeds", self.seeds, "must name at least one seed"
         )

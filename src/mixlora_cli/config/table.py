@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-TableChoice = Literal["table1", "table2", "table3", "figure4", "beyond", "control"]
+TableName = Literal["table1", "table2", "table3", "figure4", "beyond", "seen", "control"]
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class TableConfig:
     """Folder with the cells that `mixlora reproduce` made."""
     output_dir: str
     """Where the table is written as Markdown, LaTeX and CSV."""
-    what: TableChoice | None = None
+    what: TableName | None = None
     scale: Literal["mini", "paper"] = "mini"
     """paper: the paper's own numbers stand beside ours."""
     judge: str | None = None
@@ -24,6 +24,5 @@ class TableConfig:
 
     def __post_init__(self) -> None:
         if self.what is None:
-            raise ValueError(
-                "what=null: say which: `mixlora table table1`, table2, table3, figure4, beyond or control"
-            )
+            first, *others = get_args(TableName)
+            raise ValueError(f"what=null: say which: `mixlora table {first}`, {', '.join(others)}")

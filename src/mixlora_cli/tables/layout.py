@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from mixlora_cli.config.table import TableName
 from mixlora_cli.evaluation.benchmarks import COLUMNS, MEAN_TITLE
 
 Scale = Literal["mini", "paper"]
-TableName = Literal["table1", "table2", "table3", "figure4", "beyond", "control"]
 AVERAGE_TITLE = "AVG"
 ABSENT = "-"
 
@@ -94,6 +94,22 @@ def _changed(experiment: str, model: str, what: str) -> Row:
 def _mixlora(factors: int, rank: int) -> Row:
     labels = ("MixLoRA", str(factors), str(rank))
     return Row(f"mixlora_e{factors}_r{rank}", labels, f"MixLoRA E={factors} r={rank}")
+
+
+_CHOICES = {
+    "straight_through": "router_grad=straight_through",
+    "pool_prompt": "pool=prompt",
+    "cfs_released": "cfs=released",
+    "mixlora_e16_r4_nocfs": "cfs=none",
+    "task_routing": "routing=task",
+}
+"""Experiments that change one choice of MixLoRA E=16, r=4, and which."""
+
+
+def _with(row: Row, what: str, experiment: str = "") -> Row:
+    """The row with one more label, of another experiment where one is given."""
+    title = row.title if what == ABSENT else f"{row.title} {what}"
+    return Row(experiment or row.experiment, (*row.labels, what), title)
 
 
 TABLE_1 = Layout(
@@ -179,21 +195,38 @@ BEYOND = Layout(
     _ALL,
     (
         _changed("mixlora_e16_r4", "MixLoRA", ABSENT),
-        _changed("straight_through", "MixLoRA", "router_grad=straight_through"),
-        _changed("pool_prompt", "MixLoRA", "pool=prompt"),
-        _changed("cfs_released", "MixLoRA", "cfs=released"),
-        _changed("task_routing", "MixLoRA", "routing=task"),
+        *(_changed(experiment, "MixLoRA", what) for experiment, what in _CHOICES.items()),
         _changed("lora_r16", "LoRA r=16", "as many trained parameters"),
         _changed("lora_equal", "LoRA r=63", "as many parameters, routers counted"),
     ),
     (
-        Pair("straight_through", "mixlora_e16_r4", "trained routers"),
-        Pair("pool_prompt", "mixlora_e16_r4", "selection without the answer"),
-        Pair("cfs_released", "mixlora_e16_r4", "CFS as in the published code"),
-        Pair("task_routing", "mixlora_e16_r4", "selection by the task's definition"),
+        *(Pair(experiment, "mixlora_e16_r4", what) for experiment, what in _CHOICES.items()),
         Pair("task_routing", "lora_r16", "the same number of trained parameters"),
         Pair("mixlora_e16_r4", "lora_r16", "the same number of trained parameters"),
         Pair("straight_through", "lora_equal", "about the same number of trained parameters"),
+    ),
+)
+
+SEEN = Layout(
+    "seen",
+    "Beyond the paper: what each choice learns, held-out instances of six seen tasks",
+    ("Model", "Factors", "Rank", "Changed"),
+    None,
+    (
+        *(_with(row, ABSENT) for row in (_lora(4), _lora(16))),
+        _with(_lora(63), ABSENT, "lora_equal"),
+        _with(_mixlora(16, 4), ABSENT),
+        *(_with(_mixlora(16, 4), what, experiment) for experiment, what in _CHOICES.items()),
+        _with(_mixlora(32, 4), "routing=random", "routing_random"),
+        _with(_mixlora(32, 4), ABSENT),
+        _with(_mixlora(32, 4), "routing=task", "routing_task"),
+    ),
+    (
+        *(Pair(experiment, "mixlora_e16_r4", what) for experiment, what in _CHOICES.items()),
+        Pair("task_routing", "lora_r4", "the same rank"),
+        Pair("task_routing", "lora_r16", "the same number of trained parameters"),
+        Pair("routing_task", "mixlora_e32_r4", "instance or task"),
+        Pair("mixlora_e32_r4", "routing_random", "is the routing worth anything"),
     ),
 )
 
@@ -224,5 +257,5 @@ CONTROL = Layout(
 )
 
 LAYOUTS: dict[str, Layout] = {
-    layout.name: layout for layout in (TABLE_1, TABLE_2, TABLE_3, FIGURE_4, BEYOND, CONTROL)
+    layout.name: layout for layout in (TABLE_1, TABLE_2, TABLE_3, FIGURE_4, BEYOND, SEEN, CONTROL)
 }
