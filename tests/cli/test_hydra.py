@@ -39,7 +39,7 @@ def test_eval_and_align(mixlora: Any, commands: Any, tmp_path: Path) -> None:
 def test_cfg_job_prints_the_configuration(mixlora: Any, commands: Any) -> None:
     printed = yaml.safe_load(mixlora("train", "--cfg", "job", "--resolve", "rank=2").out)
     assert (printed["rank"], printed["model"]["name"]) == (2, "mini")
-    assert printed["output_dir"] == "runs/mini-mini/mixlora-instance-e16-r2-seed0"
+    assert printed["output_dir"] == "runs/mini-mini/mixlora-task-e16-r2-seed0"
     assert commands.called == []
 
 
@@ -131,7 +131,7 @@ def test_jobs_of_a_sweep_may_not_share_a_folder(mixlora: Any, commands: Any) -> 
     assert (result.code, commands.called) == (2, [])
     assert result.err == (
         "error: job 1 (train.learning_rate=0.0001): "
-        "output_dir=runs/mini-mini/mixlora-instance-e16-r4-seed0: "
+        "output_dir=runs/mini-mini/mixlora-task-e16-r4-seed0: "
         "job 0 (train.learning_rate=0.001) writes there too; "
         "name what differs in it, e.g. 'output_dir=runs/lr-${train.learning_rate}'\n"
     )

@@ -34,6 +34,7 @@ from mixlora_cli.config.schema import (
 )
 from mixlora_cli.config.table import TableConfig
 from mixlora_cli.config.tsne import TsneConfig
+from mixlora_cli.errors import UserError
 from mixlora_cli.paths import conf_dir
 
 CONF = conf_dir()
@@ -100,14 +101,14 @@ def test_every_option_composes(group: str, option: str, folder: Path) -> None:
     if group in GROUPS:
         chosen = getattr(config, group)
         assert isinstance(chosen, GROUPS[group])
-        names = {("model", "hf"): "some-llava", ("data", "json"): "my"}
+        names = {("model", "hf"): "some-llava", ("data", "json"): "my", ("routing", "auto"): "task"}
         assert chosen.name == names.get((group, option), option)
 
 
 def test_train_defaults() -> None:
     config = composed("train")
     assert (config.model.name, config.data.name, config.adapter.name) == ("mini", "mini", "mixlora")
-    assert (config.routing.name, config.deepspeed.name) == ("instance", "none")
+    assert (config.routing.name, config.deepspeed.name) == ("task", "none")
     assert (config.factors, config.rank, config.seed) == (16, 4, 0)
     assert (config.model.template, config.model.attn_implementation) == ("smollm", "eager")
     assert config.train == replace(OptimConfig(), learning_rate=config.train.learning_rate)
@@ -126,7 +127,7 @@ def test_yaml_repeats_the_defaults_of_the_dataclasses() -> None:
     assert composed("report", f"run={CONF}").report == PageConfig()
     for option in ("lora", "mixlora"):
         assert composed("train", f"adapter={option}").adapter == AdapterConfig(name=option)
-    assert composed("train").routing == RoutingConfig(name="instance")
+    assert composed("train").routing == RoutingConfig(name="task")
 
 
 def test_both_llava_checkpoints_have_their_own_id() -> None:
@@ -152,8 +153,8 @@ def test_stages_of_zero_are_plain_values(option: str, stage: int) -> None:
 @pytest.mark.parametrize(
     ("overrides", "folder"),
     [
-        ([], "runs/mini-mini/mixlora-instance-e16-r4-seed0"),
-        (["rank=2", "factors=8", "seed=3"], "runs/mini-mini/mixlora-instance-e8-r2-seed3"),
+        ([], "runs/mini-mini/mixlora-task-e16-r4-seed0"),
+        (["rank=2", "factors=8", "seed=3"], "runs/mini-mini/mixlora-task-e8-r2-seed3"),
         (["routing=random"], "runs/mini-mini/mixlora-random-e16-r4-seed0"),
         (["adapter=lora", "rank=8"], "runs/mini-mini/lora-r8-seed0"),
         (["adapter=full", "model=tiny"], "runs/tiny-mini/full-seed0"),
@@ -162,6 +163,25 @@ def test_stages_of_zero_are_plain_values(option: str, stage: int) -> None:
 )
 def test_run_folders_tell_the_choices_apart(overrides: list[str], folder: str) -> None:
     assert composed("train", *overrides).output_dir == folder
+
+
+def test_routing_is_by_task_where_the_data_brings_definitions(folder: Path) -> None:
+    mine = ["data=json", f"data.train={folder}/my.json", f"data.images={folder}"]
+    defined = f"data.metadata={folder}/my.json"
+    assert composed("train", *mine).routing == RoutingConfig(name="instance")
+    assert composed("train", *mine, defined).routing == RoutingConfig(name="task")
+    assert composed("train", *mine, defined, "routing=instance").routing == RoutingConfig(name="instance")
+    assert composed("train", "data=vision_flan").routing == RoutingConfig(name="instance")
+    assert composed("train", *mine, "routing.pool=prompt").routing.pool == "prompt"
+
+
+@pytest.mark.parametrize("given", ["routing.pool=prompt", "routing.decode=step"])
+def test_what_only_instance_routing_reads_is_refused_elsewhere(given: str) -> None:
+    key, value = given.split("=")
+    refused = f"{key}={value}: routing=task does not look at the instance; add routing=instance, or leave "
+    with pytest.raises(UserError, match=refused):
+        composed("train", given)
+    assert composed("train", given, "routing=instance").routing.name == "instance"
 
 
 def test_evaluation_goes_into_its_run(folder: Path) -> None:

@@ -16,6 +16,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("config_groups", config_groups, replace=True)
     OmegaConf.register_new_resolver("joined", joined, replace=True)
     OmegaConf.register_new_resolver("grid_dir", grid_dir, replace=True)
+    OmegaConf.register_new_resolver("usual_routing", usual_routing, replace=True)
 
 
 def run_name(adapter: str, rank: int, factors: int, routing: str) -> str:
@@ -23,6 +24,11 @@ def run_name(adapter: str, rank: int, factors: int, routing: str) -> str:
     if adapter == "mixlora":
         return f"mixlora-{routing}-e{factors}-r{rank}"
     return f"{adapter}-r{rank}" if adapter == "lora" else adapter
+
+
+def usual_routing(source: str, metadata: str | None) -> str:
+    """What routing=auto is: `task` where the data brings definitions (built in, or a file of them), else `instance`."""
+    return "task" if source == "mini" or metadata else "instance"
 
 
 def eval_dir(run: str | None, model: str) -> str:

@@ -100,6 +100,14 @@ class RoutingConfig:
             self.encoder,
             f"routing={self.name} reads no task definitions; only null",
         )
+        for key in ("pool", "decode"):
+            value, usual = getattr(self, key), getattr(RoutingConfig, key)
+            _require(
+                self.name == "instance" or value == usual,
+                f"routing.{key}",
+                value,
+                f"routing={self.name} does not look at the instance; add routing=instance, or leave {usual}",
+            )
         _require(self.balance_loss >= 0, "routing.balance_loss", self.balance_loss, "must be >= 0")
         _require(
             self.balance_loss == 0 or self.name != "random",
