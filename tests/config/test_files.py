@@ -176,9 +176,8 @@ def test_routing_is_by_task_where_the_data_brings_definitions(folder: Path) -> N
 
 
 @pytest.mark.parametrize("given", ["routing.pool=prompt", "routing.decode=step"])
-def test_what_only_instance_routing_reads_is_refused_elsewhere(given: str) -> None:
-    key, value = given.split("=")
-    refused = f"{key}={value}: routing=task does not look at the instance; add routing=instance, or leave "
+def test_what_task_routing_does_not_heed_is_refused(given: str) -> None:
+    refused = f"{given}: of no effect with routing=task; add routing=instance, or leave "
     with pytest.raises(UserError, match=refused):
         composed("train", given)
     assert composed("train", given, "routing=instance").routing.name == "instance"

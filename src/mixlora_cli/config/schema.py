@@ -78,6 +78,10 @@ class AdapterConfig:
         )
 
 
+_HEEDED_BY = {"pool": ("instance",), "decode": ("instance", "random")}
+"""By which routings a key of theirs is heeded; random routing draws anew at each step, whatever is pooled."""
+
+
 @dataclass(frozen=True)
 class RoutingConfig:
     """How MixLoRA picks its factors (group `routing`)."""
@@ -100,13 +104,13 @@ class RoutingConfig:
             self.encoder,
             f"routing={self.name} reads no task definitions; only null",
         )
-        for key in ("pool", "decode"):
+        for key, heeded_by in _HEEDED_BY.items():
             value, usual = getattr(self, key), getattr(RoutingConfig, key)
             _require(
-                self.name == "instance" or value == usual,
+                self.name in heeded_by or value == usual,
                 f"routing.{key}",
                 value,
-                f"routing={self.name} does not look at the instance; add routing=instance, or leave {usual}",
+                f"of no effect with routing={self.name}; add routing=instance, or leave {usual}",
             )
         _require(self.balance_loss >= 0, "routing.balance_loss", self.balance_loss, "must be >= 0")
         _require(
