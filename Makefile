@@ -39,8 +39,8 @@ reproduce-table2: ## Table 2: random, instance and task routing
 reproduce-table3: ## Table 3: held-out instances of six seen tasks, specialists among the rows
 reproduce-figure4: ## Figure 4: with and without conditional factor selection
 reproduce-figures: ## Figures 2, 5, 6 and 7: interference and selection maps
-reproduce-beyond: ## beyond the paper: trained routers, prompt pooling, released CFS, LoRA of equal size
-reproduce-seen: ## beyond the paper: the same choices on held-out instances of six seen tasks
+reproduce-beyond: ## beyond the paper: trained routers, prompt pooling, other CFS, task routing, LoRA of equal size
+reproduce-seen: ## beyond the paper: these and Table 2 on held-out instances of six seen tasks
 reproduce-control: ## beyond the paper: Table 3's six tasks alone, on the same instances as often as the specialists
 
 # The same command goes on where it was: finished cells stay, interrupted trainings resume, failed ones are tried again.

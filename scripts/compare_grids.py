@@ -4,15 +4,17 @@
 Usage: scripts/compare_grids.py BEFORE AFTER [FIRST LAST]
 
 MME and MMAvg before and after with their paired difference, and the mean loss of the steps FIRST to LAST (201 to 300).
-Below: the root mean square of these differences, and that of the differences between trainings of one row with
-different seeds. A repetition is as good as it can be where the former is not the larger one.
+Below: the root mean square of these differences over the trainings, over those of rows with several seeds, and that of
+the differences between the seeds of one row. A repetition is as good as it can be where the first two are not the
+larger ones.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import combinations
 from math import isnan, nan, sqrt
 from pathlib import Path
@@ -23,74 +25,109 @@ from mean_loss import mean_loss
 from mixlora_cli.evaluation.benchmarks import COLUMNS, MEAN_TITLE
 from mixlora_cli.evaluation.comparison import Line, compare, read_group
 
-DIGITS = {COLUMNS[0]: 0, MEAN_TITLE: 1, "loss": 3}
 SCORES = (COLUMNS[0], MEAN_TITLE)
+DIGITS = {COLUMNS[0]: 0, MEAN_TITLE: 1, "loss": 3}
 
 
-def compared(before: Path, after: Path) -> dict[str, Line]:
-    """The columns of two cells, side by side."""
-    groups = [read_group(str(cell / "eval")) for cell in (before, after)]
-    return {line.column: line for line in compare(groups)[0].lines}
+@dataclass(frozen=True)
+class Repeated:
+    """One cell in both folders."""
 
-
-def loss_of(cell: Path, first: int, last: int) -> float:
+    name: str
+    lines: dict[str, Line]
+    """MME and MMAvg, the folder before as the first side."""
+    losses: tuple[float, float]
     """NaN where nothing was trained."""
-    path = cell / "metrics.jsonl"
-    return mean_loss(path, first, last)[0] if path.is_file() else nan
+
+    @property
+    def row(self) -> str:
+        """Its experiment."""
+        return re.sub(r"-seed\d+-.*", "", self.name)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether there is anything of a training to repeat."""
+        return not isnan(self.losses[0])
+
+    def values(self, column: str) -> tuple[float, float]:
+        """Before and after."""
+        if column == "loss":
+            return self.losses
+        return self.lines[column].first.value, self.lines[column].second.value
+
+    def excludes_zero(self, column: str) -> bool:
+        """Whether the interval of the paired difference does."""
+        difference = self.lines[column].difference
+        return difference is not None and not difference.interval.low <= 0 <= difference.interval.high
+
+
+def read_repeated(name: str, folders: tuple[Path, Path], first: int, last: int) -> Repeated:
+    """Scores from both evaluations, losses from both logs."""
+    compared = compare([read_group(str(folder / name / "eval")) for folder in folders])[0]
+    logs = [folder / name / "metrics.jsonl" for folder in folders]
+    before, after = (mean_loss(log, first, last)[0] if log.is_file() else nan for log in logs)
+    return Repeated(name, {line.column: line for line in compared.lines}, (before, after))
+
+
+def table_row(cell: Repeated) -> str:
+    """In Markdown."""
+    cells = [cell.name.rpartition("-")[0]]
+    for column in SCORES:
+        digits, difference = DIGITS[column], cell.lines[column].difference
+        assert difference is not None
+        ends = f"[{difference.interval.low:.{digits}f}, {difference.interval.high:.{digits}f}]"
+        cells += [f"{value:.{digits}f}" for value in cell.values(column)]
+        cells.append(f"{difference.value:+.{digits}f} {ends}")
+    cells += [f"{loss:.3f}" if cell.is_trained else "-" for loss in cell.losses]
+    return f"| {' | '.join(cells)} |"
+
+
+def summary(column: str, trained: list[Repeated]) -> str:
+    """How far repetitions and seeds differ in a column."""
+    digits, rows = DIGITS[column], [cell.row for cell in trained]
+    replicated = [cell for cell in trained if rows.count(cell.row) > 1]
+    seeds = [
+        two.values(column)[side] - one.values(column)[side]
+        for one, two in combinations(replicated, 2)
+        if one.row == two.row
+        for side in (0, 1)
+    ]
+    apart = [root_mean_square(_differences(cells, column)) for cells in (trained, replicated)]
+    zero = "" if column == "loss" else f" (zero excluded by {sum(c.excludes_zero(column) for c in trained)})"
+    return (
+        f"{column}: {apart[0]:.{digits}f} between repetitions{zero}, {apart[1]:.{digits}f} of rows with several seeds; "
+        f"{root_mean_square(seeds):.{digits}f} between seeds of one row"
+    )
+
+
+def _differences(cells: Iterable[Repeated], column: str) -> list[float]:
+    return [after - before for before, after in (cell.values(column) for cell in cells)]
 
 
 def root_mean_square(values: list[float]) -> float:
-    """Of those that are numbers; NaN of none."""
-    numbers = [value**2 for value in values if not isnan(value)]
-    return sqrt(fmean(numbers)) if numbers else nan
-
-
-def shown(line: Line) -> str:
-    """Three cells of the table: both scores and their difference."""
-    digits, found = DIGITS[line.column], line.difference
-    assert found is not None
-    ends = f"[{found.interval.low:.{digits}f}, {found.interval.high:.{digits}f}]"
-    values = (f"{side.value:.{digits}f}" for side in (line.first, line.second))
-    return " | ".join([*values, f"{found.value:+.{digits}f} {ends}"])
+    """NaN of none."""
+    return sqrt(fmean(value**2 for value in values)) if values else nan
 
 
 def main(before: Path, after: Path, first: int = 201, last: int = 300) -> None:
-    """Print the table and what follows from it."""
-    names = sorted(path.name for path in before.glob("*-seed*") if (after / path.name / "eval").is_dir())
-    repeated: dict[str, list[float]] = defaultdict(list)
-    excluded: dict[str, int] = defaultdict(int)
-    trainings: dict[tuple[Path, str], list[dict[str, float]]] = defaultdict(list)
+    """Print the table, what follows from it, and what could not be compared."""
+    names = [{path.parent.name for path in folder.glob("*-seed*/eval")} for folder in (before, after)]
+    shared = sorted(names[0] & names[1])
+    if not shared:
+        raise SystemExit(f"{before} and {after} have no evaluated cell in common: other configurations?")
+    cells = [read_repeated(name, (before, after), first, last) for name in shared]
     print("| cell | MME | again | difference | MMAvg | again | difference | loss | again |")
     print("| --- | ---: | ---: | --- | ---: | ---: | --- | ---: | ---: |")
-    for name in names:
-        lines = compared(before / name, after / name)
-        losses = {folder: loss_of(folder / name, first, last) for folder in (before, after)}
-        for column in SCORES:
-            found = lines[column].difference
-            assert found is not None
-            repeated[column].append(found.value)
-            excluded[column] += not found.interval.low <= 0 <= found.interval.high
-        repeated["loss"].append(losses[after] - losses[before])
-        row = re.sub(r"-seed\d+-.*", "", name)
-        trainings[before, row].append({column: lines[column].first.value for column in SCORES})
-        trainings[after, row].append({column: lines[column].second.value for column in SCORES})
-        for folder in (before, after):
-            trainings[folder, row][-1]["loss"] = losses[folder]
-        both = ("-" if isnan(loss) else f"{loss:.3f}" for loss in losses.values())
-        print(
-            "|", " | ".join([name.rpartition("-")[0], *(shown(lines[each]) for each in SCORES), *both]), "|"
-        )
-    print(f"\n{len(names)} cells.")
-    for column, digits in DIGITS.items():
-        seeds = [b[column] - a[column] for row in trainings.values() for a, b in combinations(row, 2)]
-        note = f" ({excluded[column]} intervals exclude zero)" if column in excluded else ""
-        print(
-            f"{column}: {root_mean_square(repeated[column]):.{digits}f} between repetitions{note}, "
-            f"{root_mean_square(seeds):.{digits}f} between seeds of one row"
-        )
+    print("\n".join(map(table_row, cells)))
+    trained = [cell for cell in cells if cell.is_trained]
+    print(f"\n{len(shared)} cells, {len(trained)} of them trained; root mean squares of differences:")
+    print("\n".join(f"- {summary(column, trained)}" for column in DIGITS))
+    print(
+        f"\nLeft out: {len(names[0] - names[1])} in {before} alone, {len(names[1] - names[0])} in {after} alone."
+    )
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (3, 5):
+    if len(sys.argv) not in (3, 5) or not all(step.isdecimal() for step in sys.argv[3:]):
         raise SystemExit(__doc__)
     main(Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:]))

@@ -28,7 +28,8 @@ def test_every_command_composes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert [command.name for command, _ in commands] == ["train", "train", "eval", "eval", "eval"]
     for command, arguments in commands:
         assert run_command(command, [*arguments, "--cfg", "job"]) == 0
-    assert "steps: 30" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "steps: 30" in printed and "name: instance" in printed
 
 
 def test_it_stops_at_the_first_failure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,6 +180,7 @@ def test_what_task_routing_does_not_heed_is_refused(given: str) -> None:
     refused = f"{given}: of no effect with routing=task; add routing=instance, or leave "
     with pytest.raises(UserError, match=refused):
         composed("train", given)
+    assert composed("train", given, "adapter=lora").adapter.name == "lora"  # which selects nothing
     assert composed("train", given, "routing=instance").routing.name == "instance"
 
 

@@ -49,6 +49,15 @@ def test_there_is_a_file_for_each_row_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("name", [*TRAINED, *SPECIALISTS])
+def test_definitions_at_hand_change_no_row(name: str, tmp_path: Path) -> None:
+    (tmp_path / "definitions.json").write_text("{}")
+    overrides = ["data.tasks=[VQAv2]"] if name in SPECIALISTS else []
+    defined = trained(name, f"data.metadata={tmp_path}/definitions.json", *overrides)
+    assert defined.routing == trained(name, *overrides).routing
+    assert defined.routing.name == (name.removeprefix("routing_") if "routing" in name else "instance")
+
+
+@pytest.mark.parametrize("name", [*TRAINED, *SPECIALISTS])
 def test_all_trainings_share_the_papers_recipe(name: str) -> None:
     config = trained(name, *(["data.tasks=[VQAv2]"] if name in SPECIALISTS else []))
     assert config.train == OptimConfig(

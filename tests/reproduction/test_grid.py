@@ -142,7 +142,16 @@ def test_tables_share_their_cells() -> None:
     assert len(by_table["table1"] & by_table["figure4"]) == 6
     assert len(by_table["table1"] & by_table["beyond"]) == 2
     assert len(by_table["table3"] & by_table["control"]) == 12  # the specialists
+    others = {cell.experiment for cell in grid("seen", seeds=[0]) if cell.folder not in by_table["beyond"]}
     assert by_table["beyond"] < by_table["seen"]  # the same trainings, scored on other instances
+    assert others == {"lora_r4", "routing_random", "mixlora_e32_r4", "routing_task"}
+
+
+@pytest.mark.parametrize("what", LAYOUTS)
+def test_the_committed_results_are_of_todays_configurations(what: str) -> None:
+    """Else they have to be made again, or the change is not what it seems."""
+    kept = {path.name for path in (Path(__file__).parents[2] / "results" / "mini").iterdir()}
+    assert {cell.folder.name for cell in grid(what, seeds=[0])} <= kept
 
 
 def test_figures_need_three_trainings_and_draw_from_them() -> None:

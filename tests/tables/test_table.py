@@ -257,9 +257,26 @@ def test_figure_4(make_cell: Any, tmp_path: Path) -> None:
 def test_every_layout_prints_from_nothing_but_one_cell(make_cell: Any, tmp_path: Path) -> None:
     make_cell("mixlora_e32_r4", right=10)
     make_cell("control_lora_r4", right=10, seen=TASKS)
-    for name in ("table1", "table2", "figure4", "seen", "control"):
+    for name in ("table1", "table2", "figure4", "control"):
         assert table(config(tmp_path, name))
     assert set(LAYOUTS) == set(get_args(TableName))
+
+
+def test_choices_are_compared_on_seen_tasks(make_cell: Any, tmp_path: Path) -> None:
+    make_cell("mixlora_e16_r4", right=8, seen=TASKS)
+    for seed in (0, 1):
+        make_cell("task_routing", right=10 + seed, seed=seed, seen=TASKS)
+    built = build_table(config(tmp_path, "seen"))
+    assert built.row("task_routing").values["AVG"].value == pytest.approx(52.5)
+    assert built.row("routing_task").values == {}
+    (average,) = [line for line in pair_lines(built) if line.column == "AVG"]
+    assert (average.pair.left, average.pair.right) == ("task_routing", "mixlora_e16_r4")
+    assert (average.paired.value, average.paired_seeds) == (pytest.approx(10.0), (0,))
+
+
+def test_what_the_paper_does_not_have_has_no_paper_scale(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="scale=paper: `seen` exists at scale=mini alone"):
+        config(tmp_path, "seen", scale="paper")
 
 
 def test_a_folder_without_cells_is_said(tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ class Remark(Enum):
 
     DUPLICATE = "duplicate record (same picture, same turns)"
     OVER_LENGTH = "over-length: the end of its last answer is cut"
-    UNDEFINED_TASK = "task without definition (routing=task refuses it)"
+    UNDEFINED_TASK = (
+        "task without definition (refused by routing=task, which data.metadata makes the default)"
+    )
 
 
 class Mistake(Enum):

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from mixlora_cli.config.table import TableName
+from mixlora_cli.config.table import MINI_ALONE, TableName
 
 MOST_JOBS = 4
 """Each takes some 2 to 4 GB of memory."""
 What = Literal[TableName, "figures"]
-MINI_ALONE = ("beyond", "seen", "control")
 
 
 def _require(condition: bool, key: str, value: object, allowed: str) -> None:

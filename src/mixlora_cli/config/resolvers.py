@@ -27,7 +27,10 @@ def run_name(adapter: str, rank: int, factors: int, routing: str) -> str:
 
 
 def usual_routing(source: str, metadata: str | None) -> str:
-    """What routing=auto is: `task` where the data brings definitions (built in, or a file of them), else `instance`."""
+    """What routing=auto is: `task` for data=mini and where a file of definitions is given, else `instance`.
+
+    Also for Vision-Flan, though its preparation finds definitions: there the paper (Table 2) has `instance` ahead.
+    """
     return "task" if source == "mini" or metadata else "instance"
 
 

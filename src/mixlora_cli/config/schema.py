@@ -79,7 +79,7 @@ class AdapterConfig:
 
 
 _HEEDED_BY = {"pool": ("instance",), "decode": ("instance", "random")}
-"""By which routings a key of theirs is heeded; random routing draws anew at each step, whatever is pooled."""
+"""By which routings a key of theirs is heeded."""
 
 
 @dataclass(frozen=True)
@@ -104,14 +104,6 @@ class RoutingConfig:
             self.encoder,
             f"routing={self.name} reads no task definitions; only null",
         )
-        for key, heeded_by in _HEEDED_BY.items():
-            value, usual = getattr(self, key), getattr(RoutingConfig, key)
-            _require(
-                self.name in heeded_by or value == usual,
-                f"routing.{key}",
-                value,
-                f"of no effect with routing={self.name}; add routing=instance, or leave {usual}",
-            )
         _require(self.balance_loss >= 0, "routing.balance_loss", self.balance_loss, "must be >= 0")
         _require(
             self.balance_loss == 0 or self.name != "random",
@@ -250,6 +242,17 @@ def _check_seed(seed: int) -> None:
     _require(0 <= seed < 2**32, "seed", seed, "must be in [0, 2^32)")
 
 
+def _check_heeded(routing: RoutingConfig) -> None:
+    for key, heeded_by in _HEEDED_BY.items():
+        value, usual = getattr(routing, key), getattr(RoutingConfig, key)
+        _require(
+            routing.name in heeded_by or value == usual,
+            f"routing.{key}",
+            value,
+            f"of no effect with routing={routing.name}; add routing=instance, or leave {usual}",
+        )
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Everything that `mixlora train` reads."""
@@ -273,6 +276,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _check_pool(self.rank, self.factors, self.adapter)
         _check_seed(self.seed)
+        if self.adapter.name == "mixlora":
+            _check_heeded(self.routing)
         _require(
             self.adapter.name != "mixlora"
             or self.routing.balance_loss == 0

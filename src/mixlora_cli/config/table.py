@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 TableName = Literal["table1", "table2", "table3", "figure4", "beyond", "seen", "control"]
+MINI_ALONE = ("beyond", "seen", "control")
+"""Tables that the paper does not have."""
 
 
 @dataclass(frozen=True)
@@ -26,3 +28,5 @@ class TableConfig:
         if self.what is None:
             first, *others = get_args(TableName)
             raise ValueError(f"what=null: say which: `mixlora table {first}`, {', '.join(others)}")
+        if self.what in MINI_ALONE and self.scale != "mini":
+            raise ValueError(f"scale={self.scale}: `{self.what}` exists at scale=mini alone")

@@ -65,7 +65,11 @@ def routing_to_train(config: TrainConfig, tasks: Iterable[str]) -> TaskRouting |
     """
     if config.adapter.name != "mixlora" or config.routing.name != "task":
         return None
-    return TaskRouting(definitions_of(config.data, tasks), config.routing.encoder)
+    try:
+        definitions = definitions_of(config.data, tasks)
+    except UserError as error:
+        raise UserError(f"{error}; or train with routing=instance, which needs none") from error
+    return TaskRouting(definitions, config.routing.encoder)
 
 
 def routing_of_adapter(adapter: Path | None, data: DataConfig, tasks: Iterable[str]) -> TaskRouting | None:
