@@ -14,7 +14,7 @@ for cell in */; do
   cell=${cell%/}
   compgen -G "$cell/eval*/results.json" >/dev/null || continue
   for file in "$cell"/{cell.json,config.yaml,result.json,metrics.jsonl,versions.json,parameters.json} \
-    "$cell"/eval*/{results.json,predictions.jsonl} "$cell"/interference/interference.json "$cell"/tsne*/tsne.json; do
+    "$cell"/eval*/{results.json,predictions.jsonl} "$cell"/interference/{interference.json,timing.jsonl} "$cell"/tsne*/tsne.json; do
     if [ -f "$file" ]; then
       mkdir -p "$kept/$(dirname "$file")"
       sed "s#$here/##g; s#$HOME/#~/#g" "$file" >"$kept/$file" # where pictures lay is nobody else's business
