@@ -11,7 +11,6 @@ larger ones.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from mean_loss import mean_loss
 
 from mixlora_cli.evaluation.benchmarks import COLUMNS, MEAN_TITLE
 from mixlora_cli.evaluation.comparison import Line, compare, read_group
+from mixlora_cli.reproduction.cell import read_record
 
 SCORES = (COLUMNS[0], MEAN_TITLE)
 DIGITS = {COLUMNS[0]: 0, MEAN_TITLE: 1, "loss": 3}
@@ -34,15 +34,12 @@ class Repeated:
     """One cell in both folders."""
 
     name: str
+    row: str
+    """Its experiment."""
     lines: dict[str, Line]
     """MME and MMAvg, the folder before as the first side."""
     losses: tuple[float, float]
     """NaN where nothing was trained."""
-
-    @property
-    def row(self) -> str:
-        """Its experiment."""
-        return re.sub(r"-seed\d+-.*", "", self.name)
 
     @property
     def is_trained(self) -> bool:
@@ -66,7 +63,8 @@ def read_repeated(name: str, folders: tuple[Path, Path], first: int, last: int) 
     compared = compare([read_group(str(folder / name / "eval")) for folder in folders])[0]
     logs = [folder / name / "metrics.jsonl" for folder in folders]
     before, after = (mean_loss(log, first, last)[0] if log.is_file() else nan for log in logs)
-    return Repeated(name, {line.column: line for line in compared.lines}, (before, after))
+    row = read_record(folders[0] / name)["experiment"]
+    return Repeated(name, row, {line.column: line for line in compared.lines}, (before, after))
 
 
 def table_row(cell: Repeated) -> str:

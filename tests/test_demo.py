@@ -30,6 +30,7 @@ def test_every_command_composes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         assert run_command(command, [*arguments, "--cfg", "job"]) == 0
     printed = capsys.readouterr().out
     assert "steps: 30" in printed and "name: instance" in printed
+    assert "usual_routing" not in printed  # routing=auto, on which the demo must not depend
 
 
 def test_it_stops_at_the_first_failure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,10 +87,6 @@ def _with_cfs(factors: int, rank: int, suffix: str, cfs: str) -> Row:
     return Row(f"mixlora_e{factors}_r{rank}{suffix}", labels, f"E={factors} r={rank} {cfs} CFS")
 
 
-def _changed(experiment: str, model: str, what: str) -> Row:
-    return Row(experiment, (model, what), model if what == ABSENT else f"{model} {what}")
-
-
 def _mixlora(factors: int, rank: int) -> Row:
     labels = ("MixLoRA", str(factors), str(rank))
     return Row(f"mixlora_e{factors}_r{rank}", labels, f"MixLoRA E={factors} r={rank}")
@@ -104,6 +100,8 @@ _CHOICES = {
     "task_routing": "routing=task",
 }
 """Experiments that change one choice of MixLoRA E=16, r=4, and which."""
+_PLAIN = Row("mixlora_e16_r4", ("MixLoRA",), "MixLoRA")
+"""What they change, where the size need not be said."""
 
 
 def _with(row: Row, what: str, experiment: str = "") -> Row:
@@ -194,10 +192,10 @@ BEYOND = Layout(
     ("Model", "Changed"),
     _ALL,
     (
-        _changed("mixlora_e16_r4", "MixLoRA", ABSENT),
-        *(_changed(experiment, "MixLoRA", what) for experiment, what in _CHOICES.items()),
-        _changed("lora_r16", "LoRA r=16", "as many trained parameters"),
-        _changed("lora_equal", "LoRA r=63", "as many parameters, routers counted"),
+        _with(_PLAIN, ABSENT),
+        *(_with(_PLAIN, what, experiment) for experiment, what in _CHOICES.items()),
+        _with(Row("lora_r16", ("LoRA r=16",), "LoRA r=16"), "as many trained parameters"),
+        _with(Row("lora_equal", ("LoRA r=63",), "LoRA r=63"), "as many parameters, routers counted"),
     ),
     (
         *(Pair(experiment, "mixlora_e16_r4", what) for experiment, what in _CHOICES.items()),
