@@ -93,13 +93,13 @@ def _mixlora(factors: int, rank: int) -> Row:
 
 
 _CHOICES = {
-    "straight_through": "router_grad=straight_through",
-    "pool_prompt": "pool=prompt",
-    "cfs_released": "cfs=released",
-    "mixlora_e16_r4_nocfs": "cfs=none",
-    "task_routing": "routing=task",
+    "straight_through": ("router_grad=straight_through", "trained routers"),
+    "pool_prompt": ("pool=prompt", "selection without the answer"),
+    "cfs_released": ("cfs=released", "CFS as in the published code"),
+    "mixlora_e16_r4_nocfs": ("cfs=none", "selection of B without A"),
+    "task_routing": ("routing=task", "selection by the task's definition"),
 }
-"""Experiments that change one choice of MixLoRA E=16, r=4, and which."""
+"""Experiments that change one choice of MixLoRA E=16, r=4: the setting, and what it means."""
 _PLAIN = Row("mixlora_e16_r4", ("MixLoRA",), "MixLoRA")
 """What they change, where the size need not be said."""
 
@@ -193,12 +193,12 @@ BEYOND = Layout(
     _ALL,
     (
         _with(_PLAIN, ABSENT),
-        *(_with(_PLAIN, what, experiment) for experiment, what in _CHOICES.items()),
+        *(_with(_PLAIN, setting, experiment) for experiment, (setting, _) in _CHOICES.items()),
         _with(Row("lora_r16", ("LoRA r=16",), "LoRA r=16"), "as many trained parameters"),
         _with(Row("lora_equal", ("LoRA r=63",), "LoRA r=63"), "as many parameters, routers counted"),
     ),
     (
-        *(Pair(experiment, "mixlora_e16_r4", what) for experiment, what in _CHOICES.items()),
+        *(Pair(experiment, "mixlora_e16_r4", why) for experiment, (_, why) in _CHOICES.items()),
         Pair("task_routing", "lora_r16", "the same number of trained parameters"),
         Pair("mixlora_e16_r4", "lora_r16", "the same number of trained parameters"),
         Pair("straight_through", "lora_equal", "about the same number of trained parameters"),
@@ -214,13 +214,13 @@ SEEN = Layout(
         *(_with(row, ABSENT) for row in (_lora(4), _lora(16))),
         _with(_lora(63), ABSENT, "lora_equal"),
         _with(_mixlora(16, 4), ABSENT),
-        *(_with(_mixlora(16, 4), what, experiment) for experiment, what in _CHOICES.items()),
+        *(_with(_mixlora(16, 4), setting, experiment) for experiment, (setting, _) in _CHOICES.items()),
         _with(_mixlora(32, 4), "routing=random", "routing_random"),
         _with(_mixlora(32, 4), ABSENT),
         _with(_mixlora(32, 4), "routing=task", "routing_task"),
     ),
     (
-        *(Pair(experiment, "mixlora_e16_r4", what) for experiment, what in _CHOICES.items()),
+        *(Pair(experiment, "mixlora_e16_r4", why) for experiment, (_, why) in _CHOICES.items()),
         Pair("task_routing", "lora_r4", "the same rank"),
         Pair("task_routing", "lora_r16", "the same number of trained parameters"),
         Pair("routing_task", "mixlora_e32_r4", "instance or task"),
