@@ -18,6 +18,18 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reas
 
 
 MIXLORA = ["-m", "mixlora_cli.cli"]
+WITH_A_LAST_WORD = """
+import atexit
+from torch import distributed
+
+# What is registered first is called last.
+atexit.register(lambda: print("in a group at the end:", distributed.is_initialized(), flush=True))
+
+from mixlora_cli.cli import main
+
+if __name__ == "__main__":
+    main()
+"""
 SECONDS = 900  # that no step takes, however busy the machine is
 
 
@@ -113,10 +125,16 @@ def test_a_mistake_in_the_workers_is_one_line_for_each_job_of_a_sweep(begin: Any
     assert "Traceback" not in out
 
 
-def test_torchrun_is_joined(begin: Any, command: list[str], tmp_path: Path) -> None:
+def test_torchrun_is_joined_and_the_group_left(begin: Any, command: list[str], tmp_path: Path) -> None:
+    """Two jobs share the group, which is gone before the interpreter is: its threads could not end without that."""
+    program = tmp_path / "program.py"
+    program.write_text(WITH_A_LAST_WORD)
+    wanted = [text for text in command if not text.startswith("output_dir")]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    run = begin(*torchrun, *MIXLORA, *command, "train.steps=2", "deepspeed=zero1")
+    sweep = ["-m", "seed=0,1", f"output_dir={tmp_path}/run-${{seed}}"]
+    run = begin(*torchrun, str(program), *wanted, "train.steps=2", "deepspeed=zero1", *sweep)
     out, _ = run.communicate(timeout=SECONDS)
     assert run.returncode == 0, out
-    assert out.count("done: 2 steps") == 1
-    assert json.loads((tmp_path / "run" / "versions.json").read_text())["processes"] == 2
+    assert out.count("done: 2 steps") == 2
+    assert out.count("in a group at the end: False") == 2
+    assert json.loads((tmp_path / "run-1" / "versions.json").read_text())["processes"] == 2

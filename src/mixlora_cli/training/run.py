@@ -29,6 +29,7 @@ from mixlora_cli.training.deepspeed import loads_whole_weights
 from mixlora_cli.training.interrupt import Interrupted, StopAtSignal
 from mixlora_cli.training.metrics import MetricsWriter, read_metrics
 from mixlora_cli.training.precision import choose_dtype, inputs_keep_their_dtype
+from mixlora_cli.training.process_group import leave_group_at_exit
 from mixlora_cli.training.progress import ProgressReport
 from mixlora_cli.training.routing_health import tend_routing
 from mixlora_cli.training.routing_summary import collapse_warning
@@ -100,6 +101,7 @@ def train(config: TrainConfig, base: Base | None = None) -> Path:
         if dtype == torch.bfloat16:
             stack.enter_context(inputs_keep_their_dtype(model))
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        leave_group_at_exit()
         if stop.stopped:
             _say_how_to_resume(trainer, run, console)
             raise Interrupted(stop.stopped)
