@@ -172,6 +172,8 @@ def test_routing_is_by_task_where_the_data_brings_definitions(folder: Path) -> N
     assert composed("train", *mine, defined).routing == RoutingConfig(name="task")
     assert composed("train", *mine, defined, "routing=instance").routing == RoutingConfig(name="instance")
     assert composed("train", "data=vision_flan").routing == RoutingConfig(name="instance")
+    assert composed("train", "data.tasks=[flag_naming]").routing == RoutingConfig(name="instance")
+    assert composed("train", "data.tasks=[flag_naming,count_digit]").routing == RoutingConfig(name="task")
     assert composed("train", *mine, "routing.pool=prompt").routing.pool == "prompt"
 
 

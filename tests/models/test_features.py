@@ -53,6 +53,15 @@ def test_each_picture_is_computed_once_whatever_its_name(pictures: list[Path], t
     assert not list(tmp_path.rglob("*.partial"))
 
 
+def test_another_number_format_has_its_own_features(pictures: list[Path], tmp_path: Path) -> None:
+    alone = FeatureCache(build_tiny(dtype=torch.bfloat16), tmp_path / "alone")(pictures)
+    whole = FeatureCache(build_tiny(), tmp_path / "cache")(pictures)
+    after = FeatureCache(build_tiny(dtype=torch.bfloat16), tmp_path / "cache")
+    assert torch.equal(after(pictures), alone)
+    assert after.num_computed == 3
+    assert not torch.equal(alone.float(), whole)
+
+
 def test_batches_with_some_pictures_known_keep_their_order(pictures: list[Path], tmp_path: Path) -> None:
     cache = FeatureCache(build_tiny(), tmp_path / "cache")
     middle = cache([pictures[1]])

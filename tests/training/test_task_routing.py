@@ -65,6 +65,18 @@ def test_training_changes_the_factors_and_the_adapter_knows_its_encoder(
     assert [row["step"] for row in rows] == [1, 2, 3]
 
 
+def test_a_single_task_is_warned_of(
+    by_task: Callable[..., TrainConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = by_task("both", steps=1)
+    train(both)
+    assert "warning" not in capsys.readouterr().out
+    alone = replace(both, data=replace(both.data, tasks=["task1"]), output_dir=f"{both.output_dir}-alone")
+    train(alone)
+    warned = "warning: there is a single task, task1: routing=task selects the same "
+    assert capsys.readouterr().out.count(warned) == 1
+
+
 def test_definitions_are_read_before_the_loop_and_once(
     by_task: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:

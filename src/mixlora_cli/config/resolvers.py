@@ -26,12 +26,14 @@ def run_name(adapter: str, rank: int, factors: int, routing: str) -> str:
     return f"{adapter}-r{rank}" if adapter == "lora" else adapter
 
 
-def usual_routing(source: str, metadata: str | None) -> str:
+def usual_routing(source: str, metadata: str | None, tasks: Sequence[str] | None) -> str:
     """What routing=auto is: `task` for data=mini and where a file of definitions is given, else `instance`.
 
-    Also for Vision-Flan, though its preparation finds definitions: there the paper (Table 2) has `instance` ahead.
+    Also `instance` for one chosen task, for which `task` would use r factors alone; and for Vision-Flan, though its
+    preparation finds definitions: there the paper (Table 2) has `instance` ahead.
     """
-    return "task" if source == "mini" or metadata else "instance"
+    defined = source == "mini" or bool(metadata)
+    return "task" if defined and (tasks is None or len(tasks) > 1) else "instance"
 
 
 def eval_dir(run: str | None, model: str) -> str:

@@ -1,4 +1,4 @@
-"""Frozen picture features, computed once: the tower's output is kept on disk, keyed by tower and picture.
+"""Frozen picture features, computed once: the tower's output is kept on disk by tower, number format and picture.
 
 The cache stores what the projector reads (before the projector, which may be trained), in half precision.
 """
@@ -63,7 +63,9 @@ class FeatureCache:
         accept_features(base.model)
         self._tower: FeatureTower = base.model.model.vision_tower
         self._load = PixelLoader(base.image_processor)
-        self._folder = (root or cache_root()) / "features" / base.fingerprint[:16]
+        # A run must not depend on what computed the features before it: in another number format they are others.
+        dtype = str(next(self._tower.parameters()).dtype).removeprefix("torch.")
+        self._folder = (root or cache_root()) / "features" / f"{base.fingerprint[:16]}-{dtype}"
         self._folder.mkdir(parents=True, exist_ok=True)
         self.num_computed = 0
 

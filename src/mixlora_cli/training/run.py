@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,8 @@ def train(config: TrainConfig, base: Base | None = None) -> Path:
     dataset = encode_records(records, base, config.data.max_length, config.data.on_error, "the training data")
     del records  # the dataset holds all that training needs, in a fraction of the memory
     embeddings = None if routing is None else routing.embeddings(base)
+    if routing is not None:
+        _warn_of_a_single_task(routing.definitions, config, console)
     # Here, so that the adapter's first values depend on the seed and on nothing done before.
     set_seed(config.seed)
     model = attach_adapter(
@@ -211,6 +213,16 @@ def _say_where_it_starts(
     elif config.resume is not None:
         console.print(
             f"no checkpoint in {config.output_dir} yet: starting new", markup=False, highlight=False
+        )
+
+
+def _warn_of_a_single_task(tasks: Collection[str], config: TrainConfig, console: Console) -> None:
+    if len(tasks) == 1:
+        console.print(
+            f"warning: there is a single task, {next(iter(tasks))}: routing=task selects the same {config.rank} of "
+            f"{config.factors} factors for every instance; routing=instance selects for each",
+            markup=False,
+            highlight=False,
         )
 
 
