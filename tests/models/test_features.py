@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,12 +56,29 @@ def test_each_picture_is_computed_once_whatever_its_name(pictures: list[Path], t
 
 
 def test_another_number_format_has_its_own_features(pictures: list[Path], tmp_path: Path) -> None:
-    alone = FeatureCache(build_tiny(dtype=torch.bfloat16), tmp_path / "alone")(pictures)
-    whole = FeatureCache(build_tiny(), tmp_path / "cache")(pictures)
-    after = FeatureCache(build_tiny(dtype=torch.bfloat16), tmp_path / "cache")
+    exact = build_tiny()
+    rounded = replace(build_tiny(dtype=torch.bfloat16), fingerprint=exact.fingerprint)
+    alone = FeatureCache(rounded, tmp_path / "alone")(pictures)
+    FeatureCache(exact, tmp_path / "cache")(pictures)
+    after = FeatureCache(rounded, tmp_path / "cache")
     assert torch.equal(after(pictures), alone)
     assert after.num_computed == 3
-    assert not torch.equal(alone.float(), whole)
+
+
+def test_pictures_are_computed_one_by_one_and_without_autocast(
+    pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, seen = build_tiny(), []
+    cache = FeatureCache(base, tmp_path / "cache")
+    tower = base.model.model.vision_tower.tower
+
+    def note(module: torch.nn.Module, inputs: tuple[torch.Tensor], output: Any) -> None:
+        seen.append((len(inputs[0]), output.last_hidden_state.dtype))
+
+    tower.register_forward_hook(note)
+    with torch.autocast("cpu", torch.bfloat16):
+        cache(pictures)
+    assert seen == [(1, torch.float32)] * 3
 
 
 def test_batches_with_some_pictures_known_keep_their_order(pictures: list[Path], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,18 @@ def test_other_weights_have_another_fingerprint(folder: Path, tmp_path: Path) ->
             (tmp_path / file.name).write_bytes(file.read_bytes())
     assert build_base(_config(folder)).fingerprint == build_base(_config(folder)).fingerprint
     assert build_base(_config(folder)).fingerprint != build_base(_config(tmp_path)).fingerprint
+
+
+def test_other_preprocessing_has_another_fingerprint(folder: Path, tmp_path: Path) -> None:
+    for file in folder.glob("*"):
+        shutil.copy2(file, tmp_path / file.name)
+    same = build_base(_config(tmp_path)).fingerprint
+    assert same == build_base(_config(folder)).fingerprint
+    settings = tmp_path / "processor_config.json"
+    changed = json.loads(settings.read_text())
+    changed["image_processor"]["image_mean"] = [0.1, 0.2, 0.3]
+    settings.write_text(json.dumps(changed))
+    assert build_base(_config(tmp_path)).fingerprint != same
 
 
 def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:

@@ -11,9 +11,11 @@ from mixlora_cli.config.reproduce import ReproduceConfig, SpeedConfig
 from mixlora_cli.config.schema import EvalConfig, TrainConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.reproduction import estimate
+from mixlora_cli.reproduction import run as reproduction
 from mixlora_cli.reproduction.cell import Cell
 from mixlora_cli.reproduction.compose import composed
 from mixlora_cli.reproduction.grid import build_grid
+from mixlora_cli.reproduction.runner import Outcome
 from mixlora_cli.tables.layout import LAYOUTS, TABLE_1
 
 REPLICATED = ["lora_r4", "lora_r16", "mixlora_e16_r4"]
@@ -54,6 +56,26 @@ def test_only_some_rows() -> None:
     assert [cell.experiment for cell in grid("figures", only=["lora_r16"])] == ["lora_r16"]
     with pytest.raises(UserError, match="only=lora_r3: no such row; rows are llava_align, llava_ft"):
         grid("table1", only=["lora_r3"])
+
+
+def test_the_share_of_a_cell_does_not_depend_on_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[int] = []
+
+    class Stopped:
+        def __init__(self, *arguments: Any) -> None:
+            given.append(arguments[-1])
+
+        def run(self, cells: list[Cell]) -> Outcome:
+            return Outcome(stopped=True)
+
+    monkeypatch.setattr(reproduction, "Runner", Stopped)
+    for only in (["lora_r2"], ["lora_r2", "lora_r8", "lora_r32"]):
+        config = ReproduceConfig(str(tmp_path), SpeedConfig(2.0, 4.0), "table1", only=only, seeds=[0], jobs=3)
+        with pytest.raises(KeyboardInterrupt):
+            reproduction.reproduce(config)
+    assert given == [3, 3]
 
 
 def test_every_command_composes_into_what_the_cell_asks() -> None:

@@ -115,7 +115,18 @@ def test_a_changed_evaluation_is_made_anew_and_a_changed_training_too(tmp_path: 
     assert read_record(changed.folder)["parts"]["eval"]["asked"] == {"limit": 6}
     # In the real grid another rank is another folder; here it shows that a result alone is not trusted.
     run(cell(tmp_path, "a", limit=6, rank=8))
-    assert calls(changed) == ["train", "eval", "eval", "train"]
+    assert calls(changed) == ["train", "eval", "eval", "train", "eval"]
+
+
+def test_another_adapter_does_not_keep_the_scores_of_the_one_before(tmp_path: Path) -> None:
+    one = cell(tmp_path, "a")
+    run(one)
+    (one.folder / "result.json").unlink()
+    assert run(cell(tmp_path, "a", train="fail"))[0].failed
+    assert not (one.folder / "eval" / "results.json").exists()
+    (one.folder / "mended").touch()
+    assert run(one)[0].done == [one]
+    assert calls(one) == ["train", "eval", "train", "train", "eval"]
 
 
 def test_a_stale_result_goes_before_its_part_runs(tmp_path: Path) -> None:

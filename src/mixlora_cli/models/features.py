@@ -1,6 +1,7 @@
-"""Frozen picture features, computed once: the tower's output is kept on disk by tower, number format and picture.
+"""Frozen picture features, computed once: the tower's output is kept on disk.
 
-The cache stores what the projector reads (before the projector, which may be trained), in half precision.
+The cache stores what the projector reads (before the projector, which may be trained), in half precision. An entry
+depends on the tower, its number format, the kind of device and the picture, and on no run that came before.
 """
 
 from __future__ import annotations
@@ -63,9 +64,10 @@ class FeatureCache:
         accept_features(base.model)
         self._tower: FeatureTower = base.model.model.vision_tower
         self._load = PixelLoader(base.image_processor)
-        # A run must not depend on what computed the features before it: in another number format they are others.
-        dtype = str(next(self._tower.parameters()).dtype).removeprefix("torch.")
-        self._folder = (root or cache_root()) / "features" / f"{base.fingerprint[:16]}-{dtype}"
+        # In another number format, or computed by another kind of device, they are others.
+        weight = next(self._tower.parameters())
+        kind = f"{str(weight.dtype).removeprefix('torch.')}-{weight.device.type}"
+        self._folder = (root or cache_root()) / "features" / f"{base.fingerprint[:16]}-{kind}"
         self._folder.mkdir(parents=True, exist_ok=True)
         self.num_computed = 0
 
@@ -77,8 +79,8 @@ class FeatureCache:
         """
         files = [self._file(path) for path in paths]
         missing = {file: path for file, path in zip(files, paths, strict=True) if not file.is_file()}
-        if missing:
-            self._compute(list(missing), list(missing.values()))
+        for file, path in missing.items():
+            self._store(file, self._compute(path))
         stacked = np.stack([np.load(file) for file in files])
         return torch.from_numpy(stacked).to(next(self._tower.parameters()).dtype)
 
@@ -86,15 +88,15 @@ class FeatureCache:
         key = hashlib.blake2b(read_picture(path), digest_size=16).hexdigest()
         return self._folder / key[:2] / f"{key}.npy"
 
-    def _compute(self, files: list[Path], paths: list[Path]) -> None:
+    def _compute(self, path: Path) -> npt.NDArray[np.float16]:
+        """One picture alone, whatever autocast is on around it: nothing else that its features could depend on."""
         reference = next(self._tower.parameters())
-        pixels = self._load(paths).to(reference.device, reference.dtype)
-        with torch.inference_mode():
+        pixels = self._load([path]).to(reference.device, reference.dtype)
+        with torch.inference_mode(), torch.autocast(reference.device.type, enabled=False):
             output = self._tower.eval()(pixels, output_hidden_states=True, return_dict=True)
-        features = output.hidden_states[self._tower.layer].float().cpu().numpy().astype(np.float16)
-        for file, row in zip(files, features, strict=True):
-            self._store(file, row)
-        self.num_computed += len(files)
+        self.num_computed += 1
+        features: npt.NDArray[np.float16] = output.hidden_states[self._tower.layer][0].float().cpu().numpy()
+        return features.astype(np.float16)
 
     def _store(self, file: Path, row: npt.NDArray[np.float16]) -> None:
         """Write one picture's features whole or not at all."""

@@ -75,11 +75,13 @@ def num_image_tokens(config: LlavaConfig) -> int:
 
 
 def checkpoint_fingerprint(config: PreTrainedConfig, source: str) -> str:
-    """Of a hub checkpoint its commit, of a local folder its configuration and the heads of its weight files."""
+    """Of a hub checkpoint its commit; of a local folder all settings and the heads of its weight files."""
     digest = hashlib.sha256(config.to_json_string().encode())
     digest.update(str(getattr(config, "_commit_hash", None)).encode())
     folder = Path(source)
     if folder.is_dir():
+        for file in sorted([*folder.glob("*.json"), *folder.glob("*.jinja")]):
+            digest.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}".encode())
         for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
             status = file.stat()
             digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}".encode())

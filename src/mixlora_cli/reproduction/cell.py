@@ -100,9 +100,10 @@ def finished(cell: Cell, part: Part) -> bool:
 
 
 def begin(cell: Cell, part: Part, when: float) -> None:
-    """Note what is asked, and when, before the part runs; a result of something else is stale and goes."""
-    if part.name != "train" and not finished(cell, part):
-        part.result.unlink(missing_ok=True)
+    """Note what is asked, and when, before a missing part runs; results of other settings or another adapter go."""
+    for each in cell.parts if part.name == "train" else (part,):
+        if each.name != "train":
+            each.result.unlink(missing_ok=True)
     write_record(cell, part, when=when)
 
 

@@ -40,8 +40,11 @@ def reproduce(config: ReproduceConfig, program: Sequence[str] = PROGRAM) -> Outc
         return Outcome()
     stop = StopRequest()
     unfinished = sum(not all(finished(cell, part) for part in cell.parts) for cell in cells)
-    jobs = min(_jobs(config), max(unfinished, 1))
-    with stop.listening(), Board(cells, Console(highlight=False), jobs) as board:
+    jobs = _jobs(
+        config
+    )  # also decides how many threads a cell gets, which must not depend on what is left to do
+    shown = min(jobs, max(unfinished, 1))
+    with stop.listening(), Board(cells, Console(highlight=False), shown) as board:
         outcome = Runner(board, stop, program, config.keep_checkpoints, jobs).run(cells)
     if outcome.stopped:
         console.print(
