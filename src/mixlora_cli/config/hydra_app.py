@@ -23,6 +23,7 @@ from mixlora_cli.config.explain import CONFIG_ERRORS, explain
 from mixlora_cli.config.load import load
 from mixlora_cli.config.resolvers import register_resolvers
 from mixlora_cli.errors import UserError, WorkerFailed
+from mixlora_cli.launch.environment import cluster_environment
 from mixlora_cli.paths import conf_dir
 
 FAILURE = 1
@@ -154,7 +155,12 @@ def _job_prefix() -> str:
 
 
 def _in_this_process() -> bool:
-    """Whether this job's launcher runs it here, where a mistake can be noted; others must see it raised."""
+    """Whether this job's launcher runs it here, where a mistake can be noted; others must see it raised.
+
+    So must whoever started this process as one of several: the others may still be in the job that failed here.
+    """
+    if cluster_environment(os.environ) is not None:
+        return False
     current = HydraConfig.get()
     return current.mode != RunMode.MULTIRUN or current.launcher._target_.endswith(".BasicLauncher")
 

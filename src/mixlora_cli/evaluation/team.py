@@ -15,6 +15,8 @@ from typing import TypeVar
 import torch
 from torch import distributed
 
+from mixlora_cli.launch.group import group_left_at_exit
+
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)
 """The first to finish waits for the last; a process that died is noticed by whoever started them."""
@@ -60,10 +62,7 @@ def joined() -> Iterator[Team]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    own = not distributed.is_initialized()
-    if own:
+    if not distributed.is_initialized():
         distributed.init_process_group("gloo", timeout=PATIENCE)
-    yield Team(distributed.get_rank(), distributed.get_world_size())
-    # Not after an error: the others would notice the lost connection before whoever started us hears of its cause.
-    if own:
-        distributed.destroy_process_group()
+    with group_left_at_exit():
+        yield Team(distributed.get_rank(), distributed.get_world_size())

@@ -14,6 +14,8 @@ from typing import TypeVar
 
 import torch
 
+from mixlora_cli.launch.group import group_left_at_exit
+
 T = TypeVar("T")
 _PATIENCE = timedelta(days=2)
 """Processes wait for one another's tasks, which may take hours."""
@@ -60,8 +62,7 @@ def join_processes() -> Iterator[Processes]:
         yield Processes()
         return
     # Nothing but meetings goes through the group, so gloo does, also beside GPUs.
-    torch.distributed.init_process_group("gloo", timeout=_PATIENCE)
-    try:
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo", timeout=_PATIENCE)
+    with group_left_at_exit():
         yield Processes(rank, count)
-    finally:
-        torch.distributed.destroy_process_group()

@@ -18,6 +18,7 @@ from mixlora_cli.data.batches import EncodedDataset, encode_records
 from mixlora_cli.data.collate import Collator, Features, PixelLoader
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.durable import write_errors
+from mixlora_cli.launch.group import group_left_at_exit
 from mixlora_cli.models.adapters import attach_adapter, num_parameters
 from mixlora_cli.models.base import Base
 from mixlora_cli.models.build import build_base
@@ -29,7 +30,6 @@ from mixlora_cli.training.deepspeed import loads_whole_weights
 from mixlora_cli.training.interrupt import Interrupted, StopAtSignal
 from mixlora_cli.training.metrics import MetricsWriter, read_metrics
 from mixlora_cli.training.precision import choose_dtype, inputs_keep_their_dtype
-from mixlora_cli.training.process_group import leave_group_at_exit
 from mixlora_cli.training.progress import ProgressReport
 from mixlora_cli.training.routing_health import tend_routing
 from mixlora_cli.training.routing_summary import collapse_warning
@@ -102,8 +102,8 @@ def train(config: TrainConfig, base: Base | None = None) -> Path:
         stack.enter_context(stop.listening())
         if dtype == torch.bfloat16:
             stack.enter_context(inputs_keep_their_dtype(model))
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        leave_group_at_exit()
+        with group_left_at_exit():
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if stop.stopped:
             _say_how_to_resume(trainer, run, console)
             raise Interrupted(stop.stopped)

@@ -1,0 +1,51 @@
+"""Processes that torchrun started work through several jobs, and part at the end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import atexit, os, sys, time
+from torch import distributed
+
+# What is registered first is called last.
+atexit.register(lambda: print("in a group at the end:", distributed.is_initialized(), flush=True))
+
+from mixlora_cli.evaluation.team import joined
+from mixlora_cli.interference.processes import join_processes
+
+for job in range(2):
+    with joined() as team:
+        team.wait()
+        if team.leads:
+            time.sleep(1)  # as when it writes the report
+with join_processes() as processes:
+    processes.meet()
+if "fail" in sys.argv:
+    with joined() as team:
+        raise SystemExit(3)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("arguments", "left"), [([], True), (["fail"], False)])
+def test_jobs_share_a_group_that_is_left_unless_one_failed(
+    tmp_path: Path, arguments: list[str], left: bool
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    ended = subprocess.run(
+        [*torchrun, str(program), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+    assert (ended.returncode == 0) == left, ended.stdout
+    assert ended.stdout.count(f"in a group at the end: {not left}") >= 1
+    assert f"in a group at the end: {left}" not in ended.stdout
