@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mixlora_cli.alignment.run import align
+from mixlora_cli.alignment.run import align, remember
 from mixlora_cli.config.schema import AlignConfig
 from mixlora_cli.errors import UserError
 
@@ -14,6 +14,17 @@ def test_a_start_that_is_not_there_is_said_before_anything_is_drawn(tmp_path: Pa
     with pytest.raises(UserError, match=r"one\.safetensors: no stage-one weights"):
         align(AlignConfig(output_dir=str(folder), start=str(missing)))
     assert not folder.exists()
+
+
+def test_the_folder_of_another_run_is_refused_before_anything_is_drawn(tmp_path: Path) -> None:
+    folder = tmp_path / "align"
+    remember(AlignConfig(output_dir=str(folder), seed=0), folder)
+    remember(AlignConfig(output_dir=str(folder), seed=0, save_every=7), folder)
+    with pytest.raises(
+        UserError, match=r"seed \(was 0, now 1\); give the same values, or another output_dir="
+    ):
+        align(AlignConfig(output_dir=str(folder), seed=1))
+    assert [path.name for path in folder.iterdir()] == ["align.json"]
 
 
 @pytest.mark.parametrize("key", ["questions", "lexical_steps"])

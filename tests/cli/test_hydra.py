@@ -151,6 +151,29 @@ def test_one_failing_job_does_not_stop_the_others(mixlora: Any, commands: Any) -
     assert (result.code, result.err) == (2, "error: job 0 (rank=2): no room on the disk\n")
 
 
+def test_one_of_several_processes_does_not_run_ahead_of_the_others(
+    mixlora: Any, commands: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may still be in the job that failed here."""
+    started = {
+        "RANK": "1",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": "1",
+    }
+    for key, value in started.items():
+        monkeypatch.setenv(key, value)
+
+    def fail(config: TrainConfig) -> None:
+        raise UserError("the loss is not finite")
+
+    commands.does = fail
+    result = mixlora("train", "-m", "rank=2,4")
+    assert [config.rank for config in commands.called] == [2]
+    assert (result.code, result.err) == (2, "error: rank 1: the loss is not finite\n")
+
+
 def test_wrong_key_in_a_sweep(mixlora: Any, commands: Any) -> None:
     result = mixlora("train", "-m", "rnk=2,4")
     assert (result.code, commands.called) == (2, [])

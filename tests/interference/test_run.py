@@ -15,11 +15,13 @@ from interference_data import TASKS, MakeConfig, MakeRun
 from mixlora_cli.config.hydra_app import Command, run_command
 from mixlora_cli.config.interference import InterferenceConfig
 from mixlora_cli.config.schema import DataConfig
+from mixlora_cli.errors import UserError
 from mixlora_cli.interference import measure, run
 from mixlora_cli.interference.files import read_stored
 from mixlora_cli.interference.gradients import GradientTaker
 from mixlora_cli.interference.run import interference
 from mixlora_cli.interference.scores import score
+from mixlora_cli.training import precision
 from tiny_runs import NUM_FACTORS, RANK
 
 FIGURES = [f"{name}.{kind}" for name in ("average", "layers") for kind in ("png", "svg")]
@@ -172,6 +174,20 @@ def test_drawing_needs_no_model(
     assert contents(folder)["layers.png"] != before["layers.png"]
     value = score(stored.measurement.only([g.matrix == "A" for g in stored.measurement.groups]), "mean").value
     assert value.tolist() == result(folder)["average"]["A"]["mean"]["value"]
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_another_number_format_is_another_measurement(
+    make_run: MakeRun, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`precision=auto` is not the same on every machine."""
+    lora, mixlora = make_run("lora"), make_run("mixlora")
+    interference(make_config(lora.root))
+    monkeypatch.setattr(precision, "choose_dtype", lambda _: torch.bfloat16)
+    with pytest.raises(UserError, match="holds a measurement with other precision; give another output_dir="):
+        interference(make_config(lora.root))
+    with pytest.raises(UserError, match="was measured in float32, this one in bfloat16; measure both with"):
+        interference(make_config(mixlora.root, compare=str(lora.root)))
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -8,9 +8,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from mixlora_cli.errors import UserError
+from mixlora_cli.training import precision
 from mixlora_cli.training.checkpoints import seal
 from mixlora_cli.training.run_folder import RunFolder, versions
 
@@ -34,7 +36,7 @@ def test_a_new_folder_starts_new_and_records_what_was_asked(make_config: MakeCon
     run.begin(config, None)
     assert OmegaConf.to_container(OmegaConf.load(run.config)) == asdict(config)
     recorded = json.loads(run.versions.read_text())
-    assert recorded == versions()
+    assert recorded == {**versions(), "threads": torch.get_num_threads(), "number_format": "float32"}
     assert recorded["python"] == platform.python_version()
     assert set(recorded["packages"]) >= {"torch", "transformers", "peft", "mixlora-cli"}
 
@@ -113,3 +115,20 @@ def test_paths_that_cannot_be_used(make_config: MakeConfig, tmp_path: Path) -> N
     file.touch()
     with pytest.raises(UserError, match="is a file"):
         RunFolder(file).open(config)
+
+
+def test_resume_refuses_another_number_format(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`precision=auto` is not the same on every machine."""
+    config = make_config("run", resume="auto")
+    config = replace(config, train=replace(config.train, precision="auto"))
+    run = RunFolder(Path(config.output_dir))
+    run.begin(config, None)
+    newest = checkpoint(run, 2)
+    assert run.open(config) == newest
+    monkeypatch.setattr(precision, "choose_dtype", lambda _: torch.bfloat16)
+    with pytest.raises(
+        UserError, match=r"began in float32, but train\.precision=auto is bfloat16 on this machine"
+    ):
+        run.open(config)

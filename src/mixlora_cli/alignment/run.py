@@ -8,6 +8,7 @@ in `output_dir`, and the same command continues an interrupted run.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -29,14 +30,18 @@ from mixlora_cli.config.schema import (
     RoutingConfig,
     TrainConfig,
 )
+from mixlora_cli.durable import write_whole
 from mixlora_cli.models.adapters import load_adapter
 from mixlora_cli.models.base import Base
 from mixlora_cli.models.features import FeatureCache
 from mixlora_cli.models.mini_base import unaligned_base, with_stage_one
 from mixlora_cli.models.stage_one import StageOne, load_stage_one, stacked
+from mixlora_cli.training.changes import refuse_changes
 from mixlora_cli.training.run import train
 
 RESULT = "stage_one.safetensors"
+HARMLESS = ("output_dir", "log_every", "save_every", "check_pictures")
+"""Keys that may differ when a run goes on."""
 
 
 def align(config: AlignConfig) -> Path:
@@ -48,6 +53,7 @@ def align(config: AlignConfig) -> Path:
     console = Console(soft_wrap=True, markup=False, highlight=False)
     root = Path(config.output_dir)
     start = None if config.start is None else load_stage_one(Path(config.start))
+    remember(config, root)
     pictures = draw(config.pictures, f"align/{config.seed}")
     paths = write_pictures(root, pictures, config.questions)
     set_seed(config.seed)
@@ -81,6 +87,22 @@ def align(config: AlignConfig) -> Path:
         f"weights: {root / RESULT}"
     )
     return root / RESULT
+
+
+def remember(config: AlignConfig, root: Path) -> None:
+    """Note what this folder's run is, or see that it is this one.
+
+    Raises:
+        UserError: it is another one.
+    """
+    start = None if config.start is None else hashlib.sha256(Path(config.start).read_bytes()).hexdigest()
+    asked = {**asdict(config), "start": start}
+    record = root / "align.json"
+    if record.is_file():
+        refuse_changes(json.loads(record.read_text()), asked, HARMLESS)
+        return
+    root.mkdir(parents=True, exist_ok=True)
+    write_whole(record, json.dumps(asked, indent=2) + "\n")
 
 
 def _train_captions(config: AlignConfig, root: Path, base: Base) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mixlora_cli.errors import UserError
-from mixlora_cli.interference.files import RESULT, Stored, read_stored
+from mixlora_cli.interference.files import NUMBER_FORMAT, RESULT, Stored, read_stored
 from mixlora_cli.interference.passes import Floats
 from mixlora_cli.interference.scores import Scores, negative_interference
 from mixlora_cli.interference.summary import number
@@ -34,8 +34,16 @@ def open_other(path: str) -> Stored:
     )
 
 
-def check_comparable(path: str, other: Stored, samples: Mapping[str, str]) -> None:
-    """Raise UserError unless the other adapter was measured on the same batches (`samples`: digest by task)."""
+def check_comparable(path: str, other: Stored, samples: Mapping[str, str], number_format: str) -> None:
+    """Raise UserError unless the other adapter was measured on the same batches and in the same number format.
+
+    `samples`: digest by task.
+    """
+    if other.about[NUMBER_FORMAT] != number_format:
+        raise UserError(
+            f"compare={path} was measured in {other.about[NUMBER_FORMAT]}, this one in {number_format}; measure both "
+            "with the same interference.precision"
+        )
     theirs = other.samples
     if list(theirs) != list(samples):
         raise UserError(

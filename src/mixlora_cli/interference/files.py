@@ -25,6 +25,8 @@ from mixlora_cli.interference.scores import VARIANTS, Measurement, ratios, score
 
 FORMAT = "mixlora-interference/1"
 RESULT, BATCHES, LAYERS = "interference.json", "interference.parquet", "layers.parquet"
+NUMBER_FORMAT = "number_format"
+"""Key of `Stored.about`: the base's and the matrix products', float32 or bfloat16."""
 
 
 @dataclass(frozen=True)

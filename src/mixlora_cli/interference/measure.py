@@ -14,7 +14,7 @@ from mixlora_cli.data.batches import Item
 from mixlora_cli.data.collate import Collator, PixelLoader
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.fingerprint import prompt_digest
-from mixlora_cli.interference.files import RESULT, Stored, write_batches, write_layers
+from mixlora_cli.interference.files import NUMBER_FORMAT, RESULT, Stored, write_batches, write_layers
 from mixlora_cli.interference.gradients import GradientTaker
 from mixlora_cli.interference.groups import require_gradients
 from mixlora_cli.interference.measured import FILE_NAME, cover, measure_steps, read_steps, write_steps
@@ -78,7 +78,7 @@ def measure(plan: Plan, processes: Processes, console: Console) -> Stored:
         "label": plan.measured.subject.label,
         "run": str(config.run),
         "base": {"name": base.name, "fingerprint": base.fingerprint},
-        "number_format": str(dtype).removeprefix("torch."),
+        NUMBER_FORMAT: str(dtype).removeprefix("torch."),
         "batch_size": config.interference.batch_size,
         "request": dict(request),
         "versions": versions(),

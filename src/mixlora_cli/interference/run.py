@@ -14,7 +14,7 @@ from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.fingerprint import adapter_digest
 from mixlora_cli.interference.comparison import check_comparable, compare_scores, open_other
 from mixlora_cli.interference.draw import choose_layers, draw_all
-from mixlora_cli.interference.files import Stored, read_stored
+from mixlora_cli.interference.files import NUMBER_FORMAT, Stored, read_stored
 from mixlora_cli.interference.measured import cover, read_steps, summarise_steps
 from mixlora_cli.interference.plan import Plan
 from mixlora_cli.interference.processes import Processes, join_processes
@@ -62,16 +62,21 @@ def _measured(config: InterferenceConfig, folder: Path, processes: Processes, co
         samples = draw_samples(config)
     routing = routing_of_adapter(measured.folder, config.data, [sample.task for sample in samples])
     request = _request(config, measured, samples, routing)
+    number_format = _number_format(request)
     if config.compare is not None:
-        check_comparable(config.compare, open_other(config.compare), dict(request["samples"]))
+        check_comparable(config.compare, open_other(config.compare), dict(request["samples"]), number_format)
     stored = read_stored(folder)
-    if stored is not None and dict(stored.about["request"]) == request:
+    asked = {**request, NUMBER_FORMAT: number_format}
+    before = (
+        None if stored is None else {**stored.about["request"], NUMBER_FORMAT: stored.about[NUMBER_FORMAT]}
+    )
+    if stored is not None and before == asked:
         if _has_steps(config, folder, stored):
             console.print("measured before with these settings: drawing from the stored scores")
             return stored
     elif stored is not None and not config.overwrite:
         raise UserError(
-            f"output_dir={folder} holds a measurement with other {_changed(stored.about['request'], request)}; give "
+            f"output_dir={folder} holds a measurement with other {_changed(before or {}, asked)}; give "
             "another output_dir=, or overwrite=true to replace it"
         )
     _say_what_to_know(config, measured, console)
@@ -99,8 +104,19 @@ def _request(
     }
 
 
+def _number_format(request: Mapping[str, Any]) -> str:
+    """What `precision` means on this machine: auto is not the same on each."""
+    from mixlora_cli.training.precision import choose_dtype
+
+    return str(choose_dtype(request["precision"])).removeprefix("torch.")
+
+
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    names = {"samples": "tasks, instances or batches", "definitions": "task definitions"}
+    names = {
+        "samples": "tasks, instances or batches",
+        "definitions": "task definitions",
+        NUMBER_FORMAT: "precision",
+    }
     return ", ".join(names.get(key, key) for key in new if old.get(key) != new[key]) or "settings"
 
 
@@ -114,7 +130,7 @@ def _report(config: InterferenceConfig, folder: Path, stored: Stored, console: C
     """Write everything that follows from the stored products; they come first, `interference.json` last."""
     other = None if config.compare is None else open_other(config.compare)
     if other is not None:
-        check_comparable(str(config.compare), other, stored.samples)
+        check_comparable(str(config.compare), other, stored.samples, stored.about[NUMBER_FORMAT])
     choose_layers(stored.measurement, config.draw.layers)
     average = averages(stored.measurement)
     content = summarise(stored.measurement, average, config.interference.near_zero)

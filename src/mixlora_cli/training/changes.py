@@ -22,8 +22,13 @@ HARMLESS_KEYS = (
 )
 
 
-def refuse_changes(before: Any, now: Any) -> None:
+def refuse_changes(before: Any, now: Any, harmless: tuple[str, ...] = HARMLESS_KEYS) -> None:
     """Compare the nested configuration that a run began with to the one that it is resumed with.
+
+    Args:
+        before: the former.
+        now: the latter.
+        harmless: keys that may differ; prefixes end with a dot.
 
     Raises:
         UserError: they differ in what changes the run; names each key with both values.
@@ -32,7 +37,7 @@ def refuse_changes(before: Any, now: Any) -> None:
     changed = [
         f"{key} (was {old.get(key)}, now {new.get(key)})"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not _harmless(key)
+        if old.get(key) != new.get(key) and not _harmless(key, harmless)
     ]
     if changed:
         raise UserError(
@@ -46,10 +51,8 @@ def essentials(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in _flat(config).items() if not _harmless(key)}
 
 
-def _harmless(key: str) -> bool:
-    return any(
-        key.startswith(allowed) if allowed.endswith(".") else key == allowed for allowed in HARMLESS_KEYS
-    )
+def _harmless(key: str, harmless: tuple[str, ...] = HARMLESS_KEYS) -> bool:
+    return any(key.startswith(allowed) if allowed.endswith(".") else key == allowed for allowed in harmless)
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

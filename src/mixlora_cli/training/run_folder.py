@@ -1,7 +1,7 @@
 """The folder of one run: what it was asked, with which versions, how it went, and what it trained.
 
 - config.yaml: the resolved configuration
-- versions.json: Python, packages, platform, git commit, number of processes, command line
+- versions.json: Python, packages, platform, git commit, command line; processes, threads and number format
 - metrics.jsonl: one line for each logged step
 - routing.jsonl: how each layer uses its factors, one line for each look (MixLoRA)
 - checkpoints/checkpoint-<step>/: for resume=auto, each whole or not there (`checkpoints.py`)
@@ -108,19 +108,27 @@ class RunFolder:
         checkpoint = self._asked_checkpoint(config.resume)
         if self.started and checkpoint is not None:
             refuse_changes(OmegaConf.to_container(OmegaConf.load(self.config)), asdict(config))
-            self._refuse_other_processes()
+            self._refuse_other_circumstances(config)
         return checkpoint
 
-    def _refuse_other_processes(self) -> None:
-        """Other batches would follow, and DeepSpeed's checkpoints are cut for as many processes as wrote them."""
-        now = launched_processes()
-        before = (
-            json.loads(self.versions.read_text()).get("processes", now) if self.versions.is_file() else now
-        )
-        if before != now:
+    def _refuse_other_circumstances(self, config: TrainConfig) -> None:
+        """What the configuration does not say, or not here: the number of processes, and what precision=auto means.
+
+        With more or fewer processes other batches would follow, and DeepSpeed's checkpoints are cut for as many as
+        wrote them.
+        """
+        before = json.loads(self.versions.read_text()) if self.versions.is_file() else {}
+        processes = launched_processes()
+        if before.get("processes", processes) != processes:
             raise UserError(
-                f"resume: the run began with {before} processes, now there are {now}; start as many "
-                f"(launch.nproc x launch.nnodes = {before}), or give another output_dir="
+                f"resume: the run began with {before['processes']} processes, now there are {processes}; start as many "
+                f"(launch.nproc x launch.nnodes = {before['processes']}), or give another output_dir="
+            )
+        number_format = _number_format(config)
+        if before.get("number_format", number_format) != number_format:
+            raise UserError(
+                f"resume: the run began in {before['number_format']}, but train.precision={config.train.precision} is "
+                f"{number_format} on this machine; go on where it began, or give another output_dir="
             )
 
     def _asked_checkpoint(self, resume: str) -> Path | None:
@@ -143,7 +151,10 @@ class RunFolder:
         for folder in (self.root, self.checkpoints):
             remove_leftovers(folder)
         write_whole(self.config, OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
-        write_whole(self.versions, json.dumps(versions(), indent=2) + "\n")
+        import torch  # not above: who only looks at a run folder need not wait for it
+
+        circumstances = {"threads": torch.get_num_threads(), "number_format": _number_format(config)}
+        write_whole(self.versions, json.dumps({**versions(), **circumstances}, indent=2) + "\n")
 
     def clear(self) -> None:
         """Remove an earlier run's files; other files in the folder (Hydra's, the user's) stay."""
@@ -188,6 +199,12 @@ def versions() -> dict[str, Any]:
         "processes": launched_processes(),
         "command": sys.argv,
     }
+
+
+def _number_format(config: TrainConfig) -> str:
+    from mixlora_cli.training.precision import choose_dtype
+
+    return str(choose_dtype(config.train.precision)).removeprefix("torch.")
 
 
 def _package_version(name: str) -> str | None:
