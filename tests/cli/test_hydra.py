@@ -171,7 +171,7 @@ def test_one_of_several_processes_does_not_run_ahead_of_the_others(
     commands.does = fail
     result = mixlora("train", "-m", "rank=2,4")
     assert [config.rank for config in commands.called] == [2]
-    assert (result.code, result.err) == (2, "error: rank 1: the loss is not finite\n")
+    assert (result.code, result.err) == (2, "error: job 0 (rank=2): rank 1: the loss is not finite\n")
 
 
 def test_wrong_key_in_a_sweep(mixlora: Any, commands: Any) -> None:

@@ -105,6 +105,9 @@ def _run_jobs(command: Command, arguments: Sequence[str], parsed: Namespace) -> 
                 raise
             mistakes.append(error)
             report(error, _job_prefix())
+            if cluster_environment(os.environ) is not None:
+                # Not on to the next job: the other processes may still be in this one.
+                raise SystemExit(USER_MISTAKE) from None
             return None
 
     _call_hydra(command, job, _ordered(arguments, parsed), parsed)
@@ -155,12 +158,7 @@ def _job_prefix() -> str:
 
 
 def _in_this_process() -> bool:
-    """Whether this job's launcher runs it here, where a mistake can be noted; others must see it raised.
-
-    So must whoever started this process as one of several: the others may still be in the job that failed here.
-    """
-    if cluster_environment(os.environ) is not None:
-        return False
+    """Whether this job's launcher runs it here, where a mistake can be noted; others must see it raised."""
     current = HydraConfig.get()
     return current.mode != RunMode.MULTIRUN or current.launcher._target_.endswith(".BasicLauncher")
 
