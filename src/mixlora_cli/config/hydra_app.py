@@ -7,6 +7,7 @@ import io
 import os
 import sys
 import tempfile
+import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -105,10 +106,14 @@ def _run_jobs(command: Command, arguments: Sequence[str], parsed: Namespace) -> 
                 raise
             mistakes.append(error)
             report(error, _job_prefix())
-            if cluster_environment(os.environ) is not None:
-                # Not on to the next job: the other processes may still be in this one.
+            if _one_of_several():
                 raise SystemExit(USER_MISTAKE) from None
             return None
+        except Exception:
+            if not _one_of_several():
+                raise
+            traceback.print_exc()
+            raise SystemExit(FAILURE) from None
 
     _call_hydra(command, job, _ordered(arguments, parsed), parsed)
     return USER_MISTAKE if mistakes else 0
@@ -155,6 +160,11 @@ def _job_prefix() -> str:
     if current.mode != RunMode.MULTIRUN:
         return ""
     return f"job {current.job.num} ({' '.join(current.overrides.task)}): "
+
+
+def _one_of_several() -> bool:
+    """Whether others run this job, too: then a failed one is not left for the next, in which they may not be yet."""
+    return cluster_environment(os.environ) is not None
 
 
 def _in_this_process() -> bool:
