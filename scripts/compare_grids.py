@@ -5,12 +5,13 @@ Usage: scripts/compare_grids.py BEFORE AFTER [FIRST LAST]
 
 MME and MMAvg before and after with their paired difference, and the mean loss of the steps FIRST to LAST (201 to 300).
 Below: the root mean square of these differences over the trainings, over those of rows with several seeds, and that of
-the differences between the seeds of one row. A repetition is as good as it can be where the first two are not the
-larger ones.
+the differences between the seeds of one row. A repetition is as good as seeds let it be where the first two are not the
+larger ones. Trainings that are equal to the last digit, in every loss and every answer, are named and left out of it.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,12 +19,14 @@ from itertools import combinations
 from math import isnan, nan, sqrt
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from mean_loss import mean_loss
 
 from mixlora_cli.evaluation.benchmarks import COLUMNS, MEAN_TITLE
 from mixlora_cli.evaluation.comparison import Line, compare, read_group
 from mixlora_cli.reproduction.cell import read_record
+from mixlora_cli.training.metrics import read_metrics
 
 SCORES = (COLUMNS[0], MEAN_TITLE)
 DIGITS = {COLUMNS[0]: 0, MEAN_TITLE: 1, "loss": 3}
@@ -40,6 +43,8 @@ class Repeated:
     """MME and MMAvg, the folder before as the first side."""
     losses: tuple[float, float]
     """NaN where nothing was trained."""
+    is_same: bool
+    """Every logged loss and gradient norm and every answer are the same."""
 
     @property
     def is_trained(self) -> bool:
@@ -64,7 +69,27 @@ def read_repeated(name: str, folders: tuple[Path, Path], first: int, last: int) 
     logs = [folder / name / "metrics.jsonl" for folder in folders]
     before, after = (mean_loss(log, first, last)[0] if log.is_file() else nan for log in logs)
     row = read_record(folders[0] / name)["experiment"]
-    return Repeated(name, row, {line.column: line for line in compared.lines}, (before, after))
+    is_same = all_equal(map(logged, logs)) and all_equal(
+        answers(folder / name / "eval") for folder in folders
+    )
+    return Repeated(name, row, {line.column: line for line in compared.lines}, (before, after), is_same)
+
+
+def logged(path: Path) -> list[tuple[Any, ...]]:
+    """What a training noted and no clock decides."""
+    return [(row["step"], row["loss"], row.get("grad_norm")) for row in read_metrics(path)]
+
+
+def answers(folder: Path) -> list[tuple[Any, ...]]:
+    """Every prediction with its place."""
+    rows = (json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()[1:])
+    return sorted((row["benchmark"], row["index"], row["prediction"]) for row in rows)
+
+
+def all_equal(values: Iterable[object]) -> bool:
+    """Of at least one value."""
+    first, *others = values
+    return all(other == first for other in others)
 
 
 def table_row(cell: Repeated) -> str:
@@ -118,8 +143,13 @@ def main(before: Path, after: Path, first: int = 201, last: int = 300) -> None:
     print("| --- | ---: | ---: | --- | ---: | ---: | --- | ---: | ---: |")
     print("\n".join(map(table_row, cells)))
     trained = [cell for cell in cells if cell.is_trained]
-    print(f"\n{len(shared)} cells, {len(trained)} of them trained; root mean squares of differences:")
-    print("\n".join(f"- {summary(column, trained)}" for column in DIGITS))
+    same = [cell.name.rpartition("-")[0] for cell in trained if cell.is_same]
+    others = [cell for cell in trained if not cell.is_same]
+    print(f"\n{len(shared)} cells, {len(trained)} of them trained.")
+    print(f"The same to the last digit: {', '.join(same) or 'none'}.")
+    if others:
+        print(f"Root mean squares of differences, the other {len(others)}:")
+        print("\n".join(f"- {summary(column, others)}" for column in DIGITS))
     print(
         f"\nLeft out: {len(names[0] - names[1])} in {before} alone, {len(names[1] - names[0])} in {after} alone."
     )

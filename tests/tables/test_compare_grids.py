@@ -20,14 +20,17 @@ def compared(*arguments: Path | str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def grids(make_cell: Any, tmp_path: Path) -> tuple[Path, Path]:
-    """LoRA r=4 with seeds 0 and 1, 8 and 12 of 20 right, repeated with 10 and 12; and a cell that only one has."""
+    """LoRA r=4 with seeds 0 and 1, 8 and 12 of 20 right, repeated with 10 and 12 and other losses.
+
+    And r=16, repeated as it was; and a cell that only one folder has.
+    """
     folders = tmp_path / "before", tmp_path / "after"
-    for folder, rights, loss in zip(folders, ((8, 12, 5), (10, 12)), (0.5, 0.75), strict=True):
-        for seed, right in enumerate(rights):
-            experiment, seed = ("lora_r4", seed) if seed < 2 else ("lora_r8", 0)
-            place = folder / f"{experiment}-seed{seed}-0123456789"
-            make_cell(experiment, right=right, used=float(right)).rename(_parent(place))
-            row = {"step": 300, "loss_steps": 100, "loss": loss}
+    names = ("lora_r4-seed0", "lora_r4-seed1", "lora_r16-seed0", "lora_r8-seed0")
+    for folder, rights, loss in zip(folders, ((8, 12, 6, 5), (10, 12, 6)), (0.5, 0.75), strict=True):
+        for name, right in zip(names, rights, strict=False):
+            place = folder / f"{name}-0123456789"
+            make_cell(name.partition("-")[0], right=right, used=float(right)).rename(_parent(place))
+            row = {"step": 300, "loss_steps": 100, "loss": 0.6 if name == "lora_r16-seed0" else loss}
             (place / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     return folders
 
@@ -43,6 +46,7 @@ def test_repetitions_beside_seeds(grids: tuple[Path, Path]) -> None:
     assert (
         "| lora_r4-seed0 | 80 | 100 | +20 [" in result.stdout and "| 40.0 | 50.0 | +10.0 [" in result.stdout
     )
+    assert "3 cells, 3 of them trained.\nThe same to the last digit: lora_r16-seed0.\n" in result.stdout
     assert "| lora_r4-seed1 | 120 | 120 | +0 [0, 0] |" in result.stdout
     # MMAvg: 10 and 0 between repetitions; 20 before and 10 after between the seeds.
     assert (
