@@ -62,11 +62,13 @@ def _measured(config: InterferenceConfig, folder: Path, processes: Processes, co
         samples = draw_samples(config)
     routing = routing_of_adapter(measured.folder, config.data, [sample.task for sample in samples])
     request = _request(config, measured, samples, routing)
-    number_format = _number_format(request)
+    from mixlora_cli.training.precision import number_format  # heavy, and mistakes need not wait for it
+
+    here = number_format(request["precision"])
     if config.compare is not None:
-        check_comparable(config.compare, open_other(config.compare), dict(request["samples"]), number_format)
+        check_comparable(config.compare, open_other(config.compare), dict(request["samples"]), here)
     stored = read_stored(folder)
-    asked = {**request, NUMBER_FORMAT: number_format}
+    asked = {**request, NUMBER_FORMAT: here}
     before = (
         None if stored is None else {**stored.about["request"], NUMBER_FORMAT: stored.about[NUMBER_FORMAT]}
     )
@@ -102,13 +104,6 @@ def _request(
         "definitions": None if routing is None else dict(sorted(routing.definitions.items())),
         "samples": [[sample.task, sample.digest] for sample in samples],
     }
-
-
-def _number_format(request: Mapping[str, Any]) -> str:
-    """What `precision` means on this machine: auto is not the same on each."""
-    from mixlora_cli.training.precision import choose_dtype
-
-    return str(choose_dtype(request["precision"])).removeprefix("torch.")
 
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -40,9 +40,8 @@ def reproduce(config: ReproduceConfig, program: Sequence[str] = PROGRAM) -> Outc
         return Outcome()
     stop = StopRequest()
     unfinished = sum(not all(finished(cell, part) for part in cell.parts) for cell in cells)
-    jobs = _jobs(
-        config
-    )  # also decides how many threads a cell gets, which must not depend on what is left to do
+    # Of all, not of what is left: it decides how many threads a cell gets, on which its numbers depend.
+    jobs = _jobs(config)
     shown = min(jobs, max(unfinished, 1))
     with stop.listening(), Board(cells, Console(highlight=False), shown) as board:
         outcome = Runner(board, stop, program, config.keep_checkpoints, jobs).run(cells)

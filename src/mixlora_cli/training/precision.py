@@ -21,6 +21,11 @@ def choose_dtype(precision: Literal["auto", "fp32", "bf16"]) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
+def number_format(precision: Literal["auto", "fp32", "bf16"]) -> str:
+    """What `precision` means on this machine: `float32` or `bfloat16`."""
+    return str(choose_dtype(precision)).removeprefix("torch.")
+
+
 def multiplies_bf16() -> bool:
     """True where bf16 matrix products run in hardware: a GPU that has them, or a CPU with AMX or AVX512-BF16."""
     if torch.cuda.is_available():

@@ -124,11 +124,13 @@ class RunFolder:
                 f"resume: the run began with {before['processes']} processes, now there are {processes}; start as many "
                 f"(launch.nproc x launch.nnodes = {before['processes']}), or give another output_dir="
             )
-        number_format = _number_format(config)
-        if before.get("number_format", number_format) != number_format:
+        from mixlora_cli.training.precision import number_format  # not above, as in `begin`
+
+        here = number_format(config.train.precision)
+        if before.get("number_format", here) != here:
             raise UserError(
                 f"resume: the run began in {before['number_format']}, but train.precision={config.train.precision} is "
-                f"{number_format} on this machine; go on where it began, or give another output_dir="
+                f"{here} on this machine; go on where it began, or give another output_dir="
             )
 
     def _asked_checkpoint(self, resume: str) -> Path | None:
@@ -153,7 +155,12 @@ class RunFolder:
         write_whole(self.config, OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
         import torch  # not above: who only looks at a run folder need not wait for it
 
-        circumstances = {"threads": torch.get_num_threads(), "number_format": _number_format(config)}
+        from mixlora_cli.training.precision import number_format
+
+        circumstances = {
+            "threads": torch.get_num_threads(),
+            "number_format": number_format(config.train.precision),
+        }
         write_whole(self.versions, json.dumps({**versions(), **circumstances}, indent=2) + "\n")
 
     def clear(self) -> None:
@@ -199,12 +206,6 @@ def versions() -> dict[str, Any]:
         "processes": launched_processes(),
         "command": sys.argv,
     }
-
-
-def _number_format(config: TrainConfig) -> str:
-    from mixlora_cli.training.precision import choose_dtype
-
-    return str(choose_dtype(config.train.precision)).removeprefix("torch.")
 
 
 def _package_version(name: str) -> str | None:
