@@ -11,7 +11,6 @@ larger ones. Trainings that are equal to the last digit, in every loss and every
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from mean_loss import mean_loss
 
 from mixlora_cli.evaluation.benchmarks import COLUMNS, MEAN_TITLE
 from mixlora_cli.evaluation.comparison import Line, compare, read_group
+from mixlora_cli.evaluation.predictions import FILE_NAME, read_predictions
 from mixlora_cli.reproduction.cell import read_record
 from mixlora_cli.training.metrics import read_metrics
 
@@ -69,27 +69,17 @@ def read_repeated(name: str, folders: tuple[Path, Path], first: int, last: int) 
     logs = [folder / name / "metrics.jsonl" for folder in folders]
     before, after = (mean_loss(log, first, last)[0] if log.is_file() else nan for log in logs)
     row = read_record(folders[0] / name)["experiment"]
-    is_same = all_equal(map(logged, logs)) and all_equal(
-        answers(folder / name / "eval") for folder in folders
-    )
-    return Repeated(name, row, {line.column: line for line in compared.lines}, (before, after), is_same)
+    one, other = (content(folder / name) for folder in folders)
+    return Repeated(name, row, {line.column: line for line in compared.lines}, (before, after), one == other)
 
 
-def logged(path: Path) -> list[tuple[Any, ...]]:
-    """What a training noted and no clock decides."""
-    return [(row["step"], row["loss"], row.get("grad_norm")) for row in read_metrics(path)]
-
-
-def answers(folder: Path) -> list[tuple[Any, ...]]:
-    """Every prediction with its place."""
-    rows = (json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()[1:])
-    return sorted((row["benchmark"], row["index"], row["prediction"]) for row in rows)
-
-
-def all_equal(values: Iterable[object]) -> bool:
-    """Of at least one value."""
-    first, *others = values
-    return all(other == first for other in others)
+def content(cell: Path) -> tuple[list[Any], list[Any]]:
+    """What no clock decides: step, loss and gradient norm of each logged row; every prediction with its place."""
+    logged = [
+        (row["step"], row["loss"], row.get("grad_norm")) for row in read_metrics(cell / "metrics.jsonl")
+    ]
+    answered = read_predictions(cell / "eval" / FILE_NAME).predictions
+    return logged, sorted((each.key, each.prediction) for each in answered)
 
 
 def table_row(cell: Repeated) -> str:

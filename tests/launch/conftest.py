@@ -64,6 +64,14 @@ def never_stop(folder):
     time.sleep(100)
 '''
 
+LAST_WORD = """
+import atexit
+from torch import distributed
+
+# What is registered first is called last.
+atexit.register(lambda: print("in a group at the end:", distributed.is_initialized(), flush=True))
+"""
+"""The beginning of a program that says at its very end whether it is still in a group."""
 PROGRAM = """
 import sys
 from mixlora_cli.config.launch import LaunchConfig

@@ -8,23 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from .conftest import LAST_WORD
+
 PROGRAM = """
-import atexit, os, sys, time
-from torch import distributed
+import sys, time
+from mixlora_cli.launch.team import joined
 
-# What is registered first is called last.
-atexit.register(lambda: print("in a group at the end:", distributed.is_initialized(), flush=True))
-
-from mixlora_cli.evaluation.team import joined
-from mixlora_cli.interference.processes import join_processes
-
-for job in range(2):
+for job in range(3):
     with joined() as team:
         team.wait()
         if team.leads:
             time.sleep(1)  # as when it writes the report
-with join_processes() as processes:
-    processes.meet()
 if "fail" in sys.argv:
     with joined() as team:
         raise SystemExit(3)
@@ -37,7 +31,7 @@ def test_jobs_share_a_group_that_is_left_unless_one_failed(
     tmp_path: Path, arguments: list[str], left: bool
 ) -> None:
     program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
+    program.write_text(LAST_WORD + PROGRAM)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     ended = subprocess.run(
         [*torchrun, str(program), *arguments],

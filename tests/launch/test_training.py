@@ -12,19 +12,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from .conftest import wait_for
+from .conftest import LAST_WORD, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="signals")]
 
 
 MIXLORA = ["-m", "mixlora_cli.cli"]
-WITH_A_LAST_WORD = """
-import atexit
-from torch import distributed
-
-# What is registered first is called last.
-atexit.register(lambda: print("in a group at the end:", distributed.is_initialized(), flush=True))
-
+MAIN = """
 from mixlora_cli.cli import main
 
 if __name__ == "__main__":
@@ -128,7 +122,7 @@ def test_a_mistake_in_the_workers_is_one_line_for_each_job_of_a_sweep(begin: Any
 def test_torchrun_is_joined_and_the_group_left(begin: Any, command: list[str], tmp_path: Path) -> None:
     """Two jobs share the group, which is gone before the interpreter is: its threads could not end without that."""
     program = tmp_path / "program.py"
-    program.write_text(WITH_A_LAST_WORD)
+    program.write_text(LAST_WORD + MAIN)
     wanted = [text for text in command if not text.startswith("output_dir")]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     sweep = ["-m", "seed=0,1", f"output_dir={tmp_path}/run-${{seed}}"]

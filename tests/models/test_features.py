@@ -65,9 +65,7 @@ def test_another_number_format_has_its_own_features(pictures: list[Path], tmp_pa
     assert after.num_computed == 3
 
 
-def test_pictures_are_computed_one_by_one_and_without_autocast(
-    pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pictures_are_computed_one_by_one_and_without_autocast(pictures: list[Path], tmp_path: Path) -> None:
     base, seen = build_tiny(), []
     cache = FeatureCache(base, tmp_path / "cache")
     tower = base.model.model.vision_tower.tower

@@ -35,7 +35,7 @@ from mixlora_cli.evaluation.scoring import score
 from mixlora_cli.evaluation.shards import open_team_predictions, take_in_shards
 from mixlora_cli.evaluation.subject import Subject, find_subject
 from mixlora_cli.evaluation.table import print_comparison
-from mixlora_cli.evaluation.team import Team, joined
+from mixlora_cli.launch.team import Team, joined
 from mixlora_cli.models.adapters import load_adapter
 from mixlora_cli.models.base import Base
 from mixlora_cli.models.build import build_base

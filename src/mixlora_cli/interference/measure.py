@@ -20,11 +20,11 @@ from mixlora_cli.interference.groups import require_gradients
 from mixlora_cli.interference.measured import FILE_NAME, cover, measure_steps, read_steps, write_steps
 from mixlora_cli.interference.passes import mean_unit_gradient, products, stack_directions
 from mixlora_cli.interference.plan import Plan
-from mixlora_cli.interference.processes import Processes
 from mixlora_cli.interference.progress import Advance, batch_progress, timed
 from mixlora_cli.interference.sample import encode_batches
 from mixlora_cli.interference.scores import Measurement
 from mixlora_cli.interference.store import TaskStore, fingerprint, task_stores
+from mixlora_cli.launch.team import Team
 from mixlora_cli.models.adapters import load_adapter
 from mixlora_cli.models.base import Base
 from mixlora_cli.models.build import build_base
@@ -42,7 +42,7 @@ class _Work:
     taker: GradientTaker
     batches: Mapping[str, Sequence[Sequence[Item]]]
     stores: Mapping[str, TaskStore]
-    processes: Processes
+    team: Team
     console: Console
 
     def gradients(self, task: str, advance: Advance) -> Iterator[list[torch.Tensor]]:
@@ -52,7 +52,7 @@ class _Work:
             advance()
 
 
-def measure(plan: Plan, processes: Processes, console: Console) -> Stored:
+def measure(plan: Plan, team: Team, console: Console) -> Stored:
     """Both passes over all tasks, each process its share; the first one writes the Parquet files.
 
     Raises:
@@ -65,15 +65,15 @@ def measure(plan: Plan, processes: Processes, console: Console) -> Stored:
             "measure.lambdas: in bf16 rounding is larger than what a small step changes; "
             "add interference.precision=fp32"
         )
-    with processes.first_alone():
+    with team.leader_first():
         base = build_base(plan.measured.subject.model, dtype)
     batches = {sample.task: encode_batches(sample, base, config) for sample in plan.samples}
     own = _dependencies(plan, base, dtype)
     taker = _gradient_taker(plan, base, dtype)
-    work = _Work(plan, taker, batches, task_stores(plan.folder, own), processes, console)
+    work = _Work(plan, taker, batches, task_stores(plan.folder, own), team, console)
     _run_passes(work)
     _take_steps(work, fingerprint(own))
-    processes.meet()
+    team.wait()
     about = {
         "label": plan.measured.subject.label,
         "run": str(config.run),
@@ -128,7 +128,7 @@ def _definition(routing: TaskRouting | None, base: Base, task: str) -> str | Non
 
 
 def _run_passes(work: _Work) -> None:
-    mine = work.processes.share(list(work.batches))
+    mine = work.team.share(list(work.batches))
     first = [task for task in mine if not work.stores[task].has_direction()]
     second = [task for task in mine if not work.stores[task].has_products()]
     if len(first) < len(mine):
@@ -141,7 +141,7 @@ def _run_passes(work: _Work) -> None:
         for task in first:
             with timed(folder, console, "first pass", task, len(work.batches[task])):
                 work.stores[task].write_direction(groups, mean_unit_gradient(work.gradients(task, advance)))
-        work.processes.meet()
+        work.team.wait()
         if not second:
             return
         device = work.taker.model.device
@@ -157,7 +157,7 @@ def _run_passes(work: _Work) -> None:
 def _take_steps(work: _Work, digest: str) -> None:
     """Real steps, in the first process alone: they move the weights that all tasks share."""
     settings, folder = work.plan.config.measure, work.plan.folder
-    if not work.processes.first:
+    if not work.team.leads:
         return
     available = min(len(batches) for batches in work.batches.values())
     taken = read_steps(folder, digest)
@@ -176,7 +176,7 @@ def _take_steps(work: _Work, digest: str) -> None:
 def _collect(work: _Work, about: dict[str, Any]) -> Stored:
     found = [store.read_products() for store in work.stores.values()]
     measurement = Measurement(tuple(work.stores), found[0][0], tuple(part for _, part in found))
-    if work.processes.first:
+    if work.team.leads:
         (work.plan.folder / RESULT).unlink(missing_ok=True)  # written last: what has it is complete
         for old in work.plan.folder.glob("compare_*"):
             old.unlink()

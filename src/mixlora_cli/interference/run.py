@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,16 @@ from mixlora_cli.interference.draw import choose_layers, draw_all
 from mixlora_cli.interference.files import NUMBER_FORMAT, Stored, read_stored
 from mixlora_cli.interference.measured import cover, read_steps, summarise_steps
 from mixlora_cli.interference.plan import Plan
-from mixlora_cli.interference.processes import Processes, join_processes
 from mixlora_cli.interference.report import print_comparison, print_result, write_result
 from mixlora_cli.interference.sample import Sample, draw_samples
 from mixlora_cli.interference.subject import Measured, find_measured
 from mixlora_cli.interference.summary import averages, summarise
+from mixlora_cli.launch.team import Team, joined
 from mixlora_cli.models.prepared import require_prepared
 from mixlora_cli.models.task_routing import TaskRouting, routing_of_adapter
+
+_PATIENCE = timedelta(days=2)
+"""Processes wait for one another's tasks, which may take hours."""
 
 
 def interference(config: InterferenceConfig) -> Path:
@@ -37,10 +41,10 @@ def interference(config: InterferenceConfig) -> Path:
             Found before a model is loaded.
     """
     folder = Path(config.output_dir).expanduser()
-    with join_processes() as processes:
-        console = Console(stderr=True, quiet=not processes.first, soft_wrap=True)
-        stored = _stored(folder) if config.draw_only else _measured(config, folder, processes, console)
-        if processes.first:
+    with joined(_PATIENCE) as team:
+        console = Console(stderr=True, quiet=not team.leads, soft_wrap=True)
+        stored = _stored(folder) if config.draw_only else _measured(config, folder, team, console)
+        if team.leads:
             _report(config, folder, stored, console)
     return folder
 
@@ -54,11 +58,11 @@ def _stored(folder: Path) -> Stored:
     return stored
 
 
-def _measured(config: InterferenceConfig, folder: Path, processes: Processes, console: Console) -> Stored:
+def _measured(config: InterferenceConfig, folder: Path, team: Team, console: Console) -> Stored:
     """What the folder holds, if it is what is asked for; else a new measurement, kept there."""
     measured = find_measured(config)
     require_prepared(measured.subject.model)
-    with processes.first_alone():
+    with team.leader_first():
         samples = draw_samples(config)
     routing = routing_of_adapter(measured.folder, config.data, [sample.task for sample in samples])
     request = _request(config, measured, samples, routing)
@@ -84,7 +88,7 @@ def _measured(config: InterferenceConfig, folder: Path, processes: Processes, co
     _say_what_to_know(config, measured, console)
     from mixlora_cli.interference.measure import measure  # what loads the model
 
-    return measure(Plan(config, folder, measured, samples, routing, request), processes, console)
+    return measure(Plan(config, folder, measured, samples, routing, request), team, console)
 
 
 def _request(

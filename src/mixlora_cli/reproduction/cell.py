@@ -90,13 +90,15 @@ def write_record(
 
 
 def finished(cell: Cell, part: Part) -> bool:
-    """Whether the part is there, made with what is asked now."""
+    """Whether the part is there, made with what is asked now, and with the adapter that is there."""
     if not part.result.is_file():
         return False
     if part.name == "train":  # the run folder itself knows; whoever deleted cell.json need not train again
         config: Any = OmegaConf.to_container(OmegaConf.load(RunFolder(cell.folder).config))
         return plain(essentials(config)) == part.asked
-    return bool(read_record(cell.folder).get("parts", {}).get(part.name, {}).get("asked") == part.asked)
+    if read_record(cell.folder).get("parts", {}).get(part.name, {}).get("asked") != part.asked:
+        return False
+    return all(finished(cell, each) for each in cell.parts if each.name == "train")
 
 
 def begin(cell: Cell, part: Part, when: float) -> None:

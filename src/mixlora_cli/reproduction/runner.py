@@ -92,8 +92,6 @@ class Runner:
 
     def _do(self, cell: Cell, lock: IO[str]) -> None:
         missing = [part for part in cell.parts if not finished(cell, part)]
-        if any(part.name == "train" for part in missing):
-            missing = list(cell.parts)  # what is there was made with another adapter
         for part in cell.parts:
             if part not in missing:
                 self._board.skip(part)

@@ -1,6 +1,7 @@
-"""Several processes that evaluate together: who this one is, and where they wait for one another.
+"""Several processes that evaluate or measure together: who this one is, and where they wait for one another.
 
-torchrun, SLURM or `launch.nproc` started them; only waiting goes through `torch.distributed`, answers through files.
+torchrun, SLURM or `launch.nproc` started them; only waiting goes through `torch.distributed`. What they tell
+one another goes through files in the output folder, so with several nodes all must see it.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ PATIENCE = timedelta(days=7)
 
 @dataclass(frozen=True)
 class Team:
-    """This process among those that evaluate together."""
+    """This process among those that work together."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def leads(self) -> bool:
-        """Whether this one writes the results."""
+        """Whether this one speaks, and writes the results."""
         return self.rank == 0
 
     def wait(self) -> None:
@@ -54,8 +55,8 @@ class Team:
 
 
 @contextmanager
-def joined() -> Iterator[Team]:
-    """The team that this process was started in; a team of one where nobody started others."""
+def joined(patience: timedelta = PATIENCE) -> Iterator[Team]:
+    """The team that this process was started in, each on the GPU of its local rank; a team of one without others."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield Team()
@@ -63,6 +64,6 @@ def joined() -> Iterator[Team]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     if not distributed.is_initialized():
-        distributed.init_process_group("gloo", timeout=PATIENCE)
+        distributed.init_process_group("gloo", timeout=patience)  # also beside GPUs: nothing but meetings
     with group_left_at_exit():
         yield Team(distributed.get_rank(), distributed.get_world_size())
