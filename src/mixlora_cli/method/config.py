@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Literal, get_args
 
 from peft import PeftConfig
 
-PEFT_TYPE = "MIXLORA"
+
+class MixLoraType(str, Enum):
+    """The method's place in PEFT's tables: as `peft.PeftType`, a string that also has a `value`.
+
+    That enumeration itself is closed; PEFT and transformers only ever look a type up and print its `value`.
+    """
+
+    MIXLORA = "MIXLORA"
+
+
+PEFT_TYPE = MixLoraType.MIXLORA
 
 ConditionalSelection = Literal["paper", "released", "none"]
 RouterGrad = Literal["none", "straight_through"]

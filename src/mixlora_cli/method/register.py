@@ -13,7 +13,7 @@ from mixlora_cli.method.model import MixLoraModel
 def register() -> None:
     """Put configuration, tuner and prefix into PEFT's tables; calling it again changes nothing.
 
-    The type is a plain string: `PeftType` is a closed enumeration, and every look-up in PEFT goes through these tables.
+    Every look-up in PEFT goes through these tables, and none through `PeftType` itself, which is closed.
     """
     tables: tuple[tuple[Any, object], ...] = (
         (mapping.PEFT_TYPE_TO_CONFIG_MAPPING, MixLoraConfig),
