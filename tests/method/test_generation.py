@@ -11,6 +11,8 @@ import torch
 from method_models import IMAGE, PAD, batch
 from torch import Tensor
 
+from mixlora_cli.method.context import _thread
+
 NEW = 6
 
 
@@ -30,8 +32,8 @@ def selections_of_each_pass(model: Any) -> Iterator[list[list[Tensor]]]:
     def watch(layer: Any) -> None:
         plain = layer._chosen
 
-        def noting(name: str, hidden: Tensor) -> Any:
-            chosen = plain(name, hidden)
+        def noting(*given: Any) -> Any:
+            chosen = plain(*given)
             selection = chosen.selection
             if layer is first:
                 passes.append([])
@@ -159,8 +161,7 @@ def test_a_new_prompt_is_read_anew(make_model, prompts) -> None:
     with torch.no_grad():
         model(**batch(prompts))
     assert torch.equal(generate(model, batch(prompts[:1])), first)
-    context = model.base_model.context
-    assert context._generation is None and context._pooled is None
+    assert _thread.frame is None and _thread.generation is None
 
 
 def test_the_base_model_behind_the_adapter_generates_alike(make_model, prompts) -> None:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from mixlora_cli import MixLoraConfig
 from mixlora_cli.method.context import RoutingContext
+from mixlora_cli.method.forward_info import ForwardInfo
 from mixlora_cli.method.layer import MixLoraLinear
-from mixlora_cli.method.reading import Reading
 
 D_IN, D_OUT, NUM_FACTORS, RANK, ALPHA = 5, 6, 5, 3, 7.0
 MASKS = {
@@ -27,13 +27,11 @@ NAMES = {
 }
 
 
-def build(p: oracle.Parameters, mask: Tensor | None = None, **fields: object) -> MixLoraLinear:
+def build(p: oracle.Parameters, **fields: object) -> MixLoraLinear:
     base = nn.Linear(D_IN, D_OUT, bias=False)
     base.weight = nn.Parameter(p.weight.clone(), requires_grad=False)
-    context = RoutingContext()
-    context.reading = Reading(tokens=mask)
     config = MixLoraConfig(r=RANK, factors=NUM_FACTORS, alpha=ALPHA, **fields)
-    layer = MixLoraLinear(base, "default", config, context)
+    layer = MixLoraLinear(base, "default", config, RoutingContext())
     own = dict(layer.named_parameters())
     with torch.no_grad():
         for field, name in NAMES.items():
@@ -60,12 +58,13 @@ def test_forward_and_gradients_equal_the_oracle(padding: str, cfs: str, router_g
     wanted = {field: getattr(p, field) for field in NAMES} | {"hidden": loop_input}
     expected_gradients = oracle.gradients(expected, probe, wanted, learns)
 
-    layer = build(p, mask, cfs=cfs, router_grad=router_grad)
+    layer = build(p, cfs=cfs, router_grad=router_grad)
     calls: list[int] = []
     if base == "called":
         layer.base_layer.register_forward_hook(lambda *_: calls.append(1))
     own_input = hidden.clone().requires_grad_()
-    output = layer(own_input)
+    with layer.context.within(ForwardInfo(tokens=mask)):
+        output = layer(own_input)
     (output * probe).sum().backward()
     assert len(calls) == (base == "called")
 
@@ -102,8 +101,8 @@ def test_task_routing_equals_the_oracle(cfs: str, router_grad: str) -> None:
     expected_gradients = oracle.gradients(expected, probe, wanted, learns)
 
     layer = build(p, cfs=cfs, router_grad=router_grad, routing="task", task_embedding_dim=width)
-    layer.context.reading = Reading(task=task)
-    output = layer(hidden)
+    with layer.context.within(ForwardInfo(task=task)):
+        output = layer(hidden)
     (output * probe).sum().backward()
     _assert_as_expected(layer, output, expected, expected_gradients)
 
@@ -122,8 +121,8 @@ def test_pool_prompt_equals_the_oracle_on_the_prompts_tokens(cfs: str) -> None:
     expected_gradients = oracle.gradients(expected, probe, wanted, True)
 
     layer = build(p, cfs=cfs, router_grad="straight_through", pool="prompt")
-    layer.context.reading = Reading(tokens=torch.ones(3, 4).bool(), prompt=prompt)
-    output = layer(hidden)
+    with layer.context.within(ForwardInfo(tokens=torch.ones(3, 4).bool(), prompt=prompt)):
+        output = layer(hidden)
     (output * probe).sum().backward()
     _assert_as_expected(layer, output, expected, expected_gradients)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mixlora_cli.method.pooling import contiguous_spans, masked_mean
+from mixlora_cli.method.pooling import masked_mean, token_ranges
 
 
 def test_masked_mean_counts_own_tokens_only() -> None:
@@ -27,18 +27,18 @@ def test_masked_mean_of_nothing_is_zero_and_accumulates_in_fp32() -> None:
     assert mean.item() == pytest.approx(1256 / 1001, rel=1e-6)
 
 
-def test_spans_are_the_counted_stretches() -> None:
+def test_ranges_are_the_counted_stretches() -> None:
     mask = torch.tensor([[0, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 1]]).bool()
-    spans = contiguous_spans(mask)
-    assert spans.rows == ((1, 3), (0, 4), (0, 0), (3, 4))
-    assert spans.tokens.tolist() == [1, 2, 4, 5, 6, 7, 15]
-    assert spans.starts.tolist() == [0, 2, 6, 6]
+    found = token_ranges(mask)
+    assert found.ranges == ((1, 3), (4, 8), (0, 0), (15, 16))
+    assert found.tokens.tolist() == [1, 2, 4, 5, 6, 7, 15]
+    assert found.starts.tolist() == [0, 2, 6, 6]
 
 
-def test_a_gap_has_no_span_and_the_same_mean() -> None:
+def test_a_gap_has_no_range_and_the_same_mean() -> None:
     mask = torch.tensor([[1, 0, 1], [1, 1, 1]]).bool()
     hidden = torch.arange(18.0).view(2, 3, 3)
-    assert contiguous_spans(mask) is None
+    assert token_ranges(mask) is None
     assert masked_mean(hidden, mask).tolist() == [[3.0, 4.0, 5.0], [12.0, 13.0, 14.0]]
 
 

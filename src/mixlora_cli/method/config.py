@@ -51,6 +51,22 @@ class MixLoraConfig(PeftConfig):
     exclude_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Layers left alone although target_modules matches them."}
     )
+    layers_to_transform: list[int] | int | None = field(
+        default=None, metadata={"help": "Numbers of the blocks that are adapted; null = all of them."}
+    )
+    layers_pattern: list[str] | str | None = field(
+        default=None,
+        metadata={"help": "Name of the list of blocks that layers_to_transform counts; null = any."},
+    )
+    init_weights: bool = field(
+        default=True,
+        metadata={
+            "help": "False: B starts with random numbers too, so that an untrained adapter changes outputs."
+        },
+    )
+    rank_pattern: dict[str, int] | None = field(
+        default=None, metadata={"help": "Refused: all layers select the same number r of their factors."}
+    )
     modules_to_save: list[str] | None = field(
         default=None, metadata={"help": "Other modules that are trained whole and saved with the adapter."}
     )
@@ -106,6 +122,26 @@ class MixLoraConfig(PeftConfig):
             "task_embedding_dim",
             self.task_embedding_dim,
             "must be >= 1, or null for the model's hidden size",
+        )
+        _require(
+            not self.rank_pattern,
+            "rank_pattern",
+            self.rank_pattern,
+            "cannot be had: r of E factors are selected in every layer, and alpha / r scales them all alike; set r, "
+            "or adapt fewer layers with target_modules or layers_to_transform",
+        )
+        listed = self.target_modules is None or not isinstance(self.target_modules, str)
+        _require(
+            self.layers_to_transform is None or listed,
+            "layers_to_transform",
+            self.layers_to_transform,
+            "goes with a list of target_modules; a regular expression names the blocks itself",
+        )
+        _require(
+            not self.layers_pattern or self.layers_to_transform is not None,
+            "layers_pattern",
+            self.layers_pattern,
+            "goes with layers_to_transform",
         )
         for key, allowed in _CHOICES.items():
             value = getattr(self, key)

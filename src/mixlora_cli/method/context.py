@@ -1,43 +1,45 @@
 """How a model's adapted layers learn about the forward pass that they are part of, without any global variable.
 
-One `RoutingContext` belongs to one adapted model and is shared by reference with its layers. Hooks on the model fill it
-before each forward pass; `generate` is wrapped so that an answer's passes are known to belong together.
+One `RoutingContext` belongs to one adapted model and is shared by reference with its layers. Hooks on the model tell it
+when a forward pass begins and ends; what is known of a pass belongs to the thread that runs it, so that several threads
+can use one model. (Threads' own variables, and not contextvars, since `torch.compile` cannot trace those.)
 """
 
 from __future__ import annotations
 
 import inspect
+import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from mixlora_cli.method.pooling import Spans, contiguous_spans, masked_mean
-from mixlora_cli.method.reading import Reading, cached_length, read_inputs
+from mixlora_cli.method.forward_info import (
+    CACHES,
+    CONTINUOUS_BATCHING,
+    Answer,
+    ForwardInfo,
+    cache_of,
+    cached_length,
+    read_inputs,
+    text_of,
+)
+from mixlora_cli.method.generation import Generation
+from mixlora_cli.method.pooling import masked_mean
 
-OWN_ARGUMENTS = ("prompt_mask", "task_embeddings", "routing_seeds")
+OWN_ARGUMENTS = ("prompt_mask", "completion_mask", "task_embeddings", "routing_seeds")
 """Arguments of the model that only routing reads; they are taken away before the model sees them."""
 
-_FILLED_BY = "_mixlora_reading"
+_ANSWER = "_mixlora_answer"
 # Kept on the cache itself: a later pass that brings it along goes on with the pass that filled it. A table of caches on
 # our side would make a compiled model compile again when the first cache has gone.
-
-
-@dataclass
-class _Generation:
-    """One call of `generate`."""
-
-    task: Tensor | None
-    seeds: Tensor | None
-    num_inputs: int | None
-    prompt: Reading | None = None
-    step: int = 0
 
 
 @dataclass
@@ -51,22 +53,42 @@ class _Pooled:
     mean: Tensor
 
 
+@dataclass
+class _Frame:
+    """A watched module that is running in this thread, inside of others."""
+
+    owner: RoutingContext
+    module: nn.Module | None
+    info: ForwardInfo
+    outer: _Frame | None
+    pooled: _Pooled | None = None
+
+
+class _OfThisThread(threading.local):
+    def __init__(self) -> None:
+        self.frame: _Frame | None = None
+        self.generation: tuple[RoutingContext, Generation, Any] | None = None
+        """Owner, the call of `generate`, and the same of the call that it is nested in."""
+        self.adapters: tuple[RoutingContext, list[str]] | None = None
+
+
+_thread = _OfThisThread()
+
+
 class RoutingContext:
-    """What the layers of one adapted model share: the present `Reading` and the last pooled input."""
+    """What the layers of one adapted model share: the way to the `ForwardInfo` of the pass at hand."""
 
     def __init__(self) -> None:
-        self.reading = Reading()
         self.root: nn.Module | None = None
-        self._generation: _Generation | None = None
         self.collect_balance = False
         """Layers whose routers learn leave a balance term in each training pass; read them by `balance_loss`."""
         self.balance_terms: list[Tensor] = []
-        self._pooled: _Pooled | None = None
-        self._spans: tuple[Tensor, Spans | None] | None = None
-        self._depth = 0
-        self._parameters: dict[nn.Module, list[str]] = {}
+        self._parameters: dict[type[nn.Module], list[str]] = {}
+        self._leaves: set[type[nn.Module]] = set()
         self._checkpointing: list[nn.Module] = []
         self._handles: list[RemovableHandle] = []
+        self._has_generated = False
+        self._has_warned = False
 
     # -- attaching to a model -----------------------------------------------------------------------------------------
 
@@ -74,7 +96,7 @@ class RoutingContext:
         """Watch the forward passes of `root`; called again, it takes up layers that were added since.
 
         Every transformers model on the way from `root` to an adapted layer is watched, because training code may call
-        the inner ones; of nested calls the outermost counts.
+        the inner ones, and because a tower among them reads something else than the batch's text.
 
         Args:
             root: the model that holds the adapted layers.
@@ -83,9 +105,12 @@ class RoutingContext:
         self.detach()
         self.root = root
         holders = [m for m in root.modules() if any(isinstance(inner, layer_class) for inner in m.modules())]
-        for module in (m for m in holders if m is root or isinstance(m, PreTrainedModel)):
+        watched = [m for m in holders if m is root or isinstance(m, PreTrainedModel)]
+        for module in watched:
             # The class's own signature: others may wrap the instance's `forward` later.
-            self._parameters[module] = list(inspect.signature(type(module).forward).parameters)[1:]
+            self._parameters[type(module)] = list(inspect.signature(type(module).forward).parameters)[1:]
+            if isinstance(module, PreTrainedModel) and not _holds_models(module):
+                self._leaves.add(type(module))
             self._handles += [
                 module.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True),
                 module.register_forward_hook(self._after, always_call=True),
@@ -93,6 +118,7 @@ class RoutingContext:
         self._checkpointing = [m for m in holders if hasattr(m, "gradient_checkpointing")]
         if isinstance(root, PreTrainedModel):
             vars(root)["generate"] = self.generate
+            vars(root)["init_continuous_batching"] = _refuse_continuous_batching
 
     def detach(self) -> None:
         """Leave the model as it was before `attach`."""
@@ -103,77 +129,141 @@ class RoutingContext:
             if isinstance(function, _RestoringCheckpoint):
                 module._gradient_checkpointing_func = function.checkpoint  # type: ignore[assignment]
         if self.root is not None:
-            vars(self.root).pop("generate", None)
+            for name in ("generate", "init_continuous_batching"):
+                vars(self.root).pop(name, None)
         self._handles, self._checkpointing, self._parameters, self.root = [], [], {}, None
+        self._leaves = set()
 
     # -- one forward pass ---------------------------------------------------------------------------------------------
+
+    @property
+    def info(self) -> ForwardInfo:
+        """What is known of the pass at hand; of a layer that is called by itself, nothing."""
+        frame = self._frame()
+        return ForwardInfo() if frame is None else frame.info
+
+    def _frame(self) -> _Frame | None:
+        """The innermost running module of this model in this thread."""
+        frame = _thread.frame
+        while frame is not None and frame.owner is not self:
+            frame = frame.outer
+        return frame
+
+    @contextmanager
+    def within(self, info: ForwardInfo) -> Iterator[None]:
+        """Inside, layers see `info`. A pooled input is shared neither into the block nor out of it."""
+        outer = _thread.frame
+        _thread.frame = _Frame(self, None, info, outer)
+        try:
+            yield
+        finally:
+            _thread.frame = outer
 
     def _before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        self._depth += 1
-        if self._depth > 1:
+        outer = self._frame()
+        # First of all: `_after` takes it away again, whatever fails from here on.
+        _thread.frame = frame = _Frame(self, module, ForwardInfo(), _thread.frame)
+        inputs = dict(zip(self._parameters[type(module)], args, strict=False)) | kwargs
+        if outer is not None:
+            frame.info = self._nested(module, inputs, outer.info)
             return args, kwargs
-        self._pooled, self._spans = None, None
         self.balance_terms.clear()
-        inputs = dict(zip(self._parameters[module], args, strict=False)) | kwargs
-        self.reading = self._place(read_inputs(inputs), inputs)
+        frame.info = self._place(self._read(module, inputs), inputs)
+        self._warn_of_other_routing(module, inputs)
         for layer in self._checkpointing:
             self._restore_in_checkpoint(layer)
         return args, {name: value for name, value in kwargs.items() if name not in OWN_ARGUMENTS}
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._depth -= 1
-        if self._depth == 0:
-            # Holds the graph that led to it where routers get gradients.
-            self._pooled, self._spans = None, None
-            cache = getattr(output, "past_key_values", None)
+        frame = _thread.frame
+        if frame is None or frame.module is not module:
+            return  # another hook failed before ours ran
+        _thread.frame = frame.outer
+        if self._frame() is None:
+            cache = next((c for c in (getattr(output, name, None) for name in CACHES) if c is not None), None)
             if cache is not None:
-                setattr(cache, _FILLED_BY, self.reading)
+                setattr(cache, _ANSWER, frame.info.answer)
 
-    def _place(self, reading: Reading, inputs: Mapping[str, Any]) -> Reading:
-        """Tell a pass that goes on with a prompt from one that reads a new one."""
-        cache = inputs.get("past_key_values")
-        past = cached_length(cache)
-        generation = self._generation
-        before: Reading | None
-        if generation is None:
-            before = getattr(cache, _FILLED_BY, None) if past > 0 else None
-        else:
-            reading = self._in_generation(reading, generation, inputs)
-            before = generation.prompt
-            if before is not None and past == 0 and reading.length <= before.length:
-                before = None
-            generation.step += 1
-            if before is None:
-                generation.prompt, generation.step = reading, 0
-        if before is None:
-            return reading
-        step = before.step + 1 if generation is None else generation.step
-        return replace(reading, continues=True, kept=before.kept, step=step)
+    def _read(self, module: nn.Module, inputs: Mapping[str, Any]) -> ForwardInfo:
+        """What the outermost module's arguments say."""
+        info = read_inputs(inputs)
+        info.strict = type(module) in self._leaves
+        if _thread.adapters is not None and _thread.adapters[0] is self:
+            info.adapters = _thread.adapters[1]
+        if not info.rows and isinstance(module, PreTrainedModel):
+            # A model of pictures or sounds: all that is known is how many there are, if they come one by one.
+            info.outside = True
+            main = inputs.get(module.main_input_name)
+            if isinstance(main, Tensor) and main.dim() > 2:
+                info.rows = len(main)
+        return info
 
-    @staticmethod
-    def _in_generation(reading: Reading, generation: _Generation, inputs: Mapping[str, Any]) -> Reading:
-        source = inputs.get("input_ids")
-        source = inputs.get("inputs_embeds") if source is None else source
-        rows = 0 if source is None else len(source)
-        num_inputs = generation.num_inputs or rows
-        # `generate` repeats each input for its beams or returned sequences before it reads the prompt.
-        copies = rows // num_inputs if rows and rows % num_inputs == 0 else 1
-
-        def repeated(given: Tensor | None) -> Tensor | None:
-            if given is None or len(given) * copies != rows:
-                return given
-            return given.repeat_interleave(copies, dim=0)
-
+    def _nested(self, module: nn.Module, inputs: Mapping[str, Any], outer: ForwardInfo) -> ForwardInfo:
+        """A module within the pass: the same text, a tower that reads something else, or one half of two."""
+        if not isinstance(module, PreTrainedModel):
+            return outer
+        strict = type(module) in self._leaves
+        if text_of(inputs) is None:
+            return ForwardInfo(
+                adapters=outer.adapters,
+                copies=outer.copies,
+                answer=outer.answer,
+                step=outer.step,
+                continues=outer.continues,
+                outside=True,
+            )
+        if not getattr(module.config, "is_encoder_decoder", False):
+            return replace(outer, strict=strict)
+        own = read_inputs(inputs)
         return replace(
-            reading, copies=copies, task=repeated(generation.task), seeds=repeated(generation.seeds)
+            outer,
+            rows=own.rows,
+            length=own.length,
+            tokens=own.tokens,
+            segments=None,
+            memory=own.memory,
+            strict=strict,
+            ranges={},
         )
 
-    @property
-    def generating(self) -> bool:
-        """Inside `generate`: this pass's choice is wanted again soon."""
-        return self._generation is not None
+    def _place(self, info: ForwardInfo, inputs: Mapping[str, Any]) -> ForwardInfo:
+        """Tell a pass that goes on with a prompt from one that reads a new one."""
+        cache, generation = cache_of(inputs), self._generation()
+        filled = getattr(cache, _ANSWER, None)
+        past = cached_length(cache)
+        answer: Answer | None = filled if past is None or past > 0 else None
+        if generation is not None:
+            info, answer = generation.place(info, inputs, answer, past is None or past > 0)
+        if answer is None:
+            return info
+        answer.steps += 1
+        return replace(info, continues=True, answer=answer, step=answer.steps)
+
+    def _warn_of_other_routing(self, module: nn.Module, inputs: Mapping[str, Any]) -> None:
+        """Reinforcement learning samples and trains the same answers, and `pool=all` reads them only when it trains."""
+        trains_without_labels = (
+            module.training
+            and torch.is_grad_enabled()
+            and "labels" not in inputs
+            and "prompt_mask" not in inputs
+        )
+        if not self._has_generated or self._has_warned or not trains_without_labels:
+            return
+        self._has_warned = True
+        pools = {config.pool for config in self._configs() if config.routing == "instance"}
+        if "all" in pools:
+            warnings.warn(
+                "this model has generated text and is now trained on it without labels: with pool=all the factors of "
+                "a trained sequence depend on its answer, those that sampled it did not, so their probabilities "
+                "differ; use MixLoraConfig(pool='prompt')",
+                stacklevel=2,
+            )
+
+    def _configs(self) -> list[Any]:
+        configs = getattr(self.root, "peft_config", None) or {}
+        return [config for config in configs.values() if hasattr(config, "pool")]
 
     # -- generation ---------------------------------------------------------------------------------------------------
 
@@ -182,27 +272,38 @@ class RoutingContext:
 
         `task_embeddings` and `routing_seeds` (one row for each input) are taken here for all passes.
         """
-        assert self.root is not None
-        task, seeds = kwargs.pop("task_embeddings", None), kwargs.pop("routing_seeds", None)
-        kwargs.pop("prompt_mask", None)
-        sources = [*args[:1], *(kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds"))]
-        num_inputs = next((len(s) for s in sources if isinstance(s, Tensor)), None)
-        outer, self._generation = self._generation, _Generation(task, seeds, num_inputs)
+        assert isinstance(self.root, PreTrainedModel)
+        generation = Generation.of_call(self.root, args, kwargs)
+        self._has_generated = True
+        outer = _thread.generation
+        _thread.generation = (self, generation, outer)
         try:
             return cast("Any", type(self.root)).generate(self.root, *args, **kwargs)
         finally:
-            self._generation = outer
+            _thread.generation = outer
 
-    # -- gradient checkpointing ---------------------------------------------------------------------------------------
+    def _generation(self) -> Generation | None:
+        """The innermost call of this model's `generate` in this thread."""
+        running = _thread.generation
+        while running is not None and running[0] is not self:
+            running = running[2]
+        return None if running is None else running[1]
+
+    @property
+    def generating(self) -> bool:
+        """Inside `generate`: this pass's choice is wanted again soon."""
+        return self._generation() is not None
 
     @contextmanager
-    def replaying(self, reading: Reading) -> Iterator[None]:
-        """Inside, layers see `reading`. The pooled input is shared neither into the block nor out of it."""
-        outer, self.reading, self._pooled = self.reading, reading, None
+    def with_adapters(self, names: list[str]) -> Iterator[None]:
+        """Inside, each row of a batch is answered with the adapter of its name; "__base__" means none."""
+        outer, _thread.adapters = _thread.adapters, (self, names)
         try:
             yield
         finally:
-            self.reading, self._pooled = outer, None
+            _thread.adapters = outer
+
+    # -- gradient checkpointing ---------------------------------------------------------------------------------------
 
     def _restore_in_checkpoint(self, layer: nn.Module) -> None:
         function = vars(layer).get("_gradient_checkpointing_func")
@@ -211,30 +312,29 @@ class RoutingContext:
 
     # -- pooling ------------------------------------------------------------------------------------------------------
 
-    def pooled(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """`masked_mean` of a layer's input (B, S, d) or (B, d), computed once for layers that read the same tensor."""
-        if torch.compiler.is_compiling():
-            return _mean(hidden, mask, None)
-        version = 0 if hidden.is_inference() else hidden._version
-        last, with_graph = self._pooled, torch.is_grad_enabled()
+    def pooled(self, source: Tensor, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """`masked_mean` of a layer's input, computed once for layers that read the same tensor: (N, d).
+
+        Args:
+            source: the input as it came, by which other layers' is known to be the same.
+            hidden: the same by instance, (B, ..., d) or (B, d).
+            mask: (B, S) bool, the tokens of the pass that count.
+        """
+        frame = self._frame()
+        if frame is None or torch.compiler.is_compiling():
+            return _mean(self.info, hidden, mask)
+        version = 0 if source.is_inference() else source._version
+        last, with_graph = frame.pooled, torch.is_grad_enabled()
         if (
             last is not None
-            and last.source() is hidden
+            and last.source() is source
             and (last.version, last.with_graph) == (version, with_graph)
             and last.mask is mask
         ):
             return last.mean
-        mean = _mean(hidden, mask, self._spans_of(mask))
-        self._pooled = _Pooled(weakref.ref(hidden), version, mask, with_graph, mean)
+        mean = _mean(frame.info, hidden, mask)
+        frame.pooled = _Pooled(weakref.ref(source), version, mask, with_graph, mean)
         return mean
-
-    def _spans_of(self, mask: Tensor | None) -> Spans | None:
-        """Found once for all layers of a pass; on other devices it would have to wait for the result."""
-        if mask is None or mask.device.type != "cpu":
-            return None
-        if self._spans is None or self._spans[0] is not mask:
-            self._spans = (mask, contiguous_spans(mask))
-        return self._spans[1]
 
     # -- load balance -------------------------------------------------------------------------------------------------
 
@@ -254,13 +354,13 @@ class RoutingContext:
 
 @dataclass
 class _RestoringCheckpoint:
-    """A checkpoint function under which a layer sees the same `Reading` when it is computed again for its gradient."""
+    """A checkpoint function under which a layer sees the same pass when it is computed again for its gradient."""
 
     context: RoutingContext
     checkpoint: Callable[..., Any]
 
     def __call__(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        context, reading, collecting = self.context, self.context.reading, self.context.collect_balance
+        context, info, collecting = self.context, self.context.info, self.context.collect_balance
         terms: list[Tensor] | None = context.balance_terms
 
         def run_as_then(*inner: Any, **inner_kwargs: Any) -> Any:
@@ -270,7 +370,7 @@ class _RestoringCheckpoint:
             context.collect_balance, context.balance_terms = collecting, [] if terms is None else terms
             terms = None
             try:
-                with context.replaying(reading):
+                with context.within(info):
                     return run(*inner, **inner_kwargs)
             finally:
                 context.collect_balance, context.balance_terms = outside
@@ -278,12 +378,25 @@ class _RestoringCheckpoint:
         return self.checkpoint(run_as_then, *args, **kwargs)
 
 
-def _mean(hidden: Tensor, mask: Tensor | None, spans: Spans | None) -> Tensor:
+def _mean(info: ForwardInfo, hidden: Tensor, mask: Tensor | None) -> Tensor:
     """`masked_mean` that takes any number of token dimensions; a row of (B, d) is its own mean."""
     if hidden.dim() == 2:
         return hidden.float()
     tokens = hidden.reshape(hidden.shape[0], -1, hidden.shape[-1])
-    # A layer of another part of the model (a vision tower's, say) reads other tokens: the mask is not about those.
-    if mask is None or mask.shape != tokens.shape[:2]:
-        mask, spans = None, None
-    return masked_mean(tokens, mask, spans)
+    if info.memory is not None and info.is_memory(hidden):
+        mask = info.memory[1]
+    # A layer of another part of the model (a projector's, say) reads other tokens: the mask is not about those.
+    if mask is not None and mask.shape != tokens.shape[:2]:
+        mask = None
+    on_cpu = tokens.device.type == "cpu" and (mask is None or mask.device.type == "cpu")
+    ranges = info.ranges_of(mask, tokens.shape[:2]) if on_cpu and not torch.compiler.is_compiling() else None
+    return masked_mean(tokens, mask, ranges, info.segments)
+
+
+def _holds_models(module: nn.Module) -> bool:
+    """Whether another transformers model is inside."""
+    return any(isinstance(inner, PreTrainedModel) for inner in module.modules() if inner is not module)
+
+
+def _refuse_continuous_batching(*args: Any, **kwargs: Any) -> NoReturn:
+    raise ValueError(CONTINUOUS_BATCHING)

@@ -12,10 +12,17 @@ from torch import Tensor, nn
 
 from mixlora_cli.method.config import MixLoraConfig
 from mixlora_cli.method.context import RoutingContext
-from mixlora_cli.method.description import Describe, choose_description
 from mixlora_cli.method.factors import ConditionalRouter, FactorPool
-from mixlora_cli.method.lowrank import adapted_linear, adapted_linear_of_rows, add_low_rank, is_plain
-from mixlora_cli.method.reading import Kept
+from mixlora_cli.method.forward_info import CachedSelection, ForwardInfo
+from mixlora_cli.method.lowrank import (
+    adapted_linear,
+    adapted_linear_of_rows,
+    add_low_rank,
+    add_low_rank_by_token,
+    is_plain,
+    is_unwatched,
+)
+from mixlora_cli.method.router_input import RouterInput, choose_router_input, task_embedding
 from mixlora_cli.method.selection import (
     Selection,
     conditional_logits,
@@ -54,7 +61,7 @@ class _Rule:
     """Routers get a gradient (straight-through)."""
     keeps: bool
     """The prompt's selection stays for the answer."""
-    describe: Describe | None
+    router_input: RouterInput | None
     """What the routers read; None = there are no routers, chance selects."""
 
 
@@ -67,6 +74,7 @@ class MixLoraLayer(BaseTunerLayer):
 
     def __init__(self, base_layer: nn.Linear, context: RoutingContext, name: str = "") -> None:
         self.base_layer = base_layer
+        self.name = name
         self.stream = stream_of(name)
         self.context = context
         self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
@@ -82,7 +90,7 @@ class MixLoraLayer(BaseTunerLayer):
         self.merged_adapters: list[str] = []
 
     def update_layer(self, adapter_name: str, config: MixLoraConfig) -> None:
-        """Add the parameters of a new adapter, initialised so that it changes nothing."""
+        """Add the parameters of a new adapter, initialised so that it changes nothing (`init_weights`)."""
         width = self.in_features
         if config.routing == "task":
             assert config.task_embedding_dim is not None  # the model fills it in
@@ -94,12 +102,16 @@ class MixLoraLayer(BaseTunerLayer):
             dropout=config.dropout,
             learns=config.router_grad == "straight_through",
             keeps=config.decode == "prefill",
-            describe=choose_description(config),
+            router_input=choose_router_input(config),
         )
         # Its key is there from the start: a new one would make `torch.compile` begin again.
         self.last_selection[adapter_name] = None
         self.mixlora_factors_a[adapter_name] = FactorPool(config.factors, self.in_features).init_like_lora()
-        self.mixlora_factors_b[adapter_name] = FactorPool(config.factors, self.out_features)
+        factors_b = FactorPool(config.factors, self.out_features)
+        if not config.init_weights:
+            # As LoRA's B, a linear layer of r inputs, starts without a rule of its own.
+            nn.init.uniform_(factors_b.weight, -(config.r**-0.5), config.r**-0.5)
+        self.mixlora_factors_b[adapter_name] = factors_b
         self.mixlora_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         if config.routing != "random":
             self.mixlora_router_a[adapter_name] = nn.Linear(width, config.factors, bias=False)
@@ -166,98 +178,167 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
         self.update_layer(adapter_name, config)
 
     def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Map (B, ..., d_in) to (B, ..., d_out); the first dimension counts instances, the others their tokens."""
-        names = [] if self.disable_adapters else [name for name in self.active_adapters if name in self.rules]
-        if names and not (args or kwargs) and is_plain(self.base_layer, hidden):
-            output = self._adapted(names.pop(0), hidden)
-        else:
-            output = self.base_layer(hidden, *args, **kwargs)
-        for name in names:
-            dropped, chosen = self.mixlora_dropout[name](hidden), self._chosen(name, hidden)
-            rows, weight = self._rows(name, chosen), chosen.selection.weight
-            output = add_low_rank(output, dropped, *rows, self.rules[name].scaling, weight)
-        return output
+        """Map (B, ..., d_in) to (B, ..., d_out); the first dimension counts instances, the others their tokens.
 
-    def _adapted(self, name: str, hidden: Tensor) -> Tensor:
+        Within a model's forward pass the input may also hold the tokens of all rows in one list, (B * S, d_in), and
+        rows may hold several instances (`ForwardInfo.segments`).
+
+        Raises:
+            ValueError: which instance a row of the input belongs to is not known.
+        """
+        info = self.context.info
+        uses = self._uses(info)
+        if not uses:
+            return self.base_layer(hidden, *args, **kwargs)  # type: ignore[no-any-return]
+        rows = info.by_instance(hidden, self.name)
+        whole_batch = len(uses) == 1 and uses[0][1] is None and info.segments is None
+        if whole_batch and not (args or kwargs) and self._is_plain(uses[0][0], rows):
+            output = self._adapted(uses[0][0], hidden, rows)
+        else:
+            output = self.base_layer(rows, *args, **kwargs)
+            for name, index in uses:
+                output = self._updated(output, name, index, hidden, rows, info)
+        return output if rows is hidden else output.flatten(0, 1)
+
+    def _uses(self, info: ForwardInfo) -> list[tuple[str, Tensor | None]]:
+        """The adapters at work, each with the rows that it is for; None = all of them."""
+        if self.disable_adapters:
+            return []
+        if info.adapters is None:
+            return [(name, None) for name in self.active_adapters if name in self.rules]
+        names = info.adapters
+        return [
+            (name, torch.tensor([row for row, of_row in enumerate(names) if of_row == name]))
+            for name in self.rules
+            if name in names
+        ]
+
+    def _is_plain(self, name: str, rows: Tensor) -> bool:
+        pools = self.mixlora_factors_a[name], self.mixlora_factors_b[name]
+        return is_plain(self.base_layer, rows) and all(is_unwatched(pool, FactorPool) for pool in pools)
+
+    def _adapted(self, name: str, hidden: Tensor, rows: Tensor) -> Tensor:
         """Base layer and update in one step."""
-        chosen, rule = self._chosen(name, hidden), self.rules[name]
+        chosen, rule = self._chosen(name, hidden, rows), self.rules[name]
         dropout = rule.dropout if self.training else 0.0
         if not torch.is_grad_enabled() and not dropout:
-            return adapted_linear_of_rows(self.base_layer, hidden, *self._rows(name, chosen), rule.scaling)
+            return adapted_linear_of_rows(
+                self.base_layer, rows, *self._rows(name, chosen, rows.dtype), rule.scaling
+            )
         pool_a, pool_b = self.mixlora_factors_a[name], self.mixlora_factors_b[name]
         assert isinstance(pool_a, FactorPool) and isinstance(pool_b, FactorPool)
         return adapted_linear(
-            self.base_layer, hidden, pool_a.weight, pool_b.weight, chosen.selection, rule.scaling, dropout
+            self.base_layer, rows, pool_a.weight, pool_b.weight, chosen.selection, rule.scaling, dropout
         )
 
-    def _chosen(self, name: str, hidden: Tensor) -> Kept:
+    def _updated(
+        self, output: Tensor, name: str, index: Tensor | None, hidden: Tensor, rows: Tensor, info: ForwardInfo
+    ) -> Tensor:
+        """The base layer's output (B, ..., d_out) with one adapter's update, of the rows `index` alone if given."""
+        chosen, scaling = self._chosen(name, hidden, rows), self.rules[name].scaling
+        dropped, weight = self.mixlora_dropout[name](rows), chosen.selection.weight
+        if info.segments is not None:
+            every = torch.arange(self.rules[name].num_factors, device=rows.device)
+            pools = self.mixlora_factors_a[name](every), self.mixlora_factors_b[name](every)
+            return add_low_rank_by_token(
+                output, dropped, *pools, chosen.selection, info.segments.ids, scaling
+            )
+        factors = self._rows(name, chosen, rows.dtype)
+        if index is None:
+            return add_low_rank(output, dropped, *factors, scaling, weight)
+        index = index.to(output.device)
+        rows_a, rows_b = (of_instance[index] for of_instance in factors)
+        weight = None if weight is None else weight[index]
+        updated = add_low_rank(output[index], dropped[index], rows_a, rows_b, scaling, weight)
+        return output.index_copy(0, index, updated)
+
+    def _chosen(self, name: str, hidden: Tensor, rows: Tensor) -> CachedSelection:
         """The factors of these instances: those of their prompt if they go on with one, else newly selected."""
-        rule, reading, key = self.rules[name], self.context.reading, (id(self), name)
-        if rule.keeps and reading.continues:
-            kept = reading.kept.get(key)
+        info = self.context.info
+        rule, key = self.rules[name], (id(self), name)
+        if rule.keeps and info.continues:
+            kept = info.answer.kept.get(key)
             if kept is not None:
                 return kept
-        selection = self._select(name, rule, hidden)
-        reading.kept[key] = kept = Kept(selection.without_gradient())
+        if info.adapters is not None and (info.segments is not None or len(info.adapters) != len(rows)):
+            raise ValueError(
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(info.adapters)} and {info.count_of(rows)} respectively ({self.name})"
+            )
+        selection = self._select(name, rule, hidden, rows, info)
+        info.answer.kept[key] = kept = CachedSelection(selection.without_gradient())
         self.last_selection[name] = kept.selection
-        return kept if selection.weight is None else Kept(selection)
+        return kept if selection.weight is None else CachedSelection(selection)
 
-    def _rows(self, name: str, chosen: Kept) -> tuple[Tensor, Tensor]:
-        """The selected factors (B, r, d_in) and (B, r, d_out); looked up once for an answer, which has many passes."""
+    def _rows(self, name: str, chosen: CachedSelection, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The selected factors (B, r, d_in) and (B, r, d_out); looked up once for an answer, which has many passes.
+
+        What is looked up once is kept in the type of the input, which a quantised layer's weight does not have.
+        """
         if chosen.rows is not None and not torch.is_grad_enabled():
             return chosen.rows
         rows_a: Tensor = self.mixlora_factors_a[name](chosen.selection.index_a)
         rows_b: Tensor = self.mixlora_factors_b[name](chosen.selection.index_b)
         if self.rules[name].keeps and self.context.generating and not torch.is_grad_enabled():
-            dtype = self.base_layer.weight.dtype
             chosen.rows = rows_a.to(dtype), rows_b.to(dtype)
         return rows_a, rows_b
 
-    def _select(self, name: str, rule: _Rule, hidden: Tensor) -> Selection:
-        if rule.describe is None:
-            return self._select_by_chance(rule, hidden)
+    def _select(self, name: str, rule: _Rule, hidden: Tensor, rows: Tensor, info: ForwardInfo) -> Selection:
+        if info.outside and (rule.router_input is task_embedding or info.seeds is not None):
+            raise ValueError(
+                f"{self.name}: this layer's rows are not those of the batch, so neither task_embeddings nor "
+                "routing_seeds can be given to them; leave the layer out of target_modules"
+            )
+        if rule.router_input is None:
+            return self._select_by_chance(rule, rows, info)
         learning = rule.learns and torch.is_grad_enabled()
         # Near-ties must fall the same way whatever type the layer computes in.
-        with torch.set_grad_enabled(learning), torch.autocast(hidden.device.type, enabled=False):
-            return self._select_by_routers(
-                name, rule, rule.describe(self.context, hidden, self.training), learning
-            )
+        with torch.set_grad_enabled(learning), torch.autocast(rows.device.type, enabled=False):
+            read = rule.router_input(self.context, hidden, rows, self.training)
+            return self._select_by_routers(name, rule, read, learning)
 
-    def _select_by_chance(self, rule: _Rule, hidden: Tensor) -> Selection:
-        if self.context.reading.seeds is not None:
-            return self._select_by_seeds(rule, hidden, self.context.reading.seeds)
-        copies = self.context.reading.copies
+    def _select_by_chance(self, rule: _Rule, rows: Tensor, info: ForwardInfo) -> Selection:
+        count = info.count_of(rows)
+        if info.seeds is not None:
+            return self._select_by_seeds(rule, rows, info, count)
         # Beams of one input swap their histories, so they must share their factors.
         index_a, index_b = (
-            random_factors(len(hidden) // copies, rule.num_factors, rule.rank, hidden.device)
-            for _ in range(2)
+            random_factors(count // info.copies, rule.num_factors, rule.rank, rows.device) for _ in range(2)
         )
-        return Selection(index_a.repeat_interleave(copies, dim=0), index_b.repeat_interleave(copies, dim=0))
+        return Selection(
+            index_a.repeat_interleave(info.copies, dim=0), index_b.repeat_interleave(info.copies, dim=0)
+        )
 
-    def _select_by_seeds(self, rule: _Rule, hidden: Tensor, seeds: Tensor) -> Selection:
-        if len(seeds) != len(hidden):
+    def _select_by_seeds(self, rule: _Rule, rows: Tensor, info: ForwardInfo, count: int) -> Selection:
+        assert info.seeds is not None
+        if len(info.seeds) != count:
             raise ValueError(
-                f"routing_seeds={tuple(seeds.shape)}: expected one for each instance, ({len(hidden)},)"
+                f"routing_seeds={tuple(info.seeds.shape)}: expected one for each instance, ({count},)"
             )
         # A and B of each pass have their own draws; under decode=prefill only the first pass draws.
-        first = self.stream + 2 * self.context.reading.step
+        first, seeds = self.stream + 2 * info.step, info.seeds.to(rows.device)
         index_a, index_b = (
-            seeded_factors(seeds.to(hidden.device), first + side, rule.num_factors, rule.rank)
-            for side in range(2)
+            seeded_factors(seeds, first + side, rule.num_factors, rule.rank) for side in range(2)
         )
         return Selection(index_a, index_b)
 
-    def _select_by_routers(self, name: str, rule: _Rule, description: Tensor, learning: bool) -> Selection:
-        """Eq. 6 for A, Eq. 8 (Eq. 6 without CFS) for B, from what the routers read (B, width)."""
-        p_a = independent_probabilities(_logits(self.mixlora_router_a[name], description))
-        p_b = independent_probabilities(_logits(self.mixlora_router_b[name], description))
-        index_a = top_factors(p_a, rule.rank)
+    def _select_by_routers(self, name: str, rule: _Rule, read: Tensor, learning: bool) -> Selection:
+        """Eq. 6 for A, Eq. 8 (Eq. 6 without CFS) for B, from what the routers read (N, width).
+
+        The largest of softmax(x) are the largest of x, where no two of them are lost to the same rounded probability.
+        """
+        logits_a = _logits(self.mixlora_router_a[name], read)
+        logits_b = _logits(self.mixlora_router_b[name], read)
+        index_a = top_factors(logits_a, rule.rank)
+        p_b = None
         if name in self.mixlora_router_ab:
-            logits = self.mixlora_router_ab[name](self.mixlora_factors_a[name](index_a))
-            p_b = fused_probabilities(p_b, conditional_scores(logits))
-        index_b = top_factors(p_b, rule.rank)
+            logits_ab = self.mixlora_router_ab[name](self.mixlora_factors_a[name](index_a))
+            p_b = fused_probabilities(independent_probabilities(logits_b), conditional_scores(logits_ab))
+        index_b = top_factors(logits_b if p_b is None else p_b, rule.rank)
         if not learning:
             return Selection(index_a, index_b)
+        p_a = independent_probabilities(logits_a)
+        p_b = independent_probabilities(logits_b) if p_b is None else p_b
         if self.context.collect_balance:
             # p_B of Eq. 8 is a sum of two distributions.
             share_b = p_b / p_b.detach().sum(dim=-1, keepdim=True)
@@ -269,8 +350,8 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
         return "mixlora." + super().__repr__()
 
 
-def _logits(router: nn.Module, description: Tensor) -> Tensor:
-    """fp32 logits (B, E) of a router whose weights may be in another type (DeepSpeed's bf16 casts them)."""
+def _logits(router: nn.Module, read: Tensor) -> Tensor:
+    """fp32 logits (N, E) of a router whose weights may be in another type (DeepSpeed's bf16 casts them)."""
     weight: Tensor = router.weight  # type: ignore[assignment]
-    logits: Tensor = router(description.to(weight.dtype))
+    logits: Tensor = router(read.to(weight.dtype))
     return logits.float()

@@ -103,6 +103,38 @@ def adapted_linear_of_rows(
     return _add_into(output, inner, rows_b.to(output.dtype), scaling)
 
 
+def add_low_rank_by_token(
+    output: Tensor,
+    hidden: Tensor,
+    pool_a: Tensor,
+    pool_b: Tensor,
+    selection: Selection,
+    instance: Tensor,
+    scaling: float,
+) -> Tensor:
+    """`add_low_rank` where rows hold several instances: all E inner products, of which each token takes its own r.
+
+    E (d_in + d_out) products a token in the place of r (d_in + d_out), but no factors are copied for the tokens, and
+    instances may lie anyhow.
+
+    Args:
+        output: W h of the frozen layer (B, ..., d_out).
+        hidden: input of the low-rank product (B, ..., d_in), with as many tokens.
+        pool_a: factors of A (E, d_in).
+        pool_b: factors of B (E, d_out).
+        selection: of each of the N instances.
+        instance: (B, S) int64, whose token each is.
+        scaling: alpha / r.
+    """
+    dtype = output.dtype
+    tokens = instance.to(hidden.device).view(output.shape[:-1])
+    inner = F.linear(hidden.to(dtype), pool_a.to(dtype)).gather(-1, selection.index_a[tokens])
+    if selection.weight is not None:
+        inner = inner * selection.weight.to(dtype)[tokens]
+    spread = inner.new_zeros(*inner.shape[:-1], len(pool_b)).scatter(-1, selection.index_b[tokens], inner)
+    return output + scaling * spread.matmul(pool_b.to(dtype))
+
+
 def is_plain(base: nn.Module, hidden: Tensor) -> bool:
     """Whether the base layer is nothing but its frozen weight, so that its product can be taken without calling it.
 
@@ -110,33 +142,29 @@ def is_plain(base: nn.Module, hidden: Tensor) -> bool:
     autocast chooses, and all under `torch.compile`, which fuses by itself.
     """
     return (
-        type(base) is nn.Linear
-        and type(base.weight) is nn.Parameter
+        is_unwatched(base, nn.Linear)
         and not base.weight.requires_grad
         and base.weight.dtype == hidden.dtype
         and (base.bias is None or not base.bias.requires_grad)
-        and "forward" not in vars(base)
-        and not (base._forward_hooks or base._forward_pre_hooks or base._backward_hooks)
-        and not hasattr(base.weight, "ds_id")
         and not _autocast_to_another_type(hidden)
         and not torch.compiler.is_compiling()
+    )
+
+
+def is_unwatched(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module of this very kind can stand aside: nobody waits for its call to bring its weight or to see it."""
+    return (
+        type(module) is kind
+        and type(module.weight) is nn.Parameter
+        and not hasattr(module.weight, "ds_id")
+        and "forward" not in vars(module)
+        and not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
     )
 
 
 def _autocast_to_another_type(hidden: Tensor) -> bool:
     kind = hidden.device.type
     return torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) != hidden.dtype
-
-
-def _same_type(
-    dtype: torch.dtype, hidden: Tensor, rows_a: Tensor, rows_b: Tensor, weight: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    return (
-        hidden.to(dtype),
-        rows_a.to(dtype),
-        rows_b.to(dtype),
-        None if weight is None else weight.to(dtype),
-    )
 
 
 def _by_instance(tokens: Tensor, num_instances: int) -> Tensor:

@@ -2,46 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
+from transformers import PreTrainedModel
 
 from mixlora_cli.method.config import MixLoraConfig
 from mixlora_cli.method.context import RoutingContext
 from mixlora_cli.method.layer import MixLoraLayer, MixLoraLinear
 from mixlora_cli.method.selection import Selection
+from mixlora_cli.method.targets import decoder_linears, output_layer
 
-LANGUAGE_MODEL_LINEARS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
-"""Every linear layer of LLaVA's language model except `lm_head`; never the vision tower."""
-DECODER_LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+FUSED_BY_MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
+"""Models whose kernels read the weight of `out_proj` and never call the layer; PEFT refuses LoRA there, too."""
 
 
 class MixLoraModel(BaseTuner):
     """The tuner that `get_peft_model` makes of a `MixLoraConfig`.
 
-    `context` is the model's `RoutingContext`; its forward pass also takes `prompt_mask` (B, S), `task_embeddings`
-    (B, d) and `routing_seeds` (B,), `generate` the latter two.
+    `context` is the model's `RoutingContext`; its forward pass also takes `prompt_mask` or `completion_mask` (B, S),
+    `task_embeddings` (B, d) and `routing_seeds` (B,), `generate` the latter two. In evaluation mode both take
+    `adapter_names`, as LoRA does: the adapter of each row, "__base__" for none.
     """
 
     prefix = "mixlora_"
     tuner_layer_cls = MixLoraLayer
-    # PEFT passes a string on as a regular expression, though it declares lists only.
-    target_module_mapping: dict[str, Any] = {  # noqa: RUF012
-        "llava": LANGUAGE_MODEL_LINEARS,
-        "llama": DECODER_LINEARS,
-        "mistral": DECODER_LINEARS,
-        "qwen2": DECODER_LINEARS,
-    }
+    # Targets are found in the model itself, whatever its kind: see `decoder_linears`.
+    target_module_mapping: dict[str, Any] = {}  # noqa: RUF012
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Add an adapter to its target layers and watch the model's forward passes."""
-        if "context" not in vars(self):
-            self.context = RoutingContext()
+        """Add an adapter to its target layers and watch the model's forward passes.
+
+        Raises:
+            ValueError: a target that cannot be adapted, or none.
+        """
+        config = self.peft_config[adapter_name]
+        assert isinstance(config, MixLoraConfig)
+        if config.target_modules is None and isinstance(model, PreTrainedModel):
+            config.target_modules = decoder_linears(model, as_list=config.layers_to_transform is not None)
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", False) and config.pool == "prompt":
+            raise ValueError(
+                "pool=prompt: all that the decoder of an encoder-decoder model reads in training is its answer; use "
+                "pool=all"
+            )
+        # A second adapter that was injected by another tuner (transformers' `add_adapter`) shares the passes.
+        others = (layer.context for layer in model.modules() if isinstance(layer, MixLoraLayer))
+        self.context = next(others, None) or vars(self).get("context") or RoutingContext()
         super().inject_adapter(model, adapter_name, *args, **kwargs)
-        self.context.attach(model, MixLoraLinear)
+        root = self.context.root
+        is_outermost = root is None or any(module is root for module in model.modules())
+        self.context.attach(model if is_outermost else root, MixLoraLinear)  # type: ignore[arg-type]
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
         config = super()._prepare_adapter_config(peft_config, model_config)
@@ -70,16 +86,50 @@ class MixLoraModel(BaseTuner):
         if isinstance(target, MixLoraLinear):
             target.update_layer(adapter_name, peft_config)
             return
-        if not isinstance(target, nn.Linear):
-            raise ValueError(
-                f"target_modules={peft_config.target_modules}: {current_key} is a {type(target).__name__}, "
-                "only torch.nn.Linear can be adapted"
-            )
+        self._refuse(peft_config, target, target_name, current_key)
+        assert isinstance(target, nn.Linear)
         layer = MixLoraLinear(target, adapter_name, peft_config, self.context, current_key)
         if adapter_name not in self.active_adapters:
             # An adapter beside the active one does not train.
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
+
+    def _refuse(self, config: MixLoraConfig, target: nn.Module, name: str, key: str) -> None:
+        """Raise ValueError for a target that cannot be adapted."""
+        asked = f"target_modules={config.target_modules}: {key}"
+        if not isinstance(target, nn.Linear):
+            raise ValueError(f"{asked} is a {type(target).__name__}, only torch.nn.Linear can be adapted")
+        kind = getattr(getattr(self.model, "config", None), "model_type", None)
+        if kind in FUSED_BY_MAMBA and name == "out_proj":
+            raise ValueError(f"{asked} is read by a fused kernel of {kind} that never calls it; leave it out")
+        if config.routing == "instance" and target is output_layer(self.model):
+            raise ValueError(
+                f"{asked} is the output layer, which reads only the tokens whose logits are wanted, and an instance's "
+                "factors are chosen from all of its tokens; leave it out, train it whole (modules_to_save), or use "
+                "routing=task"
+            )
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Where PEFT asks for it: `adapter_names` of the rows of a mixed batch."""
+        names = kwargs.get("adapter_names")
+        if names is None:
+            yield
+            return
+        if self.training:
+            raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
+        known = {name for layer in self.modules() if isinstance(layer, MixLoraLayer) for name in layer.rules}
+        if unknown := {*names} - known - {"__base__"}:
+            raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(sorted(unknown))}")
+        # Modules that are trained whole learn of it as PEFT tells them; rows are repeated for beams.
+        beams = kwargs.get("num_beams") or 1
+        repeated = [name for name in names for _ in range(beams)]
+        with self.context.with_adapters(list(names)), ExitStack() as hooks:
+            for module in self.modules():
+                if isinstance(module, AuxiliaryTrainingWrapper):
+                    hook = partial(_with_names, names=repeated)
+                    hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+            yield
 
     def unload(self) -> nn.Module:
         """Take the adapters off; returns the base model as it was."""
@@ -88,7 +138,13 @@ class MixLoraModel(BaseTuner):
         return base
 
     def selections(self, adapter_name: str = "default") -> dict[str, Selection]:
-        """By layer name: the factors that the last forward pass's instances got, `index_a` and `index_b` (B, r)."""
+        """By layer name: the factors that the last pass's N instances got, `index_a` and `index_b` (N, r)."""
         layers = ((name, m) for name, m in self.model.named_modules() if isinstance(m, MixLoraLinear))
         last = ((name, layer.last_selection.get(adapter_name)) for name, layer in layers)
         return {name: selection for name, selection in last if selection is not None}
+
+
+def _with_names(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: list[str]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args, {**kwargs, "adapter_names": names}

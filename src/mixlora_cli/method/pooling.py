@@ -1,12 +1,11 @@
 """The mean of an instance's own tokens (Eq. 5), read once and never copied.
 
 Padding and neighbours must not reach an instance's mean, not even through the order of a floating-point sum. On the CPU
-each row is therefore summed by itself, from its first counted token to its last; that is also the cheapest way.
+each instance is therefore summed by itself, from its first counted token to its last; that is also the cheapest way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,63 +14,67 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mixlora_cli.method.packing import Segments
+
 
 @dataclass(frozen=True)
-class Spans:
-    """Where each row's counted tokens are, if there is no gap between them."""
+class TokenRanges:
+    """Where each instance's counted tokens are in the flattened batch (B * S,), if there is no gap between them."""
 
-    rows: tuple[tuple[int, int], ...]
+    ranges: tuple[tuple[int, int], ...]
     """The first one and the one behind the last."""
     tokens: Tensor
-    """Indices of all counted tokens in the flattened batch (B * S,), row by row."""
+    """Indices of all counted tokens, instance by instance."""
     starts: Tensor
-    """(B,) where each row begins in `tokens`."""
+    """(N,) where each instance begins in `tokens`."""
 
 
-def spans_of_rows(rows: Sequence[tuple[int, int]], length: int) -> Spans:
-    """Spans of rows that are `length` tokens apart."""
-    places = [torch.arange(i * length + first, i * length + last) for i, (first, last) in enumerate(rows)]
-    sizes = torch.tensor([0, *(last - first for first, last in rows[:-1])])
-    return Spans(tuple(rows), torch.cat(places), sizes.cumsum(0))
-
-
-def masked_mean(hidden: Tensor, mask: Tensor | None, spans: Spans | None = None) -> Tensor:
+def masked_mean(
+    hidden: Tensor, mask: Tensor | None, ranges: TokenRanges | None = None, segments: Segments | None = None
+) -> Tensor:
     """Average over an instance's own tokens, accumulated in fp32.
 
     Args:
         hidden: (B, S, d).
         mask: (B, S) bool, True where a token counts; None counts all.
-        spans: `contiguous_spans(mask)`, if known; saves finding them again for every layer.
+        ranges: `token_ranges` of the same mask and segments, if known; saves finding them again for every layer.
+        segments: whose token each is, where rows hold several instances; None = a row is an instance.
 
     Returns:
-        (B, d) fp32; zero for an instance without any token.
+        (N, d) fp32, N = B without segments; zero for an instance without any token.
     """
     if hidden.device.type != "cpu" or torch.compiler.is_compiling():
-        return _mean_by_mask(hidden, mask)
-    if mask is None:
-        spans = spans_of_rows([(0, hidden.shape[1])] * len(hidden), hidden.shape[1])
-    elif spans is None:
-        spans = contiguous_spans(mask)
-    if spans is None:
-        return _mean_by_mask(hidden, mask)
+        return _mean_by_mask(hidden, mask, segments)
+    if ranges is None:
+        counted = torch.ones(hidden.shape[:2], dtype=torch.bool) if mask is None else mask
+        ranges = token_ranges(counted, segments)
+    if ranges is None:
+        return _mean_by_mask(hidden, mask, segments)
     if hidden.requires_grad and torch.is_grad_enabled():
-        mean: Tensor = _MeanOfSpans.apply(hidden, spans)  # type: ignore[no-untyped-call]
+        mean: Tensor = _MeanOfRanges.apply(hidden, ranges)  # type: ignore[no-untyped-call]
         return mean
-    return _mean_of_spans(hidden, spans)
+    return _mean_of_ranges(hidden, ranges)
 
 
-def contiguous_spans(mask: Tensor) -> Spans | None:
-    """The rows' counted stretches of mask (B, S); None where one has a gap (a prompt of several turns)."""
-    counted = mask.sum(dim=1)
-    first = mask.int().argmax(dim=1)
-    last = mask.shape[1] - mask.flip(1).int().argmax(dim=1)
-    last = torch.where(counted > 0, last, first)
-    if not torch.equal(last - first, counted):
+def token_ranges(mask: Tensor, segments: Segments | None = None) -> TokenRanges | None:
+    """Each instance's counted stretch of mask (B, S); None where one has a gap (a prompt of several turns)."""
+    if segments is None:
+        segments = Segments(torch.arange(len(mask)).unsqueeze(1).expand(mask.shape), len(mask))
+    tokens = mask.flatten().nonzero().squeeze(1)
+    sizes = segments.ids.flatten()[tokens].bincount(minlength=segments.count)
+    starts = sizes.cumsum(0) - sizes
+    counted = sizes > 0
+    first, last = torch.zeros_like(sizes), torch.zeros_like(sizes)
+    first[counted] = tokens[starts[counted]]
+    last[counted] = tokens[(starts + sizes)[counted] - 1] + 1
+    if not torch.equal(last - first, sizes):
         return None
-    return spans_of_rows(list(zip(first.tolist(), last.tolist(), strict=True)), mask.shape[1])
+    return TokenRanges(tuple(zip(first.tolist(), last.tolist(), strict=True)), tokens, starts)
 
 
-def _mean_by_mask(hidden: Tensor, mask: Tensor | None) -> Tensor:
+def _mean_by_mask(hidden: Tensor, mask: Tensor | None, segments: Segments | None) -> Tensor:
+    if segments is not None:
+        return _mean_by_segment(hidden, mask, segments)
     if mask is None:
         return hidden.mean(dim=1, dtype=torch.float32)
     counted = mask.to(hidden.device)
@@ -79,29 +82,40 @@ def _mean_by_mask(hidden: Tensor, mask: Tensor | None) -> Tensor:
     return total / counted.sum(dim=1, keepdim=True).clamp(min=1)
 
 
-def _mean_of_spans(hidden: Tensor, spans: Spans) -> Tensor:
+def _mean_by_segment(hidden: Tensor, mask: Tensor | None, segments: Segments) -> Tensor:
+    ids = segments.ids.to(hidden.device).flatten()
+    counted = hidden.new_ones(len(ids)) if mask is None else mask.to(hidden.device, hidden.dtype).flatten()
+    tokens = (hidden.flatten(0, 1) * counted.unsqueeze(-1)).float()
+    total = tokens.new_zeros(segments.count, hidden.shape[-1]).index_add(0, ids, tokens)
+    sizes = tokens.new_zeros(segments.count).index_add(0, ids, counted.float())
+    return total / sizes.clamp(min=1).unsqueeze(1)
+
+
+def _mean_of_ranges(hidden: Tensor, found: TokenRanges) -> Tensor:
+    flat = hidden.detach().flatten(0, 1)
     if hidden.dtype == torch.float32:
-        # A row is a bag of its tokens, added up one after the other: one call for the whole batch.
-        return F.embedding_bag(spans.tokens, hidden.detach().flatten(0, 1), spans.starts, mode="mean")
-    means = hidden.new_empty(len(hidden), hidden.shape[-1], dtype=torch.float32)
-    for row, mean, (first, last) in zip(hidden.unbind(0), means.unbind(0), spans.rows, strict=True):
-        torch.sum(row[first:last], dim=0, dtype=torch.float32, out=mean)
+        # An instance is a bag of its tokens, added up one after the other: one call for the whole batch.
+        return F.embedding_bag(found.tokens, flat, found.starts, mode="mean")
+    means = flat.new_empty(len(found.ranges), flat.shape[-1], dtype=torch.float32)
+    for mean, (first, last) in zip(means.unbind(0), found.ranges, strict=True):
+        torch.sum(flat[first:last], dim=0, dtype=torch.float32, out=mean)
         mean.div_(max(last - first, 1))
     return means
 
 
-class _MeanOfSpans(torch.autograd.Function):
+class _MeanOfRanges(torch.autograd.Function):
     """Backwards one pass over the input's gradient, and nothing of the input is kept."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, spans: Spans) -> Tensor:
-        ctx.spans, ctx.shape, ctx.dtype = spans, hidden.shape, hidden.dtype
-        return _mean_of_spans(hidden, spans)
+    def forward(ctx: Any, hidden: Tensor, found: TokenRanges) -> Tensor:
+        ctx.ranges, ctx.shape, ctx.dtype = found.ranges, hidden.shape, hidden.dtype
+        return _mean_of_ranges(hidden, found)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         for_hidden = gradient.new_zeros(ctx.shape, dtype=ctx.dtype)
-        for row, mean, (first, last) in zip(for_hidden, gradient, ctx.spans.rows, strict=True):
-            row[first:last] = mean / max(last - first, 1)
+        flat = for_hidden.view(-1, ctx.shape[-1])
+        for mean, (first, last) in zip(gradient, ctx.ranges, strict=True):
+            flat[first:last] = mean / max(last - first, 1)
         return for_hidden, None

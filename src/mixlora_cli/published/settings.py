@@ -11,13 +11,15 @@ from typing import Any
 from mixlora_cli.config.import_command import ImportConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.method.config import ConditionalSelection, MixLoraConfig, RoutingKind
-from mixlora_cli.method.model import LANGUAGE_MODEL_LINEARS
 from mixlora_cli.published.files import read_json, read_pickle
 from mixlora_cli.published.sizes import CONDITIONAL, Sizes
 
 ARGUMENTS = "cmoa_args.bin"
 PUBLISHED_DROPOUT = 0.05
 """The published training code's default; it acts in training only."""
+
+LANGUAGE_MODEL_LINEARS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
+"""Every linear layer of LLaVA's language model except `lm_head`; never the vision tower."""
 
 _NAMES = {"n_selected": "rank", "r": "rank", "n_experts": "factors", "lora_alpha": "alpha"}
 _WITH_CFS = "input_lora_a_param"

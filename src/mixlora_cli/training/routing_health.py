@@ -71,7 +71,9 @@ class RoutingHealth(TrainerCallback):
             int(self._task_of.max()) + 1, dtype=torch.int64, device=trainer.args.device
         )
         # What chance selects differs each time by definition.
-        self._probe = None if rule.describe is None else _build_probe(trainer, model, self._layers, dataset)
+        self._probe = (
+            None if rule.router_input is None else _build_probe(trainer, model, self._layers, dataset)
+        )
         self._probed: tuple[Tensor, Tensor] | None = None
         self._due = self._warned = self._writes = False
 

@@ -1,0 +1,252 @@
+"""What one forward pass tells its layers: which tokens are whose, which count, and whether a prompt goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixlora_cli.method.packing import Segments, find_segments, visible
+from mixlora_cli.method.pooling import TokenRanges, token_ranges
+from mixlora_cli.method.selection import Selection
+
+IGNORE = -100
+"""Label of a token without loss."""
+CACHES = ("past_key_values", "cache_params", "state")
+"""Arguments and outputs in which transformers models hand on what they have read before."""
+_OF_A_SERVER = ("write_index", "read_index", "block_table")
+CONTINUOUS_BATCHING = (
+    "continuous batching reads parts of many requests in one pass, and an instance's factors are chosen from its "
+    "whole prompt: call generate on padded batches instead, or unload the adapter"
+)
+
+
+@dataclass
+class CachedSelection:
+    """What a layer chose for the instances of a pass."""
+
+    selection: Selection
+    rows: tuple[Tensor, Tensor] | None = None
+    """The selected factors themselves, where an answer's next passes will want them again."""
+
+
+@dataclass(eq=False)
+class Answer:
+    """What the passes that read a prompt and write its answer share."""
+
+    kept: dict[tuple[int, str], CachedSelection] = field(default_factory=dict)
+    """Choices by (layer, adapter)."""
+    steps: int = 0
+    """Passes after the first."""
+    prompt: Tensor | None = None
+    """Ids of the prompt (B, S), by which passes without a cache are known to belong to it; None = not known."""
+
+
+@dataclass(eq=False)
+class ForwardInfo:
+    """One forward pass. `ForwardInfo()` is that of a bare layer: every token counts, nothing came before."""
+
+    rows: int = 0
+    """B, rows of the batch; 0 = not known."""
+    length: int = 0
+    """S, tokens that this pass reads in each row; 0 = not known."""
+    tokens: Tensor | None = None
+    """(B, S) bool, False at padding; None = no padding known."""
+    prompt: Tensor | None = None
+    """(B, S) bool, True at tokens that carry no loss; None = not known, as when a prompt is read to be answered."""
+    segments: Segments | None = None
+    """Which instance each token belongs to, where rows hold several; None = a row is an instance."""
+    memory: tuple[Tensor, Tensor | None] | None = None
+    """What cross-attention reads (B, S', d) and which of its tokens count (B, S')."""
+    task: Tensor | None = None
+    """(B, d) task embeddings for routing=task, one for each instance."""
+    seeds: Tensor | None = None
+    """(B,) int64, what routing=random draws each instance's factors from; None = torch's generator."""
+    adapters: list[str] | None = None
+    """The adapter of each row; None = the active ones for all."""
+    copies: int = 1
+    """Consecutive rows that `generate` made of each input (beams, returned sequences)."""
+    answer: Answer = None  # type: ignore[assignment]  # one of its own: see `__post_init__`
+    step: int = 0
+    """How many passes of the same answer came before this one."""
+    continues: bool = False
+    """This pass goes on with a prompt read before: its rows keep the answer's choices under decode=prefill."""
+    not_a_prompt: str | None = None
+    """Why no factors can be chosen from this pass's tokens; None = they can."""
+    outside: bool = False
+    """The layers are a tower's, which reads no text: its rows are pictures, say, and not the batch's."""
+    strict: bool = False
+    """Layers here read exactly the tokens of the pass; anything else is not understood."""
+    ranges: dict[tuple[int, torch.Size], TokenRanges | None] = field(default_factory=dict)
+    """Found once for all layers: see `ranges_of`."""
+
+    def __post_init__(self) -> None:
+        # Not by a default factory, which `torch.compile` cannot trace.
+        if self.answer is None:
+            self.answer = Answer()  # type: ignore[unreachable]
+
+    def count_of(self, hidden: Tensor) -> int:
+        """N, instances in a layer's input by instance (B, ..., d)."""
+        return len(hidden) if self.segments is None else self.segments.count
+
+    def by_instance(self, hidden: Tensor, layer: str) -> Tensor:
+        """A layer's input with its rows apart: (tokens, d) of all rows becomes (B, S, d), others stay as they are.
+
+        Args:
+            hidden: (B, ..., d), (B, d) or (B * S, d).
+            layer: the layer's name, for the message.
+
+        Raises:
+            ValueError: the input's tokens are not those of the pass, so that nobody knows which instance they belong to.
+        """
+        if hidden.dim() == 2 and self.rows:
+            if self.length and len(hidden) == self.rows * self.length:
+                return hidden.reshape(self.rows, self.length, -1)
+            if len(hidden) == self.rows and self.segments is None:
+                return hidden
+        elif hidden.dim() > 2:
+            shape = (hidden.shape[0], hidden.shape[1:-1].numel())
+            if shape == (self.rows, self.length) or not self.strict or self.is_memory(hidden):
+                return hidden
+        elif not (self.strict or self.outside):
+            return hidden
+        known = (
+            f"{self.rows} x {self.length} tokens" if self.length else f"{self.rows or 'unknown'} instances"
+        )
+        raise ValueError(
+            f"{layer}: this layer reads {tuple(hidden.shape)} where the pass has {known}, so which instance a row "
+            "belongs to is not known and factors cannot be chosen for it; leave the layer out of target_modules "
+            f'(exclude_modules=["{layer}"])'
+        )
+
+    def ranges_of(self, mask: Tensor | None, shape: torch.Size) -> TokenRanges | None:
+        """`token_ranges` of a mask (B, S) that this pass holds; None as the mask counts every token."""
+        key = (id(mask), shape)
+        if key not in self.ranges:
+            counted = torch.ones(shape, dtype=torch.bool) if mask is None else mask
+            self.ranges[key] = token_ranges(counted, self.segments)
+        return self.ranges[key]
+
+    def is_memory(self, hidden: Tensor) -> bool:
+        """Whether a layer reads what cross-attention looks at, and not the pass's own tokens."""
+        if self.memory is None:
+            return False
+        states = self.memory[0]
+        # Checkpointing hands on a detached twin, which lies at the same place.
+        return hidden is states or (
+            hidden.shape == states.shape
+            and not torch.compiler.is_compiling()
+            and hidden.data_ptr() == states.data_ptr()
+        )
+
+
+def read_inputs(inputs: Mapping[str, Any]) -> ForwardInfo:
+    """Make a `ForwardInfo` of a transformers model's keyword arguments; what it cannot find there stays unknown.
+
+    Args:
+        inputs: arguments of the model by name; `prompt_mask` or `completion_mask` (B, S), `task_embeddings` (B, d) and
+            `routing_seeds` (B,) are ours.
+
+    Raises:
+        ValueError: a mask does not have one entry for each token, is of an unknown kind, or this is one of the passes
+            of continuous batching.
+    """
+    info = ForwardInfo(task=inputs.get("task_embeddings"), seeds=inputs.get("routing_seeds"))
+    if any(inputs.get(name) is not None for name in _OF_A_SERVER):
+        raise ValueError(CONTINUOUS_BATCHING)
+    source = text_of(inputs)
+    if source is None or source.dim() < 2:
+        return info
+    info.rows, info.length = source.shape[:2]
+    past = cached_length(cache_of(inputs))
+    mask = inputs.get("attention_mask")
+    info.tokens = token_mask(mask, past, info.length)
+    info.prompt = _prompt(inputs, info)
+    if past == 0 and info.length > 1:
+        info.segments = find_segments(inputs, mask, info.tokens, (info.rows, info.length))
+    states = inputs.get("encoder_hidden_states")
+    if isinstance(states, Tensor):
+        info.memory = states, token_mask(inputs.get("encoder_attention_mask"), 0, states.shape[1])
+    return info
+
+
+def text_of(inputs: Mapping[str, Any]) -> Tensor | None:
+    """The tokens that a model reads: ids (B, S) or embeddings (B, S, d); None where it reads no text."""
+    given = (inputs.get(name) for name in ("decoder_input_ids", "input_ids", "inputs_embeds"))
+    return next((source for source in given if isinstance(source, Tensor)), None)
+
+
+def cache_of(inputs: Mapping[str, Any]) -> Any:
+    """What a model has read before, out of its arguments or outputs; None where there is nothing."""
+    return next((inputs[name] for name in CACHES if inputs.get(name) is not None), None)
+
+
+def cached_length(cache: Any) -> int | None:
+    """Tokens that a cache already holds; None where it does not count them, as one of state-space layers alone."""
+    if cache is None:
+        return 0
+    try:
+        return int(cache.get_seq_length())
+    except (AttributeError, ValueError):
+        return None
+
+
+def token_mask(mask: Any, past: int | None, length: int) -> Tensor | None:
+    """(B, length) bool mask of the tokens read now, from an attention mask of any shape, or one by kind of layer.
+
+    Of a mask of queries and keys (B, ..., queries, keys), which holds True or 0 where a query may look, the diagonal
+    counts: every token looks at itself, padding is looked at by nobody. With a pre-allocated cache the keys go on
+    beyond the present.
+
+    Raises:
+        ValueError: a mask that is no tensor, from which padding cannot be read.
+    """
+    if isinstance(mask, Mapping):
+        mask = next((m for m in mask.values() if m is not None), None)
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor):
+        raise ValueError(
+            f"attention_mask is a {type(mask).__name__}, which does not say where padding is: pass the "
+            "two-dimensional mask (B, S), or use another attn_implementation"
+        )
+    if mask.dim() > 2:
+        return visible(mask, past or 0, length)
+    ahead = past is not None and mask.shape[1] > past + length
+    tokens: Tensor = mask[:, past : past + length] if ahead else mask[:, -length:]  # type: ignore[operator]
+    return tokens.bool()
+
+
+def _prompt(inputs: Mapping[str, Any], info: ForwardInfo) -> Tensor | None:
+    """(B, S) bool, True at tokens without loss, from whatever says so; None where nothing does."""
+    shape = (info.rows, info.length)
+    prompt = inputs.get("prompt_mask")
+    if prompt is not None and tuple(prompt.shape) != shape:
+        raise ValueError(
+            f"prompt_mask has shape {tuple(prompt.shape)}: expected one entry for each token, {shape}"
+        )
+    completion, labels, kept = (inputs.get(n) for n in ("completion_mask", "labels", "logits_to_keep"))
+    if prompt is None and completion is not None:
+        if completion.dim() != 2 or len(completion) != info.rows or completion.shape[1] > info.length:
+            raise ValueError(
+                f"completion_mask has shape {tuple(completion.shape)}: expected an entry for each token, {shape}, or "
+                "for each of the last ones"
+            )
+        # Reinforcement learning masks the answers alone, which stand at the end.
+        before = completion.new_zeros(info.rows, info.length - completion.shape[1])
+        prompt = torch.cat([before, completion], dim=1) == 0
+    elif prompt is None and labels is not None:
+        # Labels of whole sequences, (B,), say nothing about tokens.
+        prompt = labels == IGNORE if tuple(labels.shape) == shape else None
+    elif prompt is None and isinstance(kept, int) and kept > 1:
+        # The last logits that are asked for are those that predict the answer, but for the very last.
+        source = text_of(inputs)
+        assert source is not None
+        prompt = (torch.arange(info.length, device=source.device) < info.length - kept + 1).expand(shape)
+    if prompt is None:
+        return None
+    own: Tensor = prompt.bool() if info.tokens is None else prompt.bool() & info.tokens
+    return own
