@@ -7,7 +7,13 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
 from mixlora_cli import MixLoraConfig
 
@@ -52,6 +58,15 @@ def build_llava(seed: int = 0) -> LlavaForConditionalGeneration:
     # Read back without cache, an image token in an answer would have no image.
     model.generation_config.suppress_tokens = [PAD, IMAGE]
     return model.eval()
+
+
+def build_llama(seed: int = 0, **fields: Any) -> LlamaForCausalLM:
+    """The language model of `build_llava` alone."""
+    config = build_llava().config.text_config.to_dict() | fields
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(LlamaConfig(**config)).eval()
+    model.generation_config.pad_token_id = PAD
+    return model
 
 
 def strengthen(model: nn.Module, seed: int = 1) -> None:

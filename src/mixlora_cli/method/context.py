@@ -231,11 +231,12 @@ class RoutingContext:
     def _place(self, info: ForwardInfo, inputs: Mapping[str, Any]) -> ForwardInfo:
         """Tell a pass that goes on with a prompt from one that reads a new one."""
         cache, generation = cache_of(inputs), self._generation()
-        filled = getattr(cache, _ANSWER, None)
+        filled: Answer | None = getattr(cache, _ANSWER, None)
         past = cached_length(cache)
-        answer: Answer | None = filled if past is None or past > 0 else None
+        has_past = filled is not None if past is None else past > 0
+        answer = filled if has_past else None
         if generation is not None:
-            info, answer = generation.place(info, inputs, answer, past is None or past > 0)
+            info, answer = generation.place(info, inputs, answer, has_past)
         if answer is None:
             return info
         answer.steps += 1

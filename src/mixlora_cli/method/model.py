@@ -17,10 +17,7 @@ from mixlora_cli.method.config import MixLoraConfig
 from mixlora_cli.method.context import RoutingContext
 from mixlora_cli.method.layer import MixLoraLayer, MixLoraLinear
 from mixlora_cli.method.selection import Selection
-from mixlora_cli.method.targets import decoder_linears, output_layer
-
-FUSED_BY_MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
-"""Models whose kernels read the weight of `out_proj` and never call the layer; PEFT refuses LoRA there, too."""
+from mixlora_cli.method.targets import decoder_linears, is_read_past, output_layer
 
 
 class MixLoraModel(BaseTuner):
@@ -86,7 +83,7 @@ class MixLoraModel(BaseTuner):
         if isinstance(target, MixLoraLinear):
             target.update_layer(adapter_name, peft_config)
             return
-        self._refuse(peft_config, target, target_name, current_key)
+        self._refuse(peft_config, target, current_key)
         assert isinstance(target, nn.Linear)
         layer = MixLoraLinear(target, adapter_name, peft_config, self.context, current_key)
         if adapter_name not in self.active_adapters:
@@ -94,14 +91,16 @@ class MixLoraModel(BaseTuner):
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
 
-    def _refuse(self, config: MixLoraConfig, target: nn.Module, name: str, key: str) -> None:
+    def _refuse(self, config: MixLoraConfig, target: nn.Module, key: str) -> None:
         """Raise ValueError for a target that cannot be adapted."""
         asked = f"target_modules={config.target_modules}: {key}"
         if not isinstance(target, nn.Linear):
             raise ValueError(f"{asked} is a {type(target).__name__}, only torch.nn.Linear can be adapted")
-        kind = getattr(getattr(self.model, "config", None), "model_type", None)
-        if kind in FUSED_BY_MAMBA and name == "out_proj":
-            raise ValueError(f"{asked} is read by a fused kernel of {kind} that never calls it; leave it out")
+        if is_read_past(self.model, key):
+            raise ValueError(
+                f"{asked} belongs to a state-space layer whose kernel reads the weight and never calls the layer, so "
+                "an adapter there would do nothing; leave it out"
+            )
         if config.routing == "instance" and target is output_layer(self.model):
             raise ValueError(
                 f"{asked} is the output layer, which reads only the tokens whose logits are wanted, and an instance's "

@@ -12,8 +12,7 @@ from transformers import PreTrainedModel
 def decoder_linears(model: PreTrainedModel, as_list: bool = False) -> str | list[str]:
     """The linear layers of `get_decoder()` but the output layer; of an encoder-decoder model both halves.
 
-    Towers for pictures and their projectors lie outside of the decoder; layers that a Mamba kernel reads past are left
-    out.
+    Towers for pictures and their projectors lie outside of the decoder; layers past which kernels read are left out.
 
     Returns:
         A regular expression of whole names in which blocks are numbered by `\\d+`, or, `as_list`, the names.
@@ -28,7 +27,7 @@ def decoder_linears(model: PreTrainedModel, as_list: bool = False) -> str | list
     names = [
         f"{prefix}.{name}".strip(".")
         for name, module in decoder.named_modules()
-        if _is_linear(module) and module is not output and not name.endswith("mixer.out_proj")
+        if _is_linear(module) and module is not output and not is_read_past(decoder, name)
     ]
     if not names:
         raise ValueError(
@@ -43,6 +42,13 @@ def decoder_linears(model: PreTrainedModel, as_list: bool = False) -> str | list
 def output_layer(model: nn.Module) -> nn.Module | None:
     """The layer that makes logits of hidden states; None where there is none."""
     return model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+
+
+def is_read_past(model: nn.Module, name: str) -> bool:
+    """Whether a state-space mixer's kernel reads this layer's weight and never calls the layer, at least on GPUs."""
+    mixer, _, own = name.rpartition(".")
+    kernel = model.get_submodule(mixer)
+    return own in ("x_proj", "dt_proj", "out_proj") and hasattr(kernel, "A_log") and hasattr(kernel, "D")
 
 
 def _is_linear(module: nn.Module) -> bool:
