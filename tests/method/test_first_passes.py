@@ -38,7 +38,9 @@ def test_prompt_lookup_equals_greedy(pool: str) -> None:
     base = model.get_base_model()
     read: list[int] = []
     base.model.register_forward_pre_hook(
-        lambda _, __, given: read.append(given["inputs_embeds" if given.get("input_ids") is None else "input_ids"].shape[1]),
+        lambda _, __, given: read.append(
+            given["inputs_embeds" if given.get("input_ids") is None else "input_ids"].shape[1]
+        ),
         with_kwargs=True,
     )
     for seed in range(4):
@@ -84,7 +86,9 @@ def test_guidance_reads_a_second_prompt_and_keeps_both_apart(model: Any, use_cac
 
 def test_a_prompt_in_chunks_is_refused_where_routers_read_it(model: Any) -> None:
     ids = prompt()
-    with pytest.raises(ValueError, match=r"the first 6 of the prompt's 21 tokens by themselves.*leave prefill_chunk_size out"):
+    with pytest.raises(
+        ValueError, match=r"the first 6 of the prompt's 21 tokens by themselves.*leave prefill_chunk_size out"
+    ):
         greedy(model, ids, prefill_chunk_size=6)
     assert torch.equal(greedy(model, ids, prefill_chunk_size=64), greedy(model, ids))
     with model.disable_adapter():
@@ -144,7 +148,9 @@ def test_threads_do_not_see_each_other(routing: str) -> None:
     """Each thread's answers are those of that prompt alone, whatever runs beside it."""
     model = adapt(build_llama(), routing=routing)
     prompts = [prompt(length=4 + i % 5, seed=i) for i in range(12)]
-    seeds = [{"routing_seeds": torch.tensor([i * 2**40 + 9])} if routing == "random" else {} for i in range(12)]
+    seeds = [
+        {"routing_seeds": torch.tensor([i * 2**40 + 9])} if routing == "random" else {} for i in range(12)
+    ]
     expected = [greedy(model, ids, **own) for ids, own in zip(prompts, seeds, strict=True)]
     assert len({tuple(row[0, -NEW:].tolist()) for row in expected}) >= 10
     found: dict[int, Tensor] = {}
@@ -190,7 +196,11 @@ def test_reinforcement_learning_is_warned_of_pool_all(recwarn: pytest.WarningsRe
         model = adapt(build_llama(), pool=pool)
         sequence = greedy(model, ids)
         sampled = model.generate(
-            input_ids=ids, max_new_tokens=NEW, do_sample=False, output_logits=True, return_dict_in_generate=True
+            input_ids=ids,
+            max_new_tokens=NEW,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
         )
         recwarn.clear()
         trained = model.train()(input_ids=sequence, logits_to_keep=NEW + 1, use_cache=False).logits[0, :-1]

@@ -89,7 +89,9 @@ def run(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor
     }
 
 
-@pytest.mark.parametrize("fields", FIELDS, ids=lambda fields: "-".join(map(str, fields.values())) or "default")
+@pytest.mark.parametrize(
+    "fields", FIELDS, ids=lambda fields: "-".join(map(str, fields.values())) or "default"
+)
 @pytest.mark.parametrize("how", ["position_ids", "cu_seq_lens", "mask", "two_rows"])
 def test_packed_equals_alone(fields: dict[str, Any], how: str) -> None:
     model = adapt(build_llama(), **fields).train()
@@ -98,11 +100,17 @@ def test_packed_equals_alone(fields: dict[str, Any], how: str) -> None:
     logits, found = run(model, batch | own(fields, [0, 1, 2, 3]))
     chosen = model.base_model.selections()
     expected: dict[str, Tensor] = {}
-    place = {i: (row, sum(LENGTHS[j] for j in members[:at])) for row, members in enumerate(rows) for at, i in enumerate(members)}
+    place = {
+        i: (row, sum(LENGTHS[j] for j in members[:at]))
+        for row, members in enumerate(rows)
+        for at, i in enumerate(members)
+    }
     for i, ids in enumerate(samples()):
         row, start = place[i]
         alone_logits, alone = run(model, {"input_ids": ids, "labels": labels_of(ids)} | own(fields, [i]))
-        torch.testing.assert_close(logits[row, start : start + LENGTHS[i]], alone_logits[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            logits[row, start : start + LENGTHS[i]], alone_logits[0], rtol=1e-5, atol=1e-5
+        )
         for name, selection in model.base_model.selections().items():
             assert torch.equal(chosen[name].index_a[i], selection.index_a[0]), name
             assert torch.equal(chosen[name].index_b[i], selection.index_b[0]), name
@@ -112,4 +120,6 @@ def test_packed_equals_alone(fields: dict[str, Any], how: str) -> None:
     assert sum(len({tuple(row) for row in s.index_a.tolist()}) > 2 for s in chosen.values()) >= 10
     assert found.keys() == expected.keys() and len(found) > 28
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5 * max(1.0, value.abs().max().item()), msg=name)
+        torch.testing.assert_close(
+            found[name], value, rtol=1e-5, atol=1e-5 * max(1.0, value.abs().max().item()), msg=name
+        )

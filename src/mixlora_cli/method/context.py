@@ -207,6 +207,7 @@ class RoutingContext:
         strict = type(module) in self._leaves
         if text_of(inputs) is None:
             return ForwardInfo(
+                seeds=outer.seeds,
                 adapters=outer.adapters,
                 copies=outer.copies,
                 answer=outer.answer,

@@ -15,7 +15,7 @@ def decoder_linears(model: PreTrainedModel, as_list: bool = False) -> str | list
     Towers for pictures and their projectors lie outside of the decoder; layers past which kernels read are left out.
 
     Returns:
-        A regular expression of whole names in which blocks are numbered by `\\d+`, or, `as_list`, the names.
+        A regular expression of whole names in which blocks are numbered by `\\d+`, or, `as_list`, the ends of the names.
 
     Raises:
         ValueError: there is no linear layer.
@@ -34,7 +34,8 @@ def decoder_linears(model: PreTrainedModel, as_list: bool = False) -> str | list
             f"target_modules=None: the decoder of {type(model).__name__} has no torch.nn.Linear; name the layers"
         )
     if as_list:
-        return names
+        # PEFT counts blocks only in names that do not begin where the model does.
+        return [name.partition(".")[2] or name for name in names]
     patterns = {re.sub(r"(?<=\\.)\d+(?=\\.)", r"\\d+", re.escape(name)) for name in names}
     return "|".join(sorted(patterns))
 

@@ -1,0 +1,410 @@
+"""Models of many kinds: where they are adapted, whose tokens their layers read, and what cannot be adapted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from method_models import PAD, adapt, build_llama, build_llava, prompt
+from peft import get_peft_model
+from torch import Tensor, nn
+
+from mixlora_cli import MixLoraConfig
+from mixlora_cli.method.layer import MixLoraLinear
+
+SPECIAL: dict[str, Any] = {"pad_token_id": PAD, "bos_token_id": 1, "eos_token_id": None}
+SIZES: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "initializer_range": 0.3,
+    **SPECIAL,
+}
+WIDE = SIZES | {"intermediate_size": 48, "num_key_value_heads": 2}
+HALVES = ("encoder", "decoder")
+FAMILIES: dict[str, tuple[str, str, dict[str, Any], int]] = {
+    # name: class of the model, of its configuration, sizes, adapted layers
+    "llama": ("LlamaForCausalLM", "LlamaConfig", WIDE, 14),
+    "opt": (
+        "OPTForCausalLM",
+        "OPTConfig",
+        SIZES | {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.3, "dropout": 0.0},
+        12,
+    ),
+    "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", WIDE, 14),
+    "gemma3": (
+        "Gemma3ForCausalLM",
+        "Gemma3TextConfig",
+        WIDE | {"head_dim": 8, "sliding_window": 4, "tie_word_embeddings": False},
+        14,
+    ),
+    "phi3": ("Phi3ForCausalLM", "Phi3Config", WIDE, 8),
+    "gpt_neox": ("GPTNeoXForCausalLM", "GPTNeoXConfig", SIZES | {"intermediate_size": 48}, 8),
+    "bloom": ("BloomForCausalLM", "BloomConfig", SIZES | {"n_layer": 2, "n_head": 4}, 8),
+    "mixtral": ("MixtralForCausalLM", "MixtralConfig", WIDE | {"num_local_experts": 4}, 8),
+    "qwen2_moe": (
+        "Qwen2MoeForCausalLM",
+        "Qwen2MoeConfig",
+        WIDE | {"num_experts": 4, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 24},
+        16,
+    ),
+    "mamba": ("MambaForCausalLM", "MambaConfig", SIZES | {"state_size": 4}, 2),
+    "bamba": (
+        "BambaForCausalLM",
+        "BambaConfig",
+        WIDE | {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "attn_layer_indices": [1]},
+        11,
+    ),
+    "t5": (
+        "T5ForConditionalGeneration",
+        "T5Config",
+        {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+        | {"initializer_factor": 2.0, "dropout_rate": 0.0, "decoder_start_token_id": 1, **SPECIAL},
+        32,
+    ),
+    "bart": (
+        "BartForConditionalGeneration",
+        "BartConfig",
+        {"vocab_size": 64, "d_model": 32, "init_std": 0.3, "max_position_embeddings": 64}
+        | {f"{half}_layers": 2 for half in HALVES}
+        | {f"{half}_attention_heads": 4 for half in HALVES}
+        | {f"{half}_ffn_dim": 48 for half in HALVES}
+        | {"decoder_start_token_id": 1, "forced_eos_token_id": None, **SPECIAL},
+        32,
+    ),
+}
+
+
+def build(family: str) -> Any:
+    model_class, config_class, sizes, _ = FAMILIES[family]
+    config = getattr(hf, config_class)(**sizes)
+    config._attn_implementation = "eager"
+    torch.manual_seed(0)
+    model = getattr(hf, model_class)(config).eval()
+    model.generation_config.pad_token_id = PAD
+    return model
+
+
+def texts() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randint(4, 64, (length,), generator=generator).tolist() for length in (5, 9, 7)]
+
+
+def padded(rows: list[list[int]], side: str) -> dict[str, Tensor]:
+    width = max(map(len, rows))
+    left = side == "left"
+    fill = [[PAD] * (width - len(row)) for row in rows]
+    ones = [[0] * len(pad) for pad in fill]
+    return {
+        "input_ids": torch.tensor([p + r if left else r + p for p, r in zip(fill, rows, strict=True)]),
+        "attention_mask": torch.tensor(
+            [o + [1] * len(r) if left else [1] * len(r) + o for o, r in zip(ones, rows, strict=True)]
+        ),
+    }
+
+
+def generate(model: Any, inputs: dict[str, Tensor], **options: Any) -> list[list[int]]:
+    return model.generate(**inputs, max_new_tokens=6, do_sample=False, **options)[:, -6:].tolist()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_family_has_default_targets_and_neighbours_change_nothing(family: str) -> None:
+    model = adapt(build(family))
+    adapted = {name for name, m in model.get_base_model().named_modules() if isinstance(m, MixLoraLinear)}
+    assert len(adapted) == FAMILIES[family][3]
+    assert not any("lm_head" in name or "embed" in name for name in adapted)
+    two_halves = model.config.is_encoder_decoder
+    decoder = {"decoder_input_ids": torch.tensor([[1, 7, 9]])} if two_halves else {}
+    together = padded(texts(), "right")
+    with torch.no_grad():
+        logits = model(**together, **{key: ids.expand(3, -1) for key, ids in decoder.items()}).logits
+        chosen = model.base_model.selections()
+        assert set(chosen) == adapted
+        for row, ids in enumerate(texts()):
+            alone = model(input_ids=torch.tensor([ids]), **decoder).logits[0]
+            torch.testing.assert_close(logits[row, : len(alone)], alone, rtol=1e-3, atol=1e-3)
+            for name, selection in model.base_model.selections().items():
+                assert torch.equal(selection.index_a[0], chosen[name].index_a[row]), name
+                assert torch.equal(selection.index_b[0], chosen[name].index_b[row]), name
+    # Selections differ between the rows, else nothing above could fail.
+    differing = [name for name, s in chosen.items() if len({tuple(row) for row in s.index_a.tolist()}) == 3]
+    assert len(differing) >= len(adapted) / 4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_family_generates_with_and_without_cache_alone_and_in_a_batch(family: str) -> None:
+    model = adapt(build(family))
+    side = "right" if family == "bart" else "left"
+    together = padded(texts(), side)
+    cached = generate(model, together)
+    assert generate(model, together, use_cache=False) == cached
+    for row, ids in enumerate(texts()):
+        assert generate(model, padded([ids], side)) == [cached[row]]
+    with model.disable_adapter():
+        assert generate(model, together) != cached
+
+
+def test_layers_that_read_tokens_in_one_list_train_as_if_their_rows_were_apart() -> None:
+    """OPT's fc1 gets (B * S, d): the gradients of a batch are the sum of its rows'."""
+    model = adapt(build("opt"), router_grad="straight_through").train()
+    rows = texts()
+
+    def gradients(inputs: dict[str, Tensor], kept: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        model.zero_grad()
+        kept(model(**inputs).logits.log_softmax(-1)[..., 7]).sum().backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    together = padded(rows, "right")
+    found = gradients(together, lambda scores: scores * together["attention_mask"])
+    expected: dict[str, Tensor] = {}
+    for ids in rows:
+        for name, gradient in gradients(padded([ids], "right"), lambda scores: scores).items():
+            expected[name] = expected.get(name, 0) + gradient
+    assert any("fc1" in name for name in found) and found.keys() == expected.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-4, msg=name)
+
+
+def qwen_with_pictures() -> Any:
+    config = hf.Qwen2_5_VLConfig(
+        text_config=WIDE | {"rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}},
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 4,
+            "out_hidden_size": 32,
+            "patch_size": 4,
+            "spatial_merge_size": 2,
+            "window_size": 16,
+            "fullatt_block_indexes": [1],
+        },
+        image_token_id=3,
+        vision_start_token_id=2,
+        video_token_id=60,
+    )
+    torch.manual_seed(0)
+    return hf.Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
+def with_pictures(num: int) -> dict[str, Tensor]:
+    """One row with that many pictures of 4 x 4 patches (4 tokens each)."""
+    ids = [1, *[2, 3, 3, 3, 3] * num, *range(10, 17)]
+    return {
+        "input_ids": torch.tensor([ids]),
+        "attention_mask": torch.ones(1, len(ids), dtype=torch.long),
+        "mm_token_type_ids": torch.tensor([[int(token == 3) for token in ids]]),
+        "pixel_values": torch.randn(16 * num, 3 * 2 * 4 * 4, generator=torch.Generator().manual_seed(5)),
+        "image_grid_thw": torch.tensor([[1, 4, 4]] * num),
+    }
+
+
+def test_the_default_of_a_vision_language_model_leaves_tower_and_projector_alone() -> None:
+    model = adapt(qwen_with_pictures())
+    adapted = {name for name, m in model.get_base_model().named_modules() if isinstance(m, MixLoraLinear)}
+    assert len(adapted) == 14 and all(".language_model.layers." in name for name in adapted)
+    answers = [generate(model, with_pictures(2), use_cache=use_cache) for use_cache in (True, False)]
+    assert answers[0] == answers[1]
+    config = adapt(build_llava()).peft_config["default"]
+    assert "vision_tower" not in config.target_modules and "projector" not in config.target_modules
+
+
+def test_a_tower_whose_layers_read_all_pictures_in_one_list_is_refused_by_name() -> None:
+    """Of 16 patches nobody knows which picture they belong to; also where the text has as many tokens by chance."""
+    model = adapt(qwen_with_pictures(), target_modules=["qkv"])
+    for inputs in (with_pictures(1), with_pictures(2)):
+        with pytest.raises(
+            ValueError, match=r"model\.visual\.blocks\.0\.attn\.qkv: this layer reads \(\d+, 32\)"
+        ):
+            model(**inputs)
+    text = torch.arange(10, 26).unsqueeze(0)
+    picture = with_pictures(1)
+    assert text.shape[1] == len(picture["pixel_values"])
+
+
+def test_a_layer_of_the_text_model_that_reads_other_tokens_is_refused_by_name() -> None:
+    class Half(nn.Module):
+        """Reads every second token."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(32, 32)
+
+        def forward(self, hidden: Tensor) -> Tensor:
+            hidden[:, ::2] = self.inner(hidden[:, ::2])
+            return hidden
+
+    base = build_llama()
+    mlp = base.model.layers[1].mlp
+    base.model.layers[1].mlp = nn.Sequential(mlp, Half())
+    model = adapt(base, target_modules=["inner"])
+    with pytest.raises(
+        ValueError,
+        match=r"model\.layers\.1\.mlp\.1\.inner: this layer reads \(2, 3, 32\) where the pass has 2 x 6 tokens.*exclude",
+    ):
+        model(input_ids=torch.randint(4, 64, (2, 6)))
+
+
+def test_the_output_layer_is_refused_where_routers_read_it() -> None:
+    for targets in (["q_proj", "lm_head"], "all-linear"):
+        config = MixLoraConfig(r=2, factors=4, target_modules=targets)
+        if targets == "all-linear":
+            get_peft_model(build_llama(), config)  # PEFT leaves the output layer out
+            continue
+        with pytest.raises(ValueError, match="lm_head is the output layer, which reads only the tokens"):
+            get_peft_model(build_llama(), config)
+    model = adapt(build_llama(), target_modules=["q_proj", "lm_head"], routing="task")
+    ids, task = torch.randint(4, 64, (2, 6)), torch.randn(2, 32)
+    with torch.no_grad():
+        whole = model(input_ids=ids, task_embeddings=task).logits[:, -1]
+        last = model(input_ids=ids, task_embeddings=task, logits_to_keep=1).logits[:, -1]
+    torch.testing.assert_close(whole, last)
+
+
+@pytest.mark.parametrize("name", ["out_proj", "x_proj", "dt_proj"])
+def test_layers_past_which_kernels_read_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"mixer.{name} belongs to a state-space layer"):
+        adapt(build("mamba"), target_modules=[name])
+
+
+def test_a_model_of_two_halves_refuses_what_has_no_meaning() -> None:
+    with pytest.raises(ValueError, match="pool=prompt: all that the decoder"):
+        adapt(build("t5"), pool="prompt")
+    model = adapt(build("t5"))
+    with pytest.raises(ValueError, match="assisted decoding of an encoder-decoder model"):
+        generate(model, padded(texts()[:1], "right"), prompt_lookup_num_tokens=3)
+
+
+def test_cross_attention_counts_the_encoders_tokens_even_if_there_are_as_many() -> None:
+    """The two halves' masks are told apart by what a layer reads, not by their shape."""
+    model = adapt(build("t5"), router_grad="straight_through").train()
+    rows = texts()[:2]
+    encoder = padded(rows, "right")
+    width = encoder["input_ids"].shape[1]
+    decoder = torch.randint(4, 64, (2, width), generator=torch.Generator().manual_seed(1))
+    whole = model(**encoder, decoder_input_ids=decoder).logits
+    for row, ids in enumerate(rows):
+        alone = model(input_ids=torch.tensor([ids]), decoder_input_ids=decoder[row : row + 1]).logits
+        torch.testing.assert_close(whole[row], alone[0], rtol=1e-3, atol=1e-3)
+    whole[..., 7].mean().backward()
+    plain = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    for use_reentrant in (False, True):
+        model.zero_grad()
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
+        model.enable_input_require_grads()
+        model(**encoder, decoder_input_ids=decoder, use_cache=False).logits[..., 7].mean().backward()
+        for name, gradient in plain.items():
+            found = dict(model.named_parameters())[name].grad
+            torch.testing.assert_close(found, gradient, rtol=1e-3, atol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("pool", ["all", "prompt"])
+def test_labels_of_whole_sequences(pool: str) -> None:
+    """A classifier's labels (B,) say nothing about tokens: pool=all needs none, pool=prompt says what it lacks."""
+    config = hf.LlamaConfig(**WIDE, num_labels=3)
+    base = hf.LlamaForSequenceClassification(config)
+    torch.manual_seed(0)
+    model = get_peft_model(base, MixLoraConfig(task_type="SEQ_CLS", r=2, factors=4, pool=pool)).train()
+    inputs = padded(texts(), "right") | {"labels": torch.tensor([0, 2, 1])}
+    if pool == "prompt":
+        with pytest.raises(ValueError, match="pool=prompt: training has to know the prompt"):
+            model(**inputs)
+        return
+    model(**inputs).loss.backward()
+    learned = [n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0]
+    assert sum("factors_b" in name for name in learned) == 14 and any("score" in name for name in learned)
+
+
+def test_an_answer_at_the_end_is_known_by_a_completion_mask_or_the_logits_kept() -> None:
+    """What reinforcement learning brings along stands in for labels."""
+    model = adapt(build_llama(), pool="prompt").train()
+    ids = torch.randint(4, 64, (2, 10), generator=torch.Generator().manual_seed(0))
+    labels = ids.clone()
+    labels[:, :6] = -100
+    chosen = []
+    for known in (
+        {"labels": labels},
+        {"completion_mask": torch.ones(2, 4)},
+        {"completion_mask": (labels != -100).long()},
+        {"logits_to_keep": 5},
+        {"prompt_mask": labels == -100},
+    ):
+        model(input_ids=ids, **known)
+        chosen.append(model.base_model.selections())
+    for other in chosen[1:]:
+        for name, selection in chosen[0].items():
+            assert torch.equal(selection.index_a, other[name].index_a)
+    with torch.no_grad():
+        model.eval()(input_ids=ids[:, :6])
+    for name, selection in model.base_model.selections().items():
+        assert torch.equal(selection.index_a, chosen[0][name].index_a)
+    with pytest.raises(ValueError, match=r"completion_mask has shape \(2, 12\)"):
+        model(input_ids=ids, completion_mask=torch.ones(2, 12))
+
+
+def test_layers_to_transform_counts_blocks_as_lora_does() -> None:
+    def adapted(**fields: Any) -> set[str]:
+        model = get_peft_model(build_llama(), MixLoraConfig(r=2, factors=4, **fields))
+        return {name for name, m in model.get_base_model().named_modules() if isinstance(m, MixLoraLinear)}
+
+    second = {name for name in adapted() if ".layers.1." in name}
+    assert len(second) == 7
+    assert adapted(layers_to_transform=[1]) == second
+    assert adapted(layers_to_transform=1, layers_pattern="layers") == second
+    assert adapted(layers_to_transform=[1], target_modules=["q_proj"]) == {"model.layers.1.self_attn.q_proj"}
+    for fields, message in (
+        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern=.*cannot be had: r of E factors"),
+        ({"layers_pattern": "layers"}, "layers_pattern=layers: goes with layers_to_transform"),
+        (
+            {"layers_to_transform": [1], "target_modules": ".*q_proj"},
+            "layers_to_transform=.*a list of target_modules",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            MixLoraConfig(**fields)
+
+
+def test_init_weights_false_starts_with_an_update() -> None:
+    base = nn.Sequential(nn.Linear(400, 3000))
+    model = get_peft_model(base, MixLoraConfig(r=4, factors=8, target_modules=["0"], init_weights=False))
+    values = model.base_model.model[0].mixlora_factors_b["default"].weight
+    assert 0.99 * 0.5 < values.abs().max() <= 0.5  # a linear layer of four inputs
+    assert values.std().item() == pytest.approx(0.5 / 3**0.5, rel=0.05)
+
+
+def test_routers_with_large_weights_do_not_tie() -> None:
+    """Where probabilities are rounded to the same number the logits still differ: A always, B without CFS."""
+    layer = get_peft_model(
+        nn.Sequential(nn.Linear(4, 3)), MixLoraConfig(r=3, factors=5, cfs="none", target_modules=["0"])
+    ).base_model.model[0]
+    logits = torch.tensor([0.0, 300.0, 100.0, 200.0, 250.0])  # softmax: 0, 1, 0, 0, 0
+    with torch.no_grad():
+        for router in (layer.mixlora_router_a, layer.mixlora_router_b):
+            router["default"].weight.copy_(logits.unsqueeze(1) * torch.tensor([1.0, 0, 0, 0]))
+        layer(torch.tensor([[1.0, 0, 0, 0]]))
+    chosen = layer.last_selection["default"]
+    assert chosen.index_a.tolist() == chosen.index_b.tolist() == [[1, 4, 3]]
+
+
+def test_a_mask_that_does_not_say_where_padding_is_is_refused() -> None:
+    model = adapt(build_llama())
+    ids = torch.randint(4, 64, (1, 6))
+    with pytest.raises(ValueError, match="attention_mask is a str, which does not say where padding is"):
+        model(input_ids=ids, attention_mask="causal")
+
+
+def test_a_picture_of_each_row_is_an_instance_of_a_towers_layers() -> None:
+    """What a tower reads is not the batch: neither tasks nor seeds can be given to its rows."""
+    inputs = {"input_ids": torch.tensor([prompt(3, 0)[0]]), "pixel_values": prompt(3, 0)[1]}
+    targets = r".*vision_tower.*\.q_proj"
+    task = adapt(build_llava(), target_modules=targets, routing="task")
+    with pytest.raises(ValueError, match="q_proj: this layer's rows are not those of the batch"):
+        task(**inputs, task_embeddings=torch.randn(1, 32))
+    chance = adapt(build_llava(), target_modules=targets, routing="random")
+    chance(**inputs)
+    with pytest.raises(ValueError, match="q_proj: this layer's rows are not those of the batch"):
+        chance(**inputs, routing_seeds=torch.tensor([1]))
