@@ -100,7 +100,7 @@ class ForwardInfo:
             layer: the layer's name, for the message.
 
         Raises:
-            ValueError: the input's tokens are not those of the pass, so that nobody knows which instance they belong to.
+            ValueError: the input's tokens are not those of the pass, so which instance they belong to is not known.
         """
         if hidden.dim() == 2 and self.rows:
             if self.length and len(hidden) == self.rows * self.length:

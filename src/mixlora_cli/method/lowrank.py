@@ -152,7 +152,7 @@ def is_plain(base: nn.Module, hidden: Tensor) -> bool:
 
 
 def is_unwatched(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a module of this very kind can stand aside: nobody waits for its call to bring its weight or to see it."""
+    """Whether a module of just this kind can stand aside: nobody waits for its call, to see it or bring its weight."""
     return (
         type(module) is kind
         and type(module.weight) is nn.Parameter

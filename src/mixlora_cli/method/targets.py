@@ -15,7 +15,7 @@ def decoder_linears(model: PreTrainedModel, as_list: bool = False) -> str | list
     Towers for pictures and their projectors lie outside of the decoder; layers past which kernels read are left out.
 
     Returns:
-        A regular expression of whole names in which blocks are numbered by `\\d+`, or, `as_list`, the ends of the names.
+        A regular expression of whole names with `\\d+` for the blocks' numbers, or, `as_list`, the ends of the names.
 
     Raises:
         ValueError: there is no linear layer.
