@@ -102,6 +102,8 @@ class ForwardInfo:
         Raises:
             ValueError: the input's tokens are not those of the pass, so which instance they belong to is not known.
         """
+        if hidden.dim() == 3 and hidden.shape[0] == self.rows and hidden.shape[1] == self.length:
+            return hidden
         if hidden.dim() == 2 and self.rows:
             if self.length and len(hidden) == self.rows * self.length:
                 return hidden.reshape(self.rows, self.length, -1)

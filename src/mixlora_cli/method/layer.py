@@ -193,7 +193,7 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
         rows = info.by_instance(hidden, self.name)
         whole_batch = len(uses) == 1 and uses[0][1] is None and info.segments is None
         if whole_batch and not (args or kwargs) and self._is_plain(uses[0][0], rows):
-            output = self._adapted(uses[0][0], hidden, rows)
+            output = self._adapted(uses[0][0], hidden, rows, info)
         else:
             output = self.base_layer(rows, *args, **kwargs)
             for name, index in uses:
@@ -217,9 +217,9 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
         pools = self.mixlora_factors_a[name], self.mixlora_factors_b[name]
         return is_plain(self.base_layer, rows) and all(is_unwatched(pool, FactorPool) for pool in pools)
 
-    def _adapted(self, name: str, hidden: Tensor, rows: Tensor) -> Tensor:
+    def _adapted(self, name: str, hidden: Tensor, rows: Tensor, info: ForwardInfo) -> Tensor:
         """Base layer and update in one step."""
-        chosen, rule = self._chosen(name, hidden, rows), self.rules[name]
+        chosen, rule = self._chosen(name, hidden, rows, info), self.rules[name]
         dropout = rule.dropout if self.training else 0.0
         if not torch.is_grad_enabled() and not dropout:
             return adapted_linear_of_rows(
@@ -235,7 +235,7 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
         self, output: Tensor, name: str, index: Tensor | None, hidden: Tensor, rows: Tensor, info: ForwardInfo
     ) -> Tensor:
         """The base layer's output (B, ..., d_out) with one adapter's update, of the rows `index` alone if given."""
-        chosen, scaling = self._chosen(name, hidden, rows), self.rules[name].scaling
+        chosen, scaling = self._chosen(name, hidden, rows, info), self.rules[name].scaling
         dropped, weight = self.mixlora_dropout[name](rows), chosen.selection.weight
         if info.segments is not None:
             every = torch.arange(self.rules[name].num_factors, device=rows.device)
@@ -252,9 +252,8 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
         updated = add_low_rank(output[index], dropped[index], rows_a, rows_b, scaling, weight)
         return output.index_copy(0, index, updated)
 
-    def _chosen(self, name: str, hidden: Tensor, rows: Tensor) -> CachedSelection:
+    def _chosen(self, name: str, hidden: Tensor, rows: Tensor, info: ForwardInfo) -> CachedSelection:
         """The factors of these instances: those of their prompt if they go on with one, else newly selected."""
-        info = self.context.info
         rule, key = self.rules[name], (id(self), name)
         if rule.keeps and info.continues:
             kept = info.answer.kept.get(key)
