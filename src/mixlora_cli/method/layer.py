@@ -214,8 +214,12 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
         ]
 
     def _is_plain(self, name: str, rows: Tensor) -> bool:
+        if not is_plain(self.base_layer, rows):
+            return False
+        # Only where there are gradients are the pools used without being called.
         pools = self.mixlora_factors_a[name], self.mixlora_factors_b[name]
-        return is_plain(self.base_layer, rows) and all(is_unwatched(pool, FactorPool) for pool in pools)
+        with_gradient = self.training or torch.is_grad_enabled()
+        return not with_gradient or all(is_unwatched(pool, FactorPool) for pool in pools)
 
     def _adapted(self, name: str, hidden: Tensor, rows: Tensor, info: ForwardInfo) -> Tensor:
         """Base layer and update in one step."""

@@ -141,24 +141,28 @@ def is_plain(base: nn.Module, hidden: Tensor) -> bool:
     Sharded (ZeRO-3, FSDP), offloaded, quantised or watched layers have to be called; so have layers whose types
     autocast chooses, and all under `torch.compile`, which fuses by itself.
     """
+    if torch.compiler.is_compiling() or not is_unwatched(base, nn.Linear):
+        return False
+    weight, bias = base.weight, base.bias
     return (
-        is_unwatched(base, nn.Linear)
-        and not base.weight.requires_grad
-        and base.weight.dtype == hidden.dtype
-        and (base.bias is None or not base.bias.requires_grad)
+        not weight.requires_grad
+        and weight.dtype == hidden.dtype
+        and (bias is None or not bias.requires_grad)
         and not _autocast_to_another_type(hidden)
-        and not torch.compiler.is_compiling()
     )
 
 
 def is_unwatched(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a module of just this kind can stand aside: nobody waits for its call, to see it or bring its weight."""
+    if type(module) is not kind:
+        return False
+    own = vars(module)  # a module's own look-up of attributes takes several times as long
+    weight = own["_parameters"].get("weight")
     return (
-        type(module) is kind
-        and type(module.weight) is nn.Parameter
-        and not hasattr(module.weight, "ds_id")
-        and "forward" not in vars(module)
-        and not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+        type(weight) is nn.Parameter
+        and not hasattr(weight, "ds_id")
+        and "forward" not in own
+        and not (own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"])
     )
 
 
