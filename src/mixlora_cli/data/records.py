@@ -134,9 +134,11 @@ def parse_record(index: int, raw: Any, images: Path | None) -> Record:
     """
     if not isinstance(raw, dict):
         raise BadRecord(Kind.MALFORMED, f"expected an object, got {type(raw).__name__}")
-    for key, value in raw.items():
-        if found := lone_surrogate([key, value]):
-            raise BadRecord(Kind.NOT_UNICODE, f"{found} in {cut(key)}")
+    if lone_surrogate(raw):
+        halves = {key: lone_surrogate([key, value]) for key, value in raw.items()}
+        raise BadRecord(
+            Kind.NOT_UNICODE, "; ".join(f"{half} in {cut(key)}" for key, half in halves.items() if half)
+        )
     name = _image_name(raw)
     conversation = _parse_conversation(raw.get("conversations"), has_image=name is not None)
     return Record(
@@ -190,15 +192,13 @@ def _image_name(raw: Mapping[str, Any]) -> Any:
         name = listed[0]
     if name is None:
         for key, value in raw.items():
-            word = re.sub("[^a-z]", "", key.lower())
-            if (
-                key not in _FIELDS
-                and value
-                and not isinstance(value, (int, float))
-                and _PICTURE_WORDS.fullmatch(word)
-            ):
+            if key not in _FIELDS and value and isinstance(value, (str, list, dict)) and _is_picture_key(key):
                 raise BadRecord(Kind.MALFORMED, f"no image, but {cut(key)}; the key is image")
     return name
+
+
+def _is_picture_key(key: str) -> bool:
+    return _PICTURE_WORDS.fullmatch(re.sub("[^a-z]", "", key.lower())) is not None
 
 
 def _parse_conversation(raw: Any, *, has_image: bool) -> tuple[Turn, ...]:

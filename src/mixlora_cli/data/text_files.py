@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +96,8 @@ def lone_surrogate(value: Any) -> str | None:
         if isinstance(each, str):
             if not each.isascii() and (found := _SURROGATE.search(each)):
                 return f"lone surrogate U+{ord(found[0]):04X}"
-        elif isinstance(each, Mapping):
-            waiting += each.keys()
+        elif isinstance(each, dict):
+            waiting += each
             waiting += each.values()
         elif isinstance(each, list):
             waiting += each
