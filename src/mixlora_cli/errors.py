@@ -11,7 +11,7 @@ class UserError(Exception):
 
 
 def cut(name: object, most: int = 80) -> str:
-    """A name that a user gave, for a message or a table: at most `most` characters, all of them Unicode text."""
+    """A name that a user gave, for messages and tables: at most `most` characters, all of them Unicode."""
     text = str(name)
     shown = text if len(text) <= most else f"{text[: most - 3]}..."
     return shown.encode("utf-8", "backslashreplace").decode()

@@ -145,7 +145,7 @@ PLACES = [seen_by_the_model, shown_by_the_report, _shrunk]
 """Everything that decodes a picture to RGB, besides the hashes of `mixlora check`."""
 
 COLOURS = {"red": (255, 0, 0), "lime": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
-# the corners of a stored picture (top left, top right, bottom right, bottom left) once its viewer has turned it
+# corners (top left, top right, bottom right, bottom left) of the picture below, once its viewer has turned it
 UPRIGHT = {
     1: "red lime blue white",
     2: "lime red white blue",

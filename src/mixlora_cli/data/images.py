@@ -29,7 +29,7 @@ _Opened = tuple[Path, BadRecord | None]
 def open_fully(path: Path) -> None:
     """Decode a picture to its last pixel.
 
-    Raises BadRecord when it is too large, damaged, not a picture, or of a brightness that nothing says how to show.
+    Raises BadRecord when it is too large, damaged, not a picture, or its brightness has no known range.
     """
     try:
         with open_picture(path) as image:

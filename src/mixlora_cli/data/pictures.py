@@ -28,7 +28,7 @@ Stamp = tuple[int, int]
 """What tells that a picture is the one seen earlier: size in bytes, and time of change in ns (of a member: CRC-32)."""
 
 PIXELS = "2"
-"""Part of the key of everything kept that was computed of pixels: raise when a file's pixels become others."""
+"""Part of the key of what is kept of pixels: raise when the pixels that files give become others."""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -99,9 +99,9 @@ def _orientation(opened: Image.Image) -> int:
 
 
 def _eight_bits(samples: npt.NDArray[Any], what: str) -> npt.NDArray[np.uint8]:
-    """Grey samples (H, W) of more than 8 bits, scaled: 16-bit integers from 0..65535, floating point from 0..1.
+    """Grey samples (H, W) of more than 8 bits, scaled: 16-bit integers from 0..65535, floats from 0..1.
 
-    32-bit integers have no white of their own: those up to 255 stay as they are, those up to 65535 are 16-bit ones.
+    32-bit integers have no white of their own: those up to 255 stay, those up to 65535 are 16-bit ones.
     """
     low, high = samples.min(), samples.max()
     is_float = samples.dtype.kind == "f"

@@ -26,7 +26,7 @@ DEFAULT_TASK = "unnamed"
 
 _FIELDS = frozenset({"id", "task_name", "image", "images", "conversations"})
 _PICTURE_WORDS = re.compile(r"(image|img|picture|photo)s?(path|file|filename|name|url|uri)?s?")
-"""Keys, without case and marks, under which others keep the picture: a record that has one is no text-only record."""
+"""Keys, without case and marks, under which others keep the picture: with one, no record is text-only."""
 _LONGEST_PATH = 4096
 _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"

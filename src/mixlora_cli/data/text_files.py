@@ -1,4 +1,4 @@
-"""Text files that a user gives (records, definitions, a benchmark's rows and YAML file), all read by one rule.
+"""Text files that a user gives (records, definitions, a benchmark's rows and YAML file), read by one rule.
 
 UTF-8, with or without a byte order mark. What cannot be read is answered in one line that names the file.
 """
@@ -86,7 +86,7 @@ def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def lone_surrogate(value: Any) -> str | None:
-    """Names half a character in a text of a decoded value, which no file and no tokenizer takes; None without one.
+    """Names half a character in a decoded value, which no file and no tokenizer takes; None without one.
 
     JSON's escapes write characters beyond U+FFFF in two halves, and a text that was cut may end with one.
     """

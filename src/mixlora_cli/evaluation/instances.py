@@ -129,14 +129,14 @@ def check_pairs(part: Chosen, records: Sequence[Record], sources: Mapping[str, s
             (subtask, image), count = odd[0]
             first = f"{cut(repr(image))} of subtask {cut(repr(subtask))} with {count}"
             raise UserError(
-                f"{name}: {len(odd)} of {len(questions)} pictures have not two questions; the first is {first}. "
-                "MME pairs questions by image_id (on the hub question_id) within a "
+                f"{name}: {len(odd)} of {len(questions)} pictures have not two questions; "
+                f"the first is {first}. MME pairs questions by image_id (on the hub question_id) within a "
                 "subtask: check these fields, and whether the data is complete"
             )
 
 
 def check_targets(part: Chosen, config: EvalConfig) -> None:
-    """Raise UserError where no answer to one of `part`'s records can be right by the rule of its benchmark."""
+    """Raise UserError where no answer to one of `part`'s records can be right by its benchmark's rule."""
     if part.split != "unseen":
         return
     for name, records in grouped(part.records, benchmark_of).items():

@@ -1,4 +1,4 @@
-"""What answers are compared with, as users write it down: a target, reference answers, a closed set of labels."""
+"""What answers are compared with, as users write it: a target, reference answers, a closed set of labels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def text_of(value: Any, key: str, expected: str = "a text") -> str:
 
 
 def reference(value: Any, key: str, expected: str = 'a text or {"answer": text}') -> str:
-    """One reference answer: a text, or VQAv2's `{"answer": text, ...}`. Raises ValueError for anything else."""
+    """One reference: a text, or VQAv2's `{"answer": text, ...}`. Raises ValueError for anything else."""
     is_object = isinstance(value, Mapping) and "answer" in value
     return text_of(value["answer"] if is_object else value, key, expected)
 
@@ -50,7 +50,7 @@ def label_set(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def require_reachable(target: str, labels: tuple[str, ...], metric: Metric) -> None:
-    """Raise ValueError where no answer can be right by the metric's rule, or only one outside the closed set."""
+    """Raise ValueError where no answer can be right by the metric's rule, or only one outside `labels`."""
     if metric in (MME, POPE) and target.strip().lower() not in ("yes", "no"):
         raise ValueError(
             f"answer is {_spelt(target)}, expected yes or no: {metric.name}'s rule reads nothing else"

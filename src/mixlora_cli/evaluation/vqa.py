@@ -2,8 +2,8 @@
 
 Rule: the answer processor of the VQA evaluation server in the form that Text-VQA's evaluators use (it also
 takes commas and question marks out first and splits off "'s"), then the mean over leave-one-out of
-min(matches / 3, 1). The rule is made for ten answers; with fewer than four, none can have three others like it, and the
-mark is the share of the answers that match.
+min(matches / 3, 1). The rule is made for ten answers; with fewer than four, none can have three others like
+it, and the mark is the share of the answers that match.
 """
 
 from __future__ import annotations

@@ -53,8 +53,8 @@ def draw_samples(config: InterferenceConfig) -> list[Sample]:
         if num_batches < 2:
             raise UserError(
                 f"tasks: {cut(task)} has {len(records)} instances in the {settings.split} data, too few for "
-                f"two batches of interference.batch_size={settings.batch_size}: leave the task out, or lower the "
-                "batch size"
+                f"two batches of interference.batch_size={settings.batch_size}: leave the task out, or lower "
+                "the batch size"
             )
         # A generator of its own: other tasks change nothing. Hashed by the generator, so alike in every process.
         order = random.Random(f"interference/{config.seed}/{task}").sample(

@@ -1,8 +1,8 @@
 """Frozen picture features, computed once: the tower's output is kept on disk.
 
 The cache stores what the projector reads (before the projector, which may be trained), in half precision. An entry
-depends on the tower, its number format, the kind of device, the picture and how picture files are read, and on no
-run that came before.
+depends on the tower, its number format, the kind of device, the picture and how picture files are read, and
+on no run that came before.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class Question:
 
 
 def question_of(ask: Callable[[Row], Question | None], row: Row, where: str) -> Question | None:
-    """What `ask` makes of a row. Raises UserError that names the place where it says that a value is of no use."""
+    """What `ask` makes of a row. Raises UserError that names the place where a value is of no use."""
     try:
         return ask(row)
     except ValueError as error:

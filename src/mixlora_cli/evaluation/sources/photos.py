@@ -66,8 +66,8 @@ def _complain(
     key = f"eval.sources.{benchmark}={place}"
     if len(missing) == len(located):
         raise UserError(
-            f"{key} is another folder: none of the {len(located)} pictures is in {images} (as {cut(missing[0])}, "
-            f"for one); expected {origin.by_hand}"
+            f"{key} is another folder: none of the {len(located)} pictures is in {images} "
+            f"(as {cut(missing[0])}, for one); expected {origin.by_hand}"
         )
     if on_error == "stop":
         raise UserError(
