@@ -10,6 +10,13 @@ class UserError(Exception):
     """
 
 
+def cut(name: object, most: int = 80) -> str:
+    """A name that a user gave, for messages and tables: at most `most` characters, all of them Unicode."""
+    text = str(name)
+    shown = text if len(text) <= most else f"{text[: most - 3]}..."
+    return shown.encode("utf-8", "backslashreplace").decode()
+
+
 class WorkerFailed(Exception):
     """One of several processes of a command failed; the message says which and how, with its traceback.
 

@@ -270,3 +270,24 @@ def test_the_command_line_gives_the_exit_code(folder: Path) -> None:
     assert run("").returncode == 1
     wrong = run("red", "check.near=100")
     assert (wrong.returncode, wrong.stderr) == (2, "error: check.near=100: must be from 0 to 64\n")
+
+
+def test_pictures_inside_records_do_not_flood_the_terminal(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inside = f"data:image/jpeg;base64,{'QUJD' * 25_000}"
+    records = [raw("What?", "red", inside, task="t" * 5000) for _ in range(5)]
+    records += [raw("What?", "red", "a.png", task="t" * 5000)]
+    (folder / "tasks.json").write_text(json.dumps({"colour": "Name the colour."}))
+    with pytest.raises(SystemExit):
+        check(configured(folder, records, data={"metadata": str(folder / "tasks.json")}))
+    printed = capsys.readouterr().out
+    assert len(printed) < 4000
+    report = json.loads((folder / "out" / "check.json").read_text())["splits"]["train"]["findings"]
+    told = "the picture is in the record (base64); write it to a file and give its name"
+    assert report["malformed"]["count"] == 5
+    assert (
+        report["malformed"]["examples"][0]
+        == f"record 0: data:image/jpeg;base64,{('QUJD' * 14)[:54]}...: {told}"
+    )
+    assert report["undefined_task"]["examples"] == [f"{'t' * 77}... (1 records)"]

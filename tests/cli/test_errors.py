@@ -91,6 +91,9 @@ LINES = {
         "run=null: give run=<folder of a finished `mixlora train adapter=lora` or adapter=mixlora>; "
         "the untuned base has no adapter whose gradients could be compared"
     ),
+    "train model=mini model.template=v1": (
+        "model.template=v1: model=mini has the template smollm; leave it away, or take another model"
+    ),
     "tsne": "run=null: give run=<folder of a finished `mixlora train adapter=mixlora`>",
 }  # fmt: skip
 
@@ -109,6 +112,22 @@ def test_broken_yaml_names_file_and_line(mixlora: Any, tmp_path: Path) -> None:
     assert result.code == 2
     assert result.err.startswith(f"error: {tmp_path}/my.yaml, line 3: not valid YAML, ")
     assert result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"rank: 2 # caf\xe9\n", "a configuration file is not UTF-8 text at byte 13; save it as UTF-8"),
+        (
+            b"rank: " + b"[" * 5000,
+            "a configuration file is nested too deeply, thousands of brackets in one another",
+        ),
+    ],
+)
+def test_yaml_that_cannot_be_read(mixlora: Any, tmp_path: Path, content: bytes, told: str) -> None:
+    (tmp_path / "my.yaml").write_bytes(content)
+    result = mixlora("train", "-cd", str(tmp_path), "-cn", "my")
+    assert (result.code, result.out, result.err) == (2, "", f"error: {told}\n")
 
 
 def test_defaults_list_that_names_nothing(mixlora: Any, tmp_path: Path) -> None:

@@ -153,3 +153,20 @@ def test_rank_may_exceed_factors_only_without_a_pool() -> None:
     assert refusal(rank=8, adapter={"name": "mixlora"}) == (
         "rank=8: must be <= factors=4, because rank factors are selected out of the pool"
     )
+
+
+@pytest.mark.parametrize(
+    ("source", "key", "value", "fixed"),
+    [
+        ("mini", "template", "v1", "smollm"),
+        ("mini", "attn_implementation", "sdpa", "eager"),
+        ("tiny", "attn_implementation", "sdpa", "eager"),
+    ],
+)
+def test_what_a_built_in_model_does_not_heed_is_refused(
+    source: str, key: str, value: str, fixed: str
+) -> None:
+    model = {"name": source, "source": source, "template": "smollm"}
+    told = f"model.{key}={value}: model={source} has the {key} {fixed}; leave it away, or take another model"
+    assert refusal(model=model | {key: value}) == told
+    assert getattr(load(TrainConfig, values(model=model | {key: fixed})).model, key) == fixed

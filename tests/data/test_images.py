@@ -94,3 +94,12 @@ def test_a_cache_that_cannot_be_written_is_no_error(images, tmp_path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     assert check_images([images / "red.png"], images, blocked) == {}
+
+
+def test_what_was_checked_with_other_pixels_is_checked_again(images, own_cache, monkeypatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(checks, "open_fully", lambda path: opened.append(path.name))
+    for pixels in ("1", "1", "2"):
+        monkeypatch.setattr(checks, "PIXELS", pixels)
+        check_images([images / "red.png"], images, own_cache)
+    assert opened == ["red.png"] * 2

@@ -207,6 +207,52 @@ def test_bad_definitions(make_data, tmp_path, text, message) -> None:
         load_definitions(make_data([], metadata=str(tmp_path / "metadata.json")))
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"colour": "caf\xe9"}', "not UTF-8 text at byte 15; expected a JSON file of task definitions"),
+        ('{"colour": "é"}'.encode("utf-16"), "not UTF-8 text at byte 0"),
+        (b'{"colour": "\\ud83d"}', r"text that is no Unicode: lone surrogate U\+D83D"),
+        (b'{"colour": ' + b"9" * 5000 + b"}", "malformed JSON: a number with thousands of digits"),
+        (b"[" * 100_000, "malformed JSON: nested too deeply"),
+        (b'{"' + b"x" * 300 + b'": 3}', rf": task {'x' * 77}\.\.\. has no text"),
+    ],
+)
+def test_definitions_are_read_by_the_rule_of_records(make_data, tmp_path, content, message) -> None:
+    data = make_data([], metadata=str(tmp_path / "metadata.json"))
+    (tmp_path / "metadata.json").write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        load_definitions(data)
+    assert str(caught.value).startswith(f"data.metadata={tmp_path / 'metadata.json'}: ")
+    assert "\n" not in str(caught.value)
+    (tmp_path / "metadata.json").write_bytes(b"\xef\xbb\xbf" + '{"colour": "é"}'.encode())
+    assert load_definitions(data) == {"colour": "é"}
+
+
+def test_pictures_in_lists_need_a_folder_too(make_data, make_raw) -> None:
+    data = make_data([make_raw(image=None, images=["red.png"])], images=None)
+    with pytest.raises(UserError, match=r"records have images, but data\.images=null"):
+        load_records(data, "train")
+
+
+def test_half_characters_are_counted_and_left_out(make_data, make_raw, own_cache, capsys) -> None:
+    records = [make_raw(id=str(number)) for number in range(4)]
+    records[0]["image"] = "p\ud83d.png"
+    records[1]["conversations"][1]["value"] = "nice \ud83d"
+    records[2]["task_name"] = "\ud83d"
+    told = "3 text that is no Unicode (first: record 0, lone surrogate U+D83D in image)"
+    with pytest.raises(UserError) as caught:
+        load_records(make_data(records), "train")
+    assert told in str(caught.value)
+    assert [record.id for record in load_records(make_data(records, on_error="skip"), "train")] == ["3"]
+    assert (
+        f"left out 3 of 4 records; 3 bad records in {make_data(records).train}: {told}"
+        in capsys.readouterr().err
+    )
+    with pytest.raises(UserError, match=r"known tasks: colour$"):
+        load_records(make_data(records, tasks=["number"]), "train")
+
+
 def test_mini_goes_through_the_same_loader(make_raw, images, tmp_path, monkeypatch) -> None:
     for split in ("train", "heldout", "unseen"):
         (tmp_path / f"{split}.json").write_text(json.dumps([make_raw(id=split)]))

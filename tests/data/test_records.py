@@ -10,6 +10,9 @@ from mixlora_cli.data.records import Record, parse_record, read_annotations
 from mixlora_cli.data.template import Turn
 from mixlora_cli.errors import UserError
 
+ONE_PATH = "image must be one relative path, got"
+IN_RECORD = "...: the picture is in the record (base64); write it to a file and give its name"
+
 
 def turns(*values: str) -> dict[str, list[dict[str, str]]]:
     roles = ("human", "gpt")
@@ -64,11 +67,94 @@ def test_a_question_may_be_the_picture_alone(make_raw, images) -> None:
         ({"image": ""}, Kind.MALFORMED, "image must be one relative path, got ''"),
         ({"image": "a\0b"}, Kind.MALFORMED, "image must be one relative path, got 'a\\x00b'"),
         ({"image": "green.png"}, Kind.MISSING_IMAGE, "green.png"),
+        ({"image": "g" * 300}, Kind.MISSING_IMAGE, "g" * 77 + "..."),
+        ({"image": {"bytes": "x" * 300}}, Kind.MALFORMED, f"{ONE_PATH} {{'bytes': '{'x' * 66}..."),
+        (
+            {"image": f"data:image/png;base64,{'A' * 300}"},
+            Kind.MALFORMED,
+            f"data:image/png;base64,{'A' * 55}{IN_RECORD}",
+        ),
+        ({"image": "A" * 5000}, Kind.MALFORMED, "A" * 77 + IN_RECORD),
+        (
+            {"task_name": ["x" * 300]},
+            Kind.MALFORMED,
+            f"task_name must be a non-empty string, got ['{'x' * 75}...",
+        ),
+        ({"images": ["red.png", "blue.png"]}, Kind.MALFORMED, "images has 2 pictures, a record may have one"),
+        (
+            {"images": ["blue.png"]},
+            Kind.MALFORMED,
+            "image and images name two pictures, a record may have one",
+        ),
+        (
+            {"image": None, "images": "red.png"},
+            Kind.MALFORMED,
+            "images must be a list with one path, got 'red.png'",
+        ),
+        (
+            {"image": None, "images": [None]},
+            Kind.MALFORMED,
+            "images must be a list with one path, got [None]",
+        ),
+        ({"image": None, "images": [{"path": "a"}]}, Kind.MALFORMED, f"{ONE_PATH} {{'path': 'a'}}"),
+        (
+            {"image": None, "image_path": "red.png"},
+            Kind.MALFORMED,
+            "no image, but image_path; the key is image",
+        ),
+        ({"image": None, "Image": "red.png"}, Kind.MALFORMED, "no image, but Image; the key is image"),
+        (
+            {"image": None, "img_paths": ["red.png"]},
+            Kind.MALFORMED,
+            "no image, but img_paths; the key is image",
+        ),
+        ({"image": None, "imageUrl": "http://a"}, Kind.MALFORMED, "no image, but imageUrl; the key is image"),
+        (turns("<image>\nq", "nice \ud83d"), Kind.NOT_UNICODE, "lone surrogate U+D83D in conversations"),
+        (turns("<image>\nq\udc00", "a"), Kind.NOT_UNICODE, "lone surrogate U+DC00 in conversations"),
+        ({"image": "p\ud83d.png"}, Kind.NOT_UNICODE, "lone surrogate U+D83D in image"),
+        ({"task_name": "\udfff"}, Kind.NOT_UNICODE, "lone surrogate U+DFFF in task_name"),
+        ({"answers": [{"answer": "\ud800"}]}, Kind.NOT_UNICODE, "lone surrogate U+D800 in answers"),
+        ({"\ud800": 1}, Kind.NOT_UNICODE, "lone surrogate U+D800 in \\ud800"),
         ({"image": "."}, Kind.MISSING_IMAGE, ". is not a file"),
     ],
 )
 def test_a_bad_record_says_what_is_wrong(make_raw, images, changes, kind, detail) -> None:
     assert kind_and_detail(make_raw(**changes), images) == (kind, detail)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["\u200b", "\ufeff", "\0", "\xa0", "\u2060\u200e\t", "\u3164", "\u2800", "\ufe0f", "\x7f\x1b", "\u2028"],
+)
+def test_an_answer_that_shows_nothing_is_empty(make_raw, images, answer) -> None:
+    assert kind_and_detail(make_raw(**turns("<image>\nq", answer)), images) == (Kind.EMPTY_ANSWER, "turn 1")
+    asked = make_raw(**turns("<image>\nq", "a", answer, "b"))
+    assert kind_and_detail(asked, images) == (Kind.MALFORMED, "the question of turn 2 is empty")
+    full = make_raw(**turns("<image>\nq", f"{answer}7{answer}"))
+    assert parse_record(0, full, images).conversation[1].text == f"{answer}7{answer}"
+
+
+@pytest.mark.parametrize("answer", ["?", "\u00e9", "\U0001f600", "\ue000", "\u0301", "-"])
+def test_an_answer_that_shows_something_is_one(make_raw, images, answer) -> None:
+    assert parse_record(0, make_raw(**turns("<image>\nq", answer)), images).conversation[1].text == answer
+
+
+@pytest.mark.parametrize("image", [None, "red.png"])
+def test_a_list_of_one_picture_is_that_picture(make_raw, images, image) -> None:
+    record = parse_record(0, make_raw(image=image, images=["red.png"]), images)
+    assert (record.image, record.extra) == (images / "red.png", {})
+
+
+@pytest.mark.parametrize(
+    "changes", [{"images": []}, {"images": None}, {"image_id": "7"}, {"image_path": None}, {"image_path": ""}]
+)
+def test_keys_that_name_no_picture_leave_a_text_only_record(images, changes) -> None:
+    assert parse_record(0, turns("q", "a") | changes, images).image is None
+
+
+def test_other_keys_beside_the_picture_are_kept(make_raw, images) -> None:
+    record = parse_record(0, make_raw(image_path="x/red.png", Image="red"), images)
+    assert (record.image, record.extra) == (images / "red.png", {"image_path": "x/red.png", "Image": "red"})
 
 
 def test_a_record_that_is_no_object(images) -> None:
@@ -161,3 +247,30 @@ def test_files_that_cannot_be_read(tmp_path) -> None:
     (tmp_path / "train.json").write_bytes(b'["\xff"]')
     with pytest.raises(UserError, match="not UTF-8 text at byte 2"):
         read_annotations(tmp_path / "train.json")
+    (tmp_path / "train.json").write_bytes(b'\xef\xbb\xbf["\xff"]')
+    with pytest.raises(UserError, match="not UTF-8 text at byte 5"):
+        read_annotations(tmp_path / "train.json")
+
+
+HUGE, DEEP = "9" * 5000, "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [(HUGE, "a number with thousands of digits"), (DEEP, "nested too deeply, thousands of brackets")],
+)
+def test_json_beyond_all_measure(tmp_path, value, reason) -> None:
+    for text in (f'[{{"id": {value}}}]', f"[{value}]"):
+        with pytest.raises(UserError, match=rf"train\.json: malformed JSON: {reason}") as caught:
+            read_annotations(write(tmp_path, text))
+        assert len(str(caught.value)) < 200 + len(str(tmp_path))
+    records, problems = read_annotations(write(tmp_path, f'{{"id": 1}}\n{{"id": {value}}}\n{{"id": 3}}\n'))
+    assert records == [(0, {"id": 1}), (2, {"id": 3})]
+    assert [(problem.index, problem.kind) for problem in problems] == [(1, Kind.MALFORMED)]
+    assert problems[0].detail.startswith(f"line 2: malformed JSON: {reason}")
+
+
+def test_line_breaks_of_every_system_read_alike(tmp_path) -> None:
+    (tmp_path / "train.json").write_bytes(b'{"id": 1}\r\n{"id": 2}\r{"id": 3}\n')
+    records, problems = read_annotations(tmp_path / "train.json")
+    assert (records, problems) == ([(0, {"id": 1}), (1, {"id": 2}), (2, {"id": 3})], [])

@@ -209,6 +209,24 @@ def test_vqa_accuracy_equals_the_rule_spelt_out() -> None:
         assert vqa_accuracy(prediction, answers) == pytest.approx(sum(rounds) / 10, abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("answers", "accuracy"),
+    [
+        (["cat"], 1.0),
+        (["dog"], 0.0),
+        (["cat", "The Cat."], 1.0),
+        (["cat", "dog"], 1 / 2),
+        (["cat", "cat", "a cat"], 1.0),
+        (["cat", "dog", "cat"], 2 / 3),
+        (["cat", "dog", "cow"], 1 / 3),
+        (["cat", "cat", "cat", "cat"], 1.0),
+        (["cat", "cat", "cat", "dog"], 3 / 4),  # by the rule itself
+    ],
+)
+def test_vqa_accuracy_of_few_answers(answers: list[str], accuracy: float) -> None:
+    assert vqa_accuracy("cat", answers) == pytest.approx(accuracy, abs=1e-12)
+
+
 def test_vqa_accuracy_needs_answers() -> None:
     with pytest.raises(ValueError, match="at least one"):
         vqa_accuracy("cat", [])

@@ -14,6 +14,7 @@ from PIL import Image
 
 from mixlora_cli.data.collate import PixelLoader
 from mixlora_cli.errors import UserError
+from mixlora_cli.models import features
 from mixlora_cli.models.features import FeatureCache, accept_features
 from mixlora_cli.models.tiny import build_tiny
 
@@ -63,6 +64,16 @@ def test_another_number_format_has_its_own_features(pictures: list[Path], tmp_pa
     after = FeatureCache(rounded, tmp_path / "cache")
     assert torch.equal(after(pictures), alone)
     assert after.num_computed == 3
+
+
+def test_features_of_other_pixels_are_not_read(
+    pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FeatureCache(build_tiny(), tmp_path / "cache")(pictures)
+    monkeypatch.setattr(features, "PIXELS", "another")
+    cache = FeatureCache(build_tiny(), tmp_path / "cache")
+    cache(pictures)
+    assert cache.num_computed == 3
 
 
 def test_pictures_are_computed_one_by_one_and_without_autocast(pictures: list[Path], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from mixlora_cli.checking.findings import Found
 from mixlora_cli.checking.prints import Print, nearest
 from mixlora_cli.checking.texts import Summary
+from mixlora_cli.errors import cut
 
 
 @dataclass
@@ -85,9 +86,9 @@ def compare(
     for path, twin, known, distance in _alike(paths, prints, training, near, leak):
         tasks.update(training.tasks.get(known, ()))
         if distance is None:
-            _add(leak.same_picture, f"{path.name} = {twin.name}", num_examples)
+            _add(leak.same_picture, f"{cut(path.name)} = {cut(twin.name)}", num_examples)
         else:
-            example = f"{path.name} ~ {twin.name} ({distance} of 256 bits differ)"
+            example = f"{cut(path.name)} ~ {cut(twin.name)} ({distance} of 256 bits differ)"
             _add(leak.near_picture, example, num_examples)
     leak.training_tasks = dict(tasks.most_common())
     for record in records:

@@ -21,14 +21,14 @@ from rich.console import Console
 
 from mixlora_cli.checking.memory import Memory
 from mixlora_cli.data.images import MAX_PIXELS
-from mixlora_cli.data.pictures import read_picture, stamp
+from mixlora_cli.data.pictures import PIXELS, as_shown, read_picture, stamp
 from mixlora_cli.progress import with_bar
 
 SIDE = 16
 MIN_BITS = 16
 """A hash with fewer bits of either value is that of a plain picture, which looks like any other plain one."""
 _BLOCK = 128  # pictures compared at once with all others
-_LAYOUT = "1"  # raise when the hashes below change
+_LAYOUT = f"1 {PIXELS}"  # raise when the hashes below change
 
 Hash = npt.NDArray[np.uint64]
 """(4,) words, 256 bits."""
@@ -58,7 +58,7 @@ def print_of(path: Path) -> Print | None:
             if image.width * image.height > MAX_PIXELS:
                 return None
             image.draft("L", (8 * SIDE, 8 * SIDE))  # JPEG: decode no more than is needed
-            bits = difference_bits(image)
+            bits = difference_bits(as_shown(image, path))
     except Exception:  # decoders raise OSError, SyntaxError, ValueError, ...; the picture check says what
         return None
     digest = hashlib.blake2b(content, digest_size=16).hexdigest()

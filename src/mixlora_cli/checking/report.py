@@ -14,6 +14,7 @@ from rich.table import Table
 from mixlora_cli.checking.findings import Findings, Found, Remark
 from mixlora_cli.checking.leakage import Leak
 from mixlora_cli.durable import write_whole
+from mixlora_cli.errors import cut
 
 FILE_NAME = "check.json"
 PROBLEMS_FOUND = 1
@@ -116,7 +117,7 @@ def print_report(report: Report, path: Path, examples: int, console: Console) ->
         console.print(_leak_table(report.leaks))
     for leak in report.leaks:
         for line in _leak_lines(leak, examples):
-            console.print(f"{leak.benchmark}: {line}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"{cut(leak.benchmark)}: {line}", markup=False, highlight=False, soft_wrap=True)
     for line in report.left_out:
         console.print(f"not checked: {line}", markup=False, highlight=False, soft_wrap=True)
     problems = sum(split.findings.num_problems for split in report.splits)
@@ -155,13 +156,13 @@ def _leak_table(leaks: list[Leak]) -> Table:
         table.add_column(name, justify="right")
     for leak in leaks:
         numbers = (leak.records, leak.pictures, *(part.count for part in leak.parts))
-        table.add_row(escape(leak.benchmark), *(f"{number:,}" for number in numbers))
+        table.add_row(escape(cut(leak.benchmark)), *(f"{number:,}" for number in numbers))
     return table
 
 
 def _leak_lines(leak: Leak, examples: int) -> list[str]:
     """The training tasks that have its pictures, the first examples of each sort, and what was not compared."""
-    tasks = [f"{task} ({count:,} pictures)" for task, count in leak.training_tasks.items()]
+    tasks = [f"{cut(task)} ({count:,} pictures)" for task, count in leak.training_tasks.items()]
     more = [f"and {len(tasks) - examples} more"] if len(tasks) > examples else []
     lines = [f"training tasks with its pictures: {', '.join([*tasks[:examples], *more])}"] if tasks else []
     lines += [example for part in leak.parts for example in part.examples[:examples]]

@@ -22,7 +22,7 @@ from mixlora_cli.data.cache import cache_root
 from mixlora_cli.data.encode import TextSide
 from mixlora_cli.data.images import check_images
 from mixlora_cli.data.loading import DataFiles, Split, load_definitions, locate_files, read_raws
-from mixlora_cli.errors import UserError
+from mixlora_cli.errors import UserError, cut
 from mixlora_cli.evaluation.instances import Chosen, notes
 from mixlora_cli.progress import with_bar
 
@@ -158,7 +158,7 @@ def _check_definitions(data: DataConfig, reports: Sequence[SplitReport]) -> list
     for report in reports:
         for task, count in report.tasks.items():
             if task not in definitions:
-                report.findings.add(Remark.UNDEFINED_TASK, f"{task} ({count:,} records)")
+                report.findings.add(Remark.UNDEFINED_TASK, f"{cut(task)} ({count:,} records)")
     return []
 
 

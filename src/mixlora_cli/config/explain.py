@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
 from mixlora_cli.config.parse import all_keys, did_you_mean, unknown_key
+from mixlora_cli.data.text_files import TOO_DEEP
 from mixlora_cli.paths import conf_dir
 
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException, MarkedYAMLError)
@@ -19,7 +20,7 @@ def explain(error: Exception, overrides: Sequence[str], config_class: type) -> s
     """One line that says what was wrong, what is allowed and what to do.
 
     Args:
-        error: One of `CONFIG_ERRORS`.
+        error: One of `CONFIG_ERRORS`, or what reading a file of the configuration raised.
         overrides: The `key=value` arguments of the command line.
         config_class: Dataclass of the command's configuration.
     """
@@ -31,6 +32,10 @@ def explain(error: Exception, overrides: Sequence[str], config_class: type) -> s
         mark = error.problem_mark or error.context_mark
         place = f"{mark.name}, line {mark.line + 1}" if mark else "configuration"
         return f"{place}: not valid YAML, {error.problem}"
+    if isinstance(error, UnicodeDecodeError):  # neither knows which of the files it was
+        return f"a configuration file is not UTF-8 text at byte {error.start}; save it as UTF-8"
+    if isinstance(error, RecursionError):
+        return f"a configuration file is {TOO_DEEP}"
     text = str(error) or str(error.__cause__)
     if found := re.match(r"Could not override '(.+?)'", text):
         return _no_such_key(found[1], overrides, config_class)

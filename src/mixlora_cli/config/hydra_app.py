@@ -206,7 +206,7 @@ def _call_hydra(command: Command, job: Job, arguments: Sequence[str], parsed: Na
     try:
         with _program(f"mixlora {command.name}", arguments), _raised_errors():
             application()
-    except (*CONFIG_ERRORS, ValueError) as error:
+    except (*CONFIG_ERRORS, ValueError, RecursionError) as error:
         if started and not isinstance(error, CONFIG_ERRORS):
             raise
         raise UserError(explain(error, parsed.overrides, command.config_class)) from error

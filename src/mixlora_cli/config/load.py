@@ -13,10 +13,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mixlora_cli.config.parse import did_you_mean, parse
-from mixlora_cli.data.template import TEMPLATES
+from mixlora_cli.data.template import SMOLLM, TEMPLATES
 from mixlora_cli.errors import UserError
 
 T = TypeVar("T")
+
+_FIXED: dict[str, dict[str, str]] = {
+    "mini": {"model.template": SMOLLM.name, "model.attn_implementation": "eager"},
+    "tiny": {"model.attn_implementation": "eager"},
+}
+"""What a built-in model has once and for all: another value would be stored and not used."""
 
 _FILES = ("data.train", "data.heldout", "data.unseen", "data.metadata")
 _FOLDERS = ("data.images", "run", "resume")
@@ -74,6 +80,12 @@ def _check_template(values: Mapping[str, Any]) -> None:
     if name is not None and name not in TEMPLATES:
         known = ", ".join(TEMPLATES)
         raise UserError(f"model.template={name}: must be one of {known}{did_you_mean(str(name), TEMPLATES)}")
+    source = _get(values, "model.source")
+    for key, fixed in _FIXED.get(source, {}).items():
+        value = _get(values, key)
+        if value is not None and value != fixed:
+            what = f"the {key.removeprefix('model.')} {fixed}"
+            raise UserError(f"{key}={value}: model={source} has {what}; leave it away, or take another model")
 
 
 def _check_paths(values: Mapping[str, Any]) -> None:

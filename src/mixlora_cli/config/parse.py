@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from mixlora_cli.errors import UserError
+from mixlora_cli.errors import UserError, cut
 
 T = TypeVar("T")
 _COMMANDS = ("train", "eval", "judge", "bench", "interference", "tsne")
@@ -145,7 +145,7 @@ def hint_at(word: str, known: Iterable[str], what: str) -> str:
     """'did you mean X?' for the known word nearest to `word`, else the first twenty of 'known <what>: ...'."""
     names = sorted(known)
     near = did_you_mean(word, names).removeprefix("; ")
-    return near or f"known {what}: {', '.join(names[:20]) or 'none'}"
+    return near or f"known {what}: {', '.join(map(cut, names[:20])) or 'none'}"
 
 
 def all_keys(config_class: type, at: str = "") -> list[str]:

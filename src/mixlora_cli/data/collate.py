@@ -13,7 +13,7 @@ from torch import Tensor
 from mixlora_cli.data.batches import Item
 from mixlora_cli.data.draws import draw_seed
 from mixlora_cli.data.encode import IGNORE
-from mixlora_cli.data.pictures import open_picture
+from mixlora_cli.data.pictures import as_shown, open_picture
 from mixlora_cli.data.stand_in import StandIn
 
 Features = Callable[[list[Path]], Tensor]
@@ -31,7 +31,7 @@ class PixelLoader:
         images = []
         for path in paths:
             with open_picture(path) as image:
-                images.append(image.convert("RGB"))
+                images.append(as_shown(image, path).convert("RGB"))
         pixels: Tensor = self.image_processor(images=images, return_tensors="pt")["pixel_values"]
         return pixels
 

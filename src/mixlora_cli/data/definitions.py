@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mixlora_cli.errors import UserError
+from mixlora_cli.errors import UserError, cut
 
 TASK_KEYS = ("task_name", "task", "name")
 TEXT_KEYS = ("definition", "description", "instruction")
@@ -38,7 +38,7 @@ def parse_definitions(raw: Any, source: str) -> dict[str, str]:
             )
         text = _checked(entry, task, source)
         if definitions.setdefault(task, text) != text:
-            raise UserError(f"{source}: task {task} has two different definitions; expected one")
+            raise UserError(f"{source}: task {cut(task)} has two different definitions; expected one")
     return definitions
 
 
@@ -53,7 +53,7 @@ def require_definitions(
     wanted = list(dict.fromkeys(tasks))
     missing = [task for task in wanted if task not in definitions]
     if missing:
-        names = ", ".join(missing[:_NAMED]) + (
+        names = ", ".join(map(cut, missing[:_NAMED])) + (
             f" and {len(missing) - _NAMED} more" if missing[_NAMED:] else ""
         )
         place = (
@@ -89,5 +89,5 @@ def _text(entry: Any) -> str | None:
 def _checked(entry: Any, task: str, source: str) -> str:
     text = _text(entry)
     if text is None:
-        raise UserError(f"{source}: task {task} has no text in 'definition'")
+        raise UserError(f"{source}: task {cut(task)} has no text in 'definition'")
     return text

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from mixlora_cli.data.problems import BadRecord, Kind
 from mixlora_cli.data.records import Record
 from mixlora_cli.data.template import IMAGE_MARKER, Template, Turn, segments
-from mixlora_cli.errors import UserError
+from mixlora_cli.errors import UserError, cut
 
 IGNORE = -100
 """Label of a token without loss: what `torch.nn.functional.cross_entropy` ignores by default."""
@@ -112,7 +112,7 @@ def verify_labels(encoded: Encoded, record: Record, base: TextSide) -> None:
     Raises UserError that names the record; training must not start.
     """
     tokenizer, template = base.tokenizer, base.template
-    where = f"record {record.index} (task {record.task})"
+    where = f"record {record.index} (task {cut(record.task)})"
     if len(tokenizer(template.end, add_special_tokens=False)["input_ids"]) != 1:
         raise UserError(
             f"template {template.name} ends answers with {template.end!r}, which is not one token of this "

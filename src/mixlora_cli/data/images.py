@@ -15,8 +15,9 @@ from pathlib import Path
 from PIL import Image
 from rich.console import Console
 
-from mixlora_cli.data.pictures import Stamp, open_picture, stamp
+from mixlora_cli.data.pictures import PIXELS, Stamp, as_shown, open_picture, stamp
 from mixlora_cli.data.problems import BadRecord, Kind
+from mixlora_cli.errors import cut
 from mixlora_cli.progress import with_bar
 
 MAX_PIXELS = 64_000_000
@@ -28,7 +29,7 @@ _Opened = tuple[Path, BadRecord | None]
 def open_fully(path: Path) -> None:
     """Decode a picture to its last pixel.
 
-    Raises BadRecord when it is too large, damaged, or not a picture.
+    Raises BadRecord when it is too large, damaged, not a picture, or its brightness has no known range.
     """
     try:
         with open_picture(path) as image:
@@ -36,18 +37,19 @@ def open_fully(path: Path) -> None:
             if width * height > MAX_PIXELS:
                 raise BadRecord(
                     Kind.HUGE_IMAGE,
-                    f"{path.name} has {width} x {height} pixels, at most {MAX_PIXELS} allowed",
+                    f"{cut(path.name)} has {width} x {height} pixels, at most {MAX_PIXELS} allowed",
                 )
             image.verify()  # checksums, without decoding; leaves the image unusable
         with open_picture(path) as image:
-            image.load()
+            as_shown(image, path)
     except BadRecord:
         raise
     except Image.DecompressionBombError:
-        raise BadRecord(Kind.HUGE_IMAGE, f"{path.name}: more than {MAX_PIXELS} pixels") from None
+        raise BadRecord(Kind.HUGE_IMAGE, f"{cut(path.name)}: more than {MAX_PIXELS} pixels") from None
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, ...
-        reason = " ".join(str(error).split()).replace(str(path), path.name)
-        raise BadRecord(Kind.CORRUPT_IMAGE, f"{path.name}: {reason or type(error).__name__}") from None
+        name = cut(path.name)
+        reason = " ".join(str(error).split()).replace(str(path), name)
+        raise BadRecord(Kind.CORRUPT_IMAGE, f"{name}: {reason or type(error).__name__}") from None
 
 
 def check_images(paths: Iterable[Path], folder: Path, cache: Path) -> dict[Path, BadRecord]:
@@ -57,7 +59,8 @@ def check_images(paths: Iterable[Path], folder: Path, cache: Path) -> dict[Path,
     next start only looks at files that are new or have changed. `folder` is the image folder, which names the
     memory's file.
     """
-    store = cache / "checked-images" / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.json"
+    subject = hashlib.sha256(f"{folder} {PIXELS}".encode()).hexdigest()[:16]
+    store = cache / "checked-images" / f"{subject}.json"
     known = _read_stamps(store)
     stamps = {path: stamp(path) for path in dict.fromkeys(paths)}
     unseen = [path for path, mark in stamps.items() if mark is None or known.get(_key(path, folder)) != mark]

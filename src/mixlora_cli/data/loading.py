@@ -4,7 +4,6 @@ loaded.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,9 +16,10 @@ from mixlora_cli.data.cache import cache_root
 from mixlora_cli.data.definitions import parse_definitions, require_definitions
 from mixlora_cli.data.images import check_images
 from mixlora_cli.data.problems import BadRecord, Kind, Problem, settle
-from mixlora_cli.data.records import Record, parse_record, read_annotations, task_name
+from mixlora_cli.data.records import Record, names_picture, parse_record, read_annotations, task_name
+from mixlora_cli.data.text_files import read_json
 from mixlora_cli.data.vision_flan import ArrowRows, open_prepared
-from mixlora_cli.errors import UserError
+from mixlora_cli.errors import UserError, cut
 
 Split = Literal["train", "heldout", "unseen"]
 Raws = ArrowRows | list[tuple[int, Any]]
@@ -83,9 +83,7 @@ def load_records(data: DataConfig, split: Split, seed: int = 0) -> list[Record]:
                     f"{source}: broken JSON: {problem.detail}; if the file was cut short, "
                     "copy or download it again"
                 )
-    if files.images is None and any(
-        isinstance(raw, dict) and raw.get("image") is not None for _, raw in raws
-    ):
+    if files.images is None and any(names_picture(raw) for _, raw in raws):
         raise UserError(f"{source}: records have images, but data.images=null; pass data.images=<folder>")
     wanted = None if split == "unseen" else _wanted_tasks(data.tasks, raws, source)
     records = _parse_all(raws, wanted, files.images, problems)
@@ -112,11 +110,8 @@ def load_definitions(data: DataConfig) -> dict[str, str]:
     path = _metadata(data)
     if path is None:
         return {}
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"data.metadata={path}: cannot be read as JSON ({error})") from None
-    return parse_definitions(raw, f"data.metadata={path}")
+    source = f"data.metadata={path}"
+    return parse_definitions(read_json(path, "a JSON file of task definitions", source), source)
 
 
 def definitions_of(data: DataConfig, tasks: Iterable[str]) -> dict[str, str]:
@@ -164,7 +159,9 @@ def _wanted_tasks(
             continue  # counted when the record is parsed
     for task in tasks:
         if task not in known:
-            raise UserError(f"data.tasks={task}: no such task in {source}; {hint_at(task, known, 'tasks')}")
+            raise UserError(
+                f"data.tasks={cut(task)}: no such task in {source}; {hint_at(task, known, 'tasks')}"
+            )
     return set(tasks)
 
 

@@ -17,12 +17,28 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from PIL import Image
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image
 
 from mixlora_cli.data.problems import BadRecord, Kind
+from mixlora_cli.errors import cut
 
 Stamp = tuple[int, int]
 """What tells that a picture is the one seen earlier: size in bytes, and time of change in ns (of a member: CRC-32)."""
+
+PIXELS = "2"
+"""Part of the key of what is kept of pixels: raise when the pixels that files give become others."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What sets a picture upright, by the value of its EXIF orientation."""
 
 
 def split_archive(path: Path) -> tuple[Path, str] | None:
@@ -62,6 +78,43 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
         yield image
 
 
+def as_shown(opened: Image.Image, path: Path) -> Image.Image:
+    """The decoded picture as everything here sees it: upright by its EXIF orientation, 8 bits a sample.
+
+    Raises what Pillow raises for a damaged file, and BadRecord where no brightness is known to be white.
+    """
+    opened.load()
+    turn = _TURNS.get(_orientation(opened))
+    upright = opened if turn is None else opened.transpose(turn)
+    if upright.mode not in ("I", "F") and not upright.mode.startswith("I;16"):
+        return upright
+    return Image.fromarray(_eight_bits(np.asarray(upright), f"{cut(path.name)} has a brightness"))
+
+
+def _orientation(opened: Image.Image) -> int:
+    try:
+        return int(opened.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a part of the file that nobody can read turns nothing
+        return 1
+
+
+def _eight_bits(samples: npt.NDArray[Any], what: str) -> npt.NDArray[np.uint8]:
+    """Grey samples (H, W) of more than 8 bits, scaled: 16-bit integers from 0..65535, floats from 0..1.
+
+    32-bit integers have no white of their own: those up to 255 stay, those up to 65535 are 16-bit ones.
+    """
+    low, high = samples.min(), samples.max()
+    is_float = samples.dtype.kind == "f"
+    most = 1 if is_float else 65535
+    if not (low >= 0 and high <= most):  # nor where there is a NaN
+        raise BadRecord(
+            Kind.UNKNOWN_RANGE, f"{what} from {low:g} to {high:g}, expected 0 to {most}; save it as 8 bits"
+        )
+    is_eight_bits = samples.dtype.itemsize == 4 and not is_float and high <= 255
+    scaled: npt.NDArray[np.uint8] = np.rint(samples * (1 if is_eight_bits else 255 / most)).astype(np.uint8)
+    return scaled
+
+
 def stamp(path: Path) -> Stamp | None:
     """Size and mark of a picture file's content; None when it is not there."""
     inside = split_archive(path)
@@ -81,7 +134,7 @@ def locate_picture(name: str, images: Path) -> Path:
     Raises BadRecord when the picture is outside `images`, does not exist or is not a file.
     """
     if os.path.isabs(name):
-        raise BadRecord(Kind.ESCAPING_IMAGE, f"{name} is absolute, expected a path relative to {images}")
+        raise BadRecord(Kind.ESCAPING_IMAGE, f"{cut(name)} is absolute, expected a path relative to {images}")
     inside = split_archive(images)
     return _in_folder(name, images) if inside is None else _in_archive(name, images, *inside)
 
@@ -89,9 +142,10 @@ def locate_picture(name: str, images: Path) -> Path:
 def _in_folder(name: str, images: Path) -> Path:
     real = os.path.realpath(images / name)
     if not Path(real).is_relative_to(images):
-        raise BadRecord(Kind.ESCAPING_IMAGE, f"{name} leads to {real}, outside {images}")
+        raise BadRecord(Kind.ESCAPING_IMAGE, f"{cut(name)} leads to {cut(real, 255)}, outside {images}")
     if not os.path.isfile(real):
-        raise BadRecord(Kind.MISSING_IMAGE, name if not os.path.exists(real) else f"{name} is not a file")
+        shown = cut(name)
+        raise BadRecord(Kind.MISSING_IMAGE, shown if not os.path.exists(real) else f"{shown} is not a file")
     return images / name
 
 
@@ -103,12 +157,12 @@ def _in_archive(name: str, images: Path, archive: Path, folder: str) -> Path:
         elif parts:
             parts.pop()
         else:
-            raise BadRecord(Kind.ESCAPING_IMAGE, f"{name} leads outside {images}")
+            raise BadRecord(Kind.ESCAPING_IMAGE, f"{cut(name)} leads outside {images}")
     member = "/".join([folder, *parts] if folder else parts)
     known = _opened(archive).NameToInfo
     if member not in known:
         is_folder = f"{member}/" in known
-        raise BadRecord(Kind.MISSING_IMAGE, f"{name} is not a file" if is_folder else name)
+        raise BadRecord(Kind.MISSING_IMAGE, f"{cut(name)} is not a file" if is_folder else cut(name))
     return archive / member
 
 

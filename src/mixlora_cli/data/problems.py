@@ -26,6 +26,8 @@ class Kind(Enum):
     MISSING_IMAGE = "missing image"
     CORRUPT_IMAGE = "corrupt image"
     HUGE_IMAGE = "absurdly large image"
+    UNKNOWN_RANGE = "image whose brightness has no known range"
+    NOT_UNICODE = "text that is no Unicode"
     CONTROL_TEXT = "control token in the text"
     NO_LABEL = "no answer token left after truncation"
 

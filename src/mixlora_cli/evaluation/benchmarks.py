@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mixlora_cli.errors import UserError
+from mixlora_cli.errors import UserError, cut
 from mixlora_cli.evaluation.metrics import LABELS, METRICS, MME, POPE, VQA, Metric
 from mixlora_cli.evaluation.sources import rows
 from mixlora_cli.evaluation.sources.origin import Origin
@@ -207,7 +207,8 @@ def choose(wanted: Sequence[str] | None, available: Sequence[str]) -> list[str]:
         near = difflib.get_close_matches(unknown[0], [*ordered, *FROM_THE_PAPER, PAPER], n=1, cutoff=0.4)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise UserError(
-            f"eval.benchmarks: the data has no {', '.join(unknown)}.{hint} It has: {', '.join(ordered)}; "
+            f"eval.benchmarks: the data has no {', '.join(map(cut, unknown))}.{hint} It has: "
+            f"{', '.join(map(cut, ordered))}; "
             f"from elsewhere: {', '.join(FROM_THE_PAPER)}, and your own with eval.sources"
         )
     return [name for name in ordered if name in wanted]

@@ -11,12 +11,14 @@ from typing import Any, Literal
 from mixlora_cli.config.schema import DataConfig, EvalConfig
 from mixlora_cli.data.loading import load_records, locate_files
 from mixlora_cli.data.records import Record
-from mixlora_cli.errors import UserError
+from mixlora_cli.errors import UserError, cut
 from mixlora_cli.evaluation.benchmarks import BENCHMARKS, Benchmark, benchmark_named, choose, expand
 from mixlora_cli.evaluation.metrics import METRICS, MME
+from mixlora_cli.evaluation.references import label_set, references, require_reachable
 from mixlora_cli.evaluation.sampling import benchmark_of, category_of, grouped, limited
 from mixlora_cli.evaluation.source_notes import source_notes
 from mixlora_cli.evaluation.sources.find import described, open_benchmark, sourced
+from mixlora_cli.evaluation.sources.own import place_in
 
 EvalSplit = Literal["unseen", "heldout"]
 
@@ -68,9 +70,20 @@ def _of_data(config: EvalConfig, wanted: list[str] | None, own: Sequence[str]) -
 
 
 def _limited(name: str, split: EvalSplit, records: Sequence[Record], config: EvalConfig) -> Chosen:
+    files = locate_files(config.data, split)
+    for record in records:
+        _check_answers(record, split, str(files.annotations))
     counts = {key: len(group) for key, group in grouped(records, benchmark_of).items()}
-    images = locate_files(config.data, split).images
-    return Chosen(name, split, limited(records, config.eval.limit, config.seed), images, counts=counts)
+    return Chosen(name, split, limited(records, config.eval.limit, config.seed), files.images, counts=counts)
+
+
+def _check_answers(record: Record, split: EvalSplit, source: str) -> None:
+    """Raise UserError where `answers` or `labels` are not what scoring reads."""
+    try:
+        references(record.extra, benchmark_named(benchmark_of(record)).metric if split == "unseen" else None)
+        label_set(record.extra)
+    except ValueError as error:
+        raise UserError(f"{source}, record {record.index}: {error}") from None
 
 
 def _of_source(name: str, config: EvalConfig, sources: Mapping[str, str]) -> Chosen:
@@ -97,7 +110,7 @@ def _check_columns(names: Sequence[str], sources: Mapping[str, str]) -> None:
         column = _row(name, sources).column
         if column in by_column:
             raise UserError(
-                f"eval.benchmarks: {by_column[column]} and {name} are both the column {column}; "
+                f"eval.benchmarks: {by_column[column]} and {name} are both the column {cut(column)}; "
                 "evaluate them apart, each with its own output_dir"
             )
         by_column[column] = name
@@ -114,11 +127,34 @@ def check_pairs(part: Chosen, records: Sequence[Record], sources: Mapping[str, s
         odd = [(key, count) for key, count in questions.items() if count != 2]
         if odd:
             (subtask, image), count = odd[0]
+            first = f"{cut(repr(image))} of subtask {cut(repr(subtask))} with {count}"
             raise UserError(
-                f"{name}: {len(odd)} of {len(questions)} pictures have not two questions; the first is {image!r} of "
-                f"subtask {subtask!r} with {count}. MME pairs questions by image_id (on the hub question_id) within a "
+                f"{name}: {len(odd)} of {len(questions)} pictures have not two questions; "
+                f"the first is {first}. MME pairs questions by image_id (on the hub question_id) within a "
                 "subtask: check these fields, and whether the data is complete"
             )
+
+
+def check_targets(part: Chosen, config: EvalConfig) -> None:
+    """Raise UserError where no answer to one of `part`'s records can be right by its benchmark's rule."""
+    if part.split != "unseen":
+        return
+    for name, records in grouped(part.records, benchmark_of).items():
+        metric = _row(name, config.eval.sources or {}).metric
+        for record in records:
+            try:
+                require_reachable(record.conversation[-1].text, label_set(record.extra), metric)
+            except ValueError as error:
+                raise UserError(f"{_place_of(part, record, config)}: {error}") from None
+
+
+def _place_of(part: Chosen, record: Record, config: EvalConfig) -> str:
+    """Where the user finds a record: file and line, or file and number."""
+    if part.name in BENCHMARKS:
+        return f"{part.about['source']}, row {record.id}"
+    if part.name in (sources := config.eval.sources or {}):
+        return place_in(Path(sources[part.name]).expanduser(), record.index)
+    return f"{locate_files(config.data, 'unseen').annotations}, record {record.index}"
 
 
 def _row(name: str, sources: Mapping[str, str]) -> Benchmark:

@@ -75,8 +75,8 @@ EXACT = Metric(
 VQA = Metric(
     "VQA accuracy",
     "%",
-    "VQA normalisation, then the mean over leave-one-out of min(matches / 3, 1); bootstrap interval over "
-    "instances",
+    "VQA normalisation, then the mean over leave-one-out of min(matches / 3, 1), with fewer than four "
+    "references the share that matches; bootstrap interval over instances",
     lambda: GradedTally(vqa_mark),
     vqa_mark,
     graded=True,

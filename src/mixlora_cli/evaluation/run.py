@@ -21,7 +21,14 @@ from mixlora_cli.data.template import IMAGE_MARKER
 from mixlora_cli.evaluation.done import Key
 from mixlora_cli.evaluation.fingerprint import adapter_digest, prompt_digest, records_digest, relative_image
 from mixlora_cli.evaluation.generate import Generator, batches, longest_first
-from mixlora_cli.evaluation.instances import Chosen, check_pairs, choose_instances, declared, notes
+from mixlora_cli.evaluation.instances import (
+    Chosen,
+    check_pairs,
+    check_targets,
+    choose_instances,
+    declared,
+    notes,
+)
 from mixlora_cli.evaluation.predictions import (
     FILE_NAME,
     Header,
@@ -29,6 +36,7 @@ from mixlora_cli.evaluation.predictions import (
     PredictionWriter,
 )
 from mixlora_cli.evaluation.progress import answer_progress
+from mixlora_cli.evaluation.references import label_set, references
 from mixlora_cli.evaluation.results import Results, read_results
 from mixlora_cli.evaluation.sampling import benchmark_of, category_of
 from mixlora_cli.evaluation.scoring import score
@@ -95,6 +103,8 @@ def _answer(config: EvalConfig, folder: Path, team: Team, console: Console) -> N
     require_prepared(subject.model)
     with team.leader_first():
         chosen = choose_instances(config)
+    for part in chosen:
+        check_targets(part, config)
     for note in notes(chosen):
         _say(console, note)
     tasks = (record.task for part in chosen for record in part.records)
@@ -237,8 +247,8 @@ def _prediction(work: Work, item: Item, answer: str) -> Prediction:
         prediction=answer,
         category=category_of(record),
         image_id=str(extra.get("image_id", "")),
-        answers=tuple(map(str, extra.get("answers") or ())),
-        labels=tuple(map(str, extra.get("labels") or ())),
+        answers=references(extra),
+        labels=label_set(extra),
         image=relative_image(record, work.chosen.images),
     )
 

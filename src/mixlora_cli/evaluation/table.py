@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mixlora_cli.errors import cut
 from mixlora_cli.evaluation.benchmarks import COLUMNS, MEAN_TITLE, benchmark_named, seen_title
 from mixlora_cli.evaluation.results import Results, Score
 from mixlora_cli.evaluation.scoring import SEEN_TITLE
@@ -73,7 +74,7 @@ def comparison_table(rows: Sequence[Row], title: str | None = None) -> Table:
     table = _new_table(title, CAPTION + (SEEN_CAPTION if SEEN_TITLE in columns else ""))
     table.add_column("")
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(cut(column), justify="right")
     for label, results in rows:
         table.add_row(Text(label), *(Text(score_text(score_of(results, column), "\n")) for column in columns))
     return table
@@ -87,7 +88,7 @@ def narrow_table(rows: Sequence[Row], title: str | None = None) -> Table:
     for label, _ in rows:
         table.add_column(Text(label), justify="right")
     for column in columns:
-        table.add_row(column, *(Text(score_text(score_of(results, column), " ")) for _, results in rows))
+        table.add_row(cut(column), *(Text(score_text(score_of(results, column), " ")) for _, results in rows))
     return table
 
 
@@ -114,7 +115,9 @@ def seen_table(rows: Sequence[Row]) -> Table:
         table.add_column(Text(label), justify="right")
     for task, share in frequent.items():
         chance = MISSING if share is None else f"{share:.1f}"
-        table.add_row(Text(seen_title(task)), chance, *(Text(_part_text(seen, task)) for _, seen in scored))
+        table.add_row(
+            Text(cut(seen_title(task))), chance, *(Text(_part_text(seen, task)) for _, seen in scored)
+        )
     known = [share for share in frequent.values() if share is not None]
     mean = f"{sum(known) / len(known):.1f}" if known else MISSING
     table.add_section()

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from mixlora_cli.errors import UserError
+from mixlora_cli.errors import UserError, cut
 from mixlora_cli.evaluation.mme_parts import ResampledSum, mme_part
 from mixlora_cli.evaluation.predictions import Prediction
 from mixlora_cli.evaluation.scorers import mme_right
@@ -191,8 +191,8 @@ def mme_images(subtask: str, images: Mapping[str, list[bool]]) -> Floats:
     for image, marks in images.items():
         if len(marks) != 2:
             raise UserError(
-                f"MME subtask {subtask}, image {image!r}: {len(marks)} questions, expected two; "
-                "pairs are found by image_id, check that field in the data"
+                f"MME subtask {cut(subtask)}, image {cut(repr(image))}: {len(marks)} questions, "
+                "expected two; pairs are found by image_id, check that field in the data"
             )
     return np.array([(sum(marks) / 2, float(all(marks))) for marks in images.values()], dtype=np.float64)
 

@@ -2,7 +2,8 @@
 
 Rule: the answer processor of the VQA evaluation server in the form that Text-VQA's evaluators use (it also
 takes commas and question marks out first and splits off "'s"), then the mean over leave-one-out of
-min(matches / 3, 1).
+min(matches / 3, 1). The rule is made for ten answers; with fewer than four, none can have three others like
+it, and the mark is the share of the answers that match.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from functools import lru_cache
 
 from mixlora_cli.evaluation.scorers import NUMBER_WORDS
 
+_OTHERS = 3
+"""Others that must have given an answer for it to be wholly right."""
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_COMMA = re.compile(r"\d,\d")
 _FULL_STOP = re.compile(r"\.(?!\d)")
@@ -67,12 +70,15 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """Mean over leave-one-out of min(matches / 3, 1), in [0, 1].
 
     For each of the n answers, the prediction is compared with the other n - 1. With ten answers this gives 0,
-    0.3, 0.6, 0.9 for 0 to 3 matches and 1 from 4 on. Raises ValueError when there are no answers.
+    0.3, 0.6, 0.9 for 0 to 3 matches and 1 from 4 on. With fewer than four answers it is matches / n, which is
+    the rule with n - 1 in place of 3. Raises ValueError when there are no answers.
     """
     if not answers:
         raise ValueError("VQA accuracy needs at least one reference answer")
     given = normalise_vqa(prediction)
     matches = sum(normalise_vqa(answer) == given for answer in answers)
+    if len(answers) < _OTHERS + 1:
+        return matches / len(answers)
     others = len(answers) - matches
-    total = matches * min((matches - 1) / 3, 1.0) + others * min(matches / 3, 1.0)
+    total = matches * min((matches - 1) / _OTHERS, 1.0) + others * min(matches / _OTHERS, 1.0)
     return total / len(answers)

@@ -10,7 +10,7 @@ from mixlora_cli.config.export import ExportConfig, FitConfig
 from mixlora_cli.config.parse import hint_at
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.data.records import Record
-from mixlora_cli.errors import UserError
+from mixlora_cli.errors import UserError, cut
 from mixlora_cli.evaluation.sampling import benchmark_of, grouped, stratified
 
 ByTask = Mapping[str, list[Record]]
@@ -58,7 +58,7 @@ def _wanted(available: ByTask, settings: FitConfig, split: str) -> dict[str, lis
     for task in settings.tasks:
         if task not in available:
             hint = hint_at(task, available, "tasks")
-            raise UserError(f"export.tasks={task}: no such task in the {split} data; {hint}")
+            raise UserError(f"export.tasks={cut(task)}: no such task in the {split} data; {hint}")
     return {task: available[task] for task in dict.fromkeys(settings.tasks)}
 
 
@@ -71,8 +71,8 @@ def _halves(available: ByTask, settings: FitConfig, seed: int) -> tuple[dict[str
         rest[task] = [record for record in records if record.index not in used]
         if not rest[task]:
             raise UserError(
-                f"export.split={settings.split}: task {task} has too few instances ({len(records)}) to fit to some and "
-                "compare on others; leave it out of export.tasks, or export.evaluate=false"
+                f"export.split={settings.split}: task {cut(task)} has too few instances ({len(records)}) to "
+                "fit to some and compare on others; leave it out of export.tasks, or export.evaluate=false"
             )
     return fitted, rest
 

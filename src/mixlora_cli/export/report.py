@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mixlora_cli.durable import write_whole
+from mixlora_cli.errors import cut
 from mixlora_cli.export.comparison import KINDS, MIXLORA, STATIC, Estimate, Measure
 from mixlora_cli.export.fit import Energies
 from mixlora_cli.export.source import FILE_NAME, FORMAT
@@ -124,7 +125,7 @@ def measure_table(measure: Measure) -> Table:
 
     for task in measure.difference:
         if task:
-            table.add_row(Text(task), *row(task))
+            table.add_row(Text(cut(task)), *row(task))
     table.add_section()
     table.add_row("mean", *row(""))
     return table

@@ -14,6 +14,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mixlora_cli.errors import cut
+
 TIMING = "timing.jsonl"
 Advance = Callable[[], None]
 
@@ -47,7 +49,10 @@ def timed(folder: Path, console: Console, name: str, task: str, batches: int) ->
     with (folder / TIMING).open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
     console.print(
-        f"{name}: {task}, {batches} batches in {seconds:.1f} s", markup=False, highlight=False, soft_wrap=True
+        f"{name}: {cut(task)}, {batches} batches in {seconds:.1f} s",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
     )
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from mixlora_cli.durable import write_whole
+from mixlora_cli.errors import cut
 from mixlora_cli.interference.files import FORMAT, RESULT
 from mixlora_cli.interference.scores import Scores
 
@@ -36,7 +37,7 @@ def print_result(
         title = f"{label}, {matrix}: effect of task j (column) on task i (row), {variant}"
         table = Table("", *columns, title=title)
         for task, row in zip(tasks, scores[variant].value, strict=True):
-            table.add_row(task, *(f"{value:.2f}" if np.isfinite(value) else "?" for value in row))
+            table.add_row(cut(task), *(f"{value:.2f}" if np.isfinite(value) else "?" for value in row))
         console.print(table)
     for matrix, by_variant in content["negative"].items():
         for name, found in by_variant.items():

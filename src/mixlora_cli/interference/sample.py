@@ -11,7 +11,7 @@ from mixlora_cli.config.interference import InterferenceConfig
 from mixlora_cli.data.batches import Item, encode_records
 from mixlora_cli.data.loading import load_records, locate_files
 from mixlora_cli.data.records import Record
-from mixlora_cli.errors import UserError
+from mixlora_cli.errors import UserError, cut
 from mixlora_cli.evaluation.fingerprint import records_digest
 from mixlora_cli.evaluation.sampling import grouped
 from mixlora_cli.models.base import Base
@@ -42,8 +42,8 @@ def draw_samples(config: InterferenceConfig) -> list[Sample]:
     tasks = list(by_task) if config.tasks is None else list(dict.fromkeys(config.tasks))
     if len(tasks) < 2:
         raise UserError(
-            f"tasks=[{','.join(tasks)}]: the {settings.split} data has no other task, and one cannot disturb itself; "
-            "expected at least two"
+            f"tasks=[{','.join(map(cut, tasks))}]: the {settings.split} data has no other task, and one "
+            "cannot disturb itself; expected at least two"
         )
     images = locate_files(config.data, settings.split).images
     samples = []
@@ -52,8 +52,9 @@ def draw_samples(config: InterferenceConfig) -> list[Sample]:
         num_batches = min(len(records) // settings.batch_size, settings.batches)
         if num_batches < 2:
             raise UserError(
-                f"tasks: {task} has {len(records)} instances in the {settings.split} data, too few for two batches of "
-                f"interference.batch_size={settings.batch_size}: leave the task out, or lower the batch size"
+                f"tasks: {cut(task)} has {len(records)} instances in the {settings.split} data, too few for "
+                f"two batches of interference.batch_size={settings.batch_size}: leave the task out, or lower "
+                "the batch size"
             )
         # A generator of its own: other tasks change nothing. Hashed by the generator, so alike in every process.
         order = random.Random(f"interference/{config.seed}/{task}").sample(

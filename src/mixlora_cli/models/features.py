@@ -1,7 +1,8 @@
 """Frozen picture features, computed once: the tower's output is kept on disk.
 
 The cache stores what the projector reads (before the projector, which may be trained), in half precision. An entry
-depends on the tower, its number format, the kind of device and the picture, and on no run that came before.
+depends on the tower, its number format, the kind of device, the picture and how picture files are read, and
+on no run that came before.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from mixlora_cli.data.cache import cache_root
 from mixlora_cli.data.collate import PixelLoader
-from mixlora_cli.data.pictures import read_picture
+from mixlora_cli.data.pictures import PIXELS, read_picture
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.base import Base
 
@@ -64,9 +65,9 @@ class FeatureCache:
         accept_features(base.model)
         self._tower: FeatureTower = base.model.model.vision_tower
         self._load = PixelLoader(base.image_processor)
-        # In another number format, or computed by another kind of device, they are others.
+        # In another number format, computed by another kind of device, or of other pixels, they are others.
         weight = next(self._tower.parameters())
-        kind = f"{str(weight.dtype).removeprefix('torch.')}-{weight.device.type}"
+        kind = f"{str(weight.dtype).removeprefix('torch.')}-{weight.device.type}-pixels{PIXELS}"
         self._folder = (root or cache_root()) / "features" / f"{base.fingerprint[:16]}-{kind}"
         self._folder.mkdir(parents=True, exist_ok=True)
         self.num_computed = 0

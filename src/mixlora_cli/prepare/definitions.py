@@ -6,7 +6,6 @@ their annotator, in front of every question; that instruction is what the questi
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 from mixlora_cli.data.definitions import parse_definitions
 from mixlora_cli.data.records import Record
 from mixlora_cli.data.template import IMAGE_MARKER
+from mixlora_cli.data.text_files import read_json
 from mixlora_cli.errors import UserError
 
 MIN_WORDS = 4
@@ -43,8 +43,8 @@ def find_definitions(records: Iterable[Record], metadata: Path | None) -> Defini
 def _given(metadata: Path) -> Mapping[str, str]:
     """Empty where the metadata is of another kind: the records once more, say."""
     try:
-        return parse_definitions(json.loads(metadata.read_text(encoding="utf-8")), str(metadata))
-    except (UserError, ValueError):
+        return parse_definitions(read_json(metadata, "task definitions"), str(metadata))
+    except UserError:
         return {}
 
 

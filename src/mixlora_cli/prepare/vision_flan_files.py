@@ -16,7 +16,7 @@ from mixlora_cli.data.pictures import read_picture, stamp
 from mixlora_cli.data.records import Record
 from mixlora_cli.data.vision_flan import IMAGES, RECORDS
 from mixlora_cli.durable import write_whole
-from mixlora_cli.errors import UserError
+from mixlora_cli.errors import UserError, cut
 from mixlora_cli.prepare.disk import require_space
 from mixlora_cli.progress import with_bar
 
@@ -35,7 +35,7 @@ def unpack(records: Sequence[Record], images: Path, root: Path, console: Console
         try:
             part.write_bytes(read_picture(images / name))
         except OSError as error:
-            raise UserError(f"{name} cannot be unpacked to {target}: {error}") from error
+            raise UserError(f"{cut(name)} cannot be unpacked to {target}: {error}") from error
         os.replace(part, target / name)
     return target
 

@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from mixlora_cli.data.text_files import parse_json, read_text
 from mixlora_cli.errors import UserError
 
 WHOLE_MODEL = (
@@ -128,8 +129,8 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: it is none.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = parse_json(read_text(path, "a JSON file"), str(path))
+    except json.JSONDecodeError as error:
         raise UserError(f"{path}: not readable as JSON: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds {_kind(content)}, expected keys with values")

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from mixlora_cli.data.pictures import locate_picture, open_picture
+from mixlora_cli.data.pictures import as_shown, locate_picture, open_picture
 from mixlora_cli.data.problems import BadRecord
 from mixlora_cli.evaluation.predictions import Prediction
 
@@ -61,11 +61,11 @@ class Thumbnails:
 def data_uri(path: Path) -> str:
     """A picture file, turned upright and made small, on white where it is transparent.
 
-    Raises what Pillow raises for a damaged file, and OSError when it cannot be read.
+    Raises what `as_shown` raises, and OSError when it cannot be read.
     """
     with open_picture(path) as opened:
         opened.draft("RGB", (SIDE, SIDE))  # JPEG: decode no more than is shown
-        picture = ImageOps.exif_transpose(opened).convert("RGBA")
+        picture = as_shown(opened, path).convert("RGBA")
     picture.thumbnail((SIDE, SIDE))
     flat = Image.new("RGB", picture.size, "white")
     flat.paste(picture, mask=picture.getchannel("A"))

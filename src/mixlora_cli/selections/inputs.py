@@ -12,7 +12,7 @@ from mixlora_cli.config.schema import DataConfig
 from mixlora_cli.config.tsne import TsneConfig
 from mixlora_cli.data.loading import load_definitions, load_records, locate_files
 from mixlora_cli.data.records import Record
-from mixlora_cli.errors import UserError
+from mixlora_cli.errors import UserError, cut
 from mixlora_cli.evaluation.benchmarks import BENCHMARKS, benchmark_named, in_paper_order
 from mixlora_cli.evaluation.sampling import benchmark_of, grouped, stratified
 
@@ -53,8 +53,8 @@ def choose_instances(config: TsneConfig) -> list[Instances]:
         wanted = [t for t in in_paper_order(found) if benchmark_named(t).column != _NOT_IN_FIG_5]
         if len(wanted) < 2:
             raise UserError(
-                f"the unseen data has one task alone ({', '.join(found)}), and a map of one compares it with nothing: "
-                "name two or more with tasks=[...]"
+                f"the unseen data has one task alone ({', '.join(map(cut, found))}), and a map of one "
+                "compares it with nothing: name two or more with tasks=[...]"
             )
     if missing := [task for task in wanted if task not in found]:
         raise UserError(_unknown(missing[0], list(found), data))
@@ -62,7 +62,9 @@ def choose_instances(config: TsneConfig) -> list[Instances]:
     for task in wanted:
         split, records = found[task]
         if len(records) < 2:
-            raise UserError(f"tasks={task}: the {split} data has 1 instance of it, a map needs at least 2")
+            raise UserError(
+                f"tasks={cut(task)}: the {split} data has 1 instance of it, a map needs at least 2"
+            )
         sample = stratified(records, config.tsne.instances, config.seed)
         chosen.append(Instances(task, split, sample, len(records), locate_files(data, split).images))
     return chosen
@@ -94,11 +96,11 @@ def _unknown(task: str, available: Sequence[str], data: DataConfig) -> str:
     reason = f" ({' and '.join(without)})" if without else ""
     if task in BENCHMARKS or task in load_definitions(data):
         return (
-            f"tasks={task}: the unseen and the held-out data have no instance of it{reason}; "
-            f"there are: {', '.join(names[:_LISTED]) or 'none'}"
+            f"tasks={cut(task)}: the unseen and the held-out data have no instance of it{reason}; "
+            f"there are: {', '.join(map(cut, names[:_LISTED])) or 'none'}"
         )
     hint = hint_at(task, names, "tasks")
-    return f"tasks={task}: no such task in the unseen and the held-out data{reason}; {hint}"
+    return f"tasks={cut(task)}: no such task in the unseen and the held-out data{reason}; {hint}"
 
 
 def _absent(data: DataConfig, split: str) -> bool:

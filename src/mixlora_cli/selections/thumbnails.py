@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 from rich.console import Console
 
-from mixlora_cli.data.pictures import open_picture
+from mixlora_cli.data.pictures import as_shown, open_picture
 from mixlora_cli.progress import with_bar
 from mixlora_cli.report.thumbnails import encoded
 
@@ -62,9 +62,8 @@ def make_thumbnails(pictures: Sequence[Path | None], megabytes: float, console: 
 def _shrunk(path: Path) -> Image.Image:
     with open_picture(path) as opened:
         opened.draft("RGB", (_SIDES[0], _SIDES[0]))
-        picture = (
-            opened.convert("RGBA") if opened.mode in ("LA", "P", "PA", "RGBA") else opened.convert("RGB")
-        )
+        shown = as_shown(opened, path)
+        picture = shown.convert("RGBA" if shown.mode in ("LA", "P", "PA", "RGBA") else "RGB")
     if picture.mode == "RGBA":
         ground = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(ground, picture).convert("RGB")

@@ -22,6 +22,7 @@ from mixlora_cli.evaluation.run import evaluate
 from mixlora_cli.evaluation.sources import rows as ask
 from mixlora_cli.evaluation.sources import tables
 from mixlora_cli.evaluation.sources.find import open_benchmark, sourced
+from mixlora_cli.evaluation.sources.origin import question_of
 
 from .conftest import Rows
 
@@ -349,3 +350,218 @@ def test_mme_s_pairs_are_checked_before_a_model_is_built(
     monkeypatch.setattr("mixlora_cli.evaluation.run.build_base", None)
     with pytest.raises(UserError, match=message):
         evaluate(sources)
+
+
+def with_row(folder: Path, row: dict[str, Any], **changes: Any) -> Path:
+    """The benchmark of birds, its second row changed, with a blank line before it."""
+    path = own(folder, **changes)
+    lines = [json.loads(line) for line in (folder / "birds.jsonl").read_text().splitlines()]
+    lines[1] |= row
+    (folder / "birds.jsonl").write_text("\n\n".join(map(json.dumps, lines)))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("row", "answer", "answers", "labels"),
+    [
+        ({}, "crow", None, None),
+        ({"answers": None, "labels": None, "category": None, "id": None}, "crow", None, None),
+        ({"answers": "cat"}, "crow", ["cat"], None),
+        ({"answers": {"answer": "cat", "answer_id": 1}}, "crow", ["cat"], None),
+        ({"answers": [{"answer": "cat"}, "a cat", {"answer": "dog"}]}, "crow", ["cat", "a cat", "dog"], None),
+        ({"answer": {"answer": "cat", "answer_confidence": "yes"}}, "cat", None, None),
+        ({"labels": ["crow", "owl"]}, "crow", None, ["crow", "owl"]),
+    ],
+)
+def test_answers_are_taken_apart(
+    row: dict[str, Any],
+    answer: str,
+    answers: list[str] | None,
+    labels: list[str] | None,
+    tmp_path: Path,
+) -> None:
+    path = with_row(tmp_path / "birds", row, scorer="vqa")
+    found = json.loads(open_benchmark("birds", {"birds": str(path)}).records.read_text().splitlines()[1])
+    assert found["conversations"][1]["value"] == answer
+    assert (found.get("answers"), found.get("labels")) == (answers, labels)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"answer": None}, 'answer is null, expected a text or {"answer": text}'),
+        ({"answer": True}, 'answer is true, expected a text or {"answer": text}'),
+        ({"answer": 3}, 'answer is 3, expected a text or {"answer": text}; put it in quotation marks'),
+        ({"answer": ["red", "dark red"]}, "answer is ['red', 'dark red'], expected a text or "),
+        ({"answer": {"text": "red"}}, """answer is {'text': 'red'}, expected a text or {"answer": text}"""),
+        ({"answer": {"answer": None}}, 'answer is null, expected a text or {"answer": text}'),
+        ({"answers": False}, 'answers is false, expected a text, {"answer": text} or a list of them'),
+        ({"answers": ["red", None]}, 'answers is null, expected a text, {"answer": text} or a list of them'),
+        ({"answers": [["red"]]}, "answers is ['red'], expected a text, "),
+        (
+            {"answers": []},
+            "answers is empty, expected one reference answer or more; without answers it is answer",
+        ),
+        ({"question": None}, "question is null, expected a text"),
+        ({"image": ["1.png"]}, "image is ['1.png'], expected a text"),
+        ({"labels": "yes, no"}, "labels is 'yes, no', expected a list of texts"),
+        ({"labels": ["yes", 2]}, "labels is 2, expected a list of texts; put it in quotation marks"),
+        ({"category": True}, "category is true, expected a text"),
+        ({"answer": ["x" * 300]}, f"answer is ['{'x' * 75}..., expected a text or "),
+    ],
+)
+def test_rows_that_cannot_be_scored_are_named(row: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = with_row(tmp_path / "birds", row, scorer="vqa")
+    with pytest.raises(UserError) as caught:
+        open_benchmark("birds", {"birds": str(path)})
+    assert str(caught.value).startswith(f"{tmp_path / 'birds' / 'birds.jsonl'}, line 3: {message}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("scorer", "row", "message"),
+    [
+        ("pope", {"answer": "crow"}, "answer is 'Robin', expected yes or no: POPE's rule reads nothing else"),
+        ("labels", {"labels": ["robin", "owl"]}, "answer is 'crow', expected one of labels: robin, owl"),
+        ("exact", {"labels": ["robin", "owl"]}, None),
+        ("labels", {"labels": ["The Crow.", "owl"]}, None),
+    ],
+)
+def test_targets_that_no_answer_can_be_are_refused_before_a_model_is_built(
+    scorer: str,
+    row: dict[str, Any],
+    message: str | None,
+    config: EvalConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = with_row(tmp_path / "birds", row, scorer=scorer)
+    sources = replace(config, eval=replace(config.eval, sources={"birds": str(path)}))
+    if message is None:
+        assert evaluate(sources).scores[0].n == 4
+        return
+    monkeypatch.setattr("mixlora_cli.evaluation.run.build_base", None)
+    with pytest.raises(UserError) as caught:
+        evaluate(sources)
+    line = 1 if "Robin" in message else 3
+    assert str(caught.value) == f"{tmp_path / 'birds' / 'birds.jsonl'}, line {line}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"answers": True}, "answers is true, expected a text"),
+        ({"labels": "yes, no"}, "labels is 'yes, no', expected a list of texts"),
+        ({"benchmark": "mini_pope", "labels": None}, "answer is 'robin', expected yes or no: POPE's"),
+        ({"labels": ["owl", "crow"]}, "answer is 'robin', expected one of labels: owl, crow"),
+        ({"benchmark": "mini_textvqa", "answers": []}, "answers is empty, expected one reference answer"),
+    ],
+)
+def test_records_of_the_data_follow_the_same_rule(
+    changes: dict[str, Any], message: str, config: EvalConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = [{"from": "human", "value": "Which?"}, {"from": "gpt", "value": "robin"}]
+    record = {"task_name": "birds", "conversations": turns, **changes}
+    (tmp_path / "unseen.json").write_text(json.dumps([record]))
+    data = replace(config.data, unseen=str(tmp_path / "unseen.json"))
+    monkeypatch.setattr("mixlora_cli.evaluation.run.build_base", None)
+    with pytest.raises(UserError) as caught:
+        evaluate(replace(config, data=data, eval=replace(config.eval, benchmarks=None, seen=False)))
+    assert str(caught.value).startswith(f"{tmp_path / 'unseen.json'}, record 0: {message}")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_few_references_that_all_match_score_100(
+    count: int, config: EvalConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "mixlora_cli.evaluation.generate.Generator.__call__", lambda _, batch: ["crow"] * len(batch)
+    )
+    path = with_row(tmp_path / "birds", {"answers": ["crow"] * count}, scorer="vqa")
+    results = evaluate(replace(config, eval=replace(config.eval, sources={"birds": str(path)})))
+    assert results.scores[0].value == 25.0  # one of four rows
+    assert "with fewer than four references the share that matches" in results.scores[0].rule
+
+
+@pytest.mark.parametrize(
+    ("encoding", "message"),
+    [
+        ("utf-8-sig", None),
+        ("latin-1", r"not UTF-8 text at byte \d+; expected {kind}, save it as UTF-8$"),
+        ("utf-16", "not UTF-8 text at byte 0; expected {kind}, save it as UTF-8$"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("birds.jsonl", "JSON lines"), ("birds.yaml", "a YAML file that describes a benchmark")],
+)
+def test_encodings_of_a_benchmark_s_files(
+    name: str, kind: str, encoding: str, message: str | None, tmp_path: Path
+) -> None:
+    path = own(tmp_path / "birds", column="Bird")
+    text = (
+        (tmp_path / "birds" / name).read_text().replace("Which", "Wh\u00efch").replace('Bird"', 'B\u00efrd"')
+    )
+    (tmp_path / "birds" / name).write_bytes(text.encode(encoding))
+    if message is None:
+        assert open_benchmark("birds", {"birds": str(path)}).rows == 4
+        return
+    with pytest.raises(UserError, match=rf"{name}: {message.format(kind=kind)}"):
+        open_benchmark("birds", {"birds": str(path)})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "birds.jsonl",
+            '{"image": ' + "9" * 5000,
+            r"line 1: malformed JSON: a number with thousands of digits",
+        ),
+        ("birds.jsonl", "[" * 100_000, r"line 1: malformed JSON: nested too deeply"),
+        ("birds.yaml", "records: " + "[" * 5000, r"birds\.yaml: nested too deeply"),
+        ("birds.yaml", 'records: "\\ud83d"', r"birds\.yaml: text that is no Unicode: lone surrogate U\+D83D"),
+        (
+            "birds.yaml",
+            f"scorer: {'x' * 5000}\nrecords: a\nimages: b",
+            rf"scorer={'x' * 77}\.\.\.: must be one of",
+        ),
+    ],
+)
+def test_files_beyond_all_measure_are_one_line(name: str, text: str, message: str, tmp_path: Path) -> None:
+    path = own(tmp_path / "birds")
+    (tmp_path / "birds" / name).write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        open_benchmark("birds", {"birds": str(path)})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["question", "answer", "image", "category"])
+def test_rows_with_half_a_character_are_counted(key: str, config: EvalConfig, tmp_path: Path) -> None:
+    path = with_row(tmp_path / "birds", {key: "\ud83d"})
+    sources = replace(config, eval=replace(config.eval, sources={"birds": str(path)}))
+    with pytest.raises(
+        UserError, match=r"1 bad record in .*1 text that is no Unicode \(record 1, lone surrogate"
+    ):
+        choose_instances(sources)
+    (part,) = choose_instances(replace(sources, data=replace(config.data, on_error="skip")))
+    assert (len(part.records), part.about["left_out"]) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("ask_row", "row", "message"),
+    [
+        (ask.ask_vsr, {"caption": None, "label": 1}, "caption is null, expected a text"),
+        (ask.ask_vsr, {"caption": "a", "label": "yes"}, "label is 'yes', expected 0 or 1"),
+        (
+            ask.ask_snli_ve,
+            {"gold_label": None, "sentence2": "a"},
+            "gold_label is None, expected entailment, ",
+        ),
+        (ask.ask_snli_ve, {"gold_label": "neutral", "sentence2": 3}, "sentence2 is 3, expected a text"),
+    ],
+)
+def test_rows_of_built_in_benchmarks_follow_the_rule(ask_row: Any, row: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        question_of(ask_row, row, "test.jsonl, row 4")
+    assert str(caught.value).startswith(f"test.jsonl, row 4: {message}")

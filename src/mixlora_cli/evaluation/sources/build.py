@@ -17,8 +17,9 @@ from typing import Any
 
 from mixlora_cli.data.cache import cache_root
 from mixlora_cli.data.template import IMAGE_MARKER
+from mixlora_cli.data.text_files import lone_surrogate
 from mixlora_cli.errors import UserError
-from mixlora_cli.evaluation.sources.origin import Question, Row
+from mixlora_cli.evaluation.sources.origin import Question, Row, question_of
 
 RECORDS, PICTURES, ABOUT = "records.jsonl", "images", "about.json"
 _VERSION = "1"
@@ -116,7 +117,7 @@ def _write(
     count = left_out = 0
     with (draft / RECORDS).open("w", encoding="utf-8") as file:
         for count, row in enumerate(rows, start=1):
-            question = ask(row)
+            question = question_of(ask, row, f"{benchmark}, row {count - 1}")
             if question is None:
                 left_out += 1
                 continue
@@ -143,7 +144,8 @@ def _folder(benchmark: str, content: str) -> Path:
 
 
 def _line(record: Mapping[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"
+    """A record that holds half a character is written in escapes: whoever reads it counts it as a bad one."""
+    return json.dumps(record, ensure_ascii=lone_surrogate(record) is not None) + "\n"
 
 
 def _keep(folder: Path, picture: Any, where: str) -> str:

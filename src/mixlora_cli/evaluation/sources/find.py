@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
-from mixlora_cli.errors import UserError
+from mixlora_cli.errors import UserError, cut
 from mixlora_cli.evaluation.benchmarks import BENCHMARKS, Benchmark, in_paper_order
 from mixlora_cli.evaluation.metrics import METRICS
 from mixlora_cli.evaluation.sources.build import Instances, build
@@ -103,8 +103,8 @@ def _of_its_categories(rows: Iterable[Row], origin: Origin, name: str) -> Iterat
             others = [other for other in BENCHMARKS if category in _categories(other)]
             looks = f"; this looks like {others[0]}" if others else ""
             raise UserError(
-                f"this is not {name}: row {number} has the category {category!r}{looks}; expected one of "
-                f"{', '.join(origin.categories)}"
+                f"this is not {name}: row {number} has the category {cut(repr(category))}{looks}; expected "
+                f"one of {', '.join(origin.categories)}"
             )
         yield row
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mixlora_cli.errors import UserError
+
 Row = Mapping[str, Any]
 """One row of a benchmark's own table, pictures as {"bytes", "path"}."""
 
@@ -30,6 +32,14 @@ class Question:
         """The text that the model reads behind the picture."""
         lines = (self.text, self.hint if with_hint else "", self.instruction)
         return "\n".join(line for line in lines if line)
+
+
+def question_of(ask: Callable[[Row], Question | None], row: Row, where: str) -> Question | None:
+    """What `ask` makes of a row. Raises UserError that names the place where a value is of no use."""
+    try:
+        return ask(row)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 @dataclass(frozen=True)

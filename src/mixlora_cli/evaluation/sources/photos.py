@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from mixlora_cli.errors import UserError
+from mixlora_cli.errors import UserError, cut
 from mixlora_cli.evaluation.sources.build import Instances, keep_records, record
 from mixlora_cli.evaluation.sources.files import records_file
-from mixlora_cli.evaluation.sources.origin import Origin, Question
+from mixlora_cli.evaluation.sources.origin import Origin, Question, question_of
 from mixlora_cli.evaluation.sources.tables import Table, from_hub, from_lines
 
 
@@ -30,7 +30,7 @@ def open_photos(
     ] = []  # place, picture, the name it should have, question
     for index, row in enumerate(table.rows):
         rows += 1
-        if (question := origin.ask(row)) is not None:
+        if (question := question_of(origin.ask, row, f"{table.described}, row {index}")) is not None:
             names = origin.photos(row)
             found = next((name for name in names if (images / name).is_file()), None)
             asked.append((index, found, names[0], question))
@@ -66,11 +66,11 @@ def _complain(
     key = f"eval.sources.{benchmark}={place}"
     if len(missing) == len(located):
         raise UserError(
-            f"{key} is another folder: none of the {len(located)} pictures is in {images} (as {missing[0]}, "
-            f"for one); expected {origin.by_hand}"
+            f"{key} is another folder: none of the {len(located)} pictures is in {images} "
+            f"(as {cut(missing[0])}, for one); expected {origin.by_hand}"
         )
     if on_error == "stop":
         raise UserError(
             f"{key} is partial: pictures of {len(missing)} of {len(located)} rows are missing in {images}, "
-            f"{missing[0]} for one; fetch the rest, or pass data.on_error=skip to go on without them"
+            f"{cut(missing[0])} for one; fetch the rest, or pass data.on_error=skip to go on without them"
         )

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import PurePosixPath
 
+from mixlora_cli.errors import cut
+from mixlora_cli.evaluation.references import text_of
 from mixlora_cli.evaluation.sources.origin import Question, Row
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."
@@ -45,14 +47,18 @@ def ask_mme(row: Row) -> Question:
     """MME: two questions about each picture, paired by `question_id`."""
     about = str(row["question_id"])
     return Question(
-        str(row["question"]).strip(), str(row["answer"]), about, category=str(row["category"]), image_id=about
+        text_of(row["question"], "question").strip(),
+        str(row["answer"]),
+        about,
+        category=str(row["category"]),
+        image_id=about,
     )
 
 
 def ask_pope(row: Row) -> Question:
     """POPE: is there such an object?"""
     return Question(
-        str(row["question"]).strip(),
+        text_of(row["question"], "question").strip(),
         str(row["answer"]).lower(),
         str(row["question_id"]),
         instruction=SHORT_ANSWER,
@@ -66,7 +72,7 @@ def ask_textvqa(row: Row) -> Question:
     answers = tuple(str(answer) for answer in row["answers"])
     tokens = ", ".join(str(token) for token in row.get("ocr_tokens") or ())
     return Question(
-        str(row["question"]).strip(),
+        text_of(row["question"], "question").strip(),
         max(answers, key=answers.count),
         str(row["question_id"]),
         instruction=SHORT_ANSWER,
@@ -77,8 +83,11 @@ def ask_textvqa(row: Row) -> Question:
 
 def ask_vsr(row: Row) -> Question:
     """VSR: a statement about where two things are, true (1) or false (0)."""
-    text = f'Is this statement about the image true? "{str(row["caption"]).strip()}" Answer yes or no.'
-    return Question(text, YES_NO[0] if int(row["label"]) else YES_NO[1], labels=YES_NO)
+    caption, label = text_of(row["caption"], "caption").strip(), row["label"]
+    if label not in (0, 1, "0", "1"):
+        raise ValueError(f"label is {cut(repr(label))}, expected 0 or 1")
+    text = f'Is this statement about the image true? "{caption}" Answer yes or no.'
+    return Question(text, YES_NO[0] if int(label) else YES_NO[1], labels=YES_NO)
 
 
 def vsr_photos(row: Row) -> tuple[str, ...]:
@@ -90,10 +99,12 @@ def vsr_photos(row: Row) -> tuple[str, ...]:
 
 def ask_snli_ve(row: Row) -> Question | None:
     """SNLI-VE: does the picture entail the hypothesis? Rows without an agreed label ("-") are left out."""
-    label = str(row["gold_label"])
+    label = row["gold_label"]
     if label == "-":
         return None
-    hypothesis = str(row["sentence2"]).strip()
+    if label not in VERDICTS:
+        raise ValueError(f'gold_label is {cut(repr(label))}, expected {", ".join(VERDICTS)} or "-"')
+    hypothesis = text_of(row["sentence2"], "sentence2").strip()
     text = (
         f'Hypothesis: "{hypothesis}" Does the image entail the hypothesis, contradict it, or neither? '
         "Answer with one word: entailment, neutral or contradiction."

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mixlora_cli.data.pictures import stamp
+from mixlora_cli.data.text_files import numbered_lines, parse_json, read_text
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.sources.files import parquet_files
 from mixlora_cli.evaluation.sources.origin import Origin, Row
@@ -79,27 +80,25 @@ def from_local(place: Path, origin: Origin, benchmark: str) -> Table:
 
 def from_lines(path: Path, origin: Origin, benchmark: str) -> Table:
     """JSON lines. Raises UserError for a line that is no object or lacks a column."""
-    return Table(json_lines(path, origin.columns, benchmark), _stamps([path]), str(path))
+    rows = (row for _, row in json_lines(path, origin.columns, benchmark))
+    return Table(rows, _stamps([path]), str(path))
 
 
-def json_lines(path: Path, columns: Iterable[str], benchmark: str) -> Iterator[Row]:
-    """Rows of JSON lines. Raises UserError for a line that is no object or lacks a column."""
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError:
-                raise UserError(
-                    f"{path}, line {number} is not JSON: was the file cut short? Fetch it again"
-                ) from None
-            lacking = (
-                [name for name in columns if name not in row] if isinstance(row, dict) else list(columns)
-            )
-            if lacking:
-                raise UserError(f"{path}, line {number} is no row of {benchmark}: it lacks {lacking[0]}")
-            yield row
+def json_lines(path: Path, columns: Iterable[str], benchmark: str) -> Iterator[tuple[int, Row]]:
+    """Rows of JSON lines with their line numbers from 1.
+
+    Raises UserError for a line that is no object or lacks a column.
+    """
+    for number, line in numbered_lines(read_text(path, "JSON lines")):
+        where = f"{path}, line {number}"
+        try:
+            row = parse_json(line, where)
+        except json.JSONDecodeError:
+            raise UserError(f"{where} is not JSON: was the file cut short? Fetch it again") from None
+        lacking = [name for name in columns if name not in row] if isinstance(row, dict) else list(columns)
+        if lacking:
+            raise UserError(f"{where} is no row of {benchmark}: it lacks {lacking[0]}")
+        yield number, row
 
 
 def _checked(data: Any, origin: Origin, benchmark: str) -> Any:
