@@ -61,6 +61,8 @@ class _Frame:
     module: nn.Module | None
     info: ForwardInfo
     outer: _Frame | None
+    cache: Any = None
+    """What the pass was given to go on with."""
     pooled: _Pooled | None = None
 
 
@@ -87,6 +89,7 @@ class RoutingContext:
         self._leaves: set[type[nn.Module]] = set()
         self._checkpointing: list[nn.Module] = []
         self._handles: list[RemovableHandle] = []
+        self._generators: list[PreTrainedModel] = []
         self._has_generated = False
         self._has_warned = False
 
@@ -116,9 +119,12 @@ class RoutingContext:
                 module.register_forward_hook(self._after, always_call=True),
             ]
         self._checkpointing = [m for m in holders if hasattr(m, "gradient_checkpointing")]
-        if isinstance(root, PreTrainedModel):
-            vars(root)["generate"] = self.generate
-            vars(root)["init_continuous_batching"] = _refuse_continuous_batching
+        self._generators = [
+            m for m in watched if isinstance(m, PreTrainedModel) and hasattr(type(m), "generate")
+        ]
+        for model in self._generators:
+            vars(model)["generate"] = _Generate(self, model)
+            vars(model)["init_continuous_batching"] = _refuse_continuous_batching
 
     def detach(self) -> None:
         """Leave the model as it was before `attach`."""
@@ -128,9 +134,10 @@ class RoutingContext:
             function = vars(module).get("_gradient_checkpointing_func")
             if isinstance(function, _RestoringCheckpoint):
                 module._gradient_checkpointing_func = function.checkpoint  # type: ignore[assignment]
-        if self.root is not None:
+        for model in self._generators:
             for name in ("generate", "init_continuous_batching"):
-                vars(self.root).pop(name, None)
+                vars(model).pop(name, None)
+        self._generators = []
         self._handles, self._checkpointing, self._parameters, self.root = [], [], {}, None
         self._leaves = set()
 
@@ -140,7 +147,7 @@ class RoutingContext:
     def info(self) -> ForwardInfo:
         """What is known of the pass at hand; of a layer that is called by itself, nothing."""
         frame = self._frame()
-        return ForwardInfo() if frame is None else frame.info
+        return ForwardInfo(bare=True) if frame is None else frame.info
 
     def _frame(self) -> _Frame | None:
         """The innermost running module of this model in this thread."""
@@ -162,39 +169,61 @@ class RoutingContext:
     def _before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        outer = self._frame()
+        self._forget(module)
+        around = self._frame()
+        outer = None if around is None else around.info
         # First of all: `_after` takes it away again, whatever fails from here on.
         _thread.frame = frame = _Frame(self, module, ForwardInfo(), _thread.frame)
         inputs = dict(zip(self._parameters[type(module)], args, strict=False)) | kwargs
-        if outer is not None:
-            frame.info = self._nested(module, inputs, outer.info)
+        if outer is not None and (outer.watched or not isinstance(module, PreTrainedModel)):
+            frame.info = self._nested(module, inputs, outer)
             return args, kwargs
-        self.balance_terms.clear()
-        frame.info = self._place(self._read(module, inputs), inputs)
+        if outer is None:
+            self.balance_terms.clear()
+        frame.cache = cache_of(inputs)
+        frame.info = self._place(module, self._read(module, inputs, outer), inputs)
         self._warn_of_other_routing(module, inputs)
         for layer in self._checkpointing:
             self._restore_in_checkpoint(layer)
         return args, {name: value for name, value in kwargs.items() if name not in OWN_ARGUMENTS}
+
+    def _forget(self, module: nn.Module) -> None:
+        """Drop what an interrupted pass (Ctrl-C) of this module left, of which torch tells no hook."""
+        frame = _thread.frame
+        while frame is not None:
+            if frame.owner is self and frame.module is module:
+                _thread.frame = frame.outer
+            frame = frame.outer
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         frame = _thread.frame
         if frame is None or frame.module is not module:
             return  # another hook failed before ours ran
         _thread.frame = frame.outer
-        if self._frame() is None:
-            cache = next((c for c in (getattr(output, name, None) for name in CACHES) if c is not None), None)
+        around = self._frame()
+        if around is None or not around.info.watched:
+            cache = cache_of({name: getattr(output, name, None) for name in CACHES})
+            if cache is None and isinstance(output, tuple):
+                cache = next((item for item in output if hasattr(item, "get_seq_length")), None)
+            cache = frame.cache if cache is None else cache
             if cache is not None:
                 setattr(cache, _ANSWER, frame.info.answer)
 
-    def _read(self, module: nn.Module, inputs: Mapping[str, Any]) -> ForwardInfo:
-        """What the outermost module's arguments say."""
+    def _read(self, module: nn.Module, inputs: Mapping[str, Any], outer: ForwardInfo | None) -> ForwardInfo:
+        """What the arguments of the outermost transformers model say, or those of a module around it."""
         info = read_inputs(inputs)
-        info.strict = type(module) in self._leaves
+        if outer is not None:
+            # Of a module that somebody made around the model only what is ours is taken; the rest may be anything.
+            info.task = outer.task if info.task is None else info.task
+            info.seeds = outer.seeds if info.seeds is None else info.seeds
+            alike = outer.prompt is not None and outer.prompt.shape == (info.rows, info.length)
+            info.prompt = outer.prompt if info.prompt is None and alike else info.prompt
         if _thread.adapters is not None and _thread.adapters[0] is self:
             info.adapters = _thread.adapters[1]
+        info.watched = isinstance(module, PreTrainedModel)
+        info.strict = bool(info.rows) and type(module) in self._leaves
         if not info.rows and isinstance(module, PreTrainedModel):
             # A model of pictures or sounds: all that is known is how many there are, if they come one by one.
-            info.outside = True
             main = inputs.get(module.main_input_name)
             if isinstance(main, Tensor) and main.dim() > 2:
                 info.rows = len(main)
@@ -206,16 +235,21 @@ class RoutingContext:
             return outer
         strict = type(module) in self._leaves
         if text_of(inputs) is None:
+            # The sounds or pictures that an encoder-decoder model answers are its batch; a tower's are not.
+            halves = _has_halves(module)
             return ForwardInfo(
+                rows=outer.rows if halves else 0,
+                task=outer.task,
                 seeds=outer.seeds,
                 adapters=outer.adapters,
                 copies=outer.copies,
                 answer=outer.answer,
                 step=outer.step,
                 continues=outer.continues,
-                outside=True,
+                watched=True,
+                own_rows=halves,
             )
-        if not getattr(module.config, "is_encoder_decoder", False):
+        if not _has_halves(module):
             return replace(outer, strict=strict)
         own = read_inputs(inputs)
         return replace(
@@ -229,7 +263,7 @@ class RoutingContext:
             ranges={},
         )
 
-    def _place(self, info: ForwardInfo, inputs: Mapping[str, Any]) -> ForwardInfo:
+    def _place(self, module: nn.Module, info: ForwardInfo, inputs: Mapping[str, Any]) -> ForwardInfo:
         """Tell a pass that goes on with a prompt from one that reads a new one."""
         cache, generation = cache_of(inputs), self._generation()
         filled: Answer | None = getattr(cache, _ANSWER, None)
@@ -237,8 +271,11 @@ class RoutingContext:
         has_past = filled is not None if past is None else past > 0
         answer = filled if has_past else None
         if generation is not None:
+            if module is not generation.model and _has_halves(generation.model):
+                generation.answers.clear()  # the encoder reads something new
             info, answer = generation.place(info, inputs, answer, has_past)
         if answer is None:
+            info.orphan = has_past and generation is None
             return info
         answer.steps += 1
         return replace(info, continues=True, answer=answer, step=answer.steps)
@@ -269,18 +306,19 @@ class RoutingContext:
 
     # -- generation ---------------------------------------------------------------------------------------------------
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's own `generate`; its passes after the first go on with the prompt, with a cache or without.
+    def generate(self, model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
+        """A model's own `generate`; its passes after the first go on with the prompt, with a cache or without.
 
-        `task_embeddings` and `routing_seeds` (one row for each input) are taken here for all passes.
+        `task_embeddings` and `routing_seeds` (one row for each input) are taken here for all passes, also for those of
+        a `generate` that the model calls in turn.
         """
-        assert isinstance(self.root, PreTrainedModel)
-        generation = Generation.of_call(self.root, args, kwargs)
+        generation = Generation.of_call(model, args, kwargs, self._generation())
         self._has_generated = True
+        self._forget(model)
         outer = _thread.generation
         _thread.generation = (self, generation, outer)
         try:
-            return cast("Any", type(self.root)).generate(self.root, *args, **kwargs)
+            return cast("Any", type(model)).generate(model, *args, **kwargs)
         finally:
             _thread.generation = outer
 
@@ -355,6 +393,17 @@ class RoutingContext:
 
 
 @dataclass
+class _Generate:
+    """Stands in for the `generate` of a model; a copy of the model gets one of its own."""
+
+    context: RoutingContext
+    model: PreTrainedModel
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.context.generate(self.model, *args, **kwargs)
+
+
+@dataclass
 class _RestoringCheckpoint:
     """A checkpoint function under which a layer sees the same pass when it is computed again for its gradient."""
 
@@ -398,6 +447,10 @@ def _mean(info: ForwardInfo, hidden: Tensor, mask: Tensor | None) -> Tensor:
 def _holds_models(module: nn.Module) -> bool:
     """Whether another transformers model is inside."""
     return any(isinstance(inner, PreTrainedModel) for inner in module.modules() if inner is not module)
+
+
+def _has_halves(module: PreTrainedModel) -> bool:
+    return bool(getattr(module.config, "is_encoder_decoder", False))
 
 
 def _refuse_continuous_batching(*args: Any, **kwargs: Any) -> NoReturn:

@@ -76,10 +76,16 @@ class ForwardInfo:
     """This pass goes on with a prompt read before: its rows keep the answer's choices under decode=prefill."""
     not_a_prompt: str | None = None
     """Why no factors can be chosen from this pass's tokens; None = they can."""
-    outside: bool = False
-    """The layers are a tower's, which reads no text: its rows are pictures, say, and not the batch's."""
+    orphan: bool = False
+    """The cache that this pass goes on with was not filled by a pass of this model, so its prompt is not known."""
+    bare: bool = False
+    """There is no pass: a layer, or a part of the model that is not watched, was called by itself."""
+    watched: bool = False
+    """The pass is a transformers model's, of whose layers' inputs rows are known to be instances or tokens."""
     strict: bool = False
     """Layers here read exactly the tokens of the pass; anything else is not understood."""
+    own_rows: bool = True
+    """False within a tower of the model: its rows are pictures, say, and not the batch's."""
     ranges: dict[tuple[int, torch.Size], TokenRanges | None] = field(default_factory=dict)
     """Found once for all layers: see `ranges_of`."""
 
@@ -104,17 +110,17 @@ class ForwardInfo:
         """
         if hidden.dim() == 3 and hidden.shape[0] == self.rows and hidden.shape[1] == self.length:
             return hidden
-        if hidden.dim() == 2 and self.rows:
+        if hidden.dim() > 2:
+            tokens = hidden.shape[1:-1].numel()
+            if not self.strict or (len(hidden), tokens) == (self.rows, self.length) or self.is_memory(hidden):
+                return hidden
+        elif not self.watched:
+            return hidden
+        elif self.rows:
             if self.length and len(hidden) == self.rows * self.length:
                 return hidden.reshape(self.rows, self.length, -1)
             if len(hidden) == self.rows and self.segments is None:
                 return hidden
-        elif hidden.dim() > 2:
-            shape = (hidden.shape[0], hidden.shape[1:-1].numel())
-            if shape == (self.rows, self.length) or not self.strict or self.is_memory(hidden):
-                return hidden
-        elif not (self.strict or self.outside):
-            return hidden
         known = (
             f"{self.rows} x {self.length} tokens" if self.length else f"{self.rows or 'unknown'} instances"
         )
@@ -164,14 +170,14 @@ def read_inputs(inputs: Mapping[str, Any]) -> ForwardInfo:
         return info
     info.rows, info.length = source.shape[:2]
     past = cached_length(cache_of(inputs))
-    mask = inputs.get("attention_mask")
+    mask = one_mask(inputs.get("attention_mask"))
     info.tokens = token_mask(mask, past, info.length)
     info.prompt = _prompt(inputs, info)
     if past == 0 and info.length > 1:
         info.segments = find_segments(inputs, mask, info.tokens, (info.rows, info.length))
     states = inputs.get("encoder_hidden_states")
     if isinstance(states, Tensor):
-        info.memory = states, token_mask(inputs.get("encoder_attention_mask"), 0, states.shape[1])
+        info.memory = states, token_mask(one_mask(inputs.get("encoder_attention_mask")), 0, states.shape[1])
     return info
 
 
@@ -196,25 +202,31 @@ def cached_length(cache: Any) -> int | None:
         return None
 
 
-def token_mask(mask: Any, past: int | None, length: int) -> Tensor | None:
-    """(B, length) bool mask of the tokens read now, from an attention mask of any shape, or one by kind of layer.
-
-    Of a mask of queries and keys (B, ..., queries, keys), which holds True or 0 where a query may look, the diagonal
-    counts: every token looks at itself, padding is looked at by nobody. With a pre-allocated cache the keys go on
-    beyond the present.
+def one_mask(mask: Any) -> Tensor | None:
+    """An attention mask as a tensor; of several by kind of layer the first, since they agree on what is padding.
 
     Raises:
         ValueError: a mask that is no tensor, from which padding cannot be read.
     """
     if isinstance(mask, Mapping):
         mask = next((m for m in mask.values() if m is not None), None)
+    if mask is None or isinstance(mask, Tensor):
+        return mask
+    raise ValueError(
+        f"attention_mask is a {type(mask).__name__}, which does not say where padding is: pass the two-dimensional "
+        "mask (B, S), or use another attn_implementation"
+    )
+
+
+def token_mask(mask: Tensor | None, past: int | None, length: int) -> Tensor | None:
+    """(B, length) bool mask of the tokens read now, from an attention mask of any shape.
+
+    Of a mask of queries and keys (B, ..., queries, keys), which holds True or 0 where a query may look, the diagonal
+    counts: every token looks at itself, padding is looked at by nobody. With a pre-allocated cache the keys go on
+    beyond the present.
+    """
     if mask is None:
         return None
-    if not isinstance(mask, Tensor):
-        raise ValueError(
-            f"attention_mask is a {type(mask).__name__}, which does not say where padding is: pass the "
-            "two-dimensional mask (B, S), or use another attn_implementation"
-        )
     if mask.dim() > 2:
         return visible(mask, past or 0, length)
     ahead = past is not None and mask.shape[1] > past + length

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mixlora_cli.method.forward_info import Answer, ForwardInfo, text_of
+from mixlora_cli.method.forward_info import Answer, ForwardInfo, cache_of, text_of
 
 _ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
 
@@ -19,6 +19,7 @@ _ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exi
 class Generation:
     """What `generate` was called with, and the prompts that its passes have read so far."""
 
+    model: PreTrainedModel
     task: Tensor | None
     seeds: Tensor | None
     num_inputs: int | None
@@ -32,13 +33,17 @@ class Generation:
     answers: list[Answer] = field(default_factory=list)
 
     @classmethod
-    def of_call(cls, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generation:
-        """Read the arguments of `generate`, and take away those that are ours.
+    def of_call(
+        cls, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], outer: Generation | None
+    ) -> Generation:
+        """Read the arguments of `generate`, and take away those that are ours; `outer` is the call that it is part of.
 
         Raises:
             ValueError: guesses for the decoder of an encoder-decoder model.
         """
         task, seeds = kwargs.pop("task_embeddings", None), kwargs.pop("routing_seeds", None)
+        if outer is not None:
+            task, seeds = outer.task if task is None else task, outer.seeds if seeds is None else seeds
         kwargs.pop("prompt_mask", None)
         config = kwargs.get("generation_config") or getattr(model, "generation_config", None)
 
@@ -56,6 +61,7 @@ class Generation:
             )
         is_text = source is not None and source.dim() > 1 and not has_decoder
         return cls(
+            model=model,
             task=task,
             seeds=seeds,
             num_inputs=None if source is None else len(source),
@@ -75,7 +81,8 @@ class Generation:
         """
         info = self._with_inputs(info)
         if self.answers and not has_past:
-            answer = self._read_before(inputs)
+            # One that brings an empty cache reads a new prompt.
+            answer = self._read_before(inputs) if cache_of(inputs) is None else None
         elif not self.answers:
             info = self._first(info, has_past)
             if not self.assists:

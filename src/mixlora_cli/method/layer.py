@@ -22,7 +22,13 @@ from mixlora_cli.method.lowrank import (
     is_plain,
     is_unwatched,
 )
-from mixlora_cli.method.router_input import RouterInput, choose_router_input, task_embedding
+from mixlora_cli.method.router_input import (
+    RouterInput,
+    choose_router_input,
+    pooled_all,
+    pooled_prompt,
+    task_embedding,
+)
 from mixlora_cli.method.selection import (
     Selection,
     conditional_logits,
@@ -187,6 +193,8 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
             ValueError: which instance a row of the input belongs to is not known.
         """
         info = self.context.info
+        if info.bare and not torch.compiler.is_compiling():
+            self._refuse_to_recompute()
         uses = self._uses(info)
         if not uses:
             return self.base_layer(hidden, *args, **kwargs)  # type: ignore[no-any-return]
@@ -199,6 +207,14 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
             for name, index in uses:
                 output = self._updated(output, name, index, hidden, rows, info)
         return output if rows is hidden else output.flatten(0, 1)
+
+    def _refuse_to_recompute(self) -> None:
+        if self.context.root is not None and torch._C._current_graph_task_id() != -1:
+            raise ValueError(
+                f"{self.name}: an activation checkpoint that is not transformers' own computes this layer again, "
+                "outside of its forward pass, where padding and instances are not known; use "
+                "model.gradient_checkpointing_enable() (TrainingArguments: gradient_checkpointing=True) instead"
+            )
 
     def _uses(self, info: ForwardInfo) -> list[tuple[str, Tensor | None]]:
         """The adapters at work, each with the rows that it is for; None = all of them."""
@@ -262,7 +278,13 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
         if rule.keeps and info.continues:
             kept = info.answer.kept.get(key)
             if kept is not None:
+                self._check_rows(len(kept.selection.index_a), rows, info)
                 return kept
+        if info.orphan and rule.keeps and rule.router_input in (pooled_all, pooled_prompt):
+            raise ValueError(
+                f"{self.name}: past_key_values hold tokens that no pass of this model has read, so the factors of "
+                "their prompt are not known; let the model fill the cache, and hand that very object on"
+            )
         if info.adapters is not None and (info.segments is not None or len(info.adapters) != len(rows)):
             raise ValueError(
                 "Length of `adapter_names` should be the same as the number of inputs, but got "
@@ -272,6 +294,13 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
         info.answer.kept[key] = kept = CachedSelection(selection.without_gradient())
         self.last_selection[name] = kept.selection
         return kept if selection.weight is None else CachedSelection(selection)
+
+    def _check_rows(self, kept: int, rows: Tensor, info: ForwardInfo) -> None:
+        if kept != info.count_of(rows):
+            raise ValueError(
+                f"{self.name}: this pass has {info.count_of(rows)} rows, but the cache that it goes on with was "
+                f"filled by {kept}, whose factors are kept for their answers: go on with the same rows, or read the prompts anew"
+            )
 
     def _rows(self, name: str, chosen: CachedSelection, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The selected factors (B, r, d_in) and (B, r, d_out); looked up once for an answer, which has many passes.
@@ -287,7 +316,7 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
         return rows_a, rows_b
 
     def _select(self, name: str, rule: _Rule, hidden: Tensor, rows: Tensor, info: ForwardInfo) -> Selection:
-        if info.outside and (rule.router_input is task_embedding or info.seeds is not None):
+        if not info.own_rows and (rule.router_input is task_embedding or info.seeds is not None):
             raise ValueError(
                 f"{self.name}: this layer's rows are not those of the batch, so neither task_embeddings nor "
                 "routing_seeds can be given to them; leave the layer out of target_modules"
