@@ -16,7 +16,8 @@ from mixlora_cli.errors import UserError
 
 DRAFT = ".partial"
 _REPLACED = ".replaced"
-_WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+"""Error numbers of writing alone: a full or failing disk, a quota, a limit, a read-only file system."""
 _TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "unexpected pos")
 """What the messages of `torch.save` contain when a file cannot be written; it keeps no error number."""
 
@@ -138,7 +139,7 @@ def write_errors(folder: Path, what_now: Callable[[], str]) -> Iterator[None]:
 def _reason(error: OSError | RuntimeError | SafetensorError) -> str | None:
     """Why writing failed; None for errors of another kind."""
     if isinstance(error, OSError):
-        return error.strerror if error.errno in _WRITE_ERRORS else None
+        return error.strerror if error.errno in WRITE_ERRORS else None
     if isinstance(error, SafetensorError):
         text = str(error)
         return text.rpartition("I/O error: ")[2] if "I/O error" in text else None

@@ -25,6 +25,7 @@ from mixlora_cli.interference.summary import averages, summarise
 from mixlora_cli.launch.team import Team, joined
 from mixlora_cli.models.prepared import require_prepared
 from mixlora_cli.models.task_routing import TaskRouting, routing_of_adapter
+from mixlora_cli.output import alone_in
 
 _PATIENCE = timedelta(days=2)
 """Processes wait for one another's tasks, which may take hours."""
@@ -41,7 +42,7 @@ def interference(config: InterferenceConfig) -> Path:
             Found before a model is loaded.
     """
     folder = Path(config.output_dir).expanduser()
-    with joined(_PATIENCE) as team:
+    with alone_in(folder, "measurement"), joined(_PATIENCE) as team:
         console = Console(stderr=True, quiet=not team.leads, soft_wrap=True)
         stored = _stored(folder) if config.draw_only else _measured(config, folder, team, console)
         if team.leads:

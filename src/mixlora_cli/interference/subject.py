@@ -50,7 +50,9 @@ def find_measured(config: InterferenceConfig) -> Measured:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: cannot be read as an adapter's configuration ({error})") from None
     if kind not in ("LORA", PEFT_TYPE):
-        raise UserError(f"run={config.run} holds an adapter of kind {kind}; expected LORA or {PEFT_TYPE.value}")
+        raise UserError(
+            f"run={config.run} holds an adapter of kind {kind}; expected LORA or {PEFT_TYPE.value}"
+        )
     routing = str(saved.get("routing")) if kind == PEFT_TYPE else None
     return Measured(subject, folder, routing, _training_data(RunFolder(Path(config.run).expanduser())))
 

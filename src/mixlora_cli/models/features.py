@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from mixlora_cli.data.cache import cache_root
+from mixlora_cli.data.cache import WITHOUT_FEATURES, cache_root, unusable
 from mixlora_cli.data.collate import PixelLoader
 from mixlora_cli.data.pictures import read_picture
 from mixlora_cli.errors import UserError
@@ -68,7 +68,10 @@ class FeatureCache:
         weight = next(self._tower.parameters())
         kind = f"{str(weight.dtype).removeprefix('torch.')}-{weight.device.type}"
         self._folder = (root or cache_root()) / "features" / f"{base.fingerprint[:16]}-{kind}"
-        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unusable(self._folder, error, WITHOUT_FEATURES) from error
         self.num_computed = 0
 
     def __call__(self, paths: list[Path]) -> Tensor:
@@ -108,8 +111,4 @@ class FeatureCache:
             partial.replace(file)
         except OSError as error:
             partial.unlink(missing_ok=True)
-            raise UserError(
-                f"picture features cannot be kept in {self._folder}: {error.strerror or error}; free some space, set "
-                "MIXLORA_CACHE to a folder elsewhere, or go without (train.cache_features=false, "
-                "eval.cache_features=false)"
-            ) from error
+            raise unusable(self._folder, error, WITHOUT_FEATURES) from error

@@ -64,7 +64,7 @@ def _behaviour(part: Part) -> dict[str, bool]:
     Then text behind a special token gets a leading space: LLaVA was trained to read "▁", newline after a picture.
     """
     try:
-        settings = json.loads((part.path / "tokenizer_config.json").read_text())
+        settings = json.loads((part.path / "tokenizer_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         settings = {}
     return {} if "legacy" in settings else {"legacy": True}

@@ -11,6 +11,7 @@ from rich.console import Console
 from mixlora_cli.config.tsne import TsneConfig
 from mixlora_cli.evaluation.fingerprint import adapter_digest
 from mixlora_cli.evaluation.subject import refuse_adapter_folder
+from mixlora_cli.output import alone_in
 from mixlora_cli.selections.atlas import make_atlas
 from mixlora_cli.selections.figures import draw_all
 from mixlora_cli.selections.inputs import choose_instances
@@ -31,8 +32,13 @@ def tsne(config: TsneConfig) -> Path:
     Raises:
         UserError: there is no finished MixLoRA adapter, or tasks or layers do not fit. Found before a model is loaded.
     """
-    console = Console(stderr=True, soft_wrap=True)
     folder = Path(config.output_dir).expanduser()
+    with alone_in(folder, "map"):
+        return _tsne(config, folder)
+
+
+def _tsne(config: TsneConfig, folder: Path) -> Path:
+    console = Console(stderr=True, soft_wrap=True)
     source = find_source(config)
     refuse_adapter_folder(folder)
     chosen = choose_instances(config)
