@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from mixlora_cli.durable import is_lfs_pointer
 from mixlora_cli.errors import UserError
 
 WHOLE_MODEL = (
@@ -27,8 +28,6 @@ WHOLE_MODEL = (
 ADAPTER_ALONE = ("adapter_model.safetensors", "adapter_model.bin")
 BESIDES = ("non_lora_trainables.bin", "mm_projector.bin")
 """Files of other versions of the code that hold what the main file may lack."""
-
-_LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ def read_pickle(path: Path, allowed: tuple[type, ...] = ()) -> Any:
             warnings.simplefilter("ignore")  # about pickle protocols, nothing that a user could change
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except UnpicklingError as error:
-        if _starts_with(path, _LFS_POINTER):
+        if is_lfs_pointer(path):
             raise UserError(_broken(path, error)) from error
         raise UserError(
             f"{path}: refused, {_what_it_asks_for(error)}; only tensors and plain values are read"
@@ -169,15 +168,10 @@ def _what_it_asks_for(error: UnpicklingError) -> str:
 
 
 def _broken(path: Path, error: Exception) -> str:
-    if _starts_with(path, _LFS_POINTER):
+    if is_lfs_pointer(path):
         return f"{path}: only a Git LFS pointer, the file itself was not downloaded; run `git lfs pull`"
     size = path.stat().st_size
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return (
         f"{path}: broken or cut short ({size} bytes): {reason[:120].rstrip('. ')}; copy or download it again"
     )
-
-
-def _starts_with(path: Path, start: bytes) -> bool:
-    with path.open("rb") as stream:
-        return stream.read(len(start)) == start
