@@ -65,13 +65,13 @@ def export(config: ExportConfig) -> Path:
             before a model is loaded.
     """
     folder = Path(config.output_dir).expanduser()
-    with alone_in(folder, "export"):
-        return _export(config, folder)
-
-
-def _export(config: ExportConfig, folder: Path) -> Path:
-    console = Console(stderr=True, soft_wrap=True)
     source = find_source(config)
+    with alone_in(folder, "export"):
+        return _export(config, folder, source)
+
+
+def _export(config: ExportConfig, folder: Path, source: MixLoraSubject) -> Path:
+    console = Console(stderr=True, soft_wrap=True)
     check_output(folder, config.overwrite)
     inputs = choose_inputs(config, input_matters=source.adapter.routing != "random")
     tasks = {

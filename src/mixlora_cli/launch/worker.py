@@ -18,7 +18,6 @@ from mixlora_cli.errors import UserError
 from mixlora_cli.launch.environment import global_rank
 from mixlora_cli.launch.failures import write_failure
 from mixlora_cli.launch.signals import take_signals
-from mixlora_cli.output import one_line_errors
 from mixlora_cli.surroundings import settle_in
 
 SPAWNED = "MIXLORA_SPAWNED"
@@ -55,8 +54,7 @@ def work(function: str, config: Any, folder: Path) -> Any:
     os.environ[SPAWNED] = "1"
     try:
         take_signals(folder)
-        with one_line_errors(Path(config.output_dir)):
-            return resolve(function)(config)
+        return resolve(function)(config)
     except SystemExit as stop:
         return Exited(stop.code if isinstance(stop.code, int) else int(stop.code is not None))
     except KeyboardInterrupt:

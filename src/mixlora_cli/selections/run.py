@@ -33,14 +33,14 @@ def tsne(config: TsneConfig) -> Path:
         UserError: there is no finished MixLoRA adapter, or tasks or layers do not fit. Found before a model is loaded.
     """
     folder = Path(config.output_dir).expanduser()
-    with alone_in(folder, "map"):
-        return _tsne(config, folder)
-
-
-def _tsne(config: TsneConfig, folder: Path) -> Path:
-    console = Console(stderr=True, soft_wrap=True)
     source = find_source(config)
     refuse_adapter_folder(folder)
+    with alone_in(folder, "map"):
+        return _tsne(config, folder, source)
+
+
+def _tsne(config: TsneConfig, folder: Path, source: Source) -> Path:
+    console = Console(stderr=True, soft_wrap=True)
     chosen = choose_instances(config)
     store = SelectionStore(folder / SELECTIONS)
     if read_missing(config, source, chosen, store, console) == 0:
