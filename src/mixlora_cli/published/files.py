@@ -36,8 +36,8 @@ class TensorFile:
 
     name: str
     tensors: dict[str, Tensor]
-    num_others: int
-    """Tensors that were not wanted, such as the frozen base's."""
+    others: tuple[str, ...]
+    """Names of the tensors that were not wanted, such as the frozen base's."""
 
 
 def read_tensor_files(folder: Path, wanted: Callable[[str], bool]) -> list[TensorFile]:
@@ -81,7 +81,7 @@ def _read_shards(index: Path, wanted: Callable[[str], bool]) -> TensorFile:
     missing = [name for name in shard_of if wanted(name) and name not in tensors]
     if missing:
         raise UserError(f"{index}: {len(missing)} tensors are not in their shards, the first is {missing[0]}")
-    return TensorFile(index.name, tensors, len(shard_of) - len(tensors))
+    return TensorFile(index.name, tensors, tuple(name for name in shard_of if name not in tensors))
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -101,7 +101,7 @@ def _read_file(path: Path, wanted: Callable[[str], bool]) -> TensorFile:
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
             raise UserError(f"{path}: {name} is {_kind(value)}, expected a tensor")
-    return TensorFile(path.name, tensors, len(loaded) - len(tensors))
+    return TensorFile(path.name, tensors, tuple(name for name in loaded if name not in tensors))
 
 
 def _kind(value: object) -> str:
@@ -117,7 +117,7 @@ def _read_safetensors(path: Path, wanted: Callable[[str], bool]) -> TensorFile:
             tensors = {name: file.get_tensor(name) for name in names if wanted(name)}
     except Exception as error:
         raise UserError(_broken(path, error)) from error
-    return TensorFile(path.name, tensors, len(names) - len(tensors))
+    return TensorFile(path.name, tensors, tuple(name for name in names if name not in tensors))
 
 
 def read_json(path: Path) -> dict[str, Any]:
