@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from google.protobuf.message import DecodeError
 from sentencepiece import SentencePieceProcessor
-from sentencepiece.sentencepiece_model_pb2 import ModelProto
+from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined] # made at import
 from tokenizers import normalizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -59,17 +58,18 @@ def as_sentencepiece_reads(tokenizer: PreTrainedTokenizerBase, file: Path) -> Pr
     Raises:
         ValueError: the file is no BPE model with the tokenizer's ids, or does not read as this can be made to read.
     """
-    model = ModelProto()
     try:
-        model.ParseFromString(file.read_bytes())
-    except DecodeError as error:
+        original = SentencePieceProcessor(model_proto=file.read_bytes())
+    except RuntimeError as error:
         raise ValueError(f"{file.name} is damaged: {error}") from error
+    model = ModelProto()
+    model.ParseFromString(file.read_bytes())
     vocabulary = {piece.piece: number for number, piece in enumerate(model.pieces)}
     if model.trainer_spec.model_type != _BPE or vocabulary.items() - tokenizer.get_vocab().items():
         raise ValueError(f"{file.name} is no BPE model, or one with other ids than the files beside it")
     backend = tokenizer.backend_tokenizer
     backend.model = BPE(vocabulary, merges_by_score(model), fuse_unk=True, byte_fallback=True)
-    probes = _PROBES
+    probes = list(_PROBES)
     if getattr(tokenizer, "legacy", False):  # each part between special tokens gets its space
         backend.normalizer = normalizers.Sequence(
             [normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)]
@@ -77,7 +77,6 @@ def as_sentencepiece_reads(tokenizer: PreTrainedTokenizerBase, file: Path) -> Pr
         backend.pre_tokenizer = None
         tokenizer = _of_no_model(tokenizer)
         probes += _PROBES_BEHIND_A_SPACE
-    original = SentencePieceProcessor(model_proto=model.SerializeToString())
     for text in probes:
         if tokenizer(text, add_special_tokens=False)["input_ids"] != original.encode(text):
             raise ValueError(f"{file.name} reads {text!r} otherwise than a tokenizer of LLaMA's kind can")
