@@ -40,7 +40,7 @@ from mixlora_cli.launch.team import Team, joined
 from mixlora_cli.models.adapters import load_adapter
 from mixlora_cli.models.base import Base
 from mixlora_cli.models.build import build_base
-from mixlora_cli.models.features import FeatureCache
+from mixlora_cli.models.features import FeatureCache, pictures_from
 from mixlora_cli.models.prepared import require_prepared
 from mixlora_cli.models.task_routing import TaskRouting, routes_by_chance, routing_of_adapter
 from mixlora_cli.output import alone_in
@@ -162,7 +162,7 @@ def _header(
         "adapter": adapter_digest(subject.adapter),
         "data": " ".join(f"{part.chosen.name}:{digest}" for part, digest in zip(work, digests, strict=True)),
         "prompt": prompt_digest(base),
-        "pictures": "tower features, cached in fp16" if config.eval.cache_features else "pixels",
+        "pictures": pictures_from(config.eval.cache_features),
         "decoding": f"greedy, at most {config.eval.max_new_tokens} tokens",
     }
     if routing is not None:

@@ -57,8 +57,17 @@ def accept_features(model: PreTrainedModel) -> None:
     model.model.vision_tower = FeatureTower(model.model.vision_tower, layer)
 
 
+def pictures_from(cached: bool) -> str:
+    """What a result says of where its model's pictures came from."""
+    return "tower features, cached in fp16" if cached else "pixels"
+
+
 class FeatureCache:
-    """Pictures to tower features (n, tokens, channels), from disk where they are, else computed and stored."""
+    """Pictures to tower features (n, tokens, channels), from disk where they are, else computed and stored.
+
+    They are kept in fp16 whatever the tower computes in, and come back rounded to it: fp32 has a relative error of at
+    most 2^-11, bf16 none (of numbers above 2^-14, fp16's smallest with all its digits).
+    """
 
     def __init__(self, base: Base, root: Path | None = None) -> None:
         accept_features(base.model)
