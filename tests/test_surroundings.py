@@ -48,19 +48,30 @@ def record(name: str, task: str = "naming") -> dict[str, object]:
     return {"id": name, "task_name": task, "image": name, "conversations": turns}
 
 
-def mixlora(tmp_path: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
-    """A command in a process of its own, under these environment variables."""
+MIXLORA = ("-m", "mixlora_cli.cli")
+OF_NOBODY = """
+import pwd
+def getpwuid(uid):
+    raise KeyError(f"getpwuid(): uid not found: {uid}")
+pwd.getpwuid = getpwuid
+from mixlora_cli.cli import main
+main()
+"""
+
+
+def mixlora(
+    tmp_path: Path, *arguments: str, program: tuple[str, ...] = MIXLORA, **variables: str
+) -> subprocess.CompletedProcess[bytes]:
+    """A command in a process of its own, under these environment variables; an empty one is taken away."""
     environment = {
         **{key: value for key, value in os.environ.items() if key not in ("LC_ALL", "LANG", "PYTHONUTF8")},
         "PYTHONPATH": os.pathsep.join(sys.path),
         "MIXLORA_CACHE": str(tmp_path / "cache"),
         **variables,
     }
+    environment = {key: value for key, value in environment.items() if value}
     return subprocess.run(
-        [sys.executable, "-m", "mixlora_cli.cli", *arguments],
-        capture_output=True,
-        env=environment,
-        check=False,
+        [sys.executable, *program, *arguments], capture_output=True, env=environment, check=False
     )
 
 
@@ -115,3 +126,58 @@ def test_reports_are_utf8_whatever_the_terminal_is(tmp_path: Path, pictures: Pat
     assert b"t?che" in done.stdout
     for name in ("results.md", "report.html", "predictions.jsonl", "results.json"):
         assert "tâche" in (run.root / "eval" / name).read_text(encoding="utf-8"), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("features", [True, False])
+def test_a_user_without_name_and_home_is_told_about_the_cache_and_needs_none_without_features(
+    tmp_path: Path, pictures: Path, features: bool
+) -> None:
+    file = tmp_path / "train.json"
+    file.write_text(json.dumps([record("0.png")] * 4))
+    done = mixlora(
+        tmp_path,
+        *("train", "model=tiny", "data=json", f"data.train={file}", f"data.images={pictures}"),
+        *("routing=instance", "train.steps=1", "train.batch_size=2", f"train.cache_features={features}"),
+        f"output_dir={tmp_path / 'run'}",
+        program=("-c", OF_NOBODY),
+        **{"HOME": "/dev/null/home", "USER": "", "LOGNAME": "", "MIXLORA_CACHE": "", "XDG_CACHE_HOME": ""},
+    )
+    if not features:
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
+        return
+    assert done.returncode == 2
+    assert done.stderr.decode().splitlines()[-1:] == [
+        "error: the cache in /dev/null/home/.cache/mixlora cannot be written: Not a directory; free some space, set "
+        "MIXLORA_CACHE to a folder elsewhere, or go without (train.cache_features=false, eval.cache_features=false)"
+    ]
+    assert b"Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["check", "train", "eval", "plan", "tsne", "export", "interference"])
+def test_every_command_says_that_its_folder_cannot_be_written(
+    tmp_path: Path, pictures: Path, command: str
+) -> None:
+    file = tmp_path / "train.json"
+    file.write_text(
+        json.dumps([record(f"{number % 2}.png", f"task {number % 2}") for number in (0, 2, 0, 2)])
+    )
+    data = DataConfig(name="json", source="json", train=str(file), images=str(pictures))
+    arguments = ["data=json", f"data.images={pictures}", f"data.train={file}"]
+    if command in ("check", "train", "plan"):
+        arguments.append("model=tiny")
+    else:
+        arguments.append(f"run={finished_run(tmp_path / 'run', data).root}")
+    if command == "eval":
+        arguments.append(f"data.unseen={file}")
+    (tmp_path / "file").write_text("")
+    place = tmp_path / "file" / "out"
+    done = mixlora(tmp_path, command, *arguments, f"output_dir={place}")
+    assert done.stderr.decode().splitlines()[-1:] == [
+        f"error: output_dir={place}: cannot be written (Not a directory); give another output_dir="
+    ]
+    assert done.returncode == 2
+    assert b"Traceback" not in done.stderr
