@@ -1,4 +1,4 @@
-"""A command's output folder: one process writes there at a time, and what keeps it from writing is said in one line."""
+"""A command's output folder: one process writes there at a time, and what keeps it from that is one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mixlora_cli.errors import UserError
 from mixlora_cli.launch.environment import global_rank
 
 LOCK = ".writing"
-"""File in the folder while a process writes there. What counts is the system's lock on it, which no crash leaves."""
+"""File in the folder while a process writes there; what counts is the lock on it, which dies with it."""
 _TAKEN = {errno.EACCES, errno.EAGAIN}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
 _LONGEST_NAME = 80
@@ -90,12 +90,13 @@ def _somebody_else(folder: Path, file: IO[str], doing: str, key: str) -> UserErr
     what, who, *_ = [*file.read().splitlines(), "", ""]
     who = f" ({who})" if who else ""
     return UserError(
-        f"{key}={folder}: another {what or doing} writes here{who}; wait until it has ended, or give another {key}="
+        f"{key}={folder}: another {what or doing} writes here{who}; "
+        f"wait until it has ended, or give another {key}="
     )
 
 
 def require_writable(folder: Path, key: str = "output_dir") -> None:
-    """Do nothing where files can be made in a folder, or the folder itself, before long work is done for nothing.
+    """Do nothing where a folder, or files in it, can be made; to be asked before long work.
 
     Raises:
         UserError: they cannot.

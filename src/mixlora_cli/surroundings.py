@@ -1,4 +1,4 @@
-"""What a process may lack around it without failing: characters of the terminal, a user with a name and a home."""
+"""What a process may lack without failing: characters of the terminal, a user with a name and a home."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ def settle_in() -> None:
     try:
         pwd.getpwuid(os.getuid())
     except KeyError:
-        # A container's user without a line in /etc/passwd: libraries ask for both. "/" is what Docker itself takes.
+        # A container's user without a line in /etc/passwd: libraries ask for both; Docker itself takes "/".
         os.environ.setdefault("USER", f"uid{os.getuid()}")
         os.environ.setdefault("HOME", "/")

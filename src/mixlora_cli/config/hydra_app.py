@@ -222,7 +222,8 @@ def _call_hydra(command: Command, job: Job, arguments: Sequence[str], parsed: Na
         if started or error.filename is None:
             raise
         raise UserError(
-            f"hydra.sweep.dir: {error.filename} cannot be written ({error.strerror}); give another hydra.sweep.dir="
+            f"hydra.sweep.dir: {error.filename} cannot be written ({error.strerror}); "
+            "give another hydra.sweep.dir="
         ) from error
     except SystemExit as stop:
         if stop.code:

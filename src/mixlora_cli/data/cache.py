@@ -39,6 +39,6 @@ def require_cache() -> None:
 def unusable(folder: Path, error: OSError, instead: str = "") -> UserError:
     """What to do about a cache that cannot be written; `instead`: what else is possible."""
     return UserError(
-        f"the cache in {folder} cannot be written: {error.strerror or error}; free some space, set MIXLORA_CACHE to a "
-        f"folder elsewhere{instead}"
+        f"the cache in {folder} cannot be written: {error.strerror or error}; free some space, "
+        f"set MIXLORA_CACHE to a folder elsewhere{instead}"
     )

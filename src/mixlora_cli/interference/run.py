@@ -161,8 +161,9 @@ def _say_what_to_know(config: InterferenceConfig, measured: Measured, dtype: str
         )
     if config.interference.cache_features and dtype == "float32":
         notes.append(
-            "pictures are features of the frozen tower, kept in fp16, as a training with train.cache_features=true "
-            "reads them, too; interference.cache_features=false takes them from the pixels in fp32"
+            "pictures are features of the frozen tower, kept in fp16, as a training with "
+            "train.cache_features=true reads them, too; "
+            "interference.cache_features=false takes them from the pixels in fp32"
         )
     for note in notes:
         console.print(f"note: {note}", markup=False, highlight=False)

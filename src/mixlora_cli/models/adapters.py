@@ -213,8 +213,8 @@ def _require_weights(path: Path) -> None:
     """
     if not path.is_file():
         raise UserError(
-            f"{path.parent}: {path.name} is missing: the adapter was not saved to its end, or not copied whole; copy "
-            "the folder again, or give another run"
+            f"{path.parent}: {path.name} is missing: the adapter was not saved to its end, or not copied "
+            "whole; copy the folder again, or give another run"
         )
     if is_lfs_pointer(path):
         raise UserError(f"{path}: only a Git LFS pointer, not the weights; run `git lfs pull` in its folder")
@@ -228,9 +228,9 @@ def _require_weights(path: Path) -> None:
         ) from error
     if empty:
         raise UserError(
-            f"{path}: {len(empty)} of {len(names)} weights have size 0, the first is {empty[0]}: ZeRO-3 had spread "
-            "them over the processes, and they were saved without being gathered; save them gathered, as "
-            "`mixlora train` does"
+            f"{path}: {len(empty)} of {len(names)} weights have size 0, the first is {empty[0]}: "
+            "ZeRO-3 had spread them over the processes, and they were saved without being gathered; "
+            "save them gathered, as `mixlora train` does"
         )
 
 

@@ -65,8 +65,8 @@ def pictures_from(cached: bool) -> str:
 class FeatureCache:
     """Pictures to tower features (n, tokens, channels), from disk where they are, else computed and stored.
 
-    They are kept in fp16 whatever the tower computes in, and come back rounded to it: fp32 has a relative error of at
-    most 2^-11, bf16 none (of numbers above 2^-14, fp16's smallest with all its digits).
+    They are kept in fp16 whatever the tower computes in, and come back rounded to it: fp32 has a relative
+    error of at most 2^-11, bf16 none (of numbers above 2^-14, fp16's smallest with all its digits).
     """
 
     def __init__(self, base: Base, root: Path | None = None) -> None:

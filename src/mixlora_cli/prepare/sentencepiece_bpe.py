@@ -1,7 +1,7 @@
 """LLaMA's `tokenizer.model` as a fast tokenizer that reads every text as sentencepiece itself does.
 
 transformers 5 joins pieces in the order of their ids and adds no space before a text that begins with one. In
-LLaMA's model the runs of spaces have the first ids and the lowest scores, so that "a  b" would get other tokens.
+LLaMA's model the runs of spaces have the first ids and the lowest scores, so "a  b" would get other tokens.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def as_sentencepiece_reads(tokenizer: PreTrainedTokenizerBase, file: Path) -> Pr
     """The tokenizer that transformers made, with the merges and the leading space of `file`.
 
     Raises:
-        ValueError: the file is no BPE model with the tokenizer's ids, or does not read as this can be made to read.
+        ValueError: the file is no BPE model with the tokenizer's ids, or reads otherwise than can be rebuilt.
     """
     try:
         original = SentencePieceProcessor(model_proto=file.read_bytes())
@@ -84,7 +84,7 @@ def as_sentencepiece_reads(tokenizer: PreTrainedTokenizerBase, file: Path) -> Pr
 
 
 def _of_no_model(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
-    """The same tokenizer of a class that loads `tokenizer.json` as it is; LLaMA's would put its own parts back."""
+    """The same tokenizer of a class that loads `tokenizer.json` as it is; LLaMA's puts its own parts back."""
     kept = (
         "bos_token",
         "eos_token",

@@ -131,8 +131,9 @@ def choose_settings(
     }
     if "num_hidden_layers" not in facts.confirmed:
         reasons["not known"] = (
-            f"how many decoder layers the base has, without config.json and without its tensors: if it has more than "
-            f"{sizes.num_layers}, the checkpoint lacks the last, and `mixlora eval` will refuse the adapter"
+            "how many decoder layers the base has, without config.json and without its tensors: "
+            f"if it has more than {sizes.num_layers}, the checkpoint lacks the last, "
+            "and `mixlora eval` will refuse the adapter"
         )
     if problem is not None:
         reasons["not read"] = problem
