@@ -5,8 +5,8 @@
     scripts/gates.py record FOLDER2         after
     scripts/gates.py compare FOLDER FOLDER2
 
-Compared are losses, adapters' tensors, predictions, results, tables, interference and selection numbers: everything that
-is written but times, speeds, versions and paths, which two runs of the same code do not share. `compare` prints each file
+Compared are losses, adapters' tensors, predictions, results, tables, interference and selection numbers: all that is
+written but times, speeds, versions and paths, which two runs of the same code do not share. `compare` prints each file
 that differs with its first differing lines and ends with 1; without a difference it ends with 0.
 """
 
@@ -70,7 +70,14 @@ RUNS: dict[str, list[str]] = {
         "export.limit=2",
         "export.batch_size=4",
     ],
-    "mini": [*TRAIN, "model=mini", "adapter=mixlora", "routing=instance", "train.steps=3", "train.precision=fp32"],
+    "mini": [
+        *TRAIN,
+        "model=mini",
+        "adapter=mixlora",
+        "routing=instance",
+        "train.steps=3",
+        "train.precision=fp32",
+    ],
     "mini-eval": ["eval", "run=mini", "eval.limit=2", "eval.batch_size=4"],
 }
 VOLATILE = re.compile(

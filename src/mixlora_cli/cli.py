@@ -9,6 +9,7 @@ import typer
 from mixlora_cli import __version__
 from mixlora_cli.compare_cli import compare_command
 from mixlora_cli.import_cli import OneLineMistakes, import_command
+from mixlora_cli.surroundings import settle_in
 
 HYDRA_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -166,6 +167,7 @@ _configured_by_hydra(
 
 def main() -> None:
     """Entry point of the console script."""
+    settle_in()
     app()
 
 

@@ -30,6 +30,7 @@ def compare_command(
     from mixlora_cli.config.hydra_app import USER_MISTAKE, report
     from mixlora_cli.evaluation.comparison import compare, read_group
     from mixlora_cli.evaluation.comparison_table import print_comparisons, write_comparisons
+    from mixlora_cli.output import one_line_errors
 
     try:
         if len(runs) < 2:
@@ -37,7 +38,8 @@ def compare_command(
         comparisons = compare([read_group(run) for run in runs])
         print_comparisons(comparisons)
         if output is not None:
-            write_comparisons(comparisons, output)
+            with one_line_errors(output, key="--output"):
+                write_comparisons(comparisons, output)
     except UserError as error:
         report(error)
         raise typer.Exit(USER_MISTAKE) from error

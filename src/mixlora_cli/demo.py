@@ -14,6 +14,7 @@ from rich.console import Console
 
 from mixlora_cli.config.hydra_app import Command, run_command
 from mixlora_cli.config.schema import EvalConfig, TrainConfig
+from mixlora_cli.surroundings import settle_in
 
 ROOT = Path("runs/demo")
 PICTURE_WIDTH = 150  # characters
@@ -24,6 +25,7 @@ _EVAL_OPTIONS = ["eval.limit=16", "eval.batch_size=32"]
 
 def main() -> int:
     """Run the demo; returns the exit code of the first command that fails, else 0."""
+    settle_in()
     console = Console(soft_wrap=True, highlight=False, markup=False)
     start = time.monotonic()
     lora, mixlora, base = ROOT / "lora-r4", ROOT / "mixlora-e16-r4", ROOT / "base"
@@ -58,7 +60,7 @@ def _compare(folders: list[Path], console: Console) -> None:
     rows = [(result.label, result) for result in (read_results(folder) for folder in folders)]
     console.print("\nThe untuned base, LoRA and MixLoRA side by side", style="bold")
     print_comparison(rows)
-    (ROOT / "table.md").write_text(comparison_markdown(rows))
+    (ROOT / "table.md").write_text(comparison_markdown(rows), encoding="utf-8")
     picture = Console(record=True, file=io.StringIO(), width=PICTURE_WIDTH)
     picture.print(comparison_table(rows))
     picture.save_svg(str(ROOT / "table.svg"), title="make demo")

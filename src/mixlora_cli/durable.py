@@ -15,10 +15,18 @@ from safetensors import SafetensorError
 from mixlora_cli.errors import UserError
 
 DRAFT = ".partial"
+_LFS_POINTER = b"version https://git-lfs"
 _REPLACED = ".replaced"
-_WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+"""Error numbers of writing alone: a full or failing disk, a quota, a limit, a read-only file system."""
 _TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "unexpected pos")
 """What the messages of `torch.save` contain when a file cannot be written; it keeps no error number."""
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether git left a few lines about the file in its place: it was cloned without Git LFS."""
+    with path.open("rb") as file:
+        return file.read(len(_LFS_POINTER)) == _LFS_POINTER
 
 
 def draft_of(path: Path) -> Path:
@@ -138,7 +146,7 @@ def write_errors(folder: Path, what_now: Callable[[], str]) -> Iterator[None]:
 def _reason(error: OSError | RuntimeError | SafetensorError) -> str | None:
     """Why writing failed; None for errors of another kind."""
     if isinstance(error, OSError):
-        return error.strerror if error.errno in _WRITE_ERRORS else None
+        return error.strerror if error.errno in WRITE_ERRORS else None
     if isinstance(error, SafetensorError):
         text = str(error)
         return text.rpartition("I/O error: ")[2] if "I/O error" in text else None

@@ -1,5 +1,6 @@
 """A user's mistake is one line on standard error and exit code 2; nothing runs."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -197,3 +198,38 @@ def test_mistakes_are_answered_without_loading_torch() -> None:
     )
     assert done.stdout == "2 []\n"
     assert done.stderr.startswith("error: rank=8: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "(No space left on device); free some space there, or give",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "runs/one/a"), "(Permission denied); give"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_one_line(
+    mixlora: Any, commands: Any, error: OSError, line: str
+) -> None:
+    def fail(_: Any) -> None:
+        raise error
+
+    commands.does = fail
+    for command in ("train", "eval adapter=none", "align"):
+        result = mixlora(*command.split(), "output_dir=runs/one")
+        assert (result.code, result.err) == (
+            2,
+            f"error: output_dir=runs/one: cannot be written {line} another output_dir=\n",
+        )
+
+
+def test_a_sweep_that_cannot_note_what_it_is_is_one_line(mixlora: Any, commands: Any) -> None:
+    Path("file").write_text("")
+    result = mixlora("train", "-m", "rank=2,4", "hydra.sweep.dir=file/sweep")
+    assert result.code == 2
+    assert result.err == (
+        "error: hydra.sweep.dir: file/sweep cannot be written (Not a directory); give another hydra.sweep.dir=\n"
+    )
+    assert commands.called == []

@@ -225,6 +225,20 @@ def test_other_tasks_reuse_the_directions_that_are_there(make_run: MakeRun, make
     assert first == [*TASKS[:2], TASKS[2]] and result(done.root / "interference")["tasks"] == list(TASKS)
 
 
+@pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize("cached", [True, False])
+def test_what_the_pictures_were_is_said_and_kept(
+    make_run: MakeRun, make_config: MakeConfig, cached: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = make_run("lora")
+    interference(make_config(done.root, cache_features=cached))
+    said = result(done.root / "interference")["about"]["pictures"]
+    assert said == ("tower features, cached in fp16" if cached else "pixels")
+    assert (
+        "note: pictures are features of the frozen tower, kept in fp16" in capsys.readouterr().err
+    ) == cached
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_figures")
 def test_two_processes_find_what_one_finds(make_run: MakeRun, make_config: MakeConfig) -> None:

@@ -244,7 +244,7 @@ def test_a_layer_of_the_text_model_that_reads_other_tokens_is_refused_by_name() 
     model = adapt(base, target_modules=["inner"])
     with pytest.raises(
         ValueError,
-        match=r"layers\.1\.mlp\.1\.inner: this layer reads \(2, 3, 32\) where the pass has 2 x 6 tokens.*exclude",
+        match=r"mlp\.1\.inner: this layer reads \(2, 3, 32\) where the pass has 2 x 6 tokens.*layers\\\.\\d\+\\\.mlp",
     ):
         model(input_ids=torch.randint(4, 64, (2, 6)))
 

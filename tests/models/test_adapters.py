@@ -200,3 +200,60 @@ def test_files_have_the_permissions_that_the_umask_says(name: str, tmp_path: Pat
         os.umask(before)
     (file,) = tmp_path.glob("*.safetensors")
     assert file.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("name", ["lora", "mixlora", "full"])
+def test_weights_that_are_none_are_refused_with_the_cause(name: str, tmp_path: Path) -> None:
+    save_adapter(attach(name), tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    whole = load_file(file)
+    first = next(iter(whole))
+    save_file({key: torch.zeros(0) for key in whole}, file)  # as ZeRO-3's shards look from one process
+    with pytest.raises(UserError) as spread:
+        load_adapter(build_tiny().model, tmp_path)
+    assert str(spread.value).startswith(
+        f"{file}: {len(whole)} of {len(whole)} weights have size 0, the first is {first}: ZeRO-3 had spread "
+    )
+
+    save_file({key: tensor if key != first else torch.zeros(0) for key, tensor in whole.items()}, file)
+    with pytest.raises(
+        UserError, match=rf"1 of {len(whole)} weights have size 0, the first is {re.escape(first)}:"
+    ):
+        load_adapter(build_tiny().model, tmp_path)
+
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 12\n")
+    with pytest.raises(UserError) as pointer:
+        load_adapter(build_tiny().model, tmp_path)
+    assert str(pointer.value) == (
+        f"{file}: only a Git LFS pointer, not the weights; run `git lfs pull` in its folder"
+    )
+
+
+@pytest.mark.parametrize("name", ["lora", "mixlora"])
+def test_an_adapter_without_its_weights(name: str, tmp_path: Path) -> None:
+    save_adapter(attach(name), tmp_path)
+    (tmp_path / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError) as stop:
+        load_adapter(build_tiny().model, tmp_path)
+    assert str(stop.value).startswith(f"{tmp_path}: adapter_model.safetensors is missing: ")
+
+
+def test_weights_of_another_size_are_named(tmp_path: Path) -> None:
+    save_adapter(attach("lora"), tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    weights = load_file(file)
+    name = next(key for key in weights if "lora_A" in key)
+    save_file(weights | {name: torch.zeros(RANK, 31)}, file)
+    with pytest.raises(UserError, match=r"does not fit the model: .*: size mismatch for .*lora_A.*\[2, 31\]"):
+        load_adapter(build_tiny().model, tmp_path)
+
+
+def test_weights_in_the_older_format_still_load(tmp_path: Path) -> None:
+    model = attach("lora")
+    disturb(model)
+    expected = logits(model)
+    save_adapter(model, tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    torch.save(load_file(file), tmp_path / "adapter_model.bin")
+    file.unlink()
+    assert torch.equal(logits(load_adapter(build_tiny().model, tmp_path)), expected)

@@ -76,6 +76,24 @@ def test_features_of_other_pixels_are_not_read(
     assert cache.num_computed == 3
 
 
+def test_what_comes_back_is_what_the_tower_gives_rounded_to_fp16(
+    pictures: list[Path], tmp_path: Path
+) -> None:
+    for dtype, exact in ((torch.float32, False), (torch.bfloat16, True)):
+        base = build_tiny(dtype=dtype)
+        found = FeatureCache(base, tmp_path / "cache")(pictures)
+        pixels = PixelLoader(base.image_processor)(pictures).to(dtype)
+        with torch.inference_mode():
+            tower, layer = base.model.model.vision_tower.tower, base.model.model.vision_tower.layer
+            states = [tower(one[None], output_hidden_states=True).hidden_states[layer] for one in pixels]
+        given = torch.cat(states)
+        assert found.dtype == dtype
+        assert torch.equal(found, given.half().to(dtype))
+        normal = given.abs() > 2**-14
+        assert torch.equal(found[normal], given[normal]) == exact
+        assert ((found[normal] - given[normal]).abs() <= 2**-11 * given[normal].abs()).all()
+
+
 def test_pictures_are_computed_one_by_one_and_without_autocast(pictures: list[Path], tmp_path: Path) -> None:
     base, seen = build_tiny(), []
     cache = FeatureCache(base, tmp_path / "cache")

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from mixlora_cli.config.import_command import ImportConfig
 from mixlora_cli.errors import UserError
+from mixlora_cli.models.adapters import load_adapter
+from mixlora_cli.models.tiny import build_tiny
 
 RunImport = Callable[..., Path]
 Change = Callable[[dict[str, Tensor]], Any]
@@ -218,3 +220,48 @@ def test_options(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
             ImportConfig(**({"folder": checkpoint} | wrong))
     monkeypatch.chdir(checkpoint)
     assert ImportConfig(Path(".")).destination == Path("runs/imported/checkpoint")
+
+
+LAST = f"{code.PREFIX}.1."
+ADAPTER_PARTS = ("lora_", "cmoa_")
+
+
+def without_last_layer(base: bool) -> dict[str, Tensor]:
+    """A checkpoint whose last layer has no adapter; with or without the frozen base's tensors."""
+    return {
+        name: tensor
+        for name, tensor in code.state_dict().items()
+        if not (name.startswith(LAST) and any(part in name for part in ADAPTER_PARTS))
+        and (base or "mm_projector" in name or any(part in name for part in ADAPTER_PARTS))
+    }
+
+
+def test_a_last_layer_without_an_adapter_is_seen_by_the_tensors_of_the_base(
+    run_import: RunImport, tmp_path: Path
+) -> None:
+    folder = code.write(tmp_path / "c", without_last_layer(base=True))
+    expect(run_import, folder, r"^num_hidden_layers: 1 in the tensors, but 2 in the frozen base's tensors; ")
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_last_layer_without_an_adapter_is_seen_by_config_json_else_it_is_said_that_nothing_tells(
+    run_import: RunImport, tmp_path: Path, told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = code.write(tmp_path / "c", without_last_layer(base=False))
+    if told:
+        (folder / "config.json").write_text(json.dumps({"num_hidden_layers": 2}))
+        expect(run_import, folder, r"^num_hidden_layers: 1 in the tensors, but 2 in config\.json; ")
+        return
+    adapter = run_import(folder)
+    assert (
+        "not known     how many decoder layers the base has, without config.json" in capsys.readouterr().out
+    )
+    with pytest.raises(UserError, match=r"has no weights for model\.language_model\.layers\.1\."):
+        load_adapter(build_tiny().model, adapter)
+
+
+def test_layers_that_something_confirms_are_not_called_unknown(
+    run_import: RunImport, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_import(code.write(tmp_path / "c"))
+    assert "not known" not in capsys.readouterr().out

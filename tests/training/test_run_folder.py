@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,8 +15,10 @@ import torch
 from omegaconf import OmegaConf
 
 from mixlora_cli.errors import UserError
+from mixlora_cli.output import LOCK
 from mixlora_cli.training import precision
 from mixlora_cli.training.checkpoints import seal
+from mixlora_cli.training.run import train
 from mixlora_cli.training.run_folder import RunFolder, versions
 
 from .conftest import MakeConfig
@@ -132,3 +137,59 @@ def test_resume_refuses_another_number_format(
         UserError, match=r"began in float32, but train\.precision=auto is bfloat16 on this machine"
     ):
         run.open(config)
+
+
+@pytest.mark.parametrize("resume", [None, "auto"])
+def test_a_second_training_stops_before_it_changes_anything(
+    make_config: MakeConfig, resume: str | None
+) -> None:
+    config = make_config("run", overwrite=True, resume=resume)
+    code = "import sys; from pathlib import Path; from mixlora_cli.output import alone_in\n"
+    code += (
+        "with alone_in(Path(sys.argv[1]), 'training'):\n    print('holds', flush=True); sys.stdin.readline()"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code, config.output_dir]
+    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=environment) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "holds\n"
+        with pytest.raises(
+            UserError, match=rf"^output_dir=.*: another training writes here \(process {other.pid} "
+        ):
+            train(config)
+        assert [path.name for path in Path(config.output_dir).iterdir()] == [LOCK]
+        other.communicate("\n")
+    assert not Path(config.output_dir).exists()
+    train(config)
+    assert RunFolder(Path(config.output_dir)).finished
+    assert not (Path(config.output_dir) / LOCK).exists()
+
+
+def test_a_folder_that_cannot_be_made_is_said_before_the_data_is_read(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    config = make_config("file/run")
+    Path(str(config.data.train)).unlink()
+    with pytest.raises(UserError) as stop:
+        train(config)
+    assert str(stop.value) == (
+        f"output_dir={config.output_dir}: cannot be written (Not a directory); give another output_dir="
+    )
+
+
+def test_no_place_for_the_cache_is_said_before_the_data_is_read(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MIXLORA_CACHE", str(tmp_path / "file" / "cache"))
+    config = make_config("run", cache_features=True)
+    with pytest.raises(UserError) as stop:
+        train(config)
+    assert str(stop.value) == (
+        f"the cache in {tmp_path / 'file' / 'cache'} cannot be written: Not a directory; free some space, set "
+        "MIXLORA_CACHE to a folder elsewhere, or go without (train.cache_features=false, eval.cache_features=false)"
+    )
+    assert not Path(config.output_dir).exists()
+    train(make_config("run"))  # without features it needs none
+    assert RunFolder(tmp_path / "run").finished

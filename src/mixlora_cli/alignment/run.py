@@ -36,6 +36,7 @@ from mixlora_cli.models.base import Base
 from mixlora_cli.models.features import FeatureCache
 from mixlora_cli.models.mini_base import unaligned_base, with_stage_one
 from mixlora_cli.models.stage_one import StageOne, load_stage_one, stacked
+from mixlora_cli.output import alone_in
 from mixlora_cli.training.changes import refuse_changes
 from mixlora_cli.training.run import train
 
@@ -50,8 +51,13 @@ def align(config: AlignConfig) -> Path:
     Raises:
         UserError: a package of the small model is missing; the folder holds another configuration's run.
     """
-    console = Console(soft_wrap=True, markup=False, highlight=False)
     root = Path(config.output_dir)
+    with alone_in(root, "alignment"):
+        return _align(config, root)
+
+
+def _align(config: AlignConfig, root: Path) -> Path:
+    console = Console(soft_wrap=True, markup=False, highlight=False)
     start = None if config.start is None else load_stage_one(Path(config.start))
     remember(config, root)
     pictures = draw(config.pictures, f"align/{config.seed}")

@@ -19,6 +19,7 @@ from mixlora_cli.bench.report import print_report, write_report
 from mixlora_cli.bench.results import Findings, find
 from mixlora_cli.bench.whole import WholeModel
 from mixlora_cli.config.bench import BenchConfig
+from mixlora_cli.output import alone_in
 from mixlora_cli.training.precision import choose_dtype
 
 WHOLE_MODEL = ("memory", "step", "generation", "evaluation")
@@ -30,10 +31,15 @@ def bench(config: BenchConfig) -> Findings:
     Raises:
         UserError: the folder cannot be written, or the model or its data cannot be loaded.
     """
+    folder = Path(config.output_dir).expanduser()
+    with alone_in(folder, "benchmark"):
+        return _bench(config, folder)
+
+
+def _bench(config: BenchConfig, folder: Path) -> Findings:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, where installed, guesses aloud
     console = Console(stderr=True)
-    folder = Path(config.output_dir).expanduser()
     device = choose_device()
     with _threads(config.bench.threads):
         machine = describe_machine(device)

@@ -24,6 +24,7 @@ from mixlora_cli.data.images import check_images
 from mixlora_cli.data.loading import DataFiles, Split, load_definitions, locate_files, read_raws
 from mixlora_cli.errors import UserError, cut
 from mixlora_cli.evaluation.instances import Chosen, notes
+from mixlora_cli.output import require_writable
 from mixlora_cli.progress import with_bar
 
 _KEPT = 10  # times as many examples in the file as on the screen
@@ -37,8 +38,10 @@ def check(config: CheckConfig) -> Report:
         UserError: a file, folder or model that the configuration names is not there.
         SystemExit: with code 1 where there are problems (with `check.strict` also for remarks).
     """
+    folder = Path(config.output_dir).expanduser()
+    require_writable(folder)
     report = run_check(config)
-    path = write_report(report, Path(config.output_dir).expanduser())
+    path = write_report(report, folder)
     print_report(report, path, config.check.examples, Console())
     if report.exit_code:
         raise SystemExit(report.exit_code)

@@ -12,6 +12,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -25,6 +26,7 @@ from mixlora_cli.config.load import load
 from mixlora_cli.config.resolvers import register_resolvers
 from mixlora_cli.errors import UserError, WorkerFailed
 from mixlora_cli.launch.environment import cluster_environment
+from mixlora_cli.output import one_line_errors
 from mixlora_cli.paths import conf_dir
 
 FAILURE = 1
@@ -100,7 +102,8 @@ def _run_jobs(command: Command, arguments: Sequence[str], parsed: Namespace) -> 
     def job(config: DictConfig) -> Any:
         try:
             settings: Any = load(command.config_class, config)
-            return _entry(command)(settings)
+            with one_line_errors(_output(settings)):
+                return _entry(command)(settings)
         except UserError as error:
             if not _in_this_process():
                 raise
@@ -117,6 +120,11 @@ def _run_jobs(command: Command, arguments: Sequence[str], parsed: Namespace) -> 
 
     _call_hydra(command, job, _ordered(arguments, parsed), parsed)
     return USER_MISTAKE if mistakes else 0
+
+
+def _output(settings: Any) -> Path | None:
+    folder = getattr(settings, "output_dir", None)  # `mixlora judge` has none
+    return None if folder is None else Path(folder)
 
 
 def _check_sweep(command: Command, arguments: Sequence[str], parsed: Namespace) -> None:
@@ -210,6 +218,13 @@ def _call_hydra(command: Command, job: Job, arguments: Sequence[str], parsed: Na
         if started and not isinstance(error, CONFIG_ERRORS):
             raise
         raise UserError(explain(error, parsed.overrides, command.config_class)) from error
+    except OSError as error:
+        if started or error.filename is None:
+            raise
+        raise UserError(
+            f"hydra.sweep.dir: {error.filename} cannot be written ({error.strerror}); "
+            "give another hydra.sweep.dir="
+        ) from error
     except SystemExit as stop:
         if stop.code:
             raise

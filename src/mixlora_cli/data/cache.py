@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+
+from mixlora_cli.errors import UserError
+
+WITHOUT_FEATURES = ", or go without (train.cache_features=false, eval.cache_features=false)"
 
 
 def cache_root() -> Path:
@@ -14,3 +19,26 @@ def cache_root() -> Path:
         return Path(own).expanduser()
     shared = os.environ.get("XDG_CACHE_HOME")
     return (Path(shared).expanduser() if shared else Path.home() / ".cache") / "mixlora"
+
+
+def require_cache() -> None:
+    """Make the folder, where features are to be kept, before a model is loaded.
+
+    Raises:
+        UserError: it cannot be made or written.
+    """
+    root = cache_root()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if not os.access(root, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(root))
+    except OSError as error:
+        raise unusable(root, error, WITHOUT_FEATURES) from error
+
+
+def unusable(folder: Path, error: OSError, instead: str = "") -> UserError:
+    """What to do about a cache that cannot be written; `instead`: what else is possible."""
+    return UserError(
+        f"the cache in {folder} cannot be written: {error.strerror or error}; free some space, "
+        f"set MIXLORA_CACHE to a folder elsewhere{instead}"
+    )

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from mixlora_cli.config.schema import EvalConfig, GenerationConfig
 from mixlora_cli.data.batches import Item, encode_prompts
+from mixlora_cli.data.cache import require_cache
 from mixlora_cli.data.collate import Features, PixelLoader
 from mixlora_cli.data.records import Record
 from mixlora_cli.data.template import IMAGE_MARKER
@@ -47,9 +48,10 @@ from mixlora_cli.launch.team import Team, joined
 from mixlora_cli.models.adapters import load_adapter
 from mixlora_cli.models.base import Base
 from mixlora_cli.models.build import build_base
-from mixlora_cli.models.features import FeatureCache
+from mixlora_cli.models.features import FeatureCache, pictures_from
 from mixlora_cli.models.prepared import require_prepared
 from mixlora_cli.models.task_routing import TaskRouting, routes_by_chance, routing_of_adapter
+from mixlora_cli.output import alone_in
 from mixlora_cli.report.finish import finish
 from mixlora_cli.training.precision import choose_dtype, matrix_products_in
 from mixlora_cli.training.run_folder import versions
@@ -81,8 +83,13 @@ def evaluate(config: EvalConfig) -> Results:
 
     Raises UserError for a run folder, benchmark or data that cannot be evaluated, before a model is loaded.
     """
+    folder = Path(config.output_dir).expanduser()
+    with alone_in(folder, "evaluation"):
+        return _evaluate(config, folder)
+
+
+def _evaluate(config: EvalConfig, folder: Path) -> Results:
     with joined() as team:
-        folder = Path(config.output_dir).expanduser()
         console = Console(stderr=True, quiet=not team.leads)
         _answer(config, folder, team, console)
         team.wait()
@@ -99,6 +106,8 @@ def evaluate(config: EvalConfig) -> Results:
 
 def _answer(config: EvalConfig, folder: Path, team: Team, console: Console) -> None:
     """Have every instance of this process's share answered in a predictions file."""
+    if config.eval.cache_features:
+        require_cache()
     subject = find_subject(config)
     require_prepared(subject.model)
     with team.leader_first():
@@ -163,7 +172,7 @@ def _header(
         "adapter": adapter_digest(subject.adapter),
         "data": " ".join(f"{part.chosen.name}:{digest}" for part, digest in zip(work, digests, strict=True)),
         "prompt": prompt_digest(base),
-        "pictures": "tower features, cached in fp16" if config.eval.cache_features else "pixels",
+        "pictures": pictures_from(config.eval.cache_features),
         "decoding": f"greedy, at most {config.eval.max_new_tokens} tokens",
     }
     if routing is not None:

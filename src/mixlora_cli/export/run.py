@@ -35,6 +35,7 @@ from mixlora_cli.models.adapters import load_adapter, unload_adapter
 from mixlora_cli.models.build import build_base
 from mixlora_cli.models.features import FeatureCache
 from mixlora_cli.models.task_routing import TaskRouting, routing_of_adapter
+from mixlora_cli.output import alone_in
 from mixlora_cli.training.precision import choose_dtype, matrix_products_in
 from mixlora_cli.training.run_folder import versions
 
@@ -63,9 +64,14 @@ def export(config: ExportConfig) -> Path:
         UserError: there is no finished MixLoRA adapter, the output folder is taken, or the data does not fit. Found
             before a model is loaded.
     """
-    console = Console(stderr=True, soft_wrap=True)
     folder = Path(config.output_dir).expanduser()
     source = find_source(config)
+    with alone_in(folder, "export"):
+        return _export(config, folder, source)
+
+
+def _export(config: ExportConfig, folder: Path, source: MixLoraSubject) -> Path:
+    console = Console(stderr=True, soft_wrap=True)
     check_output(folder, config.overwrite)
     inputs = choose_inputs(config, input_matters=source.adapter.routing != "random")
     tasks = {

@@ -11,6 +11,7 @@ from typing import Any
 from mixlora_cli.config.export import ExportConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.subject import MixLoraSubject, mixlora_at, refuse_adapter_folder
+from mixlora_cli.output import LOCK
 
 FILE_NAME = "export.json"
 FORMAT = "mixlora-export/1"
@@ -46,7 +47,7 @@ def find_source(config: ExportConfig) -> MixLoraSubject:
 def check_output(folder: Path, overwrite: bool) -> None:
     """Raise UserError unless an export may be written into `folder`."""
     refuse_adapter_folder(folder)
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} <= {LOCK}:
         return
     if not (folder / FILE_NAME).is_file():
         raise UserError(f"output_dir={folder} holds files that no export wrote; give a folder of its own")

@@ -28,7 +28,7 @@ from mixlora_cli.launch.team import Team
 from mixlora_cli.models.adapters import load_adapter
 from mixlora_cli.models.base import Base
 from mixlora_cli.models.build import build_base
-from mixlora_cli.models.features import FeatureCache
+from mixlora_cli.models.features import FeatureCache, pictures_from
 from mixlora_cli.models.task_routing import TaskRouting
 from mixlora_cli.training.precision import choose_dtype
 from mixlora_cli.training.run_folder import versions
@@ -80,6 +80,7 @@ def measure(plan: Plan, team: Team, console: Console) -> Stored:
         "base": {"name": base.name, "fingerprint": base.fingerprint},
         NUMBER_FORMAT: str(dtype).removeprefix("torch."),
         "batch_size": config.interference.batch_size,
+        "pictures": pictures_from(config.interference.cache_features),
         "request": dict(request),
         "versions": versions(),
     }

@@ -25,6 +25,7 @@ from mixlora_cli.interference.summary import averages, summarise
 from mixlora_cli.launch.team import Team, joined
 from mixlora_cli.models.prepared import require_prepared
 from mixlora_cli.models.task_routing import TaskRouting, routing_of_adapter
+from mixlora_cli.output import alone_in
 
 _PATIENCE = timedelta(days=2)
 """Processes wait for one another's tasks, which may take hours."""
@@ -41,7 +42,7 @@ def interference(config: InterferenceConfig) -> Path:
             Found before a model is loaded.
     """
     folder = Path(config.output_dir).expanduser()
-    with joined(_PATIENCE) as team:
+    with alone_in(folder, "measurement"), joined(_PATIENCE) as team:
         console = Console(stderr=True, quiet=not team.leads, soft_wrap=True)
         stored = _stored(folder) if config.draw_only else _measured(config, folder, team, console)
         if team.leads:
@@ -85,7 +86,7 @@ def _measured(config: InterferenceConfig, folder: Path, team: Team, console: Con
             f"output_dir={folder} holds a measurement with other {_changed(before or {}, asked)}; give "
             "another output_dir=, or overwrite=true to replace it"
         )
-    _say_what_to_know(config, measured, console)
+    _say_what_to_know(config, measured, here, console)
     from mixlora_cli.interference.measure import measure  # what loads the model
 
     return measure(Plan(config, folder, measured, samples, routing, request), team, console)
@@ -148,7 +149,7 @@ def _report(config: InterferenceConfig, folder: Path, stored: Stored, console: C
     console.print(f"scores and figures are in {folder}", markup=False, highlight=False)
 
 
-def _say_what_to_know(config: InterferenceConfig, measured: Measured, console: Console) -> None:
+def _say_what_to_know(config: InterferenceConfig, measured: Measured, dtype: str, console: Console) -> None:
     notes = []
     if measured.trained_on not in (None, config.data.source):
         notes.append(
@@ -157,6 +158,12 @@ def _say_what_to_know(config: InterferenceConfig, measured: Measured, console: C
     if measured.routing == "random":
         notes.append(
             f"routing=random: each batch draws its factors with seed={config.seed}, alike in both passes"
+        )
+    if config.interference.cache_features and dtype == "float32":
+        notes.append(
+            "pictures are features of the frozen tower, kept in fp16, as a training with "
+            "train.cache_features=true reads them, too; "
+            "interference.cache_features=false takes them from the pixels in fp32"
         )
     for note in notes:
         console.print(f"note: {note}", markup=False, highlight=False)

@@ -15,6 +15,7 @@ from mixlora_cli.evaluation.scoring import score
 from mixlora_cli.judging.build import build_judge
 from mixlora_cli.judging.replies import open_replies
 from mixlora_cli.judging.table import print_judged
+from mixlora_cli.output import alone_in
 
 
 def judge(config: JudgeCommandConfig) -> Results:
@@ -23,8 +24,9 @@ def judge(config: JudgeCommandConfig) -> Results:
     Raises UserError when there is no finished evaluation or the judge cannot go on; every reply until then is kept.
     """
     folder = find_evaluation(str(config.run))
-    judge_answers(folder, config.judge)
-    results = score(folder)
+    with alone_in(folder, "judge", key="run"):
+        judge_answers(folder, config.judge)
+        results = score(folder)
     print_judged([(results.label, results)])
     return results
 

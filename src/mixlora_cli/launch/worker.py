@@ -18,6 +18,7 @@ from mixlora_cli.errors import UserError
 from mixlora_cli.launch.environment import global_rank
 from mixlora_cli.launch.failures import write_failure
 from mixlora_cli.launch.signals import take_signals
+from mixlora_cli.surroundings import settle_in
 
 SPAWNED = "MIXLORA_SPAWNED"
 """Set in processes that `run_workers` started: there SIGINT asks to stop, SIGTERM ends at once."""
@@ -49,6 +50,7 @@ def work(function: str, config: Any, folder: Path) -> Any:
         Exception: what the function raised, after it was noted in `folder`.
     """
     _die_with_the_launcher()
+    settle_in()
     os.environ[SPAWNED] = "1"
     try:
         take_signals(folder)

@@ -206,8 +206,11 @@ class RoutingContext:
             if cache is None and isinstance(output, tuple):
                 cache = next((item for item in output if hasattr(item, "get_seq_length")), None)
             cache = frame.cache if cache is None else cache
-            if cache is not None:
+            generation = self._generation()
+            if hasattr(cache, "__dict__"):
                 setattr(cache, _ANSWER, frame.info.answer)
+            elif generation is not None:
+                generation.hands_on_nothing = True
 
     def _read(self, module: nn.Module, inputs: Mapping[str, Any], outer: ForwardInfo | None) -> ForwardInfo:
         """What the arguments of the outermost transformers model say, or those of a module around it."""
@@ -221,6 +224,7 @@ class RoutingContext:
         if _thread.adapters is not None and _thread.adapters[0] is self:
             info.adapters = _thread.adapters[1]
         info.watched = isinstance(module, PreTrainedModel)
+        info.halves = info.watched and _has_halves(module)
         info.strict = bool(info.rows) and type(module) in self._leaves
         if not info.rows and isinstance(module, PreTrainedModel):
             # A model of pictures or sounds: all that is known is how many there are, if they come one by one.
@@ -234,11 +238,12 @@ class RoutingContext:
         if not isinstance(module, PreTrainedModel):
             return outer
         strict = type(module) in self._leaves
+        if text_of(inputs) is None and not (outer.length or outer.halves):
+            return outer  # a part of a model that reads pictures or sounds alone
         if text_of(inputs) is None:
             # The sounds or pictures that an encoder-decoder model answers are its batch; a tower's are not.
-            halves = _has_halves(module)
             return ForwardInfo(
-                rows=outer.rows if halves else 0,
+                rows=outer.rows if outer.halves else 0,
                 task=outer.task,
                 seeds=outer.seeds,
                 adapters=outer.adapters,
@@ -246,10 +251,12 @@ class RoutingContext:
                 answer=outer.answer,
                 step=outer.step,
                 continues=outer.continues,
+                calls=outer.calls,
                 watched=True,
-                own_rows=halves,
+                halves=outer.halves,
+                own_rows=outer.halves,
             )
-        if not _has_halves(module):
+        if not outer.halves:
             return replace(outer, strict=strict)
         own = read_inputs(inputs)
         return replace(
@@ -268,7 +275,14 @@ class RoutingContext:
         cache, generation = cache_of(inputs), self._generation()
         filled: Answer | None = getattr(cache, _ANSWER, None)
         past = cached_length(cache)
-        has_past = filled is not None if past is None else past > 0
+        if past is None:
+            # A cache that does not count is known to be filled by what a pass left on it; a mere list, by being there.
+            has_past = filled is not None or not hasattr(cache, "__dict__")
+        else:
+            # Some count nothing though they hold something: then the mask tells of more tokens than the pass reads.
+            mask = inputs.get("attention_mask")
+            longer = isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] > info.length > 0
+            has_past = past > 0 or (filled is not None and longer)
         answer = filled if has_past else None
         if generation is not None:
             if module is not generation.model and _has_halves(generation.model):
@@ -449,8 +463,8 @@ def _holds_models(module: nn.Module) -> bool:
     return any(isinstance(inner, PreTrainedModel) for inner in module.modules() if inner is not module)
 
 
-def _has_halves(module: PreTrainedModel) -> bool:
-    return bool(getattr(module.config, "is_encoder_decoder", False))
+def _has_halves(module: nn.Module) -> bool:
+    return bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False))
 
 
 def _refuse_continuous_batching(*args: Any, **kwargs: Any) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,8 +38,8 @@ class CachedSelection:
 class Answer:
     """What the passes that read a prompt and write its answer share."""
 
-    kept: dict[tuple[int, str], CachedSelection] = field(default_factory=dict)
-    """Choices by (layer, adapter)."""
+    kept: dict[tuple[int, str, int], CachedSelection] = field(default_factory=dict)
+    """Choices by (layer, adapter, which of its calls in a pass)."""
     steps: int = 0
     """Passes after the first."""
     prompt: Tensor | None = None
@@ -84,8 +85,12 @@ class ForwardInfo:
     """The pass is a transformers model's, of whose layers' inputs rows are known to be instances or tokens."""
     strict: bool = False
     """Layers here read exactly the tokens of the pass; anything else is not understood."""
+    halves: bool = False
+    """The pass is an encoder-decoder model's, of which each half reads tokens of its own."""
     own_rows: bool = True
     """False within a tower of the model: its rows are pictures, say, and not the batch's."""
+    calls: dict[tuple[int, str], int] = field(default_factory=dict)
+    """How often each (layer, adapter) was called in this pass; blocks may share a layer."""
     ranges: dict[tuple[int, torch.Size], TokenRanges | None] = field(default_factory=dict)
     """Found once for all layers: see `ranges_of`."""
 
@@ -111,8 +116,9 @@ class ForwardInfo:
         if hidden.dim() == 3 and hidden.shape[0] == self.rows and hidden.shape[1] == self.length:
             return hidden
         if hidden.dim() > 2:
-            tokens = hidden.shape[1:-1].numel()
-            if not self.strict or (len(hidden), tokens) == (self.rows, self.length) or self.is_memory(hidden):
+            # A layer may read cached tokens again (latent attention); an answer's factors are known by then.
+            goes_on = self.continues and len(hidden) == self.rows
+            if not self.strict or goes_on or self.is_memory(hidden) or self._reads_all(hidden):
                 return hidden
         elif not self.watched:
             return hidden
@@ -121,14 +127,27 @@ class ForwardInfo:
                 return hidden.reshape(self.rows, self.length, -1)
             if len(hidden) == self.rows and self.segments is None:
                 return hidden
+        raise self.mismatch(hidden, layer)
+
+    def _reads_all(self, hidden: Tensor) -> bool:
+        return (len(hidden), hidden.shape[1:-1].numel()) == (self.rows, self.length)
+
+    def mismatch(self, hidden: Tensor, layer: str) -> ValueError:
+        """What to raise where a layer reads other tokens than those of the pass."""
         known = (
             f"{self.rows} x {self.length} tokens" if self.length else f"{self.rows or 'unknown'} instances"
         )
-        raise ValueError(
+        numbers = re.sub(r"\d+", r"\\d+", re.escape(layer))
+        return ValueError(
             f"{layer}: this layer reads {tuple(hidden.shape)} where the pass has {known}, so which instance a row "
             "belongs to is not known and factors cannot be chosen for it; leave the layer out of target_modules "
-            f'(exclude_modules=["{layer}"])'
+            f"(exclude_modules=r'{numbers}')"
         )
+
+    def check_choice(self, hidden: Tensor, layer: str) -> None:
+        """Raise ValueError where factors cannot be chosen from these tokens, though kept ones could be used."""
+        if self.strict and hidden.dim() > 2 and not (self.is_memory(hidden) or self._reads_all(hidden)):
+            raise self.mismatch(hidden, layer)
 
     def ranges_of(self, mask: Tensor | None, shape: torch.Size) -> TokenRanges | None:
         """`token_ranges` of a mask (B, S) that this pass holds; None as the mask counts every token."""
@@ -229,9 +248,8 @@ def token_mask(mask: Tensor | None, past: int | None, length: int) -> Tensor | N
         return None
     if mask.dim() > 2:
         return visible(mask, past or 0, length)
-    ahead = past is not None and mask.shape[1] > past + length
-    tokens: Tensor = mask[:, past : past + length] if ahead else mask[:, -length:]  # type: ignore[operator]
-    return tokens.bool()
+    tokens: Tensor = mask[:, -length:].bool()
+    return tokens
 
 
 def _prompt(inputs: Mapping[str, Any], info: ForwardInfo) -> Tensor | None:

@@ -30,6 +30,8 @@ class Generation:
     """The first pass also reads guesses of what comes behind the prompt."""
     assists: bool
     """This call makes guesses for another one and brings along the cache of its last guesses."""
+    hands_on_nothing: bool = False
+    """The model has no cache to which an answer can be tied; it keeps what it has read itself, or in a mere list."""
     answers: list[Answer] = field(default_factory=list)
 
     @classmethod
@@ -80,7 +82,9 @@ class Generation:
             has_past: whether that cache holds tokens.
         """
         info = self._with_inputs(info)
-        if self.answers and not has_past:
+        if self.answers and answer is None and self.hands_on_nothing and inputs.get("use_cache") is not False:
+            answer = self.answers[-1]
+        elif self.answers and not has_past:
             # One that brings an empty cache reads a new prompt.
             answer = self._read_before(inputs) if cache_of(inputs) is None else None
         elif not self.answers:

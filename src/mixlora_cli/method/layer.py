@@ -204,6 +204,11 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
             output = self._adapted(uses[0][0], hidden, rows, info)
         else:
             output = self.base_layer(rows, *args, **kwargs)
+            if not isinstance(output, Tensor):
+                raise ValueError(
+                    f"{self.name}: a {type(self.base_layer).__name__} gives a {type(output).__name__}, to which "
+                    "nothing can be added; leave the layer out of target_modules"
+                )
             for name, index in uses:
                 output = self._updated(output, name, index, hidden, rows, info)
         return output if rows is hidden else output.flatten(0, 1)
@@ -274,7 +279,10 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
 
     def _chosen(self, name: str, hidden: Tensor, rows: Tensor, info: ForwardInfo) -> CachedSelection:
         """The factors of these instances: those of their prompt if they go on with one, else newly selected."""
-        rule, key = self.rules[name], (id(self), name)
+        rule = self.rules[name]
+        call = info.calls.get((id(self), name), 0)
+        info.calls[id(self), name] = call + 1
+        key = (id(self), name, call)
         if rule.keeps and info.continues:
             kept = info.answer.kept.get(key)
             if kept is not None:
@@ -299,7 +307,8 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
         if kept != info.count_of(rows):
             raise ValueError(
                 f"{self.name}: this pass has {info.count_of(rows)} rows, but the cache that it goes on with was "
-                f"filled by {kept}, whose factors are kept for their answers: go on with the same rows, or read the prompts anew"
+                f"filled by {kept}, whose factors are kept for their answers: go on with the same rows, or read the "
+                "prompts anew"
             )
 
     def _rows(self, name: str, chosen: CachedSelection, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -323,6 +332,8 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
             )
         if rule.router_input is None:
             return self._select_by_chance(rule, rows, info)
+        if rule.router_input is not task_embedding:
+            info.check_choice(rows, self.name)
         learning = rule.learns and torch.is_grad_enabled()
         # Near-ties must fall the same way whatever type the layer computes in.
         with torch.set_grad_enabled(learning), torch.autocast(rows.device.type, enabled=False):

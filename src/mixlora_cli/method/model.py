@@ -19,6 +19,9 @@ from mixlora_cli.method.layer import MixLoraLayer, MixLoraLinear
 from mixlora_cli.method.selection import Selection
 from mixlora_cli.method.targets import decoder_linears, is_read_past, output_layer
 
+TOKENS_FIRST = ("xlnet", "fsmt")
+"""Models whose layers read tokens before rows."""
+
 
 class MixLoraModel(BaseTuner):
     """The tuner that `get_peft_model` makes of a `MixLoraConfig`.
@@ -47,6 +50,12 @@ class MixLoraModel(BaseTuner):
             raise ValueError(
                 "pool=prompt: all that the decoder of an encoder-decoder model reads in training is its answer; use "
                 "pool=all"
+            )
+        kind = getattr(getattr(model, "config", None), "model_type", None)
+        if kind in TOKENS_FIRST:
+            raise ValueError(
+                f"{kind}: this model's layers read (tokens, rows, features), and routing takes the first dimension for "
+                "instances; use LoRA"
             )
         # A second adapter that was injected by another tuner (transformers' `add_adapter`) shares the passes.
         others = (layer.context for layer in model.modules() if isinstance(layer, MixLoraLayer))

@@ -105,7 +105,7 @@ def _shifted_right(words: Tensor, bits: int) -> Tensor:
 
 
 def load_balance(probabilities: Tensor, index: Tensor) -> Tensor:
-    """E * sum_e f_e P_e (Fedus et al., 2022, Eq. 4): 1 where factors are used evenly, up to E where one does all.
+    """E * sum_e f_e P_e (Fedus et al., 2022, Eq. 4): 1 where factors are used evenly, E / r where r do all.
 
     Args:
         probabilities: (B, E), each row sums to 1; P is their mean over the batch and carries the gradient.

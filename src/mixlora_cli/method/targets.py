@@ -22,8 +22,10 @@ def decoder_linears(model: PreTrainedModel, as_list: bool = False) -> str | list
     """
     both = bool(getattr(model.config, "is_encoder_decoder", False))
     decoder = model if both else model.get_decoder()
-    prefix = next((name for name, module in model.named_modules() if module is decoder), "")
     output = output_layer(model)
+    # Some models call the output layer by that name.
+    decoder = model.base_model if decoder is output else decoder
+    prefix = next((name for name, module in model.named_modules() if module is decoder), "")
     names = [
         f"{prefix}.{name}".strip(".")
         for name, module in decoder.named_modules()
@@ -56,4 +58,5 @@ def _is_linear(module: nn.Module) -> bool:
     """A linear layer, one that is quantised, or one that is adapted already; not a part of such."""
     if isinstance(module, BaseTunerLayer):
         return isinstance(module.get_base_layer(), nn.Linear)
-    return isinstance(module, nn.Linear)
+    # Routers of mixtures may be linear layers that give something else.
+    return isinstance(module, nn.Linear) and "Router" not in type(module).__name__

@@ -15,19 +15,20 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.utils import ModulesToSaveWrapper
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mixlora_cli.config.schema import AdapterConfig, RoutingConfig
-from mixlora_cli.durable import readable_as_usual
+from mixlora_cli.durable import is_lfs_pointer, readable_as_usual
 from mixlora_cli.errors import UserError
 from mixlora_cli.method.config import MixLoraConfig
 
 PROJECTOR = "multi_modal_projector"
 TRAINED_WEIGHTS = "trained_weights.safetensors"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_PICKLED_WEIGHTS = "adapter_model.bin"
 
 
 def attach_adapter(
@@ -176,14 +177,17 @@ def load_adapter(
 
 def _load_peft(model: PreTrainedModel, folder: Path, config: PeftConfig | None) -> PeftModel:
     """`PeftModel.from_pretrained` of an adapter that has to have a weight for each of the layers that it is put on."""
+    weights = folder / ADAPTER_WEIGHTS
+    if (
+        weights.is_file() or not (folder / _PICKLED_WEIGHTS).is_file()
+    ):  # PEFT reads these where they are alone
+        _require_weights(weights)
     try:
         settings = PeftConfig.from_pretrained(str(folder)) if config is None else config
         settings.inference_mode = True
         with _without_warning_of_old_name():
             adapted = PeftModel(model, settings)
         found = adapted.load_adapter(str(folder), "default", is_trainable=False)
-    except SafetensorError as error:
-        raise UserError(f"{folder}: the adapter's file is damaged: {_first_line(error)}") from error
     except KeyError as error:
         raise UserError(f"{folder}: this adapter does not fit the model: it lacks {error.args[0]}") from error
     except (RuntimeError, ValueError) as error:
@@ -199,6 +203,35 @@ def _load_peft(model: PreTrainedModel, folder: Path, config: PeftConfig | None) 
                 f"({len(keys)} weights in all); give the base that it was trained on"
             )
     return adapted
+
+
+def _require_weights(path: Path) -> None:
+    """Do nothing where a file holds weights.
+
+    Raises:
+        UserError: it is missing, only a pointer to it, damaged, or holds names without numbers.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"{path.parent}: {path.name} is missing: the adapter was not saved to its end, or not copied "
+            "whole; copy the folder again, or give another run"
+        )
+    if is_lfs_pointer(path):
+        raise UserError(f"{path}: only a Git LFS pointer, not the weights; run `git lfs pull` in its folder")
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            empty = [name for name in names if 0 in file.get_slice(name).get_shape()]
+    except SafetensorError as error:
+        raise UserError(
+            f"{path}: the adapter's file is damaged: {_first_line(error)}; copy or download it again"
+        ) from error
+    if empty:
+        raise UserError(
+            f"{path}: {len(empty)} of {len(names)} weights have size 0, the first is {empty[0]}: "
+            "ZeRO-3 had spread them over the processes, and they were saved without being gathered; "
+            "save them gathered, as `mixlora train` does"
+        )
 
 
 def _layer(key: str) -> str:
@@ -232,11 +265,9 @@ def load_trained_weights(model: nn.Module, folder: Path) -> None:
             f"{folder}: no adapter here; expected adapter_config.json (lora, mixlora) or {TRAINED_WEIGHTS} (full). "
             "Give the run folder that `mixlora train` printed."
         )
+    _require_weights(path)
     own = dict(model.named_parameters())
-    try:
-        weights = load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path}: the file is damaged: {_first_line(error)}") from error
+    weights = load_file(path)
     alien = [name for name, tensor in weights.items() if name not in own or own[name].shape != tensor.shape]
     if alien:
         raise UserError(
@@ -248,4 +279,8 @@ def load_trained_weights(model: nn.Module, folder: Path) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """What an error says, in a line; of torch's lists of mismatches the first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].endswith(":"):
+        return f"{lines[0]} {lines[1]}"
+    return lines[0] if lines else type(error).__name__

@@ -12,9 +12,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mixlora_cli.data.template import IMAGE_MARKER
 from mixlora_cli.prepare.parts import Part
+from mixlora_cli.prepare.sentencepiece_bpe import as_sentencepiece_reads
 
 _MULTIPLE = 64  # widths that are a multiple of it multiply fastest on GPUs
-_TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
+_SENTENCEPIECE = "tokenizer.model"
+_TOKENIZER_FILES = (_SENTENCEPIECE, "tokenizer.json")
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,12 @@ def build_vocabulary(part: Part, num_rows: int) -> Vocabulary:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(part.path, **behaviour)
     except (OSError, ValueError, ImportError) as error:
         raise part.refuse(f"its tokenizer cannot be read: {' '.join(str(error).split())[:160]}") from error
+    model = part.path / _SENTENCEPIECE
+    if model.is_file():
+        try:
+            tokenizer = as_sentencepiece_reads(tokenizer, model)
+        except ValueError as error:
+            raise part.refuse(str(error)) from error
     tokenizer.init_kwargs.update(behaviour)  # what is saved; transformers drops it otherwise
     if len(tokenizer) > num_rows:
         raise part.refuse(f"its tokenizer has {len(tokenizer)} tokens, its embedding only {num_rows} rows")
@@ -64,7 +72,7 @@ def _behaviour(part: Part) -> dict[str, bool]:
     Then text behind a special token gets a leading space: LLaVA was trained to read "▁", newline after a picture.
     """
     try:
-        settings = json.loads((part.path / "tokenizer_config.json").read_text())
+        settings = json.loads((part.path / "tokenizer_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         settings = {}
     return {} if "legacy" in settings else {"legacy": True}

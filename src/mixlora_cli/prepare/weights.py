@@ -69,7 +69,7 @@ def _files(part: Part) -> list[Path]:
 def _indexed(part: Part, index: Path) -> list[Path]:
     """The files that an index names, all of which must be beside it."""
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise part.refuse(f"{index.name} cannot be read; fetch it again") from error
     for name in names:

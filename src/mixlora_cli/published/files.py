@@ -17,6 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mixlora_cli.data.text_files import parse_json, read_text
+from mixlora_cli.durable import is_lfs_pointer
 from mixlora_cli.errors import UserError
 
 WHOLE_MODEL = (
@@ -29,8 +30,6 @@ ADAPTER_ALONE = ("adapter_model.safetensors", "adapter_model.bin")
 BESIDES = ("non_lora_trainables.bin", "mm_projector.bin")
 """Files of other versions of the code that hold what the main file may lack."""
 
-_LFS_POINTER = b"version https://git-lfs"
-
 
 @dataclass(frozen=True)
 class TensorFile:
@@ -38,8 +37,8 @@ class TensorFile:
 
     name: str
     tensors: dict[str, Tensor]
-    num_others: int
-    """Tensors that were not wanted, such as the frozen base's."""
+    others: tuple[str, ...]
+    """Names of the tensors that were not wanted, such as the frozen base's."""
 
 
 def read_tensor_files(folder: Path, wanted: Callable[[str], bool]) -> list[TensorFile]:
@@ -83,7 +82,7 @@ def _read_shards(index: Path, wanted: Callable[[str], bool]) -> TensorFile:
     missing = [name for name in shard_of if wanted(name) and name not in tensors]
     if missing:
         raise UserError(f"{index}: {len(missing)} tensors are not in their shards, the first is {missing[0]}")
-    return TensorFile(index.name, tensors, len(shard_of) - len(tensors))
+    return TensorFile(index.name, tensors, tuple(name for name in shard_of if name not in tensors))
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -103,7 +102,7 @@ def _read_file(path: Path, wanted: Callable[[str], bool]) -> TensorFile:
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
             raise UserError(f"{path}: {name} is {_kind(value)}, expected a tensor")
-    return TensorFile(path.name, tensors, len(loaded) - len(tensors))
+    return TensorFile(path.name, tensors, tuple(name for name in loaded if name not in tensors))
 
 
 def _kind(value: object) -> str:
@@ -119,7 +118,7 @@ def _read_safetensors(path: Path, wanted: Callable[[str], bool]) -> TensorFile:
             tensors = {name: file.get_tensor(name) for name in names if wanted(name)}
     except Exception as error:
         raise UserError(_broken(path, error)) from error
-    return TensorFile(path.name, tensors, len(names) - len(tensors))
+    return TensorFile(path.name, tensors, tuple(name for name in names if name not in tensors))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -154,7 +153,7 @@ def read_pickle(path: Path, allowed: tuple[type, ...] = ()) -> Any:
             warnings.simplefilter("ignore")  # about pickle protocols, nothing that a user could change
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except UnpicklingError as error:
-        if _starts_with(path, _LFS_POINTER):
+        if is_lfs_pointer(path):
             raise UserError(_broken(path, error)) from error
         raise UserError(
             f"{path}: refused, {_what_it_asks_for(error)}; only tensors and plain values are read"
@@ -170,15 +169,10 @@ def _what_it_asks_for(error: UnpicklingError) -> str:
 
 
 def _broken(path: Path, error: Exception) -> str:
-    if _starts_with(path, _LFS_POINTER):
+    if is_lfs_pointer(path):
         return f"{path}: only a Git LFS pointer, the file itself was not downloaded; run `git lfs pull`"
     size = path.stat().st_size
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return (
         f"{path}: broken or cut short ({size} bytes): {reason[:120].rstrip('. ')}; copy or download it again"
     )
-
-
-def _starts_with(path: Path, start: bytes) -> bool:
-    with path.open("rb") as stream:
-        return stream.read(len(start)) == start

@@ -23,6 +23,7 @@ _MARKS = ("lora_", "cmoa_selector.", "cmoa_loarB_extra_selector.", "mixlora", "m
 _LAYER = re.compile(
     r"(?:module\.)?(?:base_model\.model\.)?model\.layers\.(\d+)\.((?:self_attn|mlp)\.\w+)\.(.+)"
 )
+_BASE = re.compile(r"(?:^|\.)model\.layers\.(\d+)\.")
 # A file of PEFT's own leaves out the adapter's name, which is always "default".
 _FACTOR = re.compile(r"lora_([AB])\.(?:default\.)?(\d+)")
 _PLAIN_LORA = re.compile(r"\.lora_(?:[AB]|embedding_[AB])(?:\.\w+)?(?:\.weight)?$")
@@ -61,6 +62,8 @@ class Published:
     """By position in a sequence (None: the projector is one linear layer) and "weight" or "bias"."""
     projector_file: str | None = None
     main_file: str = ""
+    base_layers: int | None = None
+    """Decoder layers of the frozen base, where its tensors lie beside the adapter's."""
 
 
 def wanted(name: str) -> bool:
@@ -74,7 +77,8 @@ def sort_tensors(files: Sequence[TensorFile]) -> Published:
     Raises:
         UserError: there is no adapter, or a tensor that the published code's supported settings do not make.
     """
-    published = Published(main_file=files[0].name)
+    layers = [int(found[1]) for file in files for name in file.others if (found := _BASE.search(name))]
+    published = Published(main_file=files[0].name, base_layers=max(layers) + 1 if layers else None)
     for file in files:
         own_projector: dict[tuple[int | None, str], Tensor] = {}
         for name, tensor in file.tensors.items():
@@ -92,7 +96,7 @@ def sort_tensors(files: Sequence[TensorFile]) -> Published:
         if own_projector and not published.projector:
             published.projector, published.projector_file = own_projector, file.name
     if not published.linears:
-        others = sum(file.num_others + len(file.tensors) for file in files)
+        others = sum(len(file.others) + len(file.tensors) for file in files)
         raise UserError(
             f"{files[0].name}: no factors among its {others} tensors (names such as "
             "...q_proj.lora_A.default.0); is it a model tuned without MixLoRA?"

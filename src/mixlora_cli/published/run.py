@@ -44,7 +44,7 @@ def import_checkpoint(options: ImportConfig) -> Path:
     """
     published = sort_tensors(read_tensor_files(options.folder, wanted))
     sizes = measure(published)
-    settings = choose_settings(options, sizes, has_projector=bool(published.projector))
+    settings = choose_settings(options, sizes, bool(published.projector), published.base_layers)
     weights = convert(published, settings.config)
     write(options.destination, settings.config, weights)
     for line in summary(options, published, sizes, settings, weights):

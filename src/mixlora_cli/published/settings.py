@@ -54,10 +54,14 @@ class _Facts:
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[Any, str]] = {}
+        self.confirmed: set[str] = set()
+        """Keys that several sources tell alike."""
 
     def add(self, key: str, value: Any, source: str) -> None:
         if value is None:
             return
+        if key in self._known:
+            self.confirmed.add(key)
         known, before = self._known.setdefault(key, (value, source))
         if known != value:
             raise UserError(
@@ -72,8 +76,16 @@ class _Facts:
         return f"{value} ({source})"
 
 
-def choose_settings(options: ImportConfig, sizes: Sizes, has_projector: bool) -> Settings:
+def choose_settings(
+    options: ImportConfig, sizes: Sizes, has_projector: bool, base_layers: int | None = None
+) -> Settings:
     """Put together what the tensors, `cmoa_args.bin`, `adapter_config.json`, `config.json` and the options tell.
+
+    Args:
+        options: of the command.
+        sizes: of the adapter's tensors.
+        has_projector: whether a projector comes with them.
+        base_layers: decoder layers of the base, where its tensors are there.
 
     Raises:
         UserError: two of them contradict each other, a value is missing, or the checkpoint needs a form of the method
@@ -83,6 +95,7 @@ def choose_settings(options: ImportConfig, sizes: Sizes, has_projector: bool) ->
     facts.add("factors", sizes.factors, "the tensors")
     facts.add("rank", sizes.rank, "the tensors")
     facts.add("num_hidden_layers", sizes.num_layers, "the tensors")
+    facts.add("num_hidden_layers", base_layers, "the frozen base's tensors")
     facts.add("hidden_size", sizes.hidden_size, "the tensors")
     for key in ("factors", "rank", "alpha", "cond_type"):
         facts.add(key, getattr(options, key), "--" + key.replace("_", "-"))
@@ -118,6 +131,12 @@ def choose_settings(options: ImportConfig, sizes: Sizes, has_projector: bool) ->
         "cfs": _why_cfs(cfs),
         "pool, decode": "all, step (what the published code does when it answers)",
     }
+    if "num_hidden_layers" not in facts.confirmed:
+        reasons["not known"] = (
+            "how many decoder layers the base has, without config.json and without its tensors: "
+            f"if it has more than {sizes.num_layers}, the checkpoint lacks the last, "
+            "and `mixlora eval` will refuse the adapter"
+        )
     if problem is not None:
         reasons["not read"] = problem
     return Settings(config, reasons)

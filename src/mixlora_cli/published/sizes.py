@@ -172,7 +172,7 @@ def _check_values(name: str, tensor: Tensor) -> None:
 
 
 def _rank(place: Place, router_ab: Tensor, d_in: int, width: int | None) -> int:
-    """R of W_AB (E, r * d_in)."""
+    """The rank r, from the shape of W_AB (E, r * d_in)."""
     columns = router_ab.shape[1]
     if width != d_in or columns % d_in:
         raise UserError(

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from mixlora_cli.config.report import PageConfig, ReportConfig
 from mixlora_cli.durable import write_whole
+from mixlora_cli.output import one_line_errors
 from mixlora_cli.report.data_notes import data_notes
 from mixlora_cli.report.evaluated import Evaluated, read_evaluated
 from mixlora_cli.report.markdown import FILE_NAME as MARKDOWN
@@ -28,7 +29,8 @@ def report(config: ReportConfig) -> Path:
     """
     runs = [read_evaluated(run) for run in config.evaluations]
     folder = Path(config.output_dir).expanduser() if config.output_dir else runs[0].folder
-    return write_report(runs, folder, config.report)
+    with one_line_errors(folder):
+        return write_report(runs, folder, config.report)
 
 
 def write_report(runs: Sequence[Evaluated], folder: Path, settings: PageConfig) -> Path:

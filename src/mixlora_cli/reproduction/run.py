@@ -10,6 +10,7 @@ from rich.console import Console
 from mixlora_cli.config.reproduce import MOST_JOBS, ReproduceConfig
 from mixlora_cli.errors import WorkerFailed
 from mixlora_cli.launch.environment import threads_each
+from mixlora_cli.output import require_writable
 from mixlora_cli.reproduction.board import Board
 from mixlora_cli.reproduction.cell import Cell, finished
 from mixlora_cli.reproduction.estimate import SECONDS, in_words, total
@@ -38,6 +39,7 @@ def reproduce(config: ReproduceConfig, program: Sequence[str] = PROGRAM) -> Outc
     if config.dry_run:
         _list(cells, console)
         return Outcome()
+    require_writable(Path(config.output_dir))
     stop = StopRequest()
     unfinished = sum(not all(finished(cell, part) for part in cell.parts) for cell in cells)
     # Of all, not of what is left: it decides how many threads a cell gets, on which its numbers depend.

@@ -11,6 +11,7 @@ from rich.console import Console
 from mixlora_cli.config.tsne import TsneConfig
 from mixlora_cli.evaluation.fingerprint import adapter_digest
 from mixlora_cli.evaluation.subject import refuse_adapter_folder
+from mixlora_cli.output import alone_in
 from mixlora_cli.selections.atlas import make_atlas
 from mixlora_cli.selections.figures import draw_all
 from mixlora_cli.selections.inputs import choose_instances
@@ -31,10 +32,15 @@ def tsne(config: TsneConfig) -> Path:
     Raises:
         UserError: there is no finished MixLoRA adapter, or tasks or layers do not fit. Found before a model is loaded.
     """
-    console = Console(stderr=True, soft_wrap=True)
     folder = Path(config.output_dir).expanduser()
     source = find_source(config)
     refuse_adapter_folder(folder)
+    with alone_in(folder, "map"):
+        return _tsne(config, folder, source)
+
+
+def _tsne(config: TsneConfig, folder: Path, source: Source) -> Path:
+    console = Console(stderr=True, soft_wrap=True)
     chosen = choose_instances(config)
     store = SelectionStore(folder / SELECTIONS)
     if read_missing(config, source, chosen, store, console) == 0:

@@ -15,6 +15,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments, se
 
 from mixlora_cli.config.schema import TrainConfig, WandbConfig
 from mixlora_cli.data.batches import EncodedDataset, encode_records
+from mixlora_cli.data.cache import require_cache
 from mixlora_cli.data.collate import Collator, Features, PixelLoader
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.durable import write_errors
@@ -25,6 +26,7 @@ from mixlora_cli.models.build import build_base
 from mixlora_cli.models.features import FeatureCache
 from mixlora_cli.models.prepared import require_prepared
 from mixlora_cli.models.task_routing import embedding_width, routing_to_train
+from mixlora_cli.output import alone_in
 from mixlora_cli.training.arguments import build_arguments
 from mixlora_cli.training.deepspeed import loads_whole_weights
 from mixlora_cli.training.interrupt import Interrupted, StopAtSignal
@@ -47,12 +49,19 @@ def train(config: TrainConfig, base: Base | None = None) -> Path:
         UserError: a mistake in the configuration, the data or the run folder; a loss that is not finite.
         Interrupted: SIGINT or SIGTERM came; a checkpoint is saved.
     """
+    run = RunFolder(Path(config.output_dir))
+    with alone_in(run.root, "training"):
+        return _train(config, run, base)
+
+
+def _train(config: TrainConfig, run: RunFolder, base: Base | None) -> Path:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, where installed, guesses aloud
     console = Console(quiet=os.environ.get("RANK", "0") != "0", soft_wrap=True)
-    run = RunFolder(Path(config.output_dir))
     checkpoint = run.open(config)
     _say_where_it_starts(config, run, checkpoint, console)
+    if config.train.cache_features:
+        require_cache()
     dtype = choose_dtype(config.train.precision)
     arguments = build_arguments(config, run, dtype)
 

@@ -7,6 +7,7 @@
 - checkpoints/checkpoint-<step>/: for resume=auto, each whole or not there (`checkpoints.py`)
 - adapter/: the trained adapter
 - result.json: summary, written last: a run that has it is finished
+- .writing: while a process writes here (`mixlora_cli/output.py`)
 
 What ends in .partial is being written; a killed run leaves it behind, and the next one removes it.
 """
