@@ -9,7 +9,7 @@ import torch
 from method_models import batch
 from torch import Tensor
 
-from mixlora_cli.method.context import _thread
+from mixlora_cli.method.context import _threads
 
 
 def loss_of(model: Any, inputs: dict[str, Tensor], **extra: Any) -> Tensor:
@@ -114,7 +114,7 @@ def test_no_activation_outlives_the_pass(make_model, prompts) -> None:
     layer = model.get_base_model().model.language_model.layers[1].mlp.down_proj
     layer.register_forward_pre_hook(lambda _, args: alive.append(weakref.ref(args[0])))
     loss = loss_of(model, batch(prompts))
-    assert _thread.frame is None
+    assert _threads.own.frame is None
     del loss
     gc.collect()
     assert alive[0]() is None

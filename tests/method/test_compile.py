@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from method_models import adapt, build_llama
 from torch._dynamo.utils import counters
+from transformers import CompileConfig, GenerationMixin
 
 ROUTINGS: list[dict[str, Any]] = [
     {},
@@ -85,3 +87,58 @@ def test_the_selection_is_that_of_the_batch_at_hand(make_model: Any) -> None:
         model(**inputs(seed=seed))
         for name, chosen in model.base_model.selections().items():
             assert torch.equal(fast[name], chosen.index_a)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told_by", ["position_ids", "mask"])
+def test_packed_rows_are_seen(told_by: str) -> None:
+    """The graph breaks where the batch has to be looked at, and what was seen there counts behind it."""
+    model = adapt(build_llama()).train()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager")
+    for first in (4, 2, 7):
+        ids = torch.randint(5, 40, (1, 9), generator=torch.Generator().manual_seed(first))
+        positions = torch.cat([torch.arange(first), torch.arange(9 - first)]).unsqueeze(0)
+        blocks = torch.block_diag(torch.ones(first, first), torch.ones(9 - first, 9 - first)).tril().bool()
+        given = (
+            {"position_ids": positions}
+            if told_by == "position_ids"
+            else {"attention_mask": blocks[None, None]}
+        )
+        found = compiled(input_ids=ids, use_cache=False, **given).logits
+        torch.testing.assert_close(
+            found, model(input_ids=ids, use_cache=False, **given).logits, rtol=1e-5, atol=1e-5
+        )
+        chosen = model.base_model.selections()
+        assert all(len(selection.index_a) == 2 for selection in chosen.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fields", [{}, {"decode": "step"}, {"routing": "task"}, {"routing": "random"}])
+def test_generation_that_transformers_compiles(
+    fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a static cache it compiles the decoding passes by itself on GPUs; here it is made to."""
+    model, plain = adapt(build_llama(), **fields), adapt(build_llama(), **fields)
+    monkeypatch.setattr(GenerationMixin, "_valid_auto_compile_criteria", lambda *_: True)
+    model.get_base_model().generation_config.compile_config = CompileConfig(backend="eager", fullgraph=False)
+    torch._dynamo.reset()
+    counters.clear()
+    for seed, rows in ((0, 2), (1, 2), (2, 1)):
+        generator = torch.Generator().manual_seed(seed)
+        ids = torch.randint(5, 40, (rows, 9 + seed), generator=generator)
+        mask = torch.ones_like(ids)
+        mask[0, :2] = 0
+        given: dict[str, Any] = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "max_new_tokens": 8,
+            "do_sample": False,
+        }
+        if fields.get("routing") == "task":
+            given["task_embeddings"] = torch.randn(rows, 32, generator=generator)
+        if fields.get("routing") == "random":
+            given["routing_seeds"] = torch.arange(rows) + seed * 7
+        expected = plain.generate(**given, disable_compile=True)
+        assert torch.equal(model.generate(**given, cache_implementation="static"), expected)
+    assert counters["stats"]["unique_graphs"] > 0

@@ -11,7 +11,7 @@ import torch
 from method_models import IMAGE, PAD, batch
 from torch import Tensor
 
-from mixlora_cli.method.context import _thread
+from mixlora_cli.method.context import _threads
 
 NEW = 6
 
@@ -161,7 +161,7 @@ def test_a_new_prompt_is_read_anew(make_model, prompts) -> None:
     with torch.no_grad():
         model(**batch(prompts))
     assert torch.equal(generate(model, batch(prompts[:1])), first)
-    assert _thread.frame is None and _thread.generation is None
+    assert _threads.own.frame is None and _threads.own.generation is None
 
 
 def test_the_base_model_behind_the_adapter_generates_alike(make_model, prompts) -> None:

@@ -9,7 +9,7 @@ import torch
 from method_models import batch, prompt
 from torch import Tensor
 
-from mixlora_cli.method.context import _thread
+from mixlora_cli.method.context import _threads
 from mixlora_cli.method.forward_info import read_inputs
 
 
@@ -99,7 +99,7 @@ def test_pool_prompt_refuses_to_train_without_knowing_the_prompt(make_model, pro
     with pytest.raises(ValueError, match=r"shape \(3, 2\): expected one entry for each token, \(3, 13\)"):
         model(**batch(prompts), prompt_mask=torch.ones(3, 2))
     # A pass that failed leaves no trace.
-    assert _thread.frame is None
+    assert _threads.own.frame is None
     run(model.eval(), batch(prompts))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mixlora_cli import MixLoraConfig
-from mixlora_cli.method.context import _thread
+from mixlora_cli.method.context import _threads
 
 DECODER = r".*layers\.\d+\.(self_attn|mlp)\.\w+_proj"
 
@@ -55,7 +55,7 @@ def test_an_interrupted_pass_leaves_nothing_behind() -> None:
         generate(model, first)
     handle.remove()
     assert torch.equal(logits(model, second), expected)
-    assert _thread.frame is None and _thread.generation is None
+    assert _threads.own.frame is None and _threads.own.generation is None
 
 
 @pytest.mark.parametrize("return_dict", [True, False])
@@ -326,4 +326,4 @@ def test_passes_keep_no_activation_alive() -> None:
     cache = output.past_key_values
     del output
     gc.collect()
-    assert alive[0]() is None and cache is not None and _thread.frame is None
+    assert alive[0]() is None and cache is not None and _threads.own.frame is None

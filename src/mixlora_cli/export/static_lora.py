@@ -26,11 +26,12 @@ def lora_config(
         layers: their full names; used where the adapter leaves them to PEFT's table of architectures.
         base: what `base_model_name_or_path` says where the adapter does not know; `revision` likewise.
     """
+    targets = adapter.target_modules or layers
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,
         lora_dropout=0.0,
-        target_modules=adapter.target_modules or sorted(layers),
+        target_modules=targets if isinstance(targets, str) else sorted(targets),
         exclude_modules=adapter.exclude_modules,
         modules_to_save=adapter.modules_to_save,
         base_model_name_or_path=adapter.base_model_name_or_path or base,

@@ -42,7 +42,7 @@ class MixLoraConfig(PeftConfig):
         metadata={"help": "The update is scaled by alpha / r; null = 2 * factors (paper, App. B)."},
     )
     dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of the low-rank product."})
-    target_modules: list[str] | str | None = field(
+    target_modules: list[str] | set[str] | str | None = field(
         default=None,
         metadata={
             "help": "Regular expression that matches a linear layer's whole name, or a list of name endings."
@@ -108,6 +108,8 @@ class MixLoraConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type = PEFT_TYPE
+        if isinstance(self.target_modules, list):
+            self.target_modules = set(self.target_modules)  # as LoRA's, without doubles
         _require(self.r >= 1, "r", self.r, "must be >= 1")
         _require(self.factors >= 1, "factors", self.factors, "must be >= 1")
         _require(

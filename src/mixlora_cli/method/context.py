@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,8 @@ from mixlora_cli.method.pooling import masked_mean
 
 OWN_ARGUMENTS = ("prompt_mask", "completion_mask", "task_embeddings", "routing_seeds")
 """Arguments of the model that only routing reads; they are taken away before the model sees them."""
+
+_T = TypeVar("_T")
 
 _ANSWER = "_mixlora_answer"
 # Kept on the cache itself: a later pass that brings it along goes on with the pass that filled it. A table of caches on
@@ -66,7 +68,7 @@ class _Frame:
     pooled: _Pooled | None = None
 
 
-class _OfThisThread(threading.local):
+class _OfAThread:
     def __init__(self) -> None:
         self.frame: _Frame | None = None
         self.generation: tuple[RoutingContext, Generation, Any] | None = None
@@ -74,7 +76,14 @@ class _OfThisThread(threading.local):
         self.adapters: tuple[RoutingContext, list[str]] | None = None
 
 
-_thread = _OfThisThread()
+class _Threads(threading.local):
+    def __init__(self) -> None:
+        # In an object of its own: what a graph of `torch.compile` writes to a thread's variable itself is lost where
+        # the graph breaks.
+        self.own = _OfAThread()
+
+
+_threads = _Threads()
 
 
 class RoutingContext:
@@ -86,7 +95,7 @@ class RoutingContext:
         """Layers whose routers learn leave a balance term in each training pass; read them by `balance_loss`."""
         self.balance_terms: list[Tensor] = []
         self._parameters: dict[type[nn.Module], list[str]] = {}
-        self._leaves: set[type[nn.Module]] = set()
+        self._leaves: dict[type[nn.Module], bool] = {}
         self._checkpointing: list[nn.Module] = []
         self._handles: list[RemovableHandle] = []
         self._generators: list[PreTrainedModel] = []
@@ -112,8 +121,7 @@ class RoutingContext:
         for module in watched:
             # The class's own signature: others may wrap the instance's `forward` later.
             self._parameters[type(module)] = list(inspect.signature(type(module).forward).parameters)[1:]
-            if isinstance(module, PreTrainedModel) and not _holds_models(module):
-                self._leaves.add(type(module))
+            self._leaves[type(module)] = isinstance(module, PreTrainedModel) and not _holds_models(module)
             self._handles += [
                 module.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True),
                 module.register_forward_hook(self._after, always_call=True),
@@ -139,7 +147,7 @@ class RoutingContext:
                 vars(model).pop(name, None)
         self._generators = []
         self._handles, self._checkpointing, self._parameters, self.root = [], [], {}, None
-        self._leaves = set()
+        self._leaves = {}
 
     # -- one forward pass ---------------------------------------------------------------------------------------------
 
@@ -151,7 +159,7 @@ class RoutingContext:
 
     def _frame(self) -> _Frame | None:
         """The innermost running module of this model in this thread."""
-        frame = _thread.frame
+        frame = _threads.own.frame
         while frame is not None and frame.owner is not self:
             frame = frame.outer
         return frame
@@ -159,12 +167,12 @@ class RoutingContext:
     @contextmanager
     def within(self, info: ForwardInfo) -> Iterator[None]:
         """Inside, layers see `info`. A pooled input is shared neither into the block nor out of it."""
-        outer = _thread.frame
-        _thread.frame = _Frame(self, None, info, outer)
+        outer = _threads.own.frame
+        _threads.own.frame = _Frame(self, None, info, outer)
         try:
             yield
         finally:
-            _thread.frame = outer
+            _threads.own.frame = outer
 
     def _before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -173,8 +181,8 @@ class RoutingContext:
         around = self._frame()
         outer = None if around is None else around.info
         # First of all: `_after` takes it away again, whatever fails from here on.
-        _thread.frame = frame = _Frame(self, module, ForwardInfo(), _thread.frame)
-        inputs = dict(zip(self._parameters[type(module)], args, strict=False)) | kwargs
+        _threads.own.frame = frame = _Frame(self, module, ForwardInfo(), _threads.own.frame)
+        inputs = dict(zip(self._of_class(module, self._parameters), args, strict=False)) | kwargs
         if outer is not None and (outer.watched or not isinstance(module, PreTrainedModel)):
             frame.info = self._nested(module, inputs, outer)
             return args, kwargs
@@ -187,19 +195,24 @@ class RoutingContext:
             self._restore_in_checkpoint(layer)
         return args, {name: value for name, value in kwargs.items() if name not in OWN_ARGUMENTS}
 
+    @staticmethod
+    def _of_class(module: nn.Module, by_class: Mapping[type[nn.Module], _T]) -> _T:
+        """What is known of a module's class, which others (FSDP) may have made a class of their own of since."""
+        return next(by_class[kind] for kind in type(module).__mro__ if kind in by_class)
+
     def _forget(self, module: nn.Module) -> None:
         """Drop what an interrupted pass (Ctrl-C) of this module left, of which torch tells no hook."""
-        frame = _thread.frame
+        frame = _threads.own.frame
         while frame is not None:
             if frame.owner is self and frame.module is module:
-                _thread.frame = frame.outer
+                _threads.own.frame = frame.outer
             frame = frame.outer
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        frame = _thread.frame
+        frame = _threads.own.frame
         if frame is None or frame.module is not module:
             return  # another hook failed before ours ran
-        _thread.frame = frame.outer
+        _threads.own.frame = frame.outer
         around = self._frame()
         if around is None or not around.info.watched:
             cache = cache_of({name: getattr(output, name, None) for name in CACHES})
@@ -221,11 +234,11 @@ class RoutingContext:
             info.seeds = outer.seeds if info.seeds is None else info.seeds
             alike = outer.prompt is not None and outer.prompt.shape == (info.rows, info.length)
             info.prompt = outer.prompt if info.prompt is None and alike else info.prompt
-        if _thread.adapters is not None and _thread.adapters[0] is self:
-            info.adapters = _thread.adapters[1]
+        if _threads.own.adapters is not None and _threads.own.adapters[0] is self:
+            info.adapters = _threads.own.adapters[1]
         info.watched = isinstance(module, PreTrainedModel)
         info.halves = info.watched and _has_halves(module)
-        info.strict = bool(info.rows) and type(module) in self._leaves
+        info.strict = bool(info.rows) and self._of_class(module, self._leaves)
         if not info.rows and isinstance(module, PreTrainedModel):
             # A model of pictures or sounds: all that is known is how many there are, if they come one by one.
             main = inputs.get(module.main_input_name)
@@ -237,7 +250,7 @@ class RoutingContext:
         """A module within the pass: the same text, a tower that reads something else, or one half of two."""
         if not isinstance(module, PreTrainedModel):
             return outer
-        strict = type(module) in self._leaves
+        strict = self._of_class(module, self._leaves)
         if text_of(inputs) is None and not (outer.length or outer.halves):
             return outer  # a part of a model that reads pictures or sounds alone
         if text_of(inputs) is None:
@@ -329,16 +342,16 @@ class RoutingContext:
         generation = Generation.of_call(model, args, kwargs, self._generation())
         self._has_generated = True
         self._forget(model)
-        outer = _thread.generation
-        _thread.generation = (self, generation, outer)
+        outer = _threads.own.generation
+        _threads.own.generation = (self, generation, outer)
         try:
             return cast("Any", type(model)).generate(model, *args, **kwargs)
         finally:
-            _thread.generation = outer
+            _threads.own.generation = outer
 
     def _generation(self) -> Generation | None:
         """The innermost call of this model's `generate` in this thread."""
-        running = _thread.generation
+        running = _threads.own.generation
         while running is not None and running[0] is not self:
             running = running[2]
         return None if running is None else running[1]
@@ -351,11 +364,11 @@ class RoutingContext:
     @contextmanager
     def with_adapters(self, names: list[str]) -> Iterator[None]:
         """Inside, each row of a batch is answered with the adapter of its name; "__base__" means none."""
-        outer, _thread.adapters = _thread.adapters, (self, names)
+        outer, _threads.own.adapters = _threads.own.adapters, (self, names)
         try:
             yield
         finally:
-            _thread.adapters = outer
+            _threads.own.adapters = outer
 
     # -- gradient checkpointing ---------------------------------------------------------------------------------------
 

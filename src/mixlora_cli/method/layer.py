@@ -196,9 +196,16 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
         if info.bare and not torch.compiler.is_compiling():
             self._refuse_to_recompute()
         uses = self._uses(info)
-        if not uses:
+        if not uses and info.adapters is None:
             return self.base_layer(hidden, *args, **kwargs)  # type: ignore[no-any-return]
         rows = info.by_instance(hidden, self.name)
+        if info.adapters is not None and not (
+            len(info.adapters) == len(rows) and info.segments is None and info.own_rows
+        ):
+            raise ValueError(
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(info.adapters)} and {info.count_of(rows)} respectively ({self.name})"
+            )
         whole_batch = len(uses) == 1 and uses[0][1] is None and info.segments is None
         if whole_batch and not (args or kwargs) and self._is_plain(uses[0][0], rows):
             output = self._adapted(uses[0][0], hidden, rows, info)
@@ -292,11 +299,6 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
             raise ValueError(
                 f"{self.name}: past_key_values hold tokens that no pass of this model has read, so the factors of "
                 "their prompt are not known; let the model fill the cache, and hand that very object on"
-            )
-        if info.adapters is not None and (info.segments is not None or len(info.adapters) != len(rows)):
-            raise ValueError(
-                "Length of `adapter_names` should be the same as the number of inputs, but got "
-                f"{len(info.adapters)} and {info.count_of(rows)} respectively ({self.name})"
             )
         selection = self._select(name, rule, hidden, rows, info)
         info.answer.kept[key] = kept = CachedSelection(selection.without_gradient())

@@ -41,7 +41,7 @@ def pooled_prompt(context: RoutingContext, source: Tensor, hidden: Tensor, train
         ValueError: a training pass that does not say which tokens are the prompt, or one that reads no whole prompt.
     """
     info = context.info
-    if info.prompt is None and training:
+    if info.prompt is None and training and not context.generating:
         raise ValueError(
             "pool=prompt: training has to know the prompt; pass labels or prompt_mask (B, S), or completion_mask, "
             "to the model (label smoothing takes the labels away: use pool=all with it)"

@@ -29,7 +29,10 @@ def decoder_linears(model: PreTrainedModel, as_list: bool = False) -> str | list
     names = [
         f"{prefix}.{name}".strip(".")
         for name, module in decoder.named_modules()
-        if _is_linear(module) and module is not output and not is_read_past(decoder, name)
+        if _is_linear(module)
+        and module is not output
+        and "pooler" not in name
+        and not is_read_past(decoder, name)
     ]
     if not names:
         raise ValueError(
