@@ -6,6 +6,7 @@ Where PEFT's repository holds a LoRA adapter, this one holds a MixLoRA adapter.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from mixlora_cli import MixLoraConfig
 
-VERSION = "2"
+VERSION = "3"
 """Of this file's models; another one makes the cache anew."""
 VOCABULARY = 320
 """Embeddings: more than the tokenizer's 260 ids, as in many published models."""
@@ -151,9 +152,9 @@ BASES = {
     "peft-internal-testing/tiny-random-BartForConditionalGeneration": Base(
         "BartForConditionalGeneration", "BartConfig", BART
     ),
-    "peft-internal-testing/tiny-random-BertModel": Base("BertModel", "BertConfig", ENCODER, BERT_REVISIONS),
-    "bert-base-uncased": Base("BertModel", "BertConfig", ENCODER),
-    "hf-internal-testing/tiny-random-BertModel": Base("BertModel", "BertConfig", ENCODER),
+    "peft-internal-testing/tiny-random-BertModel": Base("BertForPreTraining", "BertConfig", ENCODER, BERT_REVISIONS),
+    "bert-base-uncased": Base("BertForPreTraining", "BertConfig", ENCODER),
+    "hf-internal-testing/tiny-random-BertModel": Base("BertForPreTraining", "BertConfig", ENCODER),
     "peft-internal-testing/tiny-random-RobertaModel": Base("RobertaModel", "RobertaConfig", ENCODER),
     "peft-internal-testing/tiny-random-DebertaModel": Base("DebertaModel", "DebertaConfig", ENCODER),
     "peft-internal-testing/tiny-random-DebertaV2Model": Base("DebertaV2Model", "DebertaV2Config", ENCODER),
