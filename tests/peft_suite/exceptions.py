@@ -63,7 +63,6 @@ TESTS: dict[str, str] = {
     "TestLoraInitialization::test_unmatched_rank_pattern_key_warns": "rank_pattern",
     # The model card's tag "lora".
     "TestModelCard::test_model_card_has_expected_tags": LORA,
-    "TestModelCard::test_model_card_keeps_existing_tags": LORA,
     "TestModelCard::test_custom_models_dont_have_transformers_tag": LORA,
     # A set where a list was given.
     "TestPeftConfig::test_save_pretrained_with_target_modules": LORA,

@@ -274,3 +274,7 @@ def _tokenizer() -> transformers.PreTrainedTokenizerFast:
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
+
+
+if __name__ == "__main__":
+    make_hub(Path(os.environ["HF_HOME"]))
