@@ -1,7 +1,7 @@
 """Run the tests of the pinned PEFT on MixLoRA: scripts/test_peft.py [--update] [FILE ...] (normally `make test-peft`).
 
-They come with PEFT's source distribution. What they load from the hub is made here, random and tiny. Nothing is installed
-into the environment: what else they need lies in the cache. `--update` writes what came out into expected.json.
+They come with PEFT's source distribution. What they load from the hub is made here, random and tiny. Nothing is
+installed into the environment: what else they need lies in the cache. `--update` writes what came out into expected.json.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ FILES = (
     "token_classification_qa",
     "tuners_utils",
 )
-"""Its test files that any method of PEFT's has a part in: those of one method, of GPUs and of diffusers are left out."""
+"""Its test files that every method has a part in: those of one method, of GPUs and of diffusers are left out."""
 UNCOUNTED = ("skipped", "not about the method")
 """Outcomes that depend on the machine, or are not ours: not compared with what is expected."""
 

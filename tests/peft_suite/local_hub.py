@@ -1,7 +1,7 @@
 """A Hugging Face cache whose repositories are random models under the names that PEFT's tests load.
 
-The layout is huggingface_hub's own, so `from_pretrained("peft-internal-testing/...")` works offline, with nothing patched.
-Where PEFT's repository holds a LoRA adapter, this one holds a MixLoRA adapter.
+The layout is huggingface_hub's own, so `from_pretrained("peft-internal-testing/...")` works offline, with nothing
+patched. Where PEFT's repository holds a LoRA adapter, this one holds a MixLoRA adapter.
 """
 
 from __future__ import annotations
@@ -118,9 +118,7 @@ BASES = {
     "peft-internal-testing/tiny-random-GPTJForCausalLM": Base(
         "GPTJForCausalLM", "GPTJConfig", {**GPT2, "rotary_dim": 4}
     ),
-    "peft-internal-testing/tiny-random-GPTNeoXForCausalLM": Base(
-        "GPTNeoXForCausalLM", "GPTNeoXConfig", NEOX
-    ),
+    "peft-internal-testing/tiny-random-GPTNeoXForCausalLM": Base("GPTNeoXForCausalLM", "GPTNeoXConfig", NEOX),
     "peft-internal-testing/tiny-random-BloomForCausalLM": Base(
         "BloomForCausalLM", "BloomConfig", {"vocab_size": 320, "hidden_size": 32, "n_layer": 2, "n_head": 4}
     ),
@@ -152,7 +150,9 @@ BASES = {
     "peft-internal-testing/tiny-random-BartForConditionalGeneration": Base(
         "BartForConditionalGeneration", "BartConfig", BART
     ),
-    "peft-internal-testing/tiny-random-BertModel": Base("BertForPreTraining", "BertConfig", ENCODER, BERT_REVISIONS),
+    "peft-internal-testing/tiny-random-BertModel": Base(
+        "BertForPreTraining", "BertConfig", ENCODER, BERT_REVISIONS
+    ),
     "bert-base-uncased": Base("BertForPreTraining", "BertConfig", ENCODER),
     "hf-internal-testing/tiny-random-BertModel": Base("BertForPreTraining", "BertConfig", ENCODER),
     "peft-internal-testing/tiny-random-RobertaModel": Base("RobertaModel", "RobertaConfig", ENCODER),

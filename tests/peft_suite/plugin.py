@@ -18,10 +18,10 @@ from typing import Any
 
 import peft
 import pytest
+import standin
 from exceptions import NOT_OURS, reason_of
 from peft import PeftConfig
 
-import standin
 from mixlora_cli import MixLoraConfig
 
 RESULTS = "PEFT_SUITE_RESULTS"

@@ -74,7 +74,9 @@ def count_and_start() -> None:
     """From now on adapted layers are counted, and `init_weights=False` starts the B factors away from zero."""
     update_layer = MixLoraLayer.update_layer
 
-    def counted(layer: MixLoraLayer, adapter_name: str, config: MixLoraConfig, *args: Any, **kwargs: Any) -> None:
+    def counted(
+        layer: MixLoraLayer, adapter_name: str, config: MixLoraConfig, *args: Any, **kwargs: Any
+    ) -> None:
         met()
         update_layer(layer, adapter_name, config, *args, **kwargs)
         if getattr(config, "_random_start", False):
