@@ -22,12 +22,6 @@ REASONS: dict[str, str] = {
     "layers other than nn.Linear": r"only torch\.nn\.Linear can be adapted|has no torch\.nn\.Linear",
     "the output layer, where the layer's input routes": r"is the output layer, which reads only the tokens",
     "rank_pattern": r"rank_pattern=.*cannot be had",
-    LORA: (
-        r"lora_[A-Za-z]+|LoraLayer|LoraModel|LoraConfig|'lora\.Linear'|'LORA'|Incompatible PEFT types found"
-        r"|add_weighted_adapter"
-        r"|has no attribute '(r|scaling|set_scale|scale_layer|_register_custom_module|cast_input_dtype_enabled)'"
-        rf"|'MixLoraConfig' object has no attribute '({'|'.join(LORA_OPTIONS)})'"
-    ),
     "beside a LoRA with LoRA's own options": (
         r"Cannot combine adapters with different peft types.*PeftType\.LORA"
     ),
@@ -40,8 +34,14 @@ REASONS: dict[str, str] = {
         r"couldn't connect to 'https://huggingface.co'|Can't find 'adapter_config.json' at 'peft-internal"
         r"|'StableDiffusionPipeline' has no attribute 'from_pretrained'|OfflineModeIsEnabled|LocalEntryNotFound"
     ),
+    LORA: (
+        r"lora_[A-Za-z]+|LoraLayer|LoraModel|LoraConfig|'lora\.Linear'|'LORA'|Incompatible PEFT types found"
+        r"|add_weighted_adapter"
+        r"|has no attribute '(r|scaling|set_scale|scale_layer|_register_custom_module|cast_input_dtype_enabled)'"
+        rf"|'MixLoraConfig' object has no attribute '({'|'.join(LORA_OPTIONS)})'"
+    ),
 }
-"""By reason, what the failure says."""
+"""By reason, what the failure says; the first that matches counts."""
 
 TESTS: dict[str, str] = {
     "TestDefaultTargetModules::test_default_target_modules_list_of_str": TARGETS,

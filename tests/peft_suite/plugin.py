@@ -134,8 +134,7 @@ def pytest_runtest_makereport(
         outcome = _outcome(item, call, report)
         item.config.stash[OUTCOMES][(_function(item), outcome)] += 1
         if outcome == "failed" and call.excinfo is not None:
-            name = item.nodeid.rsplit("/", maxsplit=1)[-1]
-            item.config.stash[FAILURES].append(f"{name}: {call.excinfo.exconly()[:MESSAGE]}")
+            item.config.stash[FAILURES].append(f"{item.nodeid}: {call.excinfo.exconly()[:MESSAGE]}")
         if report.failed and outcome != "failed":
             report.outcome = "skipped"
             report.wasxfail = outcome
