@@ -1,7 +1,7 @@
-"""Run the tests of the pinned PEFT on MixLoRA: scripts/test_peft.py [--update] [FILE ...] (normally `make test-peft`).
+"""Run the tests of the pinned PEFT on MixLoRA: scripts/test_peft.py [--update] [FILE ...] (`make test-peft`).
 
-They come with PEFT's source distribution. What they load from the hub is made here, random and tiny. Nothing is
-installed into the environment: what else they need lies in the cache. `--update` writes what came out into
+They come with PEFT's source distribution. What they load from the hub is made here, random and tiny. Nothing
+is installed into the environment: what else they need lies in the cache. `--update` writes what came out into
 expected.json.
 """
 
@@ -40,7 +40,7 @@ FILES = (
     "token_classification_qa",
     "tuners_utils",
 )
-"""Its test files that every method has a part in: those of one method, of GPUs and of diffusers are left out."""
+"""Its test files that every method has a part in: not those of one method, of GPUs or of diffusers."""
 UNCOUNTED = ("skipped", "not about the method", "failed")
 """Not compared with what is expected: they depend on the machine, are not ours, or are told anyway."""
 

@@ -1,4 +1,4 @@
-"""Two processes (gloo) train as one does on both their rows: data parallel, and with every weight in two parts.
+"""Two processes (gloo) train as one does on both their rows: data parallel, and with every weight shared out.
 
 Seen are differences of 2e-7: sums over a batch are taken in another order.
 """

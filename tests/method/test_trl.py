@@ -178,7 +178,7 @@ def test_it_learns_and_what_is_saved_generates_the_same(
 @pytest.mark.parametrize("name", ["sft-packing", "sft-padding_free", "sft-packing-assistant"])
 @pytest.mark.parametrize("router_grad", ["none", "straight_through"])
 def test_a_packed_batch_is_its_texts_alone(name: str, router_grad: str, tmp_path: Path) -> None:
-    """One batch of the trainer's own, in fp64: its loss and gradients, against each text in a row by itself."""
+    """One batch of the trainer's own, in fp64: its loss and gradients against those of each text in a row."""
     case = CASES[name]
     case = replace(case, fields=case.fields | {"router_grad": router_grad})
     trainer = build_trainer(case, tmp_path)

@@ -1,7 +1,7 @@
 """A Hugging Face cache whose repositories are random models under the names that PEFT's tests load.
 
-The layout is huggingface_hub's own, so `from_pretrained("peft-internal-testing/...")` works offline, with nothing
-patched. Where PEFT's repository holds a LoRA adapter, this one holds a MixLoRA adapter.
+The layout is huggingface_hub's own, so `from_pretrained("peft-internal-testing/...")` works offline, with
+nothing patched. Where PEFT's repository holds a LoRA adapter, this one holds a MixLoRA adapter.
 """
 
 from __future__ import annotations

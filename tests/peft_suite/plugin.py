@@ -1,7 +1,7 @@
-"""Runs PEFT's tests on MixLoRA: LoRA's cases become MixLoRA's, other methods' are left out, exceptions are counted.
+"""Runs PEFT's tests on MixLoRA: LoRA's cases become its own, exceptions are counted.
 
-A failure that is the method's own refusal, or that looks for LoRA's own tensors, is an exception by design if its
-message is one of `exceptions.REASONS`. How often each test is excepted for what is compared with `expected.json`.
+A failure that is the method's own refusal, or that looks for LoRA's own tensors, is an exception by design: see
+`exceptions.py`. How often each test is excepted, and why, is compared with `expected.json`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for marker in MARKERS:
         config.addinivalue_line("markers", f"{marker}: of PEFT's own")
     _stub_diffusers()
-    standin.count_and_start()
+    standin.count_layers()
     peft.LoraConfig = standin.MixLoraAsLora  # type: ignore[misc]
     config.stash[OUTCOMES] = Counter()
     config.stash[FAILURES] = []
@@ -71,7 +71,7 @@ def stay_offline(request: pytest.FixtureRequest) -> None:
             module._HUB_MODEL_ACCESSES = _Everything()
 
 
-# -- which cases -----------------------------------------------------------------------------------------------------
+# -- which cases --------------------------------------------------------------------------------------
 
 
 def _flat(value: Any) -> Iterator[Any]:
@@ -111,7 +111,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in kept]
 
 
-# -- what came of them -----------------------------------------------------------------------------------------------
+# -- what came of them --------------------------------------------------------------------------------
 
 
 def _function(item: pytest.Item) -> str:

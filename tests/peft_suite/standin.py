@@ -1,13 +1,11 @@
-"""MixLoRA under LoRA's name: PEFT's tests write `LoraConfig(r=8, lora_alpha=16, ...)` and get a `MixLoraConfig`."""
+"""MixLoRA under LoRA's name: `LoraConfig(r=8, lora_alpha=16, ...)` in PEFT's tests is a `MixLoraConfig`."""
 
 from __future__ import annotations
 
 from dataclasses import fields
 from typing import Any
 
-import torch
 from peft import LoraConfig
-from torch import nn
 
 from mixlora_cli import MixLoraConfig
 from mixlora_cli.method.layer import MixLoraLayer
@@ -15,11 +13,10 @@ from mixlora_cli.method.layer import MixLoraLayer
 RENAMED = {"lora_alpha": "alpha", "lora_dropout": "dropout", "init_lora_weights": "init_weights"}
 SAME_AS_LEFT_OUT: dict[str, Any] = {"bias": "none", "use_rslora": False, "use_dora": False}
 """LoRA's options at these values ask for nothing that MixLoRA would have to do."""
-HAS_INIT_WEIGHTS = any(field.name == "init_weights" for field in fields(MixLoraConfig))
-OWN_FIELDS = {field.name for field in fields(MixLoraConfig)} | {"init_weights"}
+OWN_FIELDS = {field.name for field in fields(MixLoraConfig)}
 
 uses = 0
-"""How often a test has met the method so far: configurations made, layers adapted, targets refused."""
+"""How often a test has met the method so far: configurations made, layers adapted."""
 
 
 def met() -> None:
@@ -49,12 +46,7 @@ class _AsLora(type):
         own.setdefault("r", 8)
         own.setdefault("factors", max(64, 2 * own["r"]))
         own.setdefault("router_grad", "straight_through")  # the suite wants gradients of all that it trains
-        if HAS_INIT_WEIGHTS:
-            return MixLoraConfig(**own)
-        random_start = not own.pop("init_weights", True)
-        config = MixLoraConfig(**own)
-        config._random_start = random_start  # type: ignore[attr-defined]
-        return config
+        return MixLoraConfig(**own)
 
     def __instancecheck__(cls, instance: object) -> bool:
         return isinstance(instance, MixLoraConfig)
@@ -70,19 +62,12 @@ class MixLoraAsLora(MixLoraConfig, metaclass=_AsLora):
 MixLoraAsLora.__name__ = "LoraConfig"  # some tests look for it in a message
 
 
-def count_and_start() -> None:
-    """From now on adapted layers are counted, and `init_weights=False` starts the B factors away from zero."""
+def count_layers() -> None:
+    """From now on adapted layers are counted."""
     update_layer = MixLoraLayer.update_layer
 
-    def counted(
-        layer: MixLoraLayer, adapter_name: str, config: MixLoraConfig, *args: Any, **kwargs: Any
-    ) -> None:
+    def counted(layer: MixLoraLayer, *args: Any, **kwargs: Any) -> None:
         met()
-        update_layer(layer, adapter_name, config, *args, **kwargs)
-        if getattr(config, "_random_start", False):
-            weight = layer.mixlora_factors_b[adapter_name].weight
-            if not weight.is_meta:
-                with torch.no_grad():
-                    nn.init.normal_(weight, std=0.1)
+        update_layer(layer, *args, **kwargs)
 
     MixLoraLayer.update_layer = counted  # type: ignore[method-assign]
