@@ -1,7 +1,7 @@
 """Runs PEFT's tests on MixLoRA: LoRA's cases become its own, exceptions are counted.
 
-A failure that is the method's own refusal, or that looks for LoRA's own tensors, is an exception by design: see
-`exceptions.py`. How often each test is excepted, and why, is compared with `expected.json`.
+A failure that is the method's own refusal, or that looks for LoRA's own tensors, is an exception by design
+(`exceptions.py`). How often each test is excepted, and why, is compared with `expected.json`.
 """
 
 from __future__ import annotations
