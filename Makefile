@@ -18,7 +18,7 @@ READY := $(VENV)/.ready
 REPRODUCTIONS := $(addprefix reproduce-,table1 table2 table3 figure4 figures beyond seen control)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types check clean $(REPRODUCTIONS)
+.PHONY: help setup demo test test-peft lint format types check clean $(REPRODUCTIONS)
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of (each sets up what it needs first):"
@@ -53,6 +53,9 @@ $(REPRODUCTIONS): reproduce-%: $(READY)
 test: $(READY) ## run the tests (10 to 20 minutes on two cores)
 	@echo "==> Running the tests"
 	@$(BIN)/python -m pytest
+
+test-peft: $(READY) ## run PEFT's own tests on MixLoRA (about 10 minutes on two cores)
+	@nice $(BIN)/python scripts/test_peft.py $(ARGS)
 
 lint: $(READY) ## check style and formatting
 	@echo "==> Checking style and formatting (ruff)"
