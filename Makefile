@@ -15,10 +15,11 @@ export TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+LIBRARIES := .cache/libraries
 REPRODUCTIONS := $(addprefix reproduce-,table1 table2 table3 figure4 figures beyond seen control)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-peft lint format types check clean $(REPRODUCTIONS)
+.PHONY: help setup demo test test-libraries test-peft lint format types check clean $(REPRODUCTIONS)
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of (each sets up what it needs first):"
@@ -53,6 +54,18 @@ $(REPRODUCTIONS): reproduce-%: $(READY)
 test: $(READY) ## run the tests (10 to 20 minutes on two cores)
 	@echo "==> Running the tests"
 	@$(BIN)/python -m pytest
+
+# Beside the environment and not in it: see tests/libraries/conftest.py.
+$(LIBRARIES)/.ready: constraints.txt $(READY)
+	@echo "==> Installing TRL, bitsandbytes and torchao into $(LIBRARIES)"
+	@rm -rf $(LIBRARIES)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --target $(LIBRARIES) \
+	  --constraint constraints.txt trl bitsandbytes torchao
+	@touch $@
+
+test-libraries: $(LIBRARIES)/.ready ## run the tests with TRL, bitsandbytes and torchao (about 2 minutes)
+	@echo "==> Running the tests with TRL, bitsandbytes and torchao"
+	@PYTHONPATH=$(LIBRARIES) $(BIN)/python -m pytest tests/libraries
 
 test-peft: $(READY) ## run PEFT's own tests on MixLoRA (about 10 minutes on two cores)
 	@nice $(BIN)/python scripts/test_peft.py $(ARGS)

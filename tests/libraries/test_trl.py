@@ -12,16 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+import trl
+from datasets import Dataset
 from method_models import build_llama
 from peft import PeftModel
 from torch import Tensor
 from word_tokenizer import random_words, word_tokenizer
 
 from mixlora_cli import MixLoraConfig
-
-trl = pytest.importorskip("trl", reason="needs the extra `trl`: pip install -e '.[trl]'")
-
-from datasets import Dataset  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
