@@ -408,3 +408,42 @@ def test_a_picture_of_each_row_is_an_instance_of_a_towers_layers() -> None:
     chance(**inputs)
     with pytest.raises(ValueError, match="q_proj: this layer's rows are not those of the batch"):
         chance(**inputs, routing_seeds=torch.tensor([1]))
+
+
+def test_a_prompt_without_tokens_is_refused() -> None:
+    """Its mean is nothing: every text would get the same factors."""
+    model = adapt(build_llama(), pool="prompt").train()
+    ids = torch.randint(4, 64, (2, 8), generator=torch.Generator().manual_seed(0))
+    labels = ids.clone()
+    labels[0, :3] = -100
+    with pytest.raises(ValueError, match=r"pool=prompt: instances \[1\] of the batch have no prompt"):
+        model(input_ids=ids, labels=labels)
+    positions = torch.arange(8).repeat(2, 1)
+    positions[0, 4:] -= 4
+    with pytest.raises(ValueError, match=r"instances \[1, 2\] of the batch have no prompt"):
+        model(input_ids=ids, labels=labels, position_ids=positions)
+    model(input_ids=ids[:1], labels=labels[:1])
+
+
+def test_padding_that_is_counted_in_samples_is_refused() -> None:
+    """A model of sounds reads frames; which of them are padding its mask does not say."""
+    config = hf.Wav2Vec2Config(
+        vocab_size=16,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=48,
+        conv_dim=(8, 8),
+        conv_kernel=(4, 4),
+        conv_stride=(2, 2),
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
+    )
+    torch.manual_seed(0)
+    model = adapt(hf.Wav2Vec2ForCTC(config).eval(), target_modules=["q_proj", "v_proj"])
+    sounds = torch.randn(2, 80)
+    mask = torch.ones(2, 80, dtype=torch.long)
+    model(input_values=sounds, attention_mask=mask)
+    mask[1, 40:] = 0
+    with pytest.raises(ValueError, match="attention_mask is about samples, of which the layers read frames"):
+        model(input_values=sounds, attention_mask=mask)

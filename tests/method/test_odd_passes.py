@@ -25,6 +25,11 @@ def logits(model: Any, inputs: dict[str, Tensor], **options: Any) -> Tensor:
         return model(**inputs, use_cache=False, **options).logits
 
 
+def logits_of_states(inner: Any, inputs: dict[str, Tensor]) -> Tensor:
+    with torch.no_grad():
+        return inner(**inputs, use_cache=False).last_hidden_state
+
+
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_a_checkpoint_that_is_not_transformers_own_is_refused(use_reentrant: bool) -> None:
     """What it computes again in the backward pass knows nothing of the batch any more."""
@@ -55,6 +60,15 @@ def test_an_interrupted_pass_leaves_nothing_behind() -> None:
         generate(model, first)
     handle.remove()
     assert torch.equal(logits(model, second), expected)
+    # A part of the model that is called next is not taken for a part of the pass that ended.
+    inner = model.get_base_model().model
+    fresh = logits_of_states(inner, second)
+    handle = inner.layers[1].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        logits(model, first)
+    handle.remove()
+    assert torch.equal(logits_of_states(inner, second), fresh)
+    logits(model, second)
     assert _threads.own.frame is None and _threads.own.generation is None
 
 
@@ -85,8 +99,16 @@ def test_a_cache_that_no_pass_of_this_model_filled_is_refused() -> None:
             torch.tensor([[5]] * 3),
             torch.cat([inputs["attention_mask"], torch.ones(3, 1).long()], dim=1),
         )
-        with pytest.raises(ValueError, match="tokens that no pass of this model has read"):
+        with pytest.raises(
+            ValueError, match="a cache that no pass of this model with the adapter default has"
+        ):
             model(input_ids=token, attention_mask=mask, past_key_values=rebuilt)
+        with model.disable_adapter():
+            plain = model(**inputs, use_cache=True).past_key_values
+        with pytest.raises(
+            ValueError, match="a cache that no pass of this model with the adapter default has"
+        ):
+            model(input_ids=token, attention_mask=mask, past_key_values=plain)
         cache.batch_select_indices(torch.tensor([1]))
         with pytest.raises(
             ValueError, match="this pass has 1 rows, but the cache that it goes on with was filled by 3"

@@ -8,12 +8,14 @@ can use one model. (Threads' own variables, and not contextvars, since `torch.co
 from __future__ import annotations
 
 import inspect
+import sys
 import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import FrameType
 from typing import Any, NoReturn, TypeVar, cast
 
 import torch
@@ -63,6 +65,8 @@ class _Frame:
     module: nn.Module | None
     info: ForwardInfo
     outer: _Frame | None
+    caller: FrameType | None = None
+    """Python's frame that runs the module; None = not known."""
     cache: Any = None
     """What the pass was given to go on with."""
     pooled: _Pooled | None = None
@@ -177,11 +181,13 @@ class RoutingContext:
     def _before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        self._forget(module)
+        caller = None if torch.compiler.is_compiling() else sys._getframe(1)
+        if caller is not None and _threads.own.frame is not None:
+            _forget_interrupted(caller)
         around = self._frame()
         outer = None if around is None else around.info
         # First of all: `_after` takes it away again, whatever fails from here on.
-        _threads.own.frame = frame = _Frame(self, module, ForwardInfo(), _threads.own.frame)
+        _threads.own.frame = frame = _Frame(self, module, ForwardInfo(), _threads.own.frame, caller)
         inputs = dict(zip(self._of_class(module, self._parameters), args, strict=False)) | kwargs
         if outer is not None and (outer.watched or not isinstance(module, PreTrainedModel)):
             frame.info = self._nested(module, inputs, outer)
@@ -200,14 +206,6 @@ class RoutingContext:
         """What is known of a module's class, which others (FSDP) may have made a class of their own of since."""
         return next(by_class[kind] for kind in type(module).__mro__ if kind in by_class)
 
-    def _forget(self, module: nn.Module) -> None:
-        """Drop what an interrupted pass (Ctrl-C) of this module left, of which torch tells no hook."""
-        frame = _threads.own.frame
-        while frame is not None:
-            if frame.owner is self and frame.module is module:
-                _threads.own.frame = frame.outer
-            frame = frame.outer
-
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         frame = _threads.own.frame
         if frame is None or frame.module is not module:
@@ -222,7 +220,7 @@ class RoutingContext:
             generation = self._generation()
             if hasattr(cache, "__dict__"):
                 setattr(cache, _ANSWER, frame.info.answer)
-            elif generation is not None:
+            elif generation is not None and module is generation.model:
                 generation.hands_on_nothing = True
 
     def _read(self, module: nn.Module, inputs: Mapping[str, Any], outer: ForwardInfo | None) -> ForwardInfo:
@@ -244,6 +242,12 @@ class RoutingContext:
             main = inputs.get(module.main_input_name)
             if isinstance(main, Tensor) and main.dim() > 2:
                 info.rows = len(main)
+            mask = inputs.get("attention_mask")
+            if not info.halves and isinstance(mask, Tensor) and not bool(mask.all()):
+                info.not_a_prompt = (
+                    f"{type(module).__name__}: attention_mask is about samples, of which the layers read frames, so "
+                    "padding cannot be told from them; read one at a time, or without attention_mask"
+                )
         return info
 
     def _nested(self, module: nn.Module, inputs: Mapping[str, Any], outer: ForwardInfo) -> ForwardInfo:
@@ -341,7 +345,6 @@ class RoutingContext:
         """
         generation = Generation.of_call(model, args, kwargs, self._generation())
         self._has_generated = True
-        self._forget(model)
         outer = _threads.own.generation
         _threads.own.generation = (self, generation, outer)
         try:
@@ -388,9 +391,10 @@ class RoutingContext:
             mask: (B, S) bool, the tokens of the pass that count.
         """
         frame = self._frame()
-        if frame is None or torch.compiler.is_compiling():
+        if frame is None or torch.compiler.is_compiling() or source.is_inference():
+            # Of a tensor of inference mode nobody counts whether it was written over since.
             return _mean(self.info, hidden, mask)
-        version = 0 if source.is_inference() else source._version
+        version = source._version
         last, with_graph = frame.pooled, torch.is_grad_enabled()
         if (
             last is not None
@@ -474,6 +478,19 @@ def _mean(info: ForwardInfo, hidden: Tensor, mask: Tensor | None) -> Tensor:
 def _holds_models(module: nn.Module) -> bool:
     """Whether another transformers model is inside."""
     return any(isinstance(inner, PreTrainedModel) for inner in module.modules() if inner is not module)
+
+
+def _forget_interrupted(caller: FrameType) -> None:
+    """Drop what interrupted passes (Ctrl-C) left, of which torch tells no hook: those that Python runs no more."""
+    running: set[FrameType] = set()
+    at: FrameType | None = caller
+    while at is not None:
+        running.add(at)
+        at = at.f_back
+    frame = _threads.own.frame
+    while frame is not None and frame.caller is not None and frame.caller not in running:
+        frame = frame.outer
+    _threads.own.frame = frame
 
 
 def _has_halves(module: nn.Module) -> bool:

@@ -89,6 +89,8 @@ class ForwardInfo:
     """The pass is an encoder-decoder model's, of which each half reads tokens of its own."""
     own_rows: bool = True
     """False within a tower of the model: its rows are pictures, say, and not the batch's."""
+    has_prompts: bool | None = None
+    """Whether `check_prompts` has looked."""
     calls: dict[tuple[int, str], int] = field(default_factory=dict)
     """How often each (layer, adapter) was called in this pass; blocks may share a layer."""
     ranges: dict[tuple[int, torch.Size], TokenRanges | None] = field(default_factory=dict)
@@ -148,6 +150,25 @@ class ForwardInfo:
         """Raise ValueError where factors cannot be chosen from these tokens, though kept ones could be used."""
         if self.strict and hidden.dim() > 2 and not (self.is_memory(hidden) or self._reads_all(hidden)):
             raise self.mismatch(hidden, layer)
+
+    def check_prompts(self) -> None:
+        """Raise ValueError where an instance has tokens, but none that is its prompt; looked at once in a pass."""
+        if self.prompt is None or self.has_prompts or torch.compiler.is_compiling():
+            return
+        own, prompt = torch.ones_like(self.prompt) if self.tokens is None else self.tokens, self.prompt
+        if self.segments is not None:
+            ids = self.segments.ids.flatten()
+            both = torch.stack([mask.flatten().to(ids.device).long() for mask in (own, prompt)], dim=1)
+            counts = both.new_zeros(self.segments.count, 2).index_add(0, ids, both)
+        else:
+            counts = torch.stack([own.sum(1).to(prompt.device), prompt.sum(1)], dim=1)
+        empty = ((counts[:, 0] > 0) & (counts[:, 1] == 0)).nonzero().flatten().tolist()
+        if empty:
+            raise ValueError(
+                f"pool=prompt: instances {empty[:5]} of the batch have no prompt, all their tokens have labels; label "
+                "the prompt's tokens -100 (or give prompt_mask), or use pool=all"
+            )
+        self.has_prompts = True
 
     def ranges_of(self, mask: Tensor | None, shape: torch.Size) -> TokenRanges | None:
         """`token_ranges` of a mask (B, S) that this pass holds; None as the mask counts every token."""

@@ -295,10 +295,14 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
             if kept is not None:
                 self._check_rows(len(kept.selection.index_a), rows, info)
                 return kept
-        if info.orphan and rule.keeps and rule.router_input in (pooled_all, pooled_prompt):
+        if (
+            (info.orphan or info.continues)
+            and rule.keeps
+            and rule.router_input in (pooled_all, pooled_prompt)
+        ):
             raise ValueError(
-                f"{self.name}: past_key_values hold tokens that no pass of this model has read, so the factors of "
-                "their prompt are not known; let the model fill the cache, and hand that very object on"
+                f"{self.name}: this pass goes on with a cache that no pass of this model with the adapter {name} has "
+                "filled, so the factors of its prompt are not known; let them fill it, and hand that very object on"
             )
         selection = self._select(name, rule, hidden, rows, info)
         info.answer.kept[key] = kept = CachedSelection(selection.without_gradient())

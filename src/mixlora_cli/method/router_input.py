@@ -38,7 +38,8 @@ def pooled_prompt(context: RoutingContext, source: Tensor, hidden: Tensor, train
     """R_IFS(h) over the tokens that carry no loss: (N, d_in). Outside training, what is read first is the prompt.
 
     Raises:
-        ValueError: a training pass that does not say which tokens are the prompt, or one that reads no whole prompt.
+        ValueError: a training pass that does not say which tokens are the prompt, an instance without any, or a pass
+            that does not read a whole prompt.
     """
     info = context.info
     if info.prompt is None and training and not context.generating:
@@ -48,6 +49,7 @@ def pooled_prompt(context: RoutingContext, source: Tensor, hidden: Tensor, train
         )
     if info.prompt is None:
         return pooled_all(context, source, hidden, training)
+    info.check_prompts()
     return context.pooled(source, hidden, info.prompt)
 
 
