@@ -137,9 +137,24 @@ class Wrapper(nn.Module):
         return self.llm(**inputs, use_cache=False).logits
 
 
+class TransformersWrapper(hf.PreTrainedModel):
+    """The same as a model of transformers' kind."""
+
+    config_class = hf.LlamaConfig
+    _supports_sdpa = True
+    forward = Wrapper.forward
+
+    def __init__(self, kind: str) -> None:
+        inner = build_llama()
+        super().__init__(inner.config)
+        self.kind, self.llm = kind, inner
+        self.soft = nn.Parameter(torch.randn(1, 3, 32, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize("wrapper", [Wrapper, TransformersWrapper])
 @pytest.mark.parametrize("kind", ["mask", "soft", "dictionary"])
-def test_the_transformers_models_own_arguments_count(kind: str) -> None:
-    model = adapt(Wrapper(kind), target_modules=DECODER)
+def test_the_transformers_models_own_arguments_count(wrapper: Any, kind: str) -> None:
+    model = adapt(wrapper(kind), target_modules=DECODER)
     together = padded(texts(), "right")
     given = {"input_ids": together["input_ids"]} if kind == "mask" else together
     first = 3 if kind == "soft" else 0
@@ -349,3 +364,51 @@ def test_passes_keep_no_activation_alive() -> None:
     del output
     gc.collect()
     assert alive[0]() is None and cache is not None and _threads.own.frame is None
+
+
+def test_each_choice_of_a_multiple_choice_model_is_an_instance() -> None:
+    """Its ids are (rows, choices, tokens), of which the model within reads one choice a row."""
+    config = hf.BertConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
+    )
+    config.initializer_range = 0.3
+    torch.manual_seed(0)
+    model = adapt(hf.BertForMultipleChoice(config).eval(), target_modules=["query", "value"])
+    choices = padded(texts() + texts()[:1], "right")
+    together = {name: value.view(2, 2, -1) for name, value in choices.items()}
+    with torch.no_grad():
+        scores = model(**together).logits.flatten()
+        for row in range(4):
+            alone = {name: value[row].view(1, 1, -1) for name, value in choices.items()}
+            torch.testing.assert_close(model(**alone).logits[0, 0], scores[row], rtol=1e-4, atol=1e-4)
+            length = int(choices["attention_mask"][row].sum())
+            unpadded = {name: value[..., :length] for name, value in alone.items()}
+            torch.testing.assert_close(model(**unpadded).logits[0, 0], scores[row], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("wrapper", [nn.Module, hf.PreTrainedModel])
+def test_two_texts_in_one_pass_of_a_wrapper(wrapper: Any) -> None:
+    """A contrastive model calls the language model twice, with masks of the same shape."""
+
+    class Twice(wrapper):  # type: ignore[misc]
+        _supports_sdpa = True
+
+        def __init__(self) -> None:
+            inner = build_llama()
+            super().__init__(*([inner.config] if wrapper is hf.PreTrainedModel else []))
+            self.llm = inner
+
+        def forward(
+            self, input_ids: Tensor, attention_mask: Tensor, other_ids: Tensor, other_mask: Tensor
+        ) -> Any:
+            one = self.llm(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+            return one, self.llm(input_ids=other_ids, attention_mask=other_mask, use_cache=False).logits
+
+    model = adapt(Twice(), target_modules=DECODER)
+    alone = adapt(build_llama(), target_modules=DECODER)
+    one, other = padded(texts(), "right"), padded(texts()[::-1], "left")
+    with torch.no_grad():
+        found = model(*one.values(), *other.values())
+    for inputs, logits_of in zip((one, other), found, strict=True):
+        own = inputs["attention_mask"].bool()
+        torch.testing.assert_close(logits_of[own], logits(alone, inputs)[own], rtol=1e-4, atol=1e-4)

@@ -234,7 +234,8 @@ class RoutingContext:
             info.prompt = outer.prompt if info.prompt is None and alike else info.prompt
         if _threads.own.adapters is not None and _threads.own.adapters[0] is self:
             info.adapters = _threads.own.adapters[1]
-        info.watched = isinstance(module, PreTrainedModel)
+        # Where the text is not understood, the transformers model within is asked.
+        info.watched = isinstance(module, PreTrainedModel) and (bool(info.rows) or text_of(inputs) is None)
         info.halves = info.watched and _has_halves(module)
         info.strict = bool(info.rows) and self._of_class(module, self._leaves)
         if not info.rows and isinstance(module, PreTrainedModel):
@@ -273,17 +274,29 @@ class RoutingContext:
                 halves=outer.halves,
                 own_rows=outer.halves,
             )
-        if not outer.halves:
-            return replace(outer, strict=strict)
         own = read_inputs(inputs)
+        ids = own.text is not None and not own.text.is_floating_point()
+        alike = (own.rows, own.length) == (outer.rows, outer.length) and not (
+            ids and own.text is not outer.text
+        )
+        if alike and not outer.halves:
+            # Embeddings of the same text; a mask of its own may be made from the outer one.
+            given = isinstance(inputs.get("attention_mask"), Tensor) and inputs["attention_mask"].dim() == 2
+            if not given or own.tokens is outer.tokens:
+                return replace(outer, strict=strict)
+            return replace(outer, strict=strict, tokens=own.tokens, ranges={})
+        # One half of two, or a text that a module around the model has made.
         return replace(
             outer,
+            text=own.text,
             rows=own.rows,
             length=own.length,
             tokens=own.tokens,
-            segments=None,
+            prompt=outer.prompt if outer.halves else own.prompt,
+            segments=None if outer.halves else own.segments,
             memory=own.memory,
             strict=strict,
+            has_prompts=None,
             ranges={},
         )
 

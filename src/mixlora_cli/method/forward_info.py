@@ -50,6 +50,8 @@ class Answer:
 class ForwardInfo:
     """One forward pass. `ForwardInfo()` is that of a bare layer: every token counts, nothing came before."""
 
+    text: Tensor | None = None
+    """What the pass reads, ids (B, S) or embeddings (B, S, d)."""
     rows: int = 0
     """B, rows of the batch; 0 = not known."""
     length: int = 0
@@ -206,9 +208,9 @@ def read_inputs(inputs: Mapping[str, Any]) -> ForwardInfo:
     if any(inputs.get(name) is not None for name in _OF_A_SERVER):
         raise ValueError(CONTINUOUS_BATCHING)
     source = text_of(inputs)
-    if source is None or source.dim() < 2:
-        return info
-    info.rows, info.length = source.shape[:2]
+    if source is None or source.dim() != (3 if source.is_floating_point() else 2):
+        return info  # several texts a row (multiple choice) are apart only in the model within
+    info.text, (info.rows, info.length) = source, source.shape[:2]
     past = cached_length(cache_of(inputs))
     mask = one_mask(inputs.get("attention_mask"))
     info.tokens = token_mask(mask, past, info.length)
