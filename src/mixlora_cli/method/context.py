@@ -69,6 +69,8 @@ class _Frame:
     """Python's frame that runs the module; None = not known."""
     cache: Any = None
     """What the pass was given to go on with."""
+    wants_cache: bool = False
+    """The pass is to hand on what it reads."""
     pooled: _Pooled | None = None
 
 
@@ -194,7 +196,7 @@ class RoutingContext:
             return args, kwargs
         if outer is None:
             self.balance_terms.clear()
-        frame.cache = cache_of(inputs)
+        frame.cache, frame.wants_cache = cache_of(inputs), inputs.get("use_cache") is True
         frame.info = self._place(module, self._read(module, inputs, outer), inputs)
         self._warn_of_other_routing(module, inputs)
         for layer in self._checkpointing:
@@ -220,7 +222,7 @@ class RoutingContext:
             generation = self._generation()
             if hasattr(cache, "__dict__"):
                 setattr(cache, _ANSWER, frame.info.answer)
-            elif generation is not None and module is generation.model:
+            elif generation is not None and module is generation.model and frame.wants_cache:
                 generation.hands_on_nothing = True
 
     def _read(self, module: nn.Module, inputs: Mapping[str, Any], outer: ForwardInfo | None) -> ForwardInfo:

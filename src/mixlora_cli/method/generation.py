@@ -82,7 +82,7 @@ class Generation:
             has_past: whether that cache holds tokens.
         """
         info = self._with_inputs(info)
-        if self.answers and answer is None and self.hands_on_nothing and inputs.get("use_cache") is not False:
+        if self.answers and answer is None and self.hands_on_nothing and inputs.get("use_cache") is True:
             answer = self.answers[-1]
         elif self.answers and not has_past:
             # One that brings an empty cache reads a new prompt.
