@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 
 from mixlora_cli.data.mini import build
 from mixlora_cli.data.mini.build import build_mini, generator_digest, mini_root
-from mixlora_cli.data.mini.plan import Counts
+from mixlora_cli.data.mini.plan import Counts, make_plan
 from mixlora_cli.data.mini.progress import counting
 from mixlora_cli.data.mini.tasks import SEEN_TASKS
 from mixlora_cli.data.mini.unseen import UNSEEN_BENCHMARKS
@@ -159,6 +160,17 @@ def test_root_is_in_the_cache_and_named_by_the_generator(
     (root / "metadata.json").write_text("{}")  # already built, so that nothing is drawn here
     assert mini_root() == root
     assert len(generator_digest()) == 12
+
+
+def test_the_digest_is_that_of_what_is_drawn_and_its_name_is_kept() -> None:
+    """Of records, pictures' descriptions and every 101st picture's pixels: moving the code changes none of them."""
+    plan = make_plan(Counts())
+    assert build.plan_digest(plan) == build.DRAWN
+    assert build.pixels_digest(plan) == build.PIXELS
+    assert generator_digest() == "b4050ad1f629"  # what results/mini was made of
+    name = next(iter(plan.pictures))
+    other = replace(plan, pictures=plan.pictures | {name: plan.pictures[list(plan.pictures)[-1]]})
+    assert build.plan_digest(other) != build.DRAWN
 
 
 def test_digest_changes_with_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
