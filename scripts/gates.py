@@ -81,7 +81,7 @@ RUNS: dict[str, list[str]] = {
     "mini-eval": ["eval", "run=mini", "eval.limit=2", "eval.batch_size=4"],
 }
 VOLATILE = re.compile(
-    r"seconds|per_second|eta|time|date|version|commit|host|machine|memory|pid|started|finished|created|size_mb",
+    r"seconds|per_second|eta|time|date|version|commit|host|machine|memory|pid|started|finished|created|size_mb|peak_bytes",
     re.I,
 )
 _NUMBERS_OF_THE_CLOCK = re.compile(
