@@ -1,14 +1,18 @@
 #!/usr/bin/env bash
 # Copy what tables need of every cell with an evaluation, from a folder of `mixlora reproduce` to one that git keeps:
-# configuration, losses, scores and answers; no weights. Usage: scripts/keep_results.sh [runs/reproduce/mini [results/mini]]
+# configuration, losses, scores and answers (packed: pack_predictions.py); no weights.
+# Usage: scripts/keep_results.sh [runs/reproduce/mini [results/mini]]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 here=$PWD
 source=${1:-runs/reproduce/mini}
 kept=${2:-results/mini}
 
+packed() { "$here/.venv/bin/python" "$here/scripts/pack_predictions.py" "$1" "$kept"; }
+
 mkdir -p "$kept"
 kept=$(realpath "$kept")
+if [ -f "$kept/cells.parquet" ]; then packed unpack; fi
 cd "$source"
 for cell in */; do
   cell=${cell%/}
@@ -21,4 +25,5 @@ for cell in */; do
     fi
   done
 done
+packed pack
 echo "kept $(find "$kept" -name cell.json | wc -l) cells in $kept"
