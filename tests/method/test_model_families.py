@@ -447,3 +447,23 @@ def test_padding_that_is_counted_in_samples_is_refused() -> None:
     mask[1, 40:] = 0
     with pytest.raises(ValueError, match="attention_mask is about samples, of which the layers read frames"):
         model(input_values=sounds, attention_mask=mask)
+
+
+def test_label_smoothing_of_the_trainer(tmp_path: Any) -> None:
+    """It takes the labels away before the model sees them: pool=all needs none, pool=prompt says what it lacks."""
+    texts_of = [
+        {"input_ids": ids + [PAD] * (9 - len(ids)), "labels": [-100] * 3 + ids[3:] + [-100] * (9 - len(ids))}
+        for ids in texts()
+    ]
+    arguments = hf.TrainingArguments(
+        str(tmp_path), label_smoothing_factor=0.1, max_steps=2, use_cpu=True, report_to=[], save_strategy="no"
+    )
+    model = adapt(build_llama())
+    before = {name: p.clone() for name, p in model.named_parameters() if p.requires_grad}
+    found = hf.Trainer(model, arguments, train_dataset=texts_of).train()
+    assert found.training_loss > 0
+    assert all(
+        not torch.equal(p, before[name]) for name, p in model.named_parameters() if "factors_b" in name
+    )
+    with pytest.raises(ValueError, match=r"label smoothing takes the labels away: use pool=all"):
+        hf.Trainer(adapt(build_llama(), pool="prompt"), arguments, train_dataset=texts_of).train()
