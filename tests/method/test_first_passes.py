@@ -23,7 +23,7 @@ def prompt(length: int = 9, seed: int = 0) -> Tensor:
 
 def greedy(model: Any, ids: Tensor, **options: Any) -> Tensor:
     return model.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False, **options
+        input_ids=ids, attention_mask=(ids != PAD).long(), max_new_tokens=NEW, do_sample=False, **options
     )
 
 
@@ -46,9 +46,13 @@ def test_prompt_lookup_equals_greedy(pool: str) -> None:
     for seed in range(4):
         ids = prompt(seed=seed)
         read.clear()
-        looked_up = greedy(model, ids, prompt_lookup_num_tokens=4)
+        with selections_of_each_pass(model) as passes:
+            looked_up = greedy(model, ids, prompt_lookup_num_tokens=4)
         assert read[0] > ids.shape[1], "the first pass did not read any guess"
-        assert torch.equal(looked_up, greedy(model, ids))
+        with selections_of_each_pass(model) as plain:
+            assert torch.equal(looked_up, greedy(model, ids))
+        for each in passes:
+            assert all(torch.equal(a, b) for a, b in zip(each, plain[0], strict=True))
 
 
 @pytest.mark.parametrize("assistant", ["adapted", "plain", "itself"])
@@ -58,9 +62,18 @@ def test_assisted_decoding_equals_greedy(model: Any, assistant: str) -> None:
         "plain": lambda: build_llama(),
         "itself": lambda: copy.deepcopy(model),
     }[assistant]()
+    own = helper if assistant == "plain" else helper.get_base_model()
+    own.generation_config.num_assistant_tokens, own.generation_config.assistant_confidence_threshold = 10, 0
     for seed in range(3):
-        ids = prompt(seed=seed)
-        assert torch.equal(greedy(model, ids, assistant_model=helper), greedy(model, ids))
+        ids = prompt(seed=seed)[:, :6]
+        ids[:, :2] = PAD
+        with selections_of_each_pass(model) as passes:
+            assisted = greedy(model, ids, assistant_model=helper)
+        with selections_of_each_pass(model) as plain:
+            assert torch.equal(assisted, greedy(model, ids))
+        # Guesses are many and of one kind, so a choice that counted them would be another.
+        for each in passes:
+            assert all(torch.equal(a, b) for a, b in zip(each, plain[0], strict=True))
 
 
 def test_an_early_exit_as_the_assistant_equals_greedy(model: Any) -> None:

@@ -32,6 +32,7 @@ from mixlora_cli.method.forward_info import (
     cached_length,
     read_inputs,
     text_of,
+    token_mask,
 )
 from mixlora_cli.method.generation import Generation
 from mixlora_cli.method.pooling import masked_mean
@@ -257,10 +258,10 @@ class RoutingContext:
         """A module within the pass: the same text, a tower that reads something else, or one half of two."""
         if not isinstance(module, PreTrainedModel):
             return outer
-        strict = self._of_class(module, self._leaves)
-        if text_of(inputs) is None and not (outer.length or outer.halves):
+        strict, text = self._of_class(module, self._leaves), text_of(inputs)
+        if text is None and not (outer.length or outer.halves):
             return outer  # a part of a model that reads pictures or sounds alone
-        if text_of(inputs) is None:
+        if text is None:
             # The sounds or pictures that an encoder-decoder model answers are its batch; a tower's are not.
             return ForwardInfo(
                 rows=outer.rows if outer.halves else 0,
@@ -276,18 +277,15 @@ class RoutingContext:
                 halves=outer.halves,
                 own_rows=outer.halves,
             )
-        own = read_inputs(inputs)
-        ids = own.text is not None and not own.text.is_floating_point()
-        alike = (own.rows, own.length) == (outer.rows, outer.length) and not (
-            ids and own.text is not outer.text
-        )
-        if alike and not outer.halves:
-            # Embeddings of the same text; a mask of its own may be made from the outer one.
-            given = isinstance(inputs.get("attention_mask"), Tensor) and inputs["attention_mask"].dim() == 2
-            if not given or own.tokens is outer.tokens:
-                return replace(outer, strict=strict)
-            return replace(outer, strict=strict, tokens=own.tokens, ranges={})
+        other_ids = not text.is_floating_point() and text is not outer.text
+        if not (outer.halves or other_ids) and text.shape[:2] == (outer.rows, outer.length):
+            # The same text. Where the outer model was given no mask it may have made this one.
+            mask = inputs.get("attention_mask")
+            made = outer.tokens is None and isinstance(mask, Tensor) and mask.dim() == 2
+            tokens = token_mask(mask, 0, outer.length) if made else outer.tokens
+            return replace(outer, strict=strict, tokens=tokens)
         # One half of two, or a text that a module around the model has made.
+        own = read_inputs(inputs)
         return replace(
             outer,
             text=own.text,
