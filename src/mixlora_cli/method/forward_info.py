@@ -105,7 +105,7 @@ class ForwardInfo:
 
     def count_of(self, hidden: Tensor) -> int:
         """N, instances in a layer's input by instance (B, ..., d)."""
-        return len(hidden) if self.segments is None else self.segments.count
+        return hidden.shape[0] if self.segments is None else self.segments.count
 
     def by_instance(self, hidden: Tensor, layer: str) -> Tensor:
         """A layer's input with its rows apart: (tokens, d) of all rows becomes (B, S, d), others stay as they are.

@@ -245,9 +245,10 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
         if not is_plain(self.base_layer, rows):
             return False
         # Only where there are gradients are the pools used without being called.
+        if not (self.training or torch.is_grad_enabled()):
+            return True
         pools = self.mixlora_factors_a[name], self.mixlora_factors_b[name]
-        with_gradient = self.training or torch.is_grad_enabled()
-        return not with_gradient or all(is_unwatched(pool, FactorPool) for pool in pools)
+        return all(is_unwatched(pool, FactorPool) for pool in pools)
 
     def _adapted(self, name: str, hidden: Tensor, rows: Tensor, info: ForwardInfo) -> Tensor:
         """Base layer and update in one step."""
@@ -293,7 +294,7 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
         if rule.keeps and info.continues:
             kept = info.answer.kept.get(key)
             if kept is not None:
-                self._check_rows(len(kept.selection.index_a), rows, info)
+                self._check_rows(kept.selection.index_a.shape[0], rows, info)
                 return kept
         if (
             (info.orphan or info.continues)
