@@ -29,8 +29,13 @@ Pairs = dict[str, tuple[Trained, Trained]]
 
 @pytest.fixture(scope="module")
 def alone() -> list[Trained]:
-    """One process, for each of `FIELDS`."""
-    return run([Case("alone", fields) for fields in FIELDS.values()])
+    """One process, for each of `FIELDS`; with one thread, as each of the two, so that sums have one order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return run([Case("alone", fields) for fields in FIELDS.values()])
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=HOWS)
@@ -56,6 +61,6 @@ def test_two_processes_train_as_one(pairs: Pairs, name: str) -> None:
         assert any("router" in key for key in expected) == (name != "routers_stay" or kind == "weights")
         for key, tensor in expected.items():
             torch.testing.assert_close(
-                found[key], tensor, atol=CLOSE, rtol=0, msg=lambda m, k=key: f"{k}: {m}"
+                found[key], tensor, atol=CLOSE, rtol=CLOSE, msg=lambda m, k=key: f"{k}: {m}"
             )
     assert max(gradient.abs().max() for gradient in alone.gradients.values()) > 1000 * CLOSE
