@@ -8,7 +8,7 @@ import typer
 
 from mixlora_cli import __version__
 from mixlora_cli.compare_cli import compare_command
-from mixlora_cli.import_cli import OneLineMistakes, import_command
+from mixlora_cli.prepare.import_cli import OneLineMistakes, import_command
 from mixlora_cli.surroundings import settle_in
 
 HYDRA_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -109,7 +109,7 @@ _configured_by_hydra(
     "bench",
     "Measure what MixLoRA costs next to plain LoRA on this machine: time, memory, operations.",
     "mixlora_cli.config.bench:BenchConfig",
-    "mixlora_cli.bench.run:bench",
+    "mixlora_cli.analysis.bench.run:bench",
 )
 _configured_by_hydra(
     "prepare",
@@ -129,13 +129,13 @@ _configured_by_hydra(
     "export",
     "Fit a static LoRA to a MixLoRA adapter, to merge or to serve, and say what that loses.",
     "mixlora_cli.config.export:ExportConfig",
-    "mixlora_cli.export.run:export",
+    "mixlora_cli.analysis.export.run:export",
 )
 _configured_by_hydra(
     "plan",
     "Say what a training would need, before it is started: parameters, memory, operations, hours.",
     "mixlora_cli.config.plan:PlanConfig",
-    "mixlora_cli.planning.run:plan",
+    "mixlora_cli.analysis.planning.run:plan",
 )
 _configured_by_hydra(
     "interference",
@@ -147,20 +147,20 @@ _configured_by_hydra(
     "tsne",
     "Draw a map of the factors that tasks select, and say how far it tells the tasks apart.",
     "mixlora_cli.config.tsne:TsneConfig",
-    "mixlora_cli.selections.run:tsne",
+    "mixlora_cli.analysis.selections.run:tsne",
 )
 _configured_by_hydra(
     "reproduce",
     "Train and evaluate every row of one of the paper's tables, then print it; goes on where it was.",
     "mixlora_cli.config.reproduce:ReproduceConfig",
-    "mixlora_cli.reproduction.run:reproduce",
+    "mixlora_cli.reproduce.run:reproduce",
     first_word="what",
 )
 _configured_by_hydra(
     "table",
     "One of the paper's tables from finished cells: intervals, paired tests, Markdown, LaTeX, CSV.",
     "mixlora_cli.config.table:TableConfig",
-    "mixlora_cli.tables.run:table",
+    "mixlora_cli.reproduce.table:table",
     first_word="what",
 )
 

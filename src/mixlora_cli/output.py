@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import IO
 
 from mixlora_cli.data.cache import cache_root, unusable
-from mixlora_cli.durable import WRITE_ERRORS
 from mixlora_cli.errors import UserError
 from mixlora_cli.launch.environment import global_rank
+from mixlora_cli.store import WRITE_ERRORS
 
 LOCK = ".writing"
 """File in the folder while a process writes there; what counts is the lock on it, which dies with it."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from mixlora_cli.bench.clock import MAX_ROUNDS, Rounds, Variant, interleave
+from mixlora_cli.analysis.bench.clock import MAX_ROUNDS, Rounds, Variant, interleave
 
 CPU = torch.device("cpu")
 

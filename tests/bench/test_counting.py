@@ -3,7 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from mixlora_cli.bench.counting import Operations, count_operations, peak_bytes, resting_bytes, saved_bytes
+from mixlora_cli.analysis.bench.counting import (
+    Operations,
+    count_operations,
+    peak_bytes,
+    resting_bytes,
+    saved_bytes,
+)
 
 CPU = torch.device("cpu")
 

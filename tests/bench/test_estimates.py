@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mixlora_cli.bench.estimates import Estimate, extra, ratio, ratio_of_extras, spread
+from mixlora_cli.analysis.bench.estimates import Estimate, extra, ratio, ratio_of_extras, spread
 
 LINEAR = [1.0, 2.0, 1.5, 4.0, 1.2]
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from mixlora_cli.bench import comparisons
-from mixlora_cli.bench.comparisons import Comparison, compare
-from mixlora_cli.bench.estimates import Estimate, exact
-from mixlora_cli.bench.goals import GOALS, Goal, judge
-from mixlora_cli.bench.measurement import Measurement
+from mixlora_cli.analysis.bench import comparisons
+from mixlora_cli.analysis.bench.comparisons import Comparison, compare
+from mixlora_cli.analysis.bench.estimates import Estimate, exact
+from mixlora_cli.analysis.bench.goals import GOALS, Goal, judge
+from mixlora_cli.analysis.bench.measurement import Measurement
 
 FP32, BF16, PUBLISHED, FLAT, PEAK, STEP, GENERATION, BATCHING, SCORING = GOALS
 

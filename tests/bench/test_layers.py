@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mixlora_cli.bench.layers import LINEAR, LORA, PUBLISHED, Bench, LayerCase, build_bench, mixlora
+from mixlora_cli.analysis.bench.layers import LINEAR, LORA, PUBLISHED, Bench, LayerCase, build_bench, mixlora
 
 CASE = LayerCase(d_in=24, d_out=40, dtype="fp32", batch=3, tokens=5, rank=2, seed=1)
 

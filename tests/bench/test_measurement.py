@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mixlora_cli.bench.measurement import FILE_NAME, Journal, Measurement, case_key
+from mixlora_cli.analysis.bench.measurement import FILE_NAME, Journal, Measurement, case_key
 from mixlora_cli.errors import UserError
 
 ONE = Measurement("layer", {"shape": "8", "batch": 1}, {"linear": [0.5, 0.25]})

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mixlora_cli.bench.plan import PRODUCTS, make_plan, pools_of, tokens_for
+from mixlora_cli.analysis.bench.plan import PRODUCTS, make_plan, pools_of, tokens_for
 from mixlora_cli.config.bench import PARTS, BenchConfig, BenchSettings, parse_shape
 from mixlora_cli.config.schema import DataConfig, ModelConfig
 

@@ -16,7 +16,7 @@ ENTRIES = {
     "mixlora_cli.training.run": "train",
     "mixlora_cli.evaluation.run": "evaluate",
     "mixlora_cli.alignment.run": "align",
-    "mixlora_cli.export.run": "export",
+    "mixlora_cli.analysis.export.run": "export",
 }
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
+from mixlora_cli.analysis.planning.counts import count_parameters, num_trained
 from mixlora_cli.config.load import load
 from mixlora_cli.config.resolvers import register_resolvers
 from mixlora_cli.config.schema import EvalConfig, TrainConfig
 from mixlora_cli.models.skeleton import attach_to_skeleton, build_skeleton
 from mixlora_cli.paths import conf_dir
-from mixlora_cli.planning.counts import count_parameters, num_trained
-from mixlora_cli.reproduction.compose import sweep_of
+from mixlora_cli.reproduce.compose import sweep_of
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = conf_dir() / "experiment"

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mixlora_cli.analysis.selections.thumbnails import _shrunk
 from mixlora_cli.checking.prints import print_of
 from mixlora_cli.data.collate import PixelLoader
 from mixlora_cli.data.images import check_images, open_fully
@@ -28,7 +29,6 @@ from mixlora_cli.data.pictures import (
 )
 from mixlora_cli.data.problems import BadRecord, Kind
 from mixlora_cli.report.thumbnails import data_uri
-from mixlora_cli.selections.thumbnails import _shrunk
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from mixlora_cli.config.load import load
 from mixlora_cli.config.resolvers import register_resolvers
 from mixlora_cli.paths import conf_dir
 
-COMMAND = Command("export", ExportConfig, "mixlora_cli.export.run:export")
+COMMAND = Command("export", ExportConfig, "mixlora_cli.analysis.export.run:export")
 
 
 def test_yaml_repeats_the_defaults(tmp_path: Path) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mixlora_cli.analysis.export.comparison import mean_over_tasks
+from mixlora_cli.analysis.export.inputs import choose_inputs
+from mixlora_cli.analysis.export.run import export
+from mixlora_cli.analysis.export.static_lora import folder_names
 from mixlora_cli.config.export import FitConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.statistics import wilson
-from mixlora_cli.export.comparison import mean_over_tasks
-from mixlora_cli.export.inputs import choose_inputs
-from mixlora_cli.export.run import export
-from mixlora_cli.export.static_lora import folder_names
 from tiny_runs import NUM_FACTORS
 
 from .conftest import TASKS, MakeConfig, MakeRun
@@ -27,7 +27,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def build(*_: object) -> None:
         raise AssertionError("a model was built")
 
-    monkeypatch.setattr("mixlora_cli.export.run.build_base", build)
+    monkeypatch.setattr("mixlora_cli.analysis.export.run.build_base", build)
 
 
 def refused(config: Any) -> str:

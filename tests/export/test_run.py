@@ -13,14 +13,14 @@ from peft import LoraConfig, PeftConfig, PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mixlora_cli.analysis.export.inputs import choose_inputs
+from mixlora_cli.analysis.export.run import export
 from mixlora_cli.config.export import ExportConfig
 from mixlora_cli.config.hydra_app import Command, run_command
 from mixlora_cli.config.schema import DataConfig, EvalConfig
 from mixlora_cli.data.batches import encode_prompts
 from mixlora_cli.data.collate import PixelLoader, generation_collator
 from mixlora_cli.evaluation.results import read_results
-from mixlora_cli.export.inputs import choose_inputs
-from mixlora_cli.export.run import export
 from mixlora_cli.models.adapters import load_adapter, unload_adapter
 from mixlora_cli.models.tiny import build_tiny
 from tiny_runs import NUM_FACTORS, RANK
@@ -242,7 +242,7 @@ def test_command_line_and_evaluation_of_the_result(
         f"data.heldout={data.heldout}",
         f"data.images={data.images}",
     ]
-    command = Command("export", ExportConfig, "mixlora_cli.export.run:export")
+    command = Command("export", ExportConfig, "mixlora_cli.analysis.export.run:export")
     arguments = [f"run={run.root}", *given, "export.instances=2", "export.evaluate=false", "export.rank=2"]
     assert run_command(command, arguments) == 0, capsys.readouterr().err
     folder = run.root / "export"

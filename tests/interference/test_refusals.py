@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from interference_data import TASKS, MakeConfig, MakeRun
 
+from mixlora_cli.analysis.interference import measure
+from mixlora_cli.analysis.interference.run import interference
 from mixlora_cli.config.interference import InterferenceConfig
 from mixlora_cli.config.parse import parse
 from mixlora_cli.config.schema import DataConfig, ModelConfig
 from mixlora_cli.errors import UserError
-from mixlora_cli.interference import measure
-from mixlora_cli.interference.run import interference
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixlora_cli.interference.denominators import count_denominators
-from mixlora_cli.interference.groups import Group
-from mixlora_cli.interference.passes import mean_unit_gradient, products, stack_directions
-from mixlora_cli.interference.scores import (
+from mixlora_cli.analysis.interference.denominators import count_denominators
+from mixlora_cli.analysis.interference.groups import Group
+from mixlora_cli.analysis.interference.passes import mean_unit_gradient, products, stack_directions
+from mixlora_cli.analysis.interference.scores import (
     VARIANTS,
     Measurement,
     draws,

@@ -2,9 +2,9 @@
 
 import pytest
 
-from mixlora_cli.planning.activations import Activations
-from mixlora_cli.planning.hardware import GIB
-from mixlora_cli.planning.memory import CONTEXT_BYTES, Need, Trained, state
+from mixlora_cli.analysis.planning.activations import Activations
+from mixlora_cli.analysis.planning.hardware import GIB
+from mixlora_cli.analysis.planning.memory import CONTEXT_BYTES, Need, Trained, state
 
 BILLION = 1_000_000_000
 ALL_WEIGHTS = Trained(trained=7 * BILLION, frozen=0, bf16=True, trains_base=True)

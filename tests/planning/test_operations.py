@@ -5,9 +5,9 @@ import torch
 from planning_reality import BATCH, LABELS, LENGTH, Case
 from torch.utils.flop_counter import FlopCounterMode
 
+from mixlora_cli.analysis.planning.network import Linear, Network, Update
+from mixlora_cli.analysis.planning.operations import Batch, operations
 from mixlora_cli.config.schema import AdapterConfig
-from mixlora_cli.planning.network import Linear, Network, Update
-from mixlora_cli.planning.operations import Batch, operations
 
 BATCH_OF_REALITY = Batch(BATCH, LENGTH, LABELS)
 

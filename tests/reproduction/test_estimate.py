@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mixlora_cli.reproduction.estimate import in_words, time_left, total
+from mixlora_cli.reproduce.estimate import in_words, time_left, total
 
 
 def test_sum_of_what_is_known() -> None:

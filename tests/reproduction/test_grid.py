@@ -10,13 +10,13 @@ import pytest
 from mixlora_cli.config.reproduce import ReproduceConfig, SpeedConfig
 from mixlora_cli.config.schema import EvalConfig, TrainConfig
 from mixlora_cli.errors import UserError
-from mixlora_cli.reproduction import estimate
-from mixlora_cli.reproduction import run as reproduction
-from mixlora_cli.reproduction.cell import Cell
-from mixlora_cli.reproduction.compose import composed
-from mixlora_cli.reproduction.grid import build_grid
-from mixlora_cli.reproduction.runner import Outcome
-from mixlora_cli.tables.layout import LAYOUTS, TABLE_1
+from mixlora_cli.reproduce import estimate
+from mixlora_cli.reproduce import run as reproduction
+from mixlora_cli.reproduce.cell import Cell
+from mixlora_cli.reproduce.compose import composed
+from mixlora_cli.reproduce.grid import build_grid
+from mixlora_cli.reproduce.layout import LAYOUTS, TABLE_1
+from mixlora_cli.reproduce.runner import Outcome
 
 REPLICATED = ["lora_r4", "lora_r16", "mixlora_e16_r4"]
 UNSEEN = {"mini_mme": 160, "mini_vsr": 120}
@@ -121,7 +121,7 @@ def test_what_changes_the_result_makes_another_cell_and_nothing_else_does() -> N
 
 def test_another_version_of_the_built_in_data_makes_another_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = folder_of()
-    monkeypatch.setattr("mixlora_cli.reproduction.compose.generator_digest", lambda: "newer")
+    monkeypatch.setattr("mixlora_cli.reproduce.compose.generator_digest", lambda: "newer")
     assert folder_of() != usual
 
 

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from mixlora_cli.reproduction.board import Board
-from mixlora_cli.reproduction.cell import Cell, Part, read_record
-from mixlora_cli.reproduction.process import StopRequest, last_line, locked
-from mixlora_cli.reproduction.runner import Outcome, Runner
+from mixlora_cli.reproduce.board import Board
+from mixlora_cli.reproduce.cell import Cell, Part, read_record
+from mixlora_cli.reproduce.process import StopRequest, last_line, locked
+from mixlora_cli.reproduce.runner import Outcome, Runner
 
 STANDIN = (sys.executable, str(Path(__file__).with_name("standin.py")))
 
@@ -196,7 +196,7 @@ def test_two_jobs_run_at_the_same_time_and_share_the_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("mixlora_cli.reproduction.runner.threads_each", lambda jobs: 6 // jobs)
+    monkeypatch.setattr("mixlora_cli.reproduce.runner.threads_each", lambda jobs: 6 // jobs)
     cells = [cell(tmp_path, "a", train="meet"), cell(tmp_path, "b", train="meet"), cell(tmp_path, "c")]
     outcome, _ = run(*cells, jobs=2)
     assert outcome.done == cells  # in the grid's order, whichever came first
@@ -267,7 +267,7 @@ def test_the_time_left_counts_jobs_side_by_side(tmp_path: Path, monkeypatch: pyt
     board = Board(cells, Console(file=io.StringIO()), jobs=2)
     assert board.time_left() == 40.0
     clock = [100.0]
-    monkeypatch.setattr("mixlora_cli.reproduction.board.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("mixlora_cli.reproduce.board.time.monotonic", lambda: clock[0])
     for each in cells:
         board.start(each.parts[0])
     clock[0] += 6.0

@@ -112,4 +112,4 @@ def make_config(data: DataConfig) -> MakeConfig:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Most of the time of a run this small goes into its figures."""
-    monkeypatch.setattr("mixlora_cli.selections.run.draw_all", lambda *_: [])
+    monkeypatch.setattr("mixlora_cli.analysis.selections.run.draw_all", lambda *_: [])

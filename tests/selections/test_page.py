@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from mixlora_cli.analysis.selections.run import tsne
 from mixlora_cli.config.schema import DataConfig
-from mixlora_cli.selections.run import tsne
 
 from .conftest import ATTACK, SEEN, UNSEEN, MakeConfig, MakeRun
 

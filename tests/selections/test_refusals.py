@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from mixlora_cli.analysis.selections.inputs import choose_instances
+from mixlora_cli.analysis.selections.run import tsne
+from mixlora_cli.analysis.selections.source import Layer, choose_layers, find_source
 from mixlora_cli.config.tsne import MapConfig, TsneConfig
 from mixlora_cli.errors import UserError
-from mixlora_cli.selections.inputs import choose_instances
-from mixlora_cli.selections.run import tsne
-from mixlora_cli.selections.source import Layer, choose_layers, find_source
 from tiny_runs import TINY
 
 from .conftest import SEEN, UNSEEN, MakeConfig, MakeRun
@@ -24,7 +24,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def build(*_: object) -> None:
         raise AssertionError("a model was built")
 
-    monkeypatch.setattr("mixlora_cli.selections.reading.build_base", build)
+    monkeypatch.setattr("mixlora_cli.analysis.selections.reading.build_base", build)
 
 
 def refused(config: Any) -> str:

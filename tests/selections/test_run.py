@@ -14,6 +14,9 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
+from mixlora_cli.analysis.selections import reading
+from mixlora_cli.analysis.selections.inputs import choose_instances
+from mixlora_cli.analysis.selections.run import tsne
 from mixlora_cli.config.hydra_app import Command, run_command
 from mixlora_cli.config.schema import DataConfig
 from mixlora_cli.config.tsne import TsneConfig
@@ -23,15 +26,12 @@ from mixlora_cli.evaluation.generate import Generator
 from mixlora_cli.method.layer import MixLoraLinear
 from mixlora_cli.models.adapters import load_adapter
 from mixlora_cli.models.tiny import build_tiny
-from mixlora_cli.selections import reading
-from mixlora_cli.selections.inputs import choose_instances
-from mixlora_cli.selections.run import tsne
 from tiny_runs import NUM_FACTORS, RANK
 
 from .conftest import SEEN, UNSEEN, MakeConfig, MakeRun
 
 LAYER = "model.language_model.layers.1.mlp.gate_proj"
-COMMAND = Command("tsne", TsneConfig, "mixlora_cli.selections.run:tsne")
+COMMAND = Command("tsne", TsneConfig, "mixlora_cli.analysis.selections.run:tsne")
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import silhouette_samples
 
-from mixlora_cli.selections.factor_use import factor_use, match_pairs, mean_similarity, overlap
-from mixlora_cli.selections.separation import purities, separation, silhouettes
-from mixlora_cli.selections.space import Floats, Ints, Space, contingency, make_space
+from mixlora_cli.analysis.selections.factor_use import factor_use, match_pairs, mean_similarity, overlap
+from mixlora_cli.analysis.selections.separation import purities, separation, silhouettes
+from mixlora_cli.analysis.selections.space import Floats, Ints, Space, contingency, make_space
 
 NUM_FACTORS, RANK = 8, 3
 

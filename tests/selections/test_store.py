@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from mixlora_cli.analysis.selections.inputs import Instances
+from mixlora_cli.analysis.selections.source import Layer
+from mixlora_cli.analysis.selections.store import SelectionStore, TaskSelections
 from mixlora_cli.data.records import Record
 from mixlora_cli.data.template import Turn
-from mixlora_cli.selections.inputs import Instances
-from mixlora_cli.selections.source import Layer
-from mixlora_cli.selections.store import SelectionStore, TaskSelections
 
 LAYERS = [Layer(0, "layers.0.mlp.gate_proj"), Layer(3, "layers.3.mlp.gate_proj")]
 PRINT = {"adapter": "abc", "records": "def"}

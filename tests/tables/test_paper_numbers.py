@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mixlora_cli.tables import paper
-from mixlora_cli.tables.layout import FIGURE_4, LAYOUTS, TABLE_1, TABLE_2, TABLE_3, Layout
+from mixlora_cli.reproduce import paper
+from mixlora_cli.reproduce.layout import FIGURE_4, LAYOUTS, TABLE_1, TABLE_2, TABLE_3, Layout
 
 TEXT = Path(__file__).parents[3] / "shared" / "paper.txt"
 needs_text = pytest.mark.skipif(not TEXT.is_file(), reason="the paper's text is not beside this checkout")

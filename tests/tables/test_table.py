@@ -13,10 +13,10 @@ from scipy.stats import t
 from mixlora_cli.config.table import TableConfig, TableName
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.paired import mcnemar
-from mixlora_cli.tables.build import build_table
-from mixlora_cli.tables.differences import pair_lines
-from mixlora_cli.tables.layout import LAYOUTS, TABLE_1
-from mixlora_cli.tables.run import table
+from mixlora_cli.reproduce.build import build_table
+from mixlora_cli.reproduce.differences import pair_lines
+from mixlora_cli.reproduce.layout import LAYOUTS, TABLE_1
+from mixlora_cli.reproduce.table import table
 
 TASKS = ("odd_one_out", "object_category", "count_digit", "flag_naming", "word_reading", "left_or_right")
 

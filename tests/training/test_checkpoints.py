@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from mixlora_cli.durable import draft_of, put_in_place, remove_leftovers, write_errors, write_whole
 from mixlora_cli.errors import UserError
+from mixlora_cli.store import publish_folder, remove_temporary, temp_of, write_errors, write_text
 from mixlora_cli.training.checkpoints import SEAL, drafts_of, flaw, newest_complete, publish, seal
 from mixlora_cli.training.run import train
 from mixlora_cli.training.run_folder import RunFolder
@@ -78,18 +78,18 @@ def test_a_new_one_takes_the_place_of_a_torn_one_of_the_same_step(tmp_path: Path
 
 
 def test_leftovers_of_a_kill_are_removed_and_nothing_else(tmp_path: Path) -> None:
-    fill(draft_of(tmp_path / "adapter"))
+    fill(temp_of(tmp_path / "adapter"))
     fill(tmp_path / "adapter.replaced")
-    draft_of(tmp_path / "result.json").touch()
+    temp_of(tmp_path / "result.json").touch()
     (tmp_path / "notes.txt").touch()
-    remove_leftovers(tmp_path)
+    remove_temporary(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_whole_files_and_folders_replace_what_was_there(tmp_path: Path) -> None:
     for text in ("one", "two"):
-        write_whole(tmp_path / "file", text)
-        put_in_place(fill(tmp_path / "draft", text), tmp_path / "folder")
+        write_text(tmp_path / "file", text)
+        publish_folder(fill(tmp_path / "draft", text), tmp_path / "folder")
         assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "optimizer.pt").read_text() == text
     assert {path.name for path in tmp_path.iterdir()} == {"file", "folder"}
 

@@ -30,13 +30,13 @@ from mixlora_cli.config.schema import (
     RoutingConfig,
     TrainConfig,
 )
-from mixlora_cli.durable import write_whole
 from mixlora_cli.models.adapters import load_adapter
 from mixlora_cli.models.base import Base
 from mixlora_cli.models.features import FeatureCache
 from mixlora_cli.models.mini_base import unaligned_base, with_stage_one
 from mixlora_cli.models.stage_one import StageOne, load_stage_one, stacked
 from mixlora_cli.output import alone_in
+from mixlora_cli.store import write_text
 from mixlora_cli.training.changes import refuse_changes
 from mixlora_cli.training.run import train
 
@@ -108,7 +108,7 @@ def remember(config: AlignConfig, root: Path) -> None:
         refuse_changes(json.loads(record.read_text()), asked, HARMLESS)
         return
     root.mkdir(parents=True, exist_ok=True)
-    write_whole(record, json.dumps(asked, indent=2) + "\n")
+    write_text(record, json.dumps(asked, indent=2) + "\n")
 
 
 def _train_captions(config: AlignConfig, root: Path, base: Base) -> Path:

@@ -13,8 +13,8 @@ from rich.table import Table
 
 from mixlora_cli.checking.findings import Findings, Found, Remark
 from mixlora_cli.checking.leakage import Leak
-from mixlora_cli.durable import write_whole
 from mixlora_cli.errors import cut
+from mixlora_cli.store import write_text
 
 FILE_NAME = "check.json"
 PROBLEMS_FOUND = 1
@@ -96,7 +96,7 @@ def write_report(report: Report, folder: Path) -> Path:
     """Write `check.json`, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / FILE_NAME
-    write_whole(path, json.dumps(report.as_json(), indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(report.as_json(), indent=1, ensure_ascii=False) + "\n")
     return path
 
 

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mixlora_cli.durable import write_whole
 from mixlora_cli.errors import UserError
+from mixlora_cli.store import write_text
 
 FORMAT = "mixlora-results/1"
 FILE_NAME = "results.json"
@@ -113,7 +113,7 @@ class Results:
 def write_results(results: Results, path: Path) -> None:
     """Write `results.json` whole or not at all."""
     content = {"format": FORMAT, **asdict(results)}
-    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_results(path: Path) -> Results:

@@ -23,7 +23,7 @@ def evaluate(config: EvalConfig) -> Any:
 def interference(config: InterferenceConfig) -> Any:
     """`mixlora interference`; the processes share the tasks. Figures alone need no second process."""
     if config.draw_only:
-        from mixlora_cli.interference.run import interference as run_here
+        from mixlora_cli.analysis.interference.run import interference as run_here
 
         return run_here(config)
-    return run_workers("mixlora_cli.interference.run:interference", config, config.launch)
+    return run_workers("mixlora_cli.analysis.interference.run:interference", config, config.launch)

@@ -13,8 +13,8 @@ import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mixlora_cli.durable import write_whole
 from mixlora_cli.errors import UserError, WorkerFailed
+from mixlora_cli.store import write_text
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def write_failure(folder: Path, rank: int, error: BaseException) -> None:
     """Note the exception that ends this worker; to be called where it is handled."""
     mistake = isinstance(error, UserError)
     text = str(error) if mistake else traceback.format_exc()
-    write_whole(folder / f"{rank}.json", json.dumps(asdict(Failure(time.time(), rank, mistake, text))))
+    write_text(folder / f"{rank}.json", json.dumps(asdict(Failure(time.time(), rank, mistake, text))))
 
 
 def first_failure(folder: Path) -> Failure | None:

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mixlora_cli.config.schema import AdapterConfig, RoutingConfig
-from mixlora_cli.durable import is_lfs_pointer, readable_as_usual
 from mixlora_cli.errors import UserError
 from mixlora_cli.method.config import MixLoraConfig
+from mixlora_cli.store import is_lfs_pointer, readable_as_usual
 
 PROJECTOR = "multi_modal_projector"
 TRAINED_WEIGHTS = "trained_weights.safetensors"

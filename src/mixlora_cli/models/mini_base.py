@@ -11,10 +11,10 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from mixlora_cli.data.cache import cache_root
 from mixlora_cli.data.template import SMOLLM
-from mixlora_cli.durable import folder_beside, move_unless_there
 from mixlora_cli.models import mini, tower
 from mixlora_cli.models.base import Base
 from mixlora_cli.models.stage_one import ASSET, StageOne, load_stage_one
+from mixlora_cli.store import folder_beside, rename_unless_there
 
 IMAGE_SIZE = 160
 _LAYOUT = "1"  # raise when the assembly below changes
@@ -60,7 +60,7 @@ def _assemble(folder: Path) -> None:
     with folder_beside(folder) as draft:
         base.model.save_pretrained(draft)
         mini.build_processor(base.tokenizer, IMAGE_SIZE).save_pretrained(draft)
-        move_unless_there(draft, folder, Path.is_dir)
+        rename_unless_there(draft, folder, Path.is_dir)
 
 
 def _as_base(

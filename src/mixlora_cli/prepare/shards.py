@@ -11,7 +11,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mixlora_cli.durable import readable_as_usual
+from mixlora_cli.store import readable_as_usual
 
 SHARD_BYTES = 4 * 10**9
 INDEX = "model.safetensors.index.json"

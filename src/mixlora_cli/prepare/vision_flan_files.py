@@ -15,10 +15,10 @@ from rich.console import Console
 from mixlora_cli.data.pictures import read_picture, stamp
 from mixlora_cli.data.records import Record
 from mixlora_cli.data.vision_flan import IMAGES, RECORDS
-from mixlora_cli.durable import write_whole
 from mixlora_cli.errors import UserError, cut
 from mixlora_cli.prepare.disk import require_space
 from mixlora_cli.progress import with_bar
+from mixlora_cli.store import write_text
 
 
 def unpack(records: Sequence[Record], images: Path, root: Path, console: Console) -> Path:
@@ -91,4 +91,4 @@ def write_records(records: Sequence[Record], images: Path, root: Path) -> None:
 
 def write_json(value: Any, path: Path) -> None:
     """Write a JSON file whole or not at all."""
-    write_whole(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

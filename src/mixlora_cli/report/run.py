@@ -10,7 +10,6 @@ from pathlib import Path
 from rich.console import Console
 
 from mixlora_cli.config.report import PageConfig, ReportConfig
-from mixlora_cli.durable import write_whole
 from mixlora_cli.output import one_line_errors
 from mixlora_cli.report.data_notes import data_notes
 from mixlora_cli.report.evaluated import Evaluated, read_evaluated
@@ -20,6 +19,7 @@ from mixlora_cli.report.page import FILE_NAME as PAGE
 from mixlora_cli.report.page import Card, write_page
 from mixlora_cli.report.sample import sample
 from mixlora_cli.report.thumbnails import Thumbnails, picture_folder
+from mixlora_cli.store import write_text
 
 
 def report(config: ReportConfig) -> Path:
@@ -46,8 +46,8 @@ def write_report(runs: Sequence[Evaluated], folder: Path, settings: PageConfig) 
     rows = [(run.label, run.results) for run in runs]
     notes = [*data_notes(rows), *_notes(thumbnails)]
     markdown = write_markdown(rows)
-    write_whole(folder / MARKDOWN, markdown, errors="replace")
-    write_whole(folder / PAGE, write_page(runs, cards, notes), errors="replace")
+    write_text(folder / MARKDOWN, markdown, errors="replace")
+    write_text(folder / PAGE, write_page(runs, cards, notes), errors="replace")
     Console(stderr=True).print(f"report: {folder / PAGE}", markup=False, highlight=False, soft_wrap=True)
     return folder / PAGE
 

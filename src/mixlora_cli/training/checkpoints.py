@@ -13,7 +13,7 @@ from pathlib import Path
 
 from transformers.trainer_utils import rotate_checkpoints
 
-from mixlora_cli.durable import DRAFT, put_in_place, write_whole
+from mixlora_cli.store import TEMP, publish_folder, write_text
 
 SEAL = "complete.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -21,7 +21,7 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 def drafts_of(checkpoints: Path) -> Path:
     """The folder in which a checkpoint is written, under its own name, before it is put among the others."""
-    return checkpoints / f"new{DRAFT}"
+    return checkpoints / f"new{TEMP}"
 
 
 def publish(draft: Path, checkpoints: Path, keep: int | None) -> Path:
@@ -33,7 +33,7 @@ def publish(draft: Path, checkpoints: Path, keep: int | None) -> Path:
     """
     seal(draft)
     checkpoint = checkpoints / draft.name
-    put_in_place(draft, checkpoint)
+    publish_folder(draft, checkpoint)
     draft.parent.rmdir()
     for other in _by_steps(checkpoints):
         if flaw(other) is not None:
@@ -49,7 +49,7 @@ def seal(folder: Path) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != SEAL
     }
-    write_whole(folder / SEAL, json.dumps(sizes, indent=2) + "\n")
+    write_text(folder / SEAL, json.dumps(sizes, indent=2) + "\n")
 
 
 def flaw(checkpoint: Path) -> str | None:

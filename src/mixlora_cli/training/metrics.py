@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from mixlora_cli.durable import write_whole
+from mixlora_cli.store import write_text
 
 ROUTING = "routing/"
 """What the names of the routing's measures begin with in the Trainer's logs."""
@@ -29,7 +29,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def drop_rows_after(path: Path, step: int) -> list[dict[str, Any]]:
     """Cut a file of rows with a `step` down to those up to `step`, which are returned; creates an empty file."""
     kept = [row for row in read_metrics(path) if row["step"] <= step]
-    write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
+    write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
     return kept
 
 

@@ -18,7 +18,6 @@ from mixlora_cli.data.batches import EncodedDataset, encode_records
 from mixlora_cli.data.cache import require_cache
 from mixlora_cli.data.collate import Collator, Features, PixelLoader
 from mixlora_cli.data.loading import load_records
-from mixlora_cli.durable import write_errors
 from mixlora_cli.launch.group import group_left_at_exit
 from mixlora_cli.models.adapters import attach_adapter, num_parameters
 from mixlora_cli.models.base import Base
@@ -27,6 +26,7 @@ from mixlora_cli.models.features import FeatureCache
 from mixlora_cli.models.prepared import require_prepared
 from mixlora_cli.models.task_routing import embedding_width, routing_to_train
 from mixlora_cli.output import alone_in
+from mixlora_cli.store import write_errors
 from mixlora_cli.training.arguments import build_arguments
 from mixlora_cli.training.deepspeed import loads_whole_weights
 from mixlora_cli.training.interrupt import Interrupted, StopAtSignal

@@ -29,14 +29,14 @@ from omegaconf import OmegaConf
 
 from mixlora_cli import __version__
 from mixlora_cli.config.schema import TrainConfig
-from mixlora_cli.durable import (
-    draft_of,
-    put_in_place,
-    remove_leftovers,
-    sync_files,
-    write_whole,
-)
 from mixlora_cli.errors import UserError
+from mixlora_cli.store import (
+    publish_folder,
+    remove_temporary,
+    sync_files,
+    temp_of,
+    write_text,
+)
 from mixlora_cli.training.accumulation import launched_processes
 from mixlora_cli.training.changes import refuse_changes
 from mixlora_cli.training.checkpoints import flaw, newest_complete
@@ -152,8 +152,8 @@ class RunFolder:
             self.clear()
         self.root.mkdir(parents=True, exist_ok=True)
         for folder in (self.root, self.checkpoints):
-            remove_leftovers(folder)
-        write_whole(self.config, OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
+            remove_temporary(folder)
+        write_text(self.config, OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
         import torch  # not above: who only looks at a run folder need not wait for it
 
         from mixlora_cli.training.precision import number_format
@@ -162,7 +162,7 @@ class RunFolder:
             "threads": torch.get_num_threads(),
             "number_format": number_format(config.train.precision),
         }
-        write_whole(self.versions, json.dumps({**versions(), **circumstances}, indent=2) + "\n")
+        write_text(self.versions, json.dumps({**versions(), **circumstances}, indent=2) + "\n")
 
     def clear(self) -> None:
         """Remove an earlier run's files; other files in the folder (Hydra's, the user's) stay."""
@@ -177,16 +177,16 @@ class RunFolder:
     @property
     def adapter_draft(self) -> Path:
         """Where the adapter is written, until `publish_adapter`."""
-        return draft_of(self.adapter)
+        return temp_of(self.adapter)
 
     def publish_adapter(self) -> None:
         """Put the adapter that is written to `adapter_draft` in its place."""
         sync_files(self.adapter_draft)
-        put_in_place(self.adapter_draft, self.adapter)
+        publish_folder(self.adapter_draft, self.adapter)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the mark of a finished run, in one step."""
-        write_whole(self.result, json.dumps(dict(summary), indent=2) + "\n")
+        write_text(self.result, json.dumps(dict(summary), indent=2) + "\n")
 
     def read_result(self) -> dict[str, Any]:
         """The summary of a finished run."""

@@ -16,9 +16,9 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from mixlora_cli.data.batches import EncodedDataset
 from mixlora_cli.data.encode import IGNORE
-from mixlora_cli.durable import sync_files
 from mixlora_cli.method.model import MixLoraModel
 from mixlora_cli.models.adapters import TRAINED_WEIGHTS, load_trained_weights, save_adapter
+from mixlora_cli.store import sync_files
 from mixlora_cli.training.balance import BalanceLoss
 from mixlora_cli.training.checkpoints import drafts_of, publish
 from mixlora_cli.training.deepspeed import gather_weights

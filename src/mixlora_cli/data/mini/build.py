@@ -23,8 +23,8 @@ from mixlora_cli.data.mini.canvas import render
 from mixlora_cli.data.mini.digits import Digit, render_digit
 from mixlora_cli.data.mini.plan import Counts, Plan, make_plan
 from mixlora_cli.data.mini.progress import counting
-from mixlora_cli.durable import folder_beside, move_unless_there
 from mixlora_cli.errors import UserError
+from mixlora_cli.store import folder_beside, rename_unless_there
 
 NUM_PROCESSES = 2
 _CHUNK = 128
@@ -88,7 +88,7 @@ def build_mini(root: Path, progress: bool = True, counts: Counts = _FULL) -> Non
             plan = make_plan(counts)
             _render_all(plan, folder / "images", progress)
             _write_json(plan, folder)
-            move_unless_there(folder, root, _is_whole)
+            rename_unless_there(folder, root, _is_whole)
     except OSError as error:
         raise UserError(
             f"the mini data cannot be built at {root} ({error.strerror or error}): "

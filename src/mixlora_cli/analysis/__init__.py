@@ -1,0 +1,1 @@
+"""What a trained adapter does: interference, selections, a static LoRA of it, its cost."""

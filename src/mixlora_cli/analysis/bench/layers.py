@@ -1,0 +1,150 @@
+"""One linear layer in every form that is compared, around the same frozen weight and fed with the same input.
+
+The input needs a gradient, as it does within a network, and the weights have the types that training gives them: the
+frozen weight in the number format of the case, what is trained in fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, PeftConfig, get_peft_model
+from torch import Tensor, nn
+
+from mixlora_cli.analysis.bench.clock import Variant
+from mixlora_cli.analysis.bench.published import PublishedForm
+from mixlora_cli.method.config import MixLoraConfig
+from mixlora_cli.training.precision import matrix_products_in
+
+LINEAR, LORA, PUBLISHED = "linear", "lora", "published"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SPREAD = 0.02
+"""Standard deviation of the trained weights: an untrained adapter multiplies by zeros."""
+
+
+def mixlora(num_factors: int) -> str:
+    """Name of the variant with a pool of E factors."""
+    return f"mixlora_e{num_factors}"
+
+
+@dataclass(frozen=True)
+class LayerCase:
+    """What the variants of one layer have in common."""
+
+    d_in: int
+    d_out: int
+    dtype: str
+    """"fp32" or "bf16"."""
+    batch: int
+    tokens: int
+    """Of each instance."""
+    rank: int
+    seed: int = 0
+
+
+class OneLayer(nn.Module):
+    """A model of one linear layer, called like a transformers model, so that routing learns of the padding."""
+
+    def __init__(self, proj: nn.Linear) -> None:
+        super().__init__()
+        self.proj = proj
+
+    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, S, d_in), (B, S) -> (B, S, d_out)."""
+        output: Tensor = self.proj(inputs_embeds)
+        return output
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The variants of one case and what they compute on."""
+
+    models: Mapping[str, nn.Module]
+    hidden: Tensor
+    """(B, S, d_in), a leaf that requires a gradient."""
+    mask: Tensor
+    """(B, S) int64, all ones: no padding."""
+    gradient: Tensor
+    """(B, S, d_out), what comes back from the layers above."""
+    dtype: torch.dtype
+
+    def forward(self, name: str) -> Tensor:
+        """Output of one variant, in the number format that training would use."""
+        model = self.models[name]
+        with self.precision(model):
+            output: Tensor = model(inputs_embeds=self.hidden, attention_mask=self.mask)
+        return output
+
+    def forward_backward(self, name: str) -> None:
+        """Output and all gradients of one variant."""
+        self.forward(name).backward(self.gradient)  # type: ignore[no-untyped-call]
+
+    def clear(self, name: str) -> None:
+        """Forget the gradients, as an optimizer does after its step."""
+        self.hidden.grad = None
+        self.models[name].zero_grad(set_to_none=True)
+
+    def precision(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Training's own context for products in `dtype`."""
+        return matrix_products_in(model, self.dtype, self.hidden.device.type)
+
+    def variants(self) -> dict[str, Variant]:
+        """What is timed: forward and backward."""
+        return {name: self._variant(name) for name in self.models}
+
+    def _variant(self, name: str) -> Variant:
+        return Variant(lambda: self.forward_backward(name), lambda: self.clear(name))
+
+
+def build_bench(
+    case: LayerCase, factors: int, pools: list[int], device: torch.device, with_published: bool = True
+) -> Bench:
+    """Frozen linear, LoRA, MixLoRA with each pool, and the published form with a pool of `factors`.
+
+    Random numbers come from the case's seed; torch's global generator is left as it was.
+    """
+    dtype = DTYPES[case.dtype]
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(case.seed)
+        linear = nn.Linear(case.d_in, case.d_out, bias=False, device=device, dtype=dtype).requires_grad_(
+            False
+        )
+        builders: dict[str, Callable[[], nn.Module]] = {
+            LINEAR: lambda: OneLayer(linear),
+            LORA: lambda: _adapted(linear, _lora(case.rank)),
+        }
+        for pool in pools:
+            builders[mixlora(pool)] = lambda pool=pool: _adapted(linear, _mixlora(case.rank, pool))  # type: ignore[misc]
+        if with_published:
+            scaling = MixLoraConfig(r=case.rank, factors=factors).scaling
+            builders[PUBLISHED] = lambda: PublishedForm(linear, case.rank, factors, scaling).to(device)
+        models = {name: _as_trained(build()) for name, build in builders.items()}
+        shape = (case.batch, case.tokens)
+        hidden = torch.randn(*shape, case.d_in, device=device, dtype=dtype).requires_grad_()
+        gradient = torch.randn(*shape, case.d_out, device=device, dtype=dtype)
+    return Bench(models, hidden, torch.ones(shape, dtype=torch.long, device=device), gradient, dtype)
+
+
+def _lora(rank: int) -> LoraConfig:
+    return LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=["proj"])
+
+
+def _mixlora(rank: int, pool: int) -> MixLoraConfig:
+    return MixLoraConfig(r=rank, factors=pool, dropout=0.0, target_modules=["proj"])
+
+
+def _adapted(linear: nn.Linear, config: PeftConfig) -> nn.Module:
+    model: nn.Module = get_peft_model(OneLayer(linear), config)
+    return model
+
+
+def _as_trained(model: nn.Module) -> nn.Module:
+    """In training mode, trained weights in fp32 and not zero."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = torch.randn_like(parameter.data, dtype=torch.float32) * SPREAD
+    return model.train()

@@ -1,0 +1,108 @@
+"""The mean of the selected updates, cut to a rank: the static update nearest to those of all instances.
+
+For any matrix M, mean_i ||Delta_i - M||^2 = mean_i ||Delta_i - mean||^2 + ||mean - M||^2 (Frobenius norms). So among
+all M of a rank the truncated singular value decomposition of the mean (Eckart and Young, 1936) is nearest to the
+updates themselves. All of it happens in E x E matrices; nothing of size (d_out, d_in) is formed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from mixlora_cli.analysis.export.moments import Moments
+
+
+class Pools:
+    """The two pools of one layer in orthogonal coordinates: F_A^T = Q_A R_A (d_in, E), F_B^T = Q_B R_B (d_out, E)."""
+
+    def __init__(self, factors_a: Tensor, factors_b: Tensor, scaling: float) -> None:
+        """Take F_A (E, d_in), F_B (E, d_out) and s = alpha / r; everything here is fp64 on the CPU."""
+        self.q_a, self.r_a = torch.linalg.qr(factors_a.detach().cpu().double().T)
+        self.q_b, self.r_b = torch.linalg.qr(factors_b.detach().cpu().double().T)
+        self.scaling = scaling
+
+    @cached_property
+    def gram_a(self) -> Tensor:
+        """F_A F_A^T (E, E)."""
+        gram: Tensor = self.r_a.T @ self.r_a
+        return gram
+
+    @cached_property
+    def gram_b(self) -> Tensor:
+        """F_B F_B^T (E, E)."""
+        gram: Tensor = self.r_b.T @ self.r_b
+        return gram
+
+
+@dataclass(frozen=True)
+class Energies:
+    """What a static update keeps of the selected ones, in squared Frobenius norm."""
+
+    selected: float
+    """mean_i ||Delta_i||^2."""
+    mean: float
+    """||mean||^2."""
+    kept: float
+    """||mean cut to the rank||^2."""
+
+    @property
+    def lost_by_averaging(self) -> float:
+        """mean_i ||Delta_i - mean||^2 / mean_i ||Delta_i||^2: 0 where every instance selects alike."""
+        return _share(self.selected - self.mean, self.selected)
+
+    @property
+    def kept_by_rank(self) -> float:
+        """Share of the mean's energy that the rank keeps."""
+        return _share(self.kept, self.mean, of_nothing=1.0)
+
+    @property
+    def kept_in_all(self) -> float:
+        """1 - mean_i ||Delta_i - static||^2 / mean_i ||Delta_i||^2."""
+        return _share(self.kept, self.selected, of_nothing=1.0)
+
+    def __add__(self, other: Energies) -> Energies:
+        return Energies(self.selected + other.selected, self.mean + other.mean, self.kept + other.kept)
+
+
+def _share(part: float, whole: float, of_nothing: float = 0.0) -> float:
+    """Share of `part` in `whole`, within [0, 1], beyond which only rounding can lead."""
+    return min(max(part / whole, 0.0), 1.0) if whole > 0 else of_nothing
+
+
+class MeanUpdate:
+    """mean_i Delta_i = Q_B (s R_B C R_A^T) Q_A^T of one layer, with C the mean of C_i, by its singular values."""
+
+    def __init__(self, pools: Pools, moments: Moments) -> None:
+        self.pools = pools
+        core = pools.scaling * pools.r_b @ (moments.core / moments.count) @ pools.r_a.T
+        self._left, self.singular_values, self._right = torch.linalg.svd(core, full_matrices=False)
+        self._selected = pools.scaling**2 * moments.energy / moments.count
+
+    @property
+    def rank(self) -> int:
+        """Singular values that fp32 weights can hold beside the largest."""
+        values = self.singular_values
+        smallest = values[0] * len(values) * torch.finfo(torch.float32).eps
+        return int((values > smallest).sum())
+
+    def factors(self, rank: int) -> tuple[Tensor, Tensor]:
+        """The nearest update of this rank as LoRA's A (rank, d_in) and B (d_out, rank), fp32, to be used at scale 1.
+
+        Both sides get the square roots of the singular values; directions beyond the mean's own are zero.
+        """
+        count = min(rank, len(self.singular_values))
+        roots = self.singular_values[:count].sqrt()
+        lora_a = torch.zeros(rank, len(self.pools.q_a))
+        lora_b = torch.zeros(len(self.pools.q_b), rank)
+        lora_a[:count] = roots[:, None] * (self._right[:count] @ self.pools.q_a.T)
+        lora_b[:, :count] = (self.pools.q_b @ self._left[:, :count]) * roots
+        return lora_a, lora_b
+
+    def energies(self, rank: int) -> Energies:
+        """What the cut to `rank` keeps."""
+        squares = self.singular_values.square()
+        return Energies(self._selected, float(squares.sum()), float(squares[:rank].sum()))
