@@ -14,7 +14,7 @@ from typing import IO
 
 from mixlora_cli.data.cache import cache_root, unusable
 from mixlora_cli.errors import UserError
-from mixlora_cli.launch.environment import global_rank
+from mixlora_cli.launch import global_rank
 from mixlora_cli.store import WRITE_ERRORS
 
 LOCK = ".writing"

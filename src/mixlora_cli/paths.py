@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+from functools import cache
 from pathlib import Path
+
+STAGE_ONE = Path(__file__).parent / "models" / "assets" / "mini_stage_one.safetensors"
+"""What `mixlora align` made of the small model: read by whatever builds that."""
 
 
 def conf_dir() -> Path:
@@ -19,3 +24,9 @@ def conf_dir() -> Path:
     raise FileNotFoundError(
         f"no configuration files in {' or '.join(map(str, candidates))}: reinstall mixlora-cli"
     )
+
+
+@cache
+def stage_one_digest() -> str:
+    """Twelve hex digits of the stage-one file that ships: other weights, other digits."""
+    return hashlib.sha256(STAGE_ONE.read_bytes()).hexdigest()[:12]

@@ -9,10 +9,8 @@ from transformers import AutoConfig, AutoTokenizer, LlavaConfig, PreTrainedToken
 from mixlora_cli.config.schema import ModelConfig
 from mixlora_cli.data.template import TEMPLATES, Template
 from mixlora_cli.errors import UserError
-from mixlora_cli.models import linear_llava, tower
-from mixlora_cli.models.build import build_base
-from mixlora_cli.models.hub import num_image_tokens
-from mixlora_cli.models.prepared import prepared_folder, require_prepared
+from mixlora_cli.models.load import build_base, num_image_tokens, prepared_folder, require_prepared
+from mixlora_cli.models.networks import register_models
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,7 @@ def text_side(model: ModelConfig) -> TextOnly:
         base = build_base(model)
         return TextOnly(base.tokenizer, base.template, base.num_image_tokens, base.image_token_id)
     require_prepared(model)
-    tower.register()
-    linear_llava.register()
+    register_models()
     source = str(prepared_folder(model)) if model.source == "prepared" else str(model.name_or_path)
     revision = model.revision or "main"
     try:

@@ -25,7 +25,7 @@ from mixlora_cli.config.explain import CONFIG_ERRORS, explain
 from mixlora_cli.config.load import load
 from mixlora_cli.config.resolvers import register_resolvers
 from mixlora_cli.errors import UserError, WorkerFailed
-from mixlora_cli.launch.environment import cluster_environment
+from mixlora_cli.launch import cluster_environment
 from mixlora_cli.output import one_line_errors
 from mixlora_cli.paths import conf_dir
 

@@ -23,7 +23,7 @@ from mixlora_cli.data.cache import WITHOUT_FEATURES, cache_root, unusable
 from mixlora_cli.data.collate import PixelLoader
 from mixlora_cli.data.pictures import PIXELS, read_picture
 from mixlora_cli.errors import UserError
-from mixlora_cli.models.base import Base
+from mixlora_cli.models.load import Base
 
 
 class FeatureTower(nn.Module):

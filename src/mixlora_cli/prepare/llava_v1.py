@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from mixlora_cli.data.template import IMAGE_MARKER
-from mixlora_cli.models.linear_llava import LinearLlava, LinearLlavaConfig
+from mixlora_cli.models.networks import LinearLlava, LinearLlavaConfig
 from mixlora_cli.prepare.parts import Part
 from mixlora_cli.prepare.projector import read_projector
 from mixlora_cli.prepare.shards import SHARD_BYTES, num_bytes, write_shards

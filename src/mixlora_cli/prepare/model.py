@@ -14,7 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from mixlora_cli.config.prepare import PrepareConfig, PrepareOptions
 from mixlora_cli.errors import UserError
-from mixlora_cli.models.prepared import prepared_folder
+from mixlora_cli.models.load import prepared_folder
 from mixlora_cli.prepare.disk import require_space
 from mixlora_cli.prepare.llava_v1 import LlavaV1, open_llava_v1, write_llava_v1
 from mixlora_cli.prepare.parts import Part, find_part

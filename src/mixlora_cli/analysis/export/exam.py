@@ -21,8 +21,8 @@ from mixlora_cli.evaluation.generate import Generator, batches
 from mixlora_cli.evaluation.predictions import Prediction
 from mixlora_cli.evaluation.statistics import Floats
 from mixlora_cli.method.model import MixLoraModel
-from mixlora_cli.models.base import Base
-from mixlora_cli.training.loss import head_sees_only, label_positions
+from mixlora_cli.models.forward import head_sees_only, label_positions
+from mixlora_cli.models.load import Base
 
 Model = PreTrainedModel | PeftModel
 

@@ -32,11 +32,11 @@ from mixlora_cli.data.collate import PixelLoader
 from mixlora_cli.evaluation.fingerprint import adapter_digest
 from mixlora_cli.evaluation.subject import MixLoraSubject
 from mixlora_cli.models.adapters import load_adapter, unload_adapter
-from mixlora_cli.models.build import build_base
+from mixlora_cli.models.definitions import TaskRouting, routing_of_adapter
 from mixlora_cli.models.features import FeatureCache
-from mixlora_cli.models.task_routing import TaskRouting, routing_of_adapter
+from mixlora_cli.models.forward import choose_dtype, matrix_products_in
+from mixlora_cli.models.load import build_base
 from mixlora_cli.output import alone_in
-from mixlora_cli.training.precision import choose_dtype, matrix_products_in
 from mixlora_cli.training.run_folder import versions
 
 ALL_INPUTS = "adapter"

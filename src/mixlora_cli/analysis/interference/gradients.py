@@ -17,8 +17,7 @@ from mixlora_cli.data.batches import Item
 from mixlora_cli.data.collate import Collator
 from mixlora_cli.data.encode import IGNORE
 from mixlora_cli.method.model import MixLoraModel
-from mixlora_cli.training.loss import head_sees_only, label_positions, token_loss
-from mixlora_cli.training.precision import matrix_products_in
+from mixlora_cli.models.forward import head_sees_only, label_positions, matrix_products_in, token_loss
 
 Gradient = Sequence[Tensor]
 """One flat vector (d,) for each group of parameters."""

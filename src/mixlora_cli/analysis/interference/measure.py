@@ -30,13 +30,12 @@ from mixlora_cli.data.batches import Item
 from mixlora_cli.data.collate import Collator, PixelLoader
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.fingerprint import prompt_digest
-from mixlora_cli.launch.team import Team
+from mixlora_cli.launch import Team
 from mixlora_cli.models.adapters import load_adapter
-from mixlora_cli.models.base import Base
-from mixlora_cli.models.build import build_base
+from mixlora_cli.models.definitions import TaskRouting
 from mixlora_cli.models.features import FeatureCache, pictures_from
-from mixlora_cli.models.task_routing import TaskRouting
-from mixlora_cli.training.precision import choose_dtype
+from mixlora_cli.models.forward import choose_dtype
+from mixlora_cli.models.load import Base, build_base
 from mixlora_cli.training.run_folder import versions
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from mixlora_cli.analysis.interference.sample import Sample
 from mixlora_cli.analysis.interference.subject import Measured
 from mixlora_cli.config.interference import InterferenceConfig
-from mixlora_cli.models.task_routing import TaskRouting
+from mixlora_cli.models.definitions import TaskRouting
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from mixlora_cli.analysis.interference.summary import averages, summarise
 from mixlora_cli.config.interference import InterferenceConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.fingerprint import adapter_digest
-from mixlora_cli.launch.team import Team, joined
-from mixlora_cli.models.prepared import require_prepared
-from mixlora_cli.models.task_routing import TaskRouting, routing_of_adapter
+from mixlora_cli.launch import Team, joined
+from mixlora_cli.models.definitions import TaskRouting, routing_of_adapter
+from mixlora_cli.models.load import require_prepared
 from mixlora_cli.output import alone_in
 
 _PATIENCE = timedelta(days=2)
@@ -67,7 +67,7 @@ def _measured(config: InterferenceConfig, folder: Path, team: Team, console: Con
         samples = draw_samples(config)
     routing = routing_of_adapter(measured.folder, config.data, [sample.task for sample in samples])
     request = _request(config, measured, samples, routing)
-    from mixlora_cli.training.precision import number_format  # heavy, and mistakes need not wait for it
+    from mixlora_cli.models.forward import number_format
 
     here = number_format(request["precision"])
     if config.compare is not None:

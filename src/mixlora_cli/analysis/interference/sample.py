@@ -14,7 +14,7 @@ from mixlora_cli.data.records import Record
 from mixlora_cli.errors import UserError, cut
 from mixlora_cli.evaluation.fingerprint import records_digest
 from mixlora_cli.evaluation.sampling import grouped
-from mixlora_cli.models.base import Base
+from mixlora_cli.models.load import Base
 
 
 @dataclass(frozen=True)

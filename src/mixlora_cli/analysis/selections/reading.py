@@ -28,14 +28,12 @@ from mixlora_cli.evaluation.fingerprint import adapter_digest, records_digest
 from mixlora_cli.evaluation.generate import batches
 from mixlora_cli.models import mini
 from mixlora_cli.models.adapters import load_adapter
-from mixlora_cli.models.base import Base
-from mixlora_cli.models.build import build_base
+from mixlora_cli.models.definitions import TaskRouting, routing_of_adapter
 from mixlora_cli.models.features import FeatureCache
-from mixlora_cli.models.prepared import prepared_folder, require_prepared
-from mixlora_cli.models.stage_one import ASSET
-from mixlora_cli.models.task_routing import TaskRouting, routing_of_adapter
+from mixlora_cli.models.forward import choose_dtype, matrix_products_in
+from mixlora_cli.models.load import Base, build_base, prepared_folder, require_prepared
+from mixlora_cli.paths import STAGE_ONE
 from mixlora_cli.progress import with_bar
-from mixlora_cli.training.precision import choose_dtype, matrix_products_in
 
 _SIDES = ("a", "b")
 
@@ -162,7 +160,7 @@ def _model_mark(model: ModelConfig) -> str:
         folder = Path(model.name_or_path)
     parts: list[object] = [asdict(model)]
     if model.source == "mini":
-        parts += [mini.sources(), hashlib.sha256(ASSET.read_bytes()).hexdigest()]
+        parts += [mini.sources(), hashlib.sha256(STAGE_ONE.read_bytes()).hexdigest()]
     files = [] if folder is None else sorted(path for path in folder.iterdir() if path.is_file())
     marks = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return _digest([*parts, marks])
