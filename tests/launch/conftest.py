@@ -75,7 +75,7 @@ atexit.register(lambda: print("in a group at the end:", distributed.is_initializ
 PROGRAM = """
 import sys
 from mixlora_cli.config.launch import LaunchConfig
-from mixlora_cli.launch.workers import run_workers
+from mixlora_cli.launch import run_workers
 run_workers(sys.argv[1], sys.argv[2], LaunchConfig(nproc=2))
 """
 

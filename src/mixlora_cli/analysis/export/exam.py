@@ -19,10 +19,10 @@ from mixlora_cli.data.encode import IGNORE, encode
 from mixlora_cli.data.records import Record
 from mixlora_cli.evaluation.generate import Generator, batches
 from mixlora_cli.evaluation.predictions import Prediction
-from mixlora_cli.evaluation.statistics import Floats
 from mixlora_cli.method.model import MixLoraModel
 from mixlora_cli.models.forward import head_sees_only, label_positions
 from mixlora_cli.models.load import Base
+from mixlora_cli.stats import Floats
 
 Model = PreTrainedModel | PeftModel
 
