@@ -11,9 +11,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from mixlora_cli.analysis.planning.counts import count_parameters, num_trained
+from mixlora_cli.config import EvalConfig, TrainConfig
 from mixlora_cli.config.load import load
-from mixlora_cli.config.resolvers import register_resolvers
-from mixlora_cli.config.schema import EvalConfig, TrainConfig
+from mixlora_cli.hydra_app import register_resolvers
 from mixlora_cli.models.skeleton import attach_to_skeleton, build_skeleton
 from mixlora_cli.paths import conf_dir
 from mixlora_cli.reproduce.compose import sweep_of

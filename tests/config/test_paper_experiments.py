@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
+from mixlora_cli.config import EvalConfig, OptimConfig, TrainConfig
 from mixlora_cli.config.load import load
-from mixlora_cli.config.resolvers import register_resolvers
-from mixlora_cli.config.schema import EvalConfig, OptimConfig, TrainConfig
 from mixlora_cli.errors import UserError
+from mixlora_cli.hydra_app import register_resolvers
 from mixlora_cli.paths import conf_dir
 
 PAPER = conf_dir() / "experiment" / "paper"

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mixlora_cli.config.prepare import PrepareConfig, PrepareOptions
-from mixlora_cli.config.schema import DataConfig
+from mixlora_cli.config import DataConfig, PrepareConfig, PrepareOptions
 
 INSTRUCTION = "Identify the colour that fills the whole picture."
 COLOURS = ("red", "green", "blue", "yellow")

@@ -13,12 +13,13 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
-from mixlora_cli.config.prepare import PrepareConfig, PrepareOptions
-from mixlora_cli.config.schema import (
+from mixlora_cli.config import (
     AdapterConfig,
     DataConfig,
     ModelConfig,
     OptimConfig,
+    PrepareConfig,
+    PrepareOptions,
     RoutingConfig,
     TrainConfig,
 )

@@ -15,8 +15,7 @@ from huggingface_hub import DryRunFileInfo
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
-from mixlora_cli.config.prepare import PrepareConfig, PrepareOptions
-from mixlora_cli.config.schema import ModelConfig
+from mixlora_cli.config import ModelConfig, PrepareConfig, PrepareOptions
 from mixlora_cli.errors import UserError
 from mixlora_cli.prepare import disk
 from mixlora_cli.prepare import parts as parts_module

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixlora_cli.config.import_command import ImportConfig
+from mixlora_cli.config import ImportConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.adapters import load_adapter
 from mixlora_cli.models.tiny import build_tiny

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from mixlora_cli.config.reproduce import ReproduceConfig, SpeedConfig
-from mixlora_cli.config.schema import EvalConfig, TrainConfig
+from mixlora_cli.config import EvalConfig, ReproduceConfig, SpeedConfig, TrainConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.reproduce import estimate
 from mixlora_cli.reproduce import run as reproduction

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from scipy.stats import t
 
-from mixlora_cli.config.table import TableConfig, TableName
+from mixlora_cli.config import TableConfig, TableName
 from mixlora_cli.errors import UserError
 from mixlora_cli.reproduce.build import build_table
 from mixlora_cli.reproduce.differences import pair_lines

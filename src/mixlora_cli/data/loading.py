@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mixlora_cli.config.parse import hint_at
-from mixlora_cli.config.schema import DataConfig
+from mixlora_cli.config import DataConfig
 from mixlora_cli.data.cache import cache_root
 from mixlora_cli.data.definitions import parse_definitions, require_definitions
 from mixlora_cli.data.images import check_images
@@ -19,7 +18,7 @@ from mixlora_cli.data.problems import BadRecord, Kind, Problem, settle
 from mixlora_cli.data.records import Record, names_picture, parse_record, read_annotations, task_name
 from mixlora_cli.data.text_files import read_json
 from mixlora_cli.data.vision_flan import ArrowRows, open_prepared
-from mixlora_cli.errors import UserError, cut
+from mixlora_cli.errors import UserError, cut, hint_at
 
 Split = Literal["train", "heldout", "unseen"]
 Raws = ArrowRows | list[tuple[int, Any]]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixlora_cli.config.schema import DataConfig
+from mixlora_cli.config import DataConfig
 from mixlora_cli.data.cache import cache_root
 from mixlora_cli.data.pictures import split_archive
 from mixlora_cli.errors import UserError

@@ -13,7 +13,7 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from mixlora_cli.config.schema import EvalConfig, GenerationConfig
+from mixlora_cli.config import EvalConfig, GenerationConfig
 from mixlora_cli.data.batches import Item, encode_prompts
 from mixlora_cli.data.cache import require_cache
 from mixlora_cli.data.collate import Features, PixelLoader

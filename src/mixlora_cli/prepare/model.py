@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mixlora_cli.config.prepare import PrepareConfig, PrepareOptions
+from mixlora_cli.config import PrepareConfig, PrepareOptions
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.prepared import prepared_folder
 from mixlora_cli.prepare.disk import require_space

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mixlora_cli.config.prepare import PrepareConfig
+from mixlora_cli.config import PrepareConfig
 
 
 def prepare(config: PrepareConfig) -> list[Path]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from mixlora_cli.config.prepare import PrepareConfig
+from mixlora_cli.config import PrepareConfig
 from mixlora_cli.data.loading import sample_per_task
 from mixlora_cli.data.problems import BadRecord, Kind, Problem, settle
 from mixlora_cli.data.records import Record, parse_record, read_annotations

@@ -11,12 +11,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from mixlora_cli.config.explain import CONFIG_ERRORS, explain
+from mixlora_cli.config import DataConfig, ModelConfig
 from mixlora_cli.config.load import load
-from mixlora_cli.config.resolvers import register_resolvers
-from mixlora_cli.config.schema import DataConfig, ModelConfig
 from mixlora_cli.data.mini.build import generator_digest
 from mixlora_cli.errors import UserError
+from mixlora_cli.hydra_app import CONFIG_ERRORS, explain, register_resolvers
 from mixlora_cli.models.stage_one import stage_one_digest
 from mixlora_cli.paths import conf_dir
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mixlora_cli.config.import_command import ImportConfig
+from mixlora_cli.config import ImportConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.method.config import MixLoraConfig
 from mixlora_cli.models.adapters import ADAPTER_WEIGHTS

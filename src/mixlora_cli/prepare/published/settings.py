@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from mixlora_cli.config.import_command import ImportConfig
+from mixlora_cli.config import ImportConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.method.config import ConditionalSelection, MixLoraConfig
 from mixlora_cli.prepare.published.files import read_json, read_pickle
