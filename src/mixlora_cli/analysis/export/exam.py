@@ -18,9 +18,9 @@ from mixlora_cli.data.encode import IGNORE, Item, encode, encode_prompts
 from mixlora_cli.data.records import Record
 from mixlora_cli.evaluation.generate import Generator, batches
 from mixlora_cli.evaluation.predictions import Prediction
-from mixlora_cli.evaluation.statistics import Floats
 from mixlora_cli.method.model import MixLoraModel
 from mixlora_cli.models.base import Base
+from mixlora_cli.stats import Floats
 from mixlora_cli.training.loss import head_sees_only, label_positions
 
 Model = PreTrainedModel | PeftModel
