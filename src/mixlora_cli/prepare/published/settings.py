@@ -10,7 +10,7 @@ from typing import Any
 
 from mixlora_cli.config.import_command import ImportConfig
 from mixlora_cli.errors import UserError
-from mixlora_cli.method.config import ConditionalSelection, MixLoraConfig, RoutingKind
+from mixlora_cli.method.config import ConditionalSelection, MixLoraConfig
 from mixlora_cli.prepare.published.files import read_json, read_pickle
 from mixlora_cli.prepare.published.sizes import CONDITIONAL, Sizes
 
@@ -23,7 +23,7 @@ LANGUAGE_MODEL_LINEARS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_p
 
 _NAMES = {"n_selected": "rank", "r": "rank", "n_experts": "factors", "lora_alpha": "alpha"}
 _WITH_CFS = "input_lora_a_param"
-_KINDS: dict[str, RoutingKind] = {
+_KINDS: dict[str, str] = {
     "input": "instance",
     _WITH_CFS: "instance",
     "task_embed": "task",
@@ -208,7 +208,7 @@ def _add(facts: _Facts, content: Mapping[str, Any], source: str) -> None:
 
 def _choose_routing(
     facts: _Facts, sizes: Sizes, options: ImportConfig
-) -> tuple[RoutingKind, ConditionalSelection, str]:
+) -> tuple[str, ConditionalSelection, str]:
     """What selects the factors, with or without CFS, and why."""
     told = facts.get("cond_type")
     shown = _shown(sizes)
