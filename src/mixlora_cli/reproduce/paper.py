@@ -470,22 +470,25 @@ def published(table: str, name: str, column: str) -> float | None:
 
 
 def register_experiments() -> None:
-    """Store every row, and what rows share, as Hydra's `experiment=<scale>/<name>`; again changes nothing."""
+    """Store every row, and what rows share, as Hydra's `experiment=<scale>/<name>`, unless it is there."""
     from hydra.core.config_store import ConfigStore
+    from hydra.core.object_type import ObjectType
 
-    for scale, name, node in _experiments():
+    store = ConfigStore.instance()
+    for scale, name, base, settings in _experiments():
         group, _, last = f"experiment/{scale}/{name}".rpartition("/")
-        ConfigStore.instance().store(last, node, group, package="_global_", provider="mixlora")
+        if store.get_type(f"{group}/{last}.yaml") == ObjectType.NOT_FOUND:
+            store.store(last, _node(scale, base, settings), group, package="_global_", provider="mixlora")
 
 
-def _experiments() -> Iterator[tuple[str, str, Any]]:
+def _experiments() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
     for scale, shared in SHARED.items():
         for name, (base, settings) in shared.items():
-            yield scale, name, _node(scale, base, settings)
+            yield scale, name, base, settings
         for row in ROWS:
             if scale == "mini" or not row.only_mini:
                 own = row.mini if scale == "mini" else row.paper
-                yield scale, row.name, _node(scale, row.base, f"{row.settings} {own}")
+                yield scale, row.name, row.base, f"{row.settings} {own}"
 
 
 def _node(scale: str, base: tuple[str, ...], settings: str) -> Any:
