@@ -38,6 +38,7 @@ from mixlora_cli.errors import (
 from mixlora_cli.launch.environment import cluster_environment
 from mixlora_cli.output import one_line_errors
 from mixlora_cli.paths import conf_dir
+from mixlora_cli.reproduce.paper import register_experiments
 
 Job = Callable[[DictConfig], Any]
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException, MarkedYAMLError)
@@ -61,6 +62,7 @@ def run_command(command: Command, arguments: Sequence[str]) -> int:
     """
     try:
         register_resolvers()
+        register_experiments()
         parsed = _parse_arguments(arguments)
         if _is_sweep(parsed):
             _check_sweep(command, arguments, parsed)

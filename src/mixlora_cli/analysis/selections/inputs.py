@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from mixlora_cli.config import DataConfig, TsneConfig
-from mixlora_cli.data.loading import load_definitions, load_records, locate_files
+from mixlora_cli.data.definitions import load_definitions
+from mixlora_cli.data.loading import load_records, locate_files
 from mixlora_cli.data.records import Record
 from mixlora_cli.errors import UserError, cut, hint_at
 from mixlora_cli.evaluation.benchmarks import BENCHMARKS, benchmark_named, in_paper_order
