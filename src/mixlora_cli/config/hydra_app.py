@@ -28,6 +28,7 @@ from mixlora_cli.errors import UserError, WorkerFailed
 from mixlora_cli.launch.environment import cluster_environment
 from mixlora_cli.output import one_line_errors
 from mixlora_cli.paths import conf_dir
+from mixlora_cli.reproduce.paper import register_experiments
 
 FAILURE = 1
 USER_MISTAKE = 2
@@ -54,6 +55,7 @@ def run_command(command: Command, arguments: Sequence[str]) -> int:
     """
     try:
         register_resolvers()
+        register_experiments()
         parsed = _parse_arguments(arguments)
         if _is_sweep(parsed):
             _check_sweep(command, arguments, parsed)

@@ -1,7 +1,7 @@
 """`mixlora prepare data=vision_flan`: annotation, metadata and picture archive to a folder that training reads.
 
 Each part is written beside its place and renamed, the manifest last: a preparation that was stopped goes on where it
-was and never looks complete. See `mixlora_cli.data.vision_flan` for the folder.
+was and never looks complete. See `mixlora_cli.data.loading` for the folder.
 """
 
 from __future__ import annotations
@@ -19,13 +19,8 @@ from typing import Any
 
 from mixlora_cli.config.prepare import PrepareConfig
 from mixlora_cli.data.definitions import parse_definitions
-from mixlora_cli.data.loading import sample_per_task
-from mixlora_cli.data.pictures import read_picture, stamp
-from mixlora_cli.data.problems import BadRecord, Kind, Problem, settle
-from mixlora_cli.data.records import Record, parse_record, read_annotations
-from mixlora_cli.data.template import IMAGE_MARKER
-from mixlora_cli.data.text_files import read_json
-from mixlora_cli.data.vision_flan import (
+from mixlora_cli.data.images import read_picture, stamp
+from mixlora_cli.data.loading import (
     DEFINITIONS,
     FORMAT,
     IMAGES,
@@ -33,7 +28,12 @@ from mixlora_cli.data.vision_flan import (
     RECORDS,
     prepared_root,
     read_manifest,
+    sample_per_task,
 )
+from mixlora_cli.data.problems import BadRecord, Kind, Problem, settle
+from mixlora_cli.data.records import Record, parse_record, read_annotations
+from mixlora_cli.data.template import IMAGE_MARKER
+from mixlora_cli.data.text_files import read_json
 from mixlora_cli.errors import UserError, cut
 from mixlora_cli.prepare.parts import find_part, require_space
 from mixlora_cli.progress import say, with_bar

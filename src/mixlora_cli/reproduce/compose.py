@@ -19,6 +19,7 @@ from mixlora_cli.data.mini.build import generator_digest
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.stage_one import stage_one_digest
 from mixlora_cli.paths import conf_dir
+from mixlora_cli.reproduce.paper import register_experiments
 
 T = TypeVar("T")
 
@@ -48,6 +49,7 @@ def sweep_of(root: str, config_class: type, overrides: Sequence[str], key: str) 
 
 def _tree(root: str, config_class: type, overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
     register_resolvers()
+    register_experiments()
     try:
         with _hydra_set_aside(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return compose(root, list(overrides), return_hydra_config=with_hydra)

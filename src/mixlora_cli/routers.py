@@ -1,25 +1,37 @@
-"""What the routers read about an instance: the mean of the layer's own input, or its task's embedding."""
+"""The ways to pick an instance's factors, one entry of `ROUTERS` each, and what their routers read.
+
+Importing this module imports nothing heavy: the configuration reads the names here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from mixlora_cli.method.config import MixLoraConfig
-from mixlora_cli.method.context import RoutingContext
+    from mixlora_cli.method.config import MixLoraConfig
+    from mixlora_cli.method.context import RoutingContext
 
-RouterInput = Callable[[RoutingContext, Tensor, Tensor, bool], Tensor]
-"""(context, layer input as it came, the same by instance (B, ..., d_in), training) -> (N, width) in fp32."""
+    RouterInput = Callable[[RoutingContext, Tensor, Tensor, bool], Tensor]
+    """(context, layer input as it came, the same by instance (B, ..., d_in), training) -> (N, width) in fp32."""
 
 
-def choose_router_input(config: MixLoraConfig) -> RouterInput | None:
-    """The function that this configuration routes by; None where chance selects."""
-    if config.routing == "random":
-        return None
-    if config.routing == "task":
-        return task_embedding
-    return pooled_prompt if config.pool == "prompt" else pooled_all
+@dataclass(frozen=True)
+class Router:
+    """One way to pick factors (`routing=<name>`)."""
+
+    name: str
+    help: str
+    """What it selects by, as one sentence."""
+    source: Literal["tokens", "task", "chance"]
+    """What the choice depends on: the instance's own hidden states, its task's embedding, or nothing."""
+    reads: Callable[[MixLoraConfig], RouterInput] | None
+    """The function that a configuration's routers read by; None = there are no routers, chance selects."""
+    heeds: tuple[str, ...] = ()
+    """Keys of `routing` that change what it does, beside those that all heed."""
 
 
 def pooled_all(context: RoutingContext, source: Tensor, hidden: Tensor, training: bool) -> Tensor:
@@ -67,3 +79,31 @@ def task_embedding(context: RoutingContext, source: Tensor, hidden: Tensor, trai
             "pass task_embeddings to the model or to generate"
         )
     return task.to(hidden.device).float()
+
+
+_ALL = (
+    Router(
+        "instance",
+        "Select factors by the instance: the router sees the pooled hidden states of the layer's input. The paper's "
+        "method.",
+        "tokens",
+        lambda config: pooled_prompt if config.pool == "prompt" else pooled_all,
+        ("pool", "decode", "balance_loss"),
+    ),
+    Router(
+        "task",
+        "Select factors by the task: the router sees an embedding of the task's definition (data.metadata).",
+        "task",
+        lambda config: task_embedding,
+        ("encoder", "balance_loss"),
+    ),
+    Router(
+        "random",
+        "Select factors at random: the control that shows what routing is worth.",
+        "chance",
+        None,
+        ("decode",),
+    ),
+)
+ROUTERS: dict[str, Router] = {router.name: router for router in _ALL}
+"""By name; another one is one more entry."""
