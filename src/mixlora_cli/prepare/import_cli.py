@@ -66,7 +66,7 @@ def import_command(
         report(UserError(str(error)))
         raise typer.Exit(USER_MISTAKE) from error
     # Only now: it loads torch.
-    from mixlora_cli.prepare.published.run import import_checkpoint
+    from mixlora_cli.prepare.original_checkpoint import import_checkpoint
 
     try:
         import_checkpoint(options)

@@ -6,6 +6,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from mixlora_cli.prepare.published.convert import convert
+from mixlora_cli.prepare.published.files import read_tensor_files
+from mixlora_cli.prepare.published.names import Published, sort_tensors, wanted
+from mixlora_cli.prepare.published.settings import Settings, choose_settings
+from mixlora_cli.prepare.published.sizes import Sizes, measure
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -13,11 +18,6 @@ from mixlora_cli.config import ImportConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.method.config import MixLoraConfig
 from mixlora_cli.models.adapters import ADAPTER_WEIGHTS
-from mixlora_cli.prepare.published.convert import convert
-from mixlora_cli.prepare.published.files import read_tensor_files
-from mixlora_cli.prepare.published.names import Published, sort_tensors, wanted
-from mixlora_cli.prepare.published.settings import Settings, choose_settings
-from mixlora_cli.prepare.published.sizes import Sizes, measure
 from mixlora_cli.store import readable_as_usual
 
 _DIFFERENCES = {
