@@ -385,9 +385,7 @@ def _die_with_the_launcher() -> None:
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    from mixlora_cli.config.interference import InterferenceConfig
-    from mixlora_cli.config.launch import LaunchConfig
-    from mixlora_cli.config.schema import EvalConfig, TrainConfig
+    from mixlora_cli.config import EvalConfig, InterferenceConfig, LaunchConfig, TrainConfig
 
 _ABORT = -6  # SIGABRT: how a communication library ends its process when another one is gone
 

@@ -18,13 +18,13 @@ from rich.console import Console
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
-from mixlora_cli.config.schema import DataConfig, TrainConfig
-from mixlora_cli.data.cache import cache_root
-from mixlora_cli.data.loading import definitions_of
+from mixlora_cli.config import DataConfig, TrainConfig
+from mixlora_cli.data.definitions import definitions_of
 from mixlora_cli.errors import UserError
 from mixlora_cli.method.config import PEFT_TYPE
 from mixlora_cli.method.pooling import masked_mean
 from mixlora_cli.models.load import Base, checkpoint_fingerprint
+from mixlora_cli.paths import cache_root
 from mixlora_cli.progress import with_bar
 
 

@@ -35,12 +35,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from mixlora_cli.data.cache import cache_root
 from mixlora_cli.data.template import SMOLLM
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.load import Base
 from mixlora_cli.models.networks import STRIDE, EfficientNetLiteConfig, EfficientNetLiteTower, register_models
-from mixlora_cli.paths import STAGE_ONE
+from mixlora_cli.paths import STAGE_ONE, cache_root
 from mixlora_cli.store import folder_beside, rename_unless_there
 
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from mixlora_cli.config.schema import AdapterConfig, ModelConfig, RoutingConfig
+from mixlora_cli.config import AdapterConfig, ModelConfig, RoutingConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.adapters import attach_adapter
 from mixlora_cli.models.load import prepared_folder

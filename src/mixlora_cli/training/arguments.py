@@ -14,7 +14,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import SchedulerType, TrainingArguments
 
-from mixlora_cli.config.schema import OptimConfig, TrainConfig
+from mixlora_cli.config import OptimConfig, TrainConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.launch import launched_processes
 from mixlora_cli.training.run_folder import RunFolder

@@ -30,7 +30,7 @@ from omegaconf import OmegaConf
 from transformers.trainer_utils import rotate_checkpoints
 
 from mixlora_cli import __version__
-from mixlora_cli.config.schema import TrainConfig
+from mixlora_cli.config import TrainConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.launch import launched_processes
 from mixlora_cli.store import (

@@ -13,10 +13,9 @@ from rich.console import Console
 from torch import Tensor, nn
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
-from mixlora_cli.config.schema import TrainConfig, WandbConfig
-from mixlora_cli.data.batches import EncodedDataset, encode_records
-from mixlora_cli.data.cache import require_cache
+from mixlora_cli.config import TrainConfig, WandbConfig
 from mixlora_cli.data.collate import Collator, Features, PixelLoader
+from mixlora_cli.data.encode import EncodedDataset, encode_records
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.launch import group_left_at_exit
 from mixlora_cli.models.adapters import attach_adapter, num_parameters
@@ -25,12 +24,13 @@ from mixlora_cli.models.features import FeatureCache
 from mixlora_cli.models.forward import choose_dtype, inputs_keep_their_dtype
 from mixlora_cli.models.load import Base, build_base, require_prepared
 from mixlora_cli.output import alone_in
+from mixlora_cli.paths import require_cache
 from mixlora_cli.store import write_errors
 from mixlora_cli.training.arguments import build_arguments, loads_whole_weights
 from mixlora_cli.training.callbacks import Interrupted, MetricsWriter, ProgressReport, StopAtSignal
 from mixlora_cli.training.routing_stats import collapse_warning
 from mixlora_cli.training.run_folder import RunFolder, read_metrics
-from mixlora_cli.training.trainer import AdapterTrainer, stand_in_for_text, tend_routing
+from mixlora_cli.training.trainer import AdapterTrainer, dummy_image_for_text, tend_routing
 
 
 def train(config: TrainConfig, base: Base | None = None) -> Path:
@@ -142,7 +142,7 @@ def build_trainer(
             features,
             with_indices=True,
             embeddings=embeddings,
-            stand_in=stand_in_for_text(model, base, dataset, features, arguments),
+            dummy_image=dummy_image_for_text(model, base, dataset, features, arguments),
         ),
         callbacks=callbacks,
     )

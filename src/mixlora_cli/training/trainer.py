@@ -17,11 +17,9 @@ from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from mixlora_cli.config.schema import RoutingConfig
-from mixlora_cli.data.batches import EncodedDataset
-from mixlora_cli.data.collate import Features
-from mixlora_cli.data.encode import IGNORE
-from mixlora_cli.data.stand_in import StandIn, build_stand_in
+from mixlora_cli.config import RoutingConfig
+from mixlora_cli.data.collate import DummyImage, Features, build_dummy_image
+from mixlora_cli.data.encode import IGNORE, EncodedDataset
 from mixlora_cli.errors import UserError
 from mixlora_cli.method.context import RoutingContext
 from mixlora_cli.method.model import MixLoraModel
@@ -284,17 +282,17 @@ def _message(what: str, where: str, step: int) -> str:
     )
 
 
-def stand_in_for_text(
+def dummy_image_for_text(
     model: nn.Module,
     base: Base,
     dataset: EncodedDataset,
     features: Features,
     arguments: TrainingArguments,
-) -> StandIn | None:
-    """A stand-in where a text-only batch can occur and would leave out weights that all processes share; else None."""
-    has_text = any(image is None for image in dataset.items.images)
+) -> DummyImage | None:
+    """A dummy image where a text-only batch can occur and would leave out weights that processes share; else None."""
+    has_text = any(item.image is None for item in dataset.items)
     if has_text and (trains_beside_the_language_model(model) or _spreads_weights(arguments)):
-        return build_stand_in(base.image_token_id, base.num_image_tokens, features)
+        return build_dummy_image(base.image_token_id, base.num_image_tokens, features)
     return None
 
 
