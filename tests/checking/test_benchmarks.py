@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from foolbox_rows import foolbox_pictures, foolbox_rows, table
-from mixlora_cli.config.check import CheckConfig, CheckOptions
-from mixlora_cli.config.schema import DataConfig, ModelConfig
+from mixlora_cli.config import CheckConfig, CheckOptions, DataConfig, ModelConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.prepare import leakage as prints
 from mixlora_cli.prepare.check import check, run_check

@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mixlora_cli.config.check import CheckConfig, CheckOptions
-from mixlora_cli.config.schema import DataConfig, ModelConfig
+from mixlora_cli.config import CheckConfig, CheckOptions, DataConfig, ModelConfig
 from mixlora_cli.data import images as image_checks
 from mixlora_cli.data.encode import Item
 from mixlora_cli.data.problems import Kind

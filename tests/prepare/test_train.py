@@ -9,8 +9,15 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from mixlora_cli.config.check import CheckConfig, CheckOptions
-from mixlora_cli.config.schema import AdapterConfig, ModelConfig, OptimConfig, RoutingConfig, TrainConfig
+from mixlora_cli.config import (
+    AdapterConfig,
+    CheckConfig,
+    CheckOptions,
+    ModelConfig,
+    OptimConfig,
+    RoutingConfig,
+    TrainConfig,
+)
 from mixlora_cli.data.problems import Kind
 from mixlora_cli.prepare.check import Remark, run_check
 from mixlora_cli.prepare.vision_flan import prepare_vision_flan

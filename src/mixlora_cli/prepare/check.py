@@ -18,8 +18,7 @@ from typing import Any
 from rich.console import Console
 from transformers import AutoConfig, AutoTokenizer, LlavaConfig, PreTrainedTokenizerBase
 
-from mixlora_cli.config.check import CheckConfig
-from mixlora_cli.config.schema import DataConfig, ModelConfig
+from mixlora_cli.config import CheckConfig, DataConfig, ModelConfig
 from mixlora_cli.data.definitions import load_definitions
 from mixlora_cli.data.encode import TextSide, encode, verify_labels
 from mixlora_cli.data.images import check_images, stamp

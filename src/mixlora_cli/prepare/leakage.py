@@ -21,8 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mixlora_cli.config.check import CheckConfig
-from mixlora_cli.config.schema import AdapterConfig, EvalConfig, GenerationConfig, RoutingConfig
+from mixlora_cli.config import AdapterConfig, CheckConfig, EvalConfig, GenerationConfig, RoutingConfig
 from mixlora_cli.data.images import MAX_PIXELS, PIXELS, Memory, as_shown, read_picture, stamp
 from mixlora_cli.data.records import Record
 from mixlora_cli.data.template import IMAGE_MARKER
