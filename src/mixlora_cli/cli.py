@@ -121,7 +121,7 @@ _configured_by_hydra(
     "check",
     "Look for everything that is wrong with the data before a training starts.",
     "mixlora_cli.config:CheckConfig",
-    "mixlora_cli.checking.run:check",
+    "mixlora_cli.prepare.check:check",
 )
 app.command(name="import", cls=OneLineMistakes)(import_command)
 app.command(name="compare", cls=OneLineMistakes)(compare_command)
