@@ -187,8 +187,8 @@ def text_side(model: ModelConfig) -> TextSide:
     Raises:
         UserError: it cannot be found or is no LLaVA model.
     """
-            from mixlora_cli.models.networks import register_models
-from mixlora_cli.models.load import build_base, num_image_tokens, prepared_folder, require_prepared
+    from mixlora_cli.models.load import build_base, num_image_tokens, prepared_folder, require_prepared
+    from mixlora_cli.models.networks import register_models
 
     if model.source in ("mini", "tiny"):
         return build_base(model)
