@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from mixlora_cli.checking.tokens import text_side
 from mixlora_cli.config.check import CheckConfig, CheckOptions
 from mixlora_cli.config.schema import DataConfig, ModelConfig
 from mixlora_cli.data import images as image_checks
-from mixlora_cli.data.encode import Encoded
+from mixlora_cli.data.encode import Item
 from mixlora_cli.data.problems import Kind
 from mixlora_cli.errors import UserError
 
@@ -167,9 +168,9 @@ def test_a_wrong_label_mask_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> Non
     side = text_side(TINY)
     encode = texts.encode
 
-    def slipped(record: Any, base: Any, max_length: int | None = None) -> Encoded:
+    def slipped(record: Any, base: Any, max_length: int | None = None) -> Item:
         whole = encode(record, base, max_length)
-        return Encoded(whole.input_ids, [*whole.labels[1:], -100])
+        return replace(whole, labels=[*whole.labels[1:], -100])
 
     rules = Rules(None, 1792, None, side)
     rows = [(n, raw("What?", "red", None)) for n in range(5)]

@@ -22,9 +22,8 @@ from mixlora_cli.config.schema import (
     RoutingConfig,
     TrainConfig,
 )
-from mixlora_cli.data.batches import encode_records
 from mixlora_cli.data.collate import PixelLoader
-from mixlora_cli.data.encode import encode_prompt
+from mixlora_cli.data.encode import encode_prompt, encode_records
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.generate import Generator

@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 
-from mixlora_cli.data.loading import load_definitions, load_records, locate_files
-from mixlora_cli.data.pictures import open_picture
-from mixlora_cli.data.vision_flan import ArrowRows
+from mixlora_cli.data.definitions import load_definitions
+from mixlora_cli.data.images import open_picture
+from mixlora_cli.data.loading import ArrowRows, load_records, locate_files
 from mixlora_cli.errors import UserError
 from mixlora_cli.prepare import vision_flan_files
 from mixlora_cli.prepare.definitions import find_definitions

@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixlora_cli.data.pictures import Stamp
+from mixlora_cli.data.images import Stamp
 
 
 class Memory:

@@ -20,8 +20,7 @@ from PIL import Image
 from rich.console import Console
 
 from mixlora_cli.checking.memory import Memory
-from mixlora_cli.data.images import MAX_PIXELS
-from mixlora_cli.data.pictures import PIXELS, as_shown, read_picture, stamp
+from mixlora_cli.data.images import MAX_PIXELS, PIXELS, as_shown, read_picture, stamp
 from mixlora_cli.progress import with_bar
 
 SIDE = 16

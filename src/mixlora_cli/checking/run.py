@@ -18,13 +18,14 @@ from mixlora_cli.checking.report import Report, SplitReport, print_report, write
 from mixlora_cli.checking.texts import CHUNK, ChunkResult, Rules, Summary, check_texts, summarise
 from mixlora_cli.config.check import CheckConfig
 from mixlora_cli.config.schema import DataConfig
-from mixlora_cli.data.cache import cache_root
+from mixlora_cli.data.definitions import load_definitions
 from mixlora_cli.data.encode import TextSide
 from mixlora_cli.data.images import check_images
-from mixlora_cli.data.loading import DataFiles, Split, load_definitions, locate_files, read_raws
+from mixlora_cli.data.loading import DataFiles, Split, locate_files, read_raws
 from mixlora_cli.errors import UserError, cut
 from mixlora_cli.evaluation.instances import Chosen, notes
 from mixlora_cli.output import require_writable
+from mixlora_cli.paths import cache_root
 from mixlora_cli.progress import with_bar
 
 _KEPT = 10  # times as many examples in the file as on the screen

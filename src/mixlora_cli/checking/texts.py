@@ -14,7 +14,7 @@ from typing import Any
 
 from mixlora_cli.checking.findings import Mistake, Remark, Sort
 from mixlora_cli.data.encode import TextSide, encode, verify_labels
-from mixlora_cli.data.pictures import stamp
+from mixlora_cli.data.images import stamp
 from mixlora_cli.data.problems import BadRecord
 from mixlora_cli.data.records import Record, parse_record, task_name
 from mixlora_cli.data.template import IMAGE_MARKER

@@ -20,10 +20,9 @@ from yaml import YAMLError
 
 from mixlora_cli.config.parse import parse
 from mixlora_cli.config.schema import DataConfig, ModelConfig
-from mixlora_cli.data.batches import Item
 from mixlora_cli.data.collate import Collator, Features, PixelLoader, generation_collator
-from mixlora_cli.data.encode import IGNORE
-from mixlora_cli.data.loading import definitions_of
+from mixlora_cli.data.definitions import definitions_of
+from mixlora_cli.data.encode import IGNORE, Item
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.fingerprint import adapter_digest
 from mixlora_cli.method.config import PEFT_TYPE, MixLoraConfig

@@ -1,7 +1,7 @@
 """`mixlora prepare data=vision_flan`: annotation, metadata and picture archive to a folder that training reads.
 
 Each part is written beside its place and renamed, the manifest last: a preparation that was stopped goes on where it
-was and never looks complete. See `mixlora_cli.data.vision_flan` for the folder.
+was and never looks complete. See `mixlora_cli.data.loading` for the folder.
 """
 
 from __future__ import annotations
@@ -15,10 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from mixlora_cli.config.prepare import PrepareConfig
-from mixlora_cli.data.loading import sample_per_task
-from mixlora_cli.data.problems import BadRecord, Kind, Problem, settle
-from mixlora_cli.data.records import Record, parse_record, read_annotations
-from mixlora_cli.data.vision_flan import (
+from mixlora_cli.data.loading import (
     DEFINITIONS,
     FORMAT,
     IMAGES,
@@ -26,7 +23,10 @@ from mixlora_cli.data.vision_flan import (
     RECORDS,
     prepared_root,
     read_manifest,
+    sample_per_task,
 )
+from mixlora_cli.data.problems import BadRecord, Kind, Problem, settle
+from mixlora_cli.data.records import Record, parse_record, read_annotations
 from mixlora_cli.errors import UserError
 from mixlora_cli.prepare.definitions import Definitions, find_definitions
 from mixlora_cli.prepare.vision_flan_files import unpack, write_json, write_records

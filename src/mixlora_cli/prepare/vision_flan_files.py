@@ -12,9 +12,9 @@ from typing import Any
 
 from rich.console import Console
 
-from mixlora_cli.data.pictures import read_picture, stamp
+from mixlora_cli.data.images import read_picture, stamp
+from mixlora_cli.data.loading import IMAGES, RECORDS
 from mixlora_cli.data.records import Record
-from mixlora_cli.data.vision_flan import IMAGES, RECORDS
 from mixlora_cli.errors import UserError, cut
 from mixlora_cli.prepare.disk import require_space
 from mixlora_cli.progress import with_bar

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from mixlora_cli.analysis.selections.figures import Style
 from mixlora_cli.analysis.selections.maps import Map, Maps
-from mixlora_cli.data.pictures import as_shown, open_picture
+from mixlora_cli.data.images import as_shown, open_picture
 from mixlora_cli.data.records import Record
 from mixlora_cli.data.template import IMAGE_MARKER
 from mixlora_cli.progress import with_bar

@@ -17,13 +17,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from mixlora_cli.data.cache import cache_root
 from mixlora_cli.data.mini.benchmark import Picture
 from mixlora_cli.data.mini.canvas import render
 from mixlora_cli.data.mini.digits import Digit, render_digit
 from mixlora_cli.data.mini.plan import Counts, Plan, make_plan
 from mixlora_cli.data.mini.progress import counting
 from mixlora_cli.errors import UserError
+from mixlora_cli.paths import cache_root
 from mixlora_cli.store import folder_beside, rename_unless_there
 
 NUM_PROCESSES = 2
