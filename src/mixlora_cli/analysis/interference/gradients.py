@@ -20,18 +20,9 @@ from peft import PeftModel
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
-<<<<<<< HEAD
-from mixlora_cli.data.batches import Item
+from mixlora_cli.data.encode import Item
 from mixlora_cli.method.layer import MixLoraLayer
 from mixlora_cli.models.session import ADAPTER, Session
-=======
-from mixlora_cli.analysis.interference.groups import Factors
-from mixlora_cli.data.collate import Collator
-from mixlora_cli.data.encode import IGNORE, Item
-from mixlora_cli.method.model import MixLoraModel
-from mixlora_cli.training.loss import head_sees_only, label_positions, token_loss
-from mixlora_cli.training.precision import matrix_products_in
->>>>>>> main
 
 Floats = NDArray[np.float64]
 Gradient = Sequence[Tensor]

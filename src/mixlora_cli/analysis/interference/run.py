@@ -53,7 +53,7 @@ from mixlora_cli.analysis.interference.scores import (
     summarise,
 )
 from mixlora_cli.config.interference import InterferenceConfig, MeasureConfig
-from mixlora_cli.data.batches import Item, encode_records
+from mixlora_cli.data.encode import Item, encode_records
 from mixlora_cli.data.loading import load_records, locate_files
 from mixlora_cli.data.records import Record
 from mixlora_cli.errors import UserError, cut

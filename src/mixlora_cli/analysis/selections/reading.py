@@ -28,19 +28,13 @@ from mixlora_cli import __version__
 from mixlora_cli.config.parse import did_you_mean, hint_at
 from mixlora_cli.config.schema import DataConfig, ModelConfig
 from mixlora_cli.config.tsne import TsneConfig
-<<<<<<< HEAD
-from mixlora_cli.data.batches import encode_prompts
-from mixlora_cli.data.loading import load_definitions, load_records, locate_files
+from mixlora_cli.data.definitions import load_definitions
+from mixlora_cli.data.encode import encode_prompts
+from mixlora_cli.data.loading import load_records, locate_files
 from mixlora_cli.data.records import Record
 from mixlora_cli.errors import UserError, cut
 from mixlora_cli.evaluation.benchmarks import BENCHMARKS, benchmark_named, in_paper_order
 from mixlora_cli.evaluation.fingerprint import records_digest
-=======
-from mixlora_cli.data.collate import Collator, PixelLoader, generation_collator
-from mixlora_cli.data.encode import Item, encode_prompts
-from mixlora_cli.errors import UserError
-from mixlora_cli.evaluation.fingerprint import adapter_digest, records_digest
->>>>>>> main
 from mixlora_cli.evaluation.generate import batches
 from mixlora_cli.evaluation.sampling import benchmark_of, grouped, stratified
 from mixlora_cli.method.config import MixLoraConfig

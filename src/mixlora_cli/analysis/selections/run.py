@@ -146,7 +146,7 @@ def _write_points(maps: Maps, path: Path) -> None:
 
 def _print(maps: Maps) -> None:
     """The numbers of each map beside those of shuffled labels."""
-    rows = [
+    rows: list[tuple[Cell | str, ...]] = [
         (
             one.title,
             f"{len(one.space.vectors)} of {len(maps.labels)}",
