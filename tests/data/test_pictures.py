@@ -16,7 +16,6 @@ import pytest
 from PIL import Image
 
 from mixlora_cli.analysis.selections.page import shrunk
-from mixlora_cli.checking.prints import print_of
 from mixlora_cli.data.collate import PixelLoader
 from mixlora_cli.data.images import (
     as_shown,
@@ -29,6 +28,7 @@ from mixlora_cli.data.images import (
     stamp,
 )
 from mixlora_cli.data.problems import BadRecord, Kind
+from mixlora_cli.prepare.leakage import print_of
 from mixlora_cli.report.thumbnails import data_uri
 
 

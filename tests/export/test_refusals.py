@@ -12,7 +12,7 @@ import pytest
 
 from mixlora_cli.analysis.export.comparison import mean_over_tasks
 from mixlora_cli.analysis.export.run import choose_inputs, export, folder_names
-from mixlora_cli.config.export import FitConfig
+from mixlora_cli.config import FitConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.stats import wilson
 from tiny_runs import NUM_FACTORS

@@ -11,7 +11,7 @@ import pytest
 
 from mixlora_cli.analysis.selections.reading import Layer, choose_instances, choose_layers, find_layers
 from mixlora_cli.analysis.selections.run import tsne
-from mixlora_cli.config.tsne import MapConfig, TsneConfig
+from mixlora_cli.config import MapConfig, TsneConfig
 from mixlora_cli.errors import UserError
 from tiny_runs import TINY
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mixlora_cli.config.export import FitConfig
+from mixlora_cli.config import FitConfig
 from mixlora_cli.data.encode import IGNORE, Item, encode, encode_prompts
 from mixlora_cli.data.records import Record
 from mixlora_cli.evaluation.generate import Generator, batches

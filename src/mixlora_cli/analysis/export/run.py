@@ -37,12 +37,11 @@ from mixlora_cli.analysis.export.fit import (
     observed,
     total,
 )
-from mixlora_cli.config.export import ExportConfig, FitConfig
-from mixlora_cli.config.parse import hint_at
+from mixlora_cli.config import ExportConfig, FitConfig
 from mixlora_cli.data.encode import Item, encode_prompts
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.data.records import Record
-from mixlora_cli.errors import UserError, cut
+from mixlora_cli.errors import UserError, cut, hint_at
 from mixlora_cli.evaluation.generate import batches
 from mixlora_cli.evaluation.sampling import benchmark_of, grouped, stratified
 from mixlora_cli.method.config import MixLoraConfig

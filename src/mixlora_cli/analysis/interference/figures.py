@@ -15,7 +15,7 @@ from mixlora_cli import plots
 from mixlora_cli.analysis.interference.files import Stored
 from mixlora_cli.analysis.interference.gradients import MATRICES, Floats
 from mixlora_cli.analysis.interference.scores import Measurement, score
-from mixlora_cli.config.interference import DrawConfig, Variant
+from mixlora_cli.config import DrawConfig, Variant
 from mixlora_cli.errors import UserError
 
 _CELL, _LABEL, _TITLE, _BAR = 0.52, 1.25, 0.55, 1.1  # inches

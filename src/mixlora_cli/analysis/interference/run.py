@@ -52,7 +52,7 @@ from mixlora_cli.analysis.interference.scores import (
     compare_scores,
     summarise,
 )
-from mixlora_cli.config.interference import InterferenceConfig, MeasureConfig
+from mixlora_cli.config import InterferenceConfig, MeasureConfig
 from mixlora_cli.data.encode import Item, encode_records
 from mixlora_cli.data.loading import load_records, locate_files
 from mixlora_cli.data.records import Record

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixlora_cli.analysis.interference.gradients import MATRICES, Floats, Group, Products
-from mixlora_cli.config.interference import Variant
+from mixlora_cli.config import Variant
 
 RESAMPLES = 1_000
 _SEED, _PAIRS_SEED = 20_240, 4_210

@@ -18,7 +18,7 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import normalized_mutual_info_score
 
 from mixlora_cli.analysis.selections.reading import Instances, Ints, Layer, Selections
-from mixlora_cli.config.tsne import TsneConfig
+from mixlora_cli.config import TsneConfig
 from mixlora_cli.data.records import Record
 from mixlora_cli.method.config import MixLoraConfig
 from mixlora_cli.progress import with_bar

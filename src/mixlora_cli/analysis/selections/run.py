@@ -22,7 +22,7 @@ from mixlora_cli.analysis.selections.reading import (
     find_layers,
     read_missing,
 )
-from mixlora_cli.config.tsne import TsneConfig
+from mixlora_cli.config import TsneConfig
 from mixlora_cli.models.session import refuse_adapter_folder
 from mixlora_cli.output import alone_in
 from mixlora_cli.progress import say
