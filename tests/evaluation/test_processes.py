@@ -20,7 +20,7 @@ from mixlora_cli.evaluation.benchmarks import BENCHMARKS
 from mixlora_cli.evaluation.predictions import Header, Prediction, open_predictions, read_predictions
 from mixlora_cli.evaluation.run import evaluate
 from mixlora_cli.evaluation.shards import shard_path, take_in_shards
-from mixlora_cli.launch import Team
+from mixlora_cli.launch import ProcessGroup
 from tiny_runs import finished_run
 
 HEADER = Header({"model": "m1"}, count=6)
@@ -64,7 +64,7 @@ def test_shards_of_other_settings_are_moved_aside(tmp_path: Path) -> None:
 
 def test_shares_are_disjoint_and_whole() -> None:
     items = list(range(11))
-    shares = [Team(rank, 3).share(items) for rank in range(3)]
+    shares = [ProcessGroup(rank, 3).share(items) for rank in range(3)]
     assert sorted(item for share in shares for item in share) == items
     assert [len(share) for share in shares] == [4, 4, 3]
 

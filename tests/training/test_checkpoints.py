@@ -12,7 +12,15 @@ from safetensors import SafetensorError
 
 from mixlora_cli.errors import UserError
 from mixlora_cli.store import publish_folder, remove_temporary, temp_of, write_errors, write_text
-from mixlora_cli.training.run_folder import SEAL, RunFolder, drafts_of, flaw, newest_complete, publish, seal
+from mixlora_cli.training.run_folder import (
+    MANIFEST,
+    RunFolder,
+    missing_from,
+    newest_complete,
+    publish_checkpoint,
+    temp_checkpoints,
+    write_manifest,
+)
 from mixlora_cli.training.train import train
 
 from .conftest import MakeConfig
@@ -27,28 +35,28 @@ def fill(folder: Path, text: str = "12345") -> Path:
 
 def checkpoint(root: Path, step: int) -> Path:
     folder = fill(root / f"checkpoint-{step}")
-    seal(folder)
+    write_manifest(folder)
     return folder
 
 
 def test_each_kind_of_damage_is_named(tmp_path: Path) -> None:
     whole = checkpoint(tmp_path, 1)
-    assert flaw(whole) is None
+    assert missing_from(whole) is None
     (whole / "optimizer.pt").write_text("123")
-    assert flaw(whole) == "optimizer.pt has 3 of 5 bytes"
+    assert missing_from(whole) == "optimizer.pt has 3 of 5 bytes"
     (whole / "optimizer.pt").write_text("12345")
     (whole / "global_step" / "shard.pt").unlink()
-    assert flaw(whole) == "global_step/shard.pt is missing"
-    (whole / SEAL).write_text('{"optimizer.pt": ')
-    assert flaw(whole) == f"it has no readable {SEAL}, which is written last"
-    assert flaw(tmp_path / "nowhere") == flaw(whole)
+    assert missing_from(whole) == "global_step/shard.pt is missing"
+    (whole / MANIFEST).write_text('{"optimizer.pt": ')
+    assert missing_from(whole) == f"it has no readable {MANIFEST}, which is written last"
+    assert missing_from(tmp_path / "nowhere") == missing_from(whole)
 
 
 def test_the_newest_complete_one_is_found_and_newer_torn_ones_are_named(tmp_path: Path) -> None:
     assert newest_complete(tmp_path / "nowhere") == (None, {})
     for step in (9, 10, 100, 200):
         checkpoint(tmp_path, step)
-    (tmp_path / "checkpoint-9" / SEAL).unlink()
+    (tmp_path / "checkpoint-9" / MANIFEST).unlink()
     for step in (100, 200):
         (tmp_path / f"checkpoint-{step}" / "optimizer.pt").unlink()
     newest, torn = newest_complete(tmp_path)
@@ -61,19 +69,19 @@ def test_older_and_torn_ones_go_when_a_new_one_is_there(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         checkpoint(tmp_path, step)
     (tmp_path / "checkpoint-3" / "optimizer.pt").unlink()
-    draft = fill(drafts_of(tmp_path) / "checkpoint-4")
+    draft = fill(temp_checkpoints(tmp_path) / "checkpoint-4")
     assert newest_complete(tmp_path)[0] == tmp_path / "checkpoint-2"
-    assert publish(draft, tmp_path, keep=2) == tmp_path / "checkpoint-4"
+    assert publish_checkpoint(draft, tmp_path, keep=2) == tmp_path / "checkpoint-4"
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", "checkpoint-4"}
     assert newest_complete(tmp_path)[0] == tmp_path / "checkpoint-4"
 
 
 def test_a_new_one_takes_the_place_of_a_torn_one_of_the_same_step(tmp_path: Path) -> None:
     (checkpoint(tmp_path, 4) / "optimizer.pt").unlink()
-    publish(fill(drafts_of(tmp_path) / "checkpoint-4", "new"), tmp_path, keep=1)
+    publish_checkpoint(fill(temp_checkpoints(tmp_path) / "checkpoint-4", "new"), tmp_path, keep=1)
     (only,) = tmp_path.iterdir()
     assert (only / "optimizer.pt").read_text() == "new"
-    assert flaw(only) is None
+    assert missing_from(only) is None
 
 
 def test_leftovers_of_a_kill_are_removed_and_nothing_else(tmp_path: Path) -> None:

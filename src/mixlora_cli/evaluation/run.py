@@ -43,7 +43,7 @@ from mixlora_cli.evaluation.scoring import score
 from mixlora_cli.evaluation.shards import open_team_predictions, take_in_shards
 from mixlora_cli.evaluation.subject import Subject, find_subject
 from mixlora_cli.evaluation.table import print_comparison
-from mixlora_cli.launch import Team, joined
+from mixlora_cli.launch import ProcessGroup, joined
 from mixlora_cli.models.adapters import load_adapter
 from mixlora_cli.models.definitions import TaskRouting, routes_by_chance, routing_of_adapter
 from mixlora_cli.models.features import FeatureCache, pictures_from
@@ -88,27 +88,27 @@ def evaluate(config: EvalConfig) -> Results:
 
 def _evaluate(config: EvalConfig, folder: Path) -> Results:
     with joined() as team:
-        console = Console(stderr=True, quiet=not team.leads)
+        console = Console(stderr=True, quiet=not team.is_main)
         _answer(config, folder, team, console)
         team.wait()
-        if team.leads:
+        if team.is_main:
             take_in_shards(folder / FILE_NAME)
             results = score(folder)
             print_comparison([(results.label, results)])
             _say(console, f"predictions and results are in {folder}")
         team.wait()
-        if not team.leads:
+        if not team.is_main:
             return read_results(folder)
     return finish(folder, config.judge, config.seed)
 
 
-def _answer(config: EvalConfig, folder: Path, team: Team, console: Console) -> None:
+def _answer(config: EvalConfig, folder: Path, team: ProcessGroup, console: Console) -> None:
     """Have every instance of this process's share answered in a predictions file."""
     if config.eval.cache_features:
         require_cache()
     subject = find_subject(config)
     require_prepared(subject.model)
-    with team.leader_first():
+    with team.main_process_first():
         chosen = choose_instances(config)
     for part in chosen:
         check_targets(part, config)
@@ -118,7 +118,7 @@ def _answer(config: EvalConfig, folder: Path, team: Team, console: Console) -> N
     routing = routing_of_adapter(subject.adapter, config.data, tasks)
 
     dtype = choose_dtype(subject.precision)
-    with team.leader_first():
+    with team.main_process_first():
         base = build_base(subject.model, dtype)
     work = [_encoded(part, base, config) for part in chosen]
     for each in work:  # again: encoding may have left out one of two
@@ -219,7 +219,7 @@ def _answer_share(
     generator: Generator,
     writer: PredictionWriter,
     settings: GenerationConfig,
-    team: Team,
+    team: ProcessGroup,
     console: Console,
 ) -> None:
     """Answer this process's share of what no file has yet, batch by batch, each on the disk before the next begins."""

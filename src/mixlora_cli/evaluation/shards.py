@@ -18,7 +18,7 @@ from mixlora_cli.evaluation.predictions import (
     read_header,
     resume_predictions,
 )
-from mixlora_cli.launch import Team
+from mixlora_cli.launch import ProcessGroup
 
 _TAKEN_IN_AT_ONCE = 256
 
@@ -64,17 +64,17 @@ def _take_in(shard: Path, path: Path) -> None:
 
 
 def open_team_predictions(
-    path: Path, header: Header, team: Team, announce: Callable[[str], None]
+    path: Path, header: Header, team: ProcessGroup, announce: Callable[[str], None]
 ) -> PredictionWriter:
     """This process's writer; its `done` are the instances that were answered before, the same in all processes.
 
     Every process of the team must call it.
     """
-    if team.leads:
+    if team.is_main:
         take_in_shards(path)
         writer = open_predictions(path, header, announce)
     team.wait()
-    if not team.leads:
+    if not team.is_main:
         before = PredictionReader(path)
         for _ in before:
             pass
