@@ -49,7 +49,7 @@ def test_a_finished_run_is_not_replaced_silently(make_config: MakeConfig) -> Non
     config = make_config("run")
     run = RunFolder(Path(config.output_dir))
     run.begin(config, None)
-    run.finish({"steps": 2})
+    run.result.write_text(json.dumps({"steps": 2}))
     for resume in (None, "auto"):
         with pytest.raises(UserError, match=r"finished run; choose another output_dir=, or overwrite=true"):
             run.open(replace(config, resume=resume))

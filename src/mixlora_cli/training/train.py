@@ -98,7 +98,7 @@ def _train(config: TrainConfig, run: RunFolder, base: Base | None) -> None:
     features: Features = (
         FeatureCache(base) if config.train.cache_features else PixelLoader(base.image_processor)
     )
-    trainer = build_trainer(model, base, dataset, features, arguments, [stop, report], embeddings)
+    trainer = build_trainer(model, base, dataset, features, arguments, [stop, report], embeddings=embeddings)
     trainer.tend_routing(config.routing, run.routing, console)
     if arguments.process_index:
         set_seed(config.seed + arguments.process_index)  # its own dropout
