@@ -91,7 +91,7 @@ _configured_by_hydra(
     "judge",
     "Have the answers of a finished evaluation judged: by a rule, a local language model or a server.",
     "mixlora_cli.config.judge:JudgeCommandConfig",
-    "mixlora_cli.judging.run:judge",
+    "mixlora_cli.judging.judge:judge",
 )
 _configured_by_hydra(
     "report",

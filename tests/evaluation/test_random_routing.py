@@ -12,8 +12,8 @@ import torch
 from mixlora_cli.config.schema import AdapterConfig, EvalConfig, RoutingConfig
 from mixlora_cli.data.draws import draw_seed
 from mixlora_cli.data.packed import Item
+from mixlora_cli.evaluation.evaluate import evaluate
 from mixlora_cli.evaluation.predictions import Header, read_predictions
-from mixlora_cli.evaluation.run import evaluate
 from mixlora_cli.models.adapters import attach_adapter, save_adapter
 from mixlora_cli.models.tiny import build_tiny
 

@@ -11,8 +11,8 @@ import torch
 
 from mixlora_cli.config.schema import AdapterConfig, EvalConfig, RoutingConfig
 from mixlora_cli.errors import UserError
+from mixlora_cli.evaluation.evaluate import evaluate
 from mixlora_cli.evaluation.predictions import Header, read_predictions
-from mixlora_cli.evaluation.run import evaluate
 from mixlora_cli.models.adapters import attach_adapter, save_adapter
 from mixlora_cli.models.tiny import build_tiny
 
@@ -109,7 +109,7 @@ def test_missing_definitions_are_said_before_a_model_is_built(
     def no_model(*_: object) -> None:
         raise AssertionError("a model was built")
 
-    monkeypatch.setattr("mixlora_cli.evaluation.run.build_base", no_model)
+    monkeypatch.setattr("mixlora_cli.evaluation.evaluate.build_base", no_model)
     assert tuned.data.metadata is not None
     some = {task: text for task, text in DEFINITIONS.items() if task not in ("vsr", "mme")}
     Path(tuned.data.metadata).write_text(json.dumps(some))

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 from report_folder import picture, prediction, write_folder
 
+from mixlora_cli.benchmarks.metrics import COGNITION, PERCEPTION
 from mixlora_cli.config.judge import JudgeConfig
 from mixlora_cli.config.report import PageConfig, ReportConfig
 from mixlora_cli.errors import UserError
-from mixlora_cli.evaluation.tallies import COGNITION, PERCEPTION
-from mixlora_cli.judging.run import judge_answers
+from mixlora_cli.judging.judge import judge_answers
 from mixlora_cli.report.finish import finish
 from mixlora_cli.report.run import report
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
+from mixlora_cli.benchmarks.registry import FROM_THE_PAPER, PAPER, expand
+from mixlora_cli.benchmarks.sources import sourced
 from mixlora_cli.config.check import CheckConfig
 from mixlora_cli.config.schema import AdapterConfig, EvalConfig, GenerationConfig, RoutingConfig
 from mixlora_cli.errors import UserError
-from mixlora_cli.evaluation.benchmarks import FROM_THE_PAPER, PAPER, expand
 from mixlora_cli.evaluation.instances import Chosen, choose_instances
-from mixlora_cli.evaluation.sources.find import sourced
 
 _KEYS = {f"eval.{name}": f"check.{name}" for name in ("benchmarks", "sources")}
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from mixlora_cli.benchmarks.registry import COLUMNS, MEAN_TITLE
 from mixlora_cli.config.table import TableName
-from mixlora_cli.evaluation.benchmarks import COLUMNS, MEAN_TITLE
 
 Scale = Literal["mini", "paper"]
 AVERAGE_TITLE = "AVG"

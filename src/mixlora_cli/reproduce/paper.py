@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mixlora_cli.evaluation.benchmarks import COLUMNS, MEAN_TITLE, SEEN_TASKS
+from mixlora_cli.benchmarks.registry import COLUMNS, MEAN_TITLE, SEEN_TASKS
 
 Numbers = Mapping[str, tuple[float, ...]]
 

@@ -6,8 +6,8 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from mixlora_cli.evaluation.benchmarks import BENCHMARKS, FROM_THE_PAPER
-from mixlora_cli.evaluation.metrics import MME, POPE, VQA
+from mixlora_cli.benchmarks.metrics import MME, POPE, VQA
+from mixlora_cli.benchmarks.registry import BENCHMARKS, FROM_THE_PAPER
 from mixlora_cli.evaluation.predictions import FILE_NAME, Header, Prediction, open_predictions
 
 _CHUNK = 1_000

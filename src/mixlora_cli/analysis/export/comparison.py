@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from mixlora_cli.analysis.export.exam import Answers
-from mixlora_cli.evaluation.metrics import EXACT
-from mixlora_cli.evaluation.scorers import exact_match
+from mixlora_cli.benchmarks.metrics import EXACT
+from mixlora_cli.benchmarks.scorers import exact_match
 from mixlora_cli.evaluation.scoring import score_predictions
 from mixlora_cli.stats import SEED, Floats, bootstrap_means, wilson
 

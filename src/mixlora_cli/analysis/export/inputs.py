@@ -11,7 +11,7 @@ from mixlora_cli.config.parse import hint_at
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.data.records import Record
 from mixlora_cli.errors import UserError, cut
-from mixlora_cli.evaluation.sampling import benchmark_of, grouped, stratified
+from mixlora_cli.evaluation.instances import benchmark_of, grouped, stratified
 
 ByTask = Mapping[str, list[Record]]
 

@@ -13,7 +13,7 @@ from mixlora_cli.data.loading import load_records, locate_files
 from mixlora_cli.data.records import Record
 from mixlora_cli.errors import UserError, cut
 from mixlora_cli.evaluation.fingerprint import records_digest
-from mixlora_cli.evaluation.sampling import grouped
+from mixlora_cli.evaluation.instances import grouped
 from mixlora_cli.models.base import Base
 
 
