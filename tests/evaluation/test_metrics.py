@@ -96,7 +96,7 @@ def test_mme_pairs_by_image_whatever_the_order() -> None:
     shuffled = MME_ANSWERS[:]
     for seed in range(5):
         random.Random(seed).shuffle(shuffled)
-        assert MME.scores(shuffled).value == 175.0
+        assert MME.scores(shuffled).compute().score.value == 175.0
 
 
 def test_mme_refuses_an_image_without_its_pair() -> None:

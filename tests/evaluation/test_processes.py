@@ -16,7 +16,7 @@ import pytest
 
 from foolbox_rows import foolbox_rows, table
 from mixlora_cli.benchmarks.registry import BENCHMARKS
-from mixlora_cli.config.schema import AdapterConfig, EvalConfig
+from mixlora_cli.config import AdapterConfig, EvalConfig
 from mixlora_cli.evaluation.evaluate import evaluate
 from mixlora_cli.evaluation.predictions import (
     Header,

@@ -13,7 +13,7 @@ from mixlora_cli.benchmarks.registry import (
     expand,
     in_paper_order,
 )
-from mixlora_cli.config.schema import DataConfig
+from mixlora_cli.config import DataConfig
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.data.records import Record
 from mixlora_cli.data.template import Turn

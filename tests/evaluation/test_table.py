@@ -6,7 +6,7 @@ from rich.console import Console
 
 from mixlora_cli.benchmarks.metrics import COGNITION, PERCEPTION
 from mixlora_cli.benchmarks.registry import BENCHMARKS
-from mixlora_cli.data.mini.unseen_mme import SUBTASKS
+from mixlora_cli.data.mini.unseen import SUBTASKS
 from mixlora_cli.evaluation.results import Results, Score, print_results, results_markdown, seen_table
 from mixlora_cli.tables import Table, show
 

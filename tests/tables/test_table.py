@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 from scipy.stats import t
 
-from mixlora_cli.config.table import TableConfig, TableName
+from mixlora_cli.config import TableConfig, TableName
 from mixlora_cli.errors import UserError
 from mixlora_cli.reproduce.build import build_table
 from mixlora_cli.reproduce.differences import pair_lines
-from mixlora_cli.reproduce.layout import LAYOUTS, TABLE_1
+from mixlora_cli.reproduce.layout import LAYOUTS
 from mixlora_cli.reproduce.table import table
 from mixlora_cli.stats import mcnemar
 
@@ -216,7 +216,7 @@ def test_files(make_cell: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str
     rows = [line for line in markdown.splitlines() if line.startswith("| ")]
     assert rows[0].startswith("| Model | Factors | Rank | MME | Text-VQA | VSR |")
     assert [row.split(" | ")[:3] for row in rows[2:15]] == [
-        [f"| {row.labels[0]}", *row.labels[1:]] for row in TABLE_1.rows
+        [f"| {row.labels[0]}", *row.labels[1:]] for row in LAYOUTS["table1"].rows
     ]
     assert "| LoRA | - | 4 | 40 [" in markdown and "| 20.0 [8.1, 41.6] |" in markdown
     assert "| LoRA | - | 2 | - | - |" in markdown

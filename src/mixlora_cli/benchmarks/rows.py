@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mixlora_cli.benchmarks.benchmark import Origin, Row
-from mixlora_cli.data.pictures import stamp
+from mixlora_cli.data.images import stamp
 from mixlora_cli.data.text_files import numbered_lines, parse_json, read_text
 from mixlora_cli.errors import UserError
 from mixlora_cli.store import is_lfs_pointer

@@ -28,11 +28,11 @@ from mixlora_cli.benchmarks.benchmark import (
 from mixlora_cli.benchmarks.metrics import METRICS
 from mixlora_cli.benchmarks.registry import BENCHMARKS, in_paper_order, with_origin
 from mixlora_cli.benchmarks.rows import Rows, from_hub, from_lines, from_local, json_lines
-from mixlora_cli.config.parse import parse
-from mixlora_cli.data.cache import cache_root
+from mixlora_cli.config import Settings, Text, parse
 from mixlora_cli.data.template import IMAGE_MARKER
 from mixlora_cli.data.text_files import TOO_DEEP, lone_surrogate, numbered_lines, read_text
 from mixlora_cli.errors import UserError, cut
+from mixlora_cli.paths import cache_root
 from mixlora_cli.store import folder_beside, rename_unless_there
 
 _YAML = (".yaml", ".yml")
@@ -277,21 +277,20 @@ def _line(record: Mapping[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=lone_surrogate(record) is not None) + "\n"
 
 
-@dataclass(frozen=True)
-class OwnBenchmark:
+class OwnBenchmark(Settings):
     """A benchmark of the user's own, as its YAML file describes it."""
 
-    records: str
+    records: Text
     """JSON lines: {"image", "question", "answer"} and, where the scorer reads them, "answers", "labels", "category",
     "image_id", "id"; relative to the YAML file."""
-    images: str
+    images: Text
     """Folder that "image" is relative to; relative to the YAML file."""
-    scorer: str = "labels"
-    column: str | None = None
+    scorer: Text = "labels"
+    column: Text | None = None
     """Heading in tables; null = the benchmark's name."""
-    labels: list[str] | None = None
+    labels: list[Text] | None = None
     """The closed set that every answer is one of, where records do not bring their own."""
-    prompt: str = "{question}"
+    prompt: Text = "{question}"
     """What the model reads behind the picture."""
 
     def __post_init__(self) -> None:

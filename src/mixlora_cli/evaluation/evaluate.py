@@ -11,9 +11,8 @@ from typing import Any
 from rich.console import Console
 
 from mixlora_cli.benchmarks.benchmark import label_set, references
-from mixlora_cli.config.schema import EvalConfig, GenerationConfig
-from mixlora_cli.data.batches import Item, encode_prompts
-from mixlora_cli.data.cache import require_cache
+from mixlora_cli.config import EvalConfig, GenerationConfig
+from mixlora_cli.data.encode import Item, encode_prompts
 from mixlora_cli.data.records import Record
 from mixlora_cli.data.template import IMAGE_MARKER
 from mixlora_cli.errors import UserError
@@ -47,6 +46,7 @@ from mixlora_cli.models.features import pictures_from
 from mixlora_cli.models.session import Run, Session, find_run
 from mixlora_cli.models.task_routing import TaskRouting
 from mixlora_cli.output import alone_in
+from mixlora_cli.paths import require_cache
 from mixlora_cli.progress import counting, say
 from mixlora_cli.report.finish import finish
 from mixlora_cli.training.run_folder import versions

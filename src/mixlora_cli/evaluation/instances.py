@@ -13,7 +13,7 @@ from mixlora_cli.benchmarks.benchmark import Benchmark, label_set, references, r
 from mixlora_cli.benchmarks.metrics import METRICS
 from mixlora_cli.benchmarks.registry import BENCHMARKS, benchmark_named, choose, expand
 from mixlora_cli.benchmarks.sources import described, open_benchmark, own_place, sourced
-from mixlora_cli.config.schema import DataConfig, EvalConfig
+from mixlora_cli.config import DataConfig, EvalConfig
 from mixlora_cli.data.loading import load_records, locate_files
 from mixlora_cli.data.records import Record
 from mixlora_cli.errors import UserError, cut

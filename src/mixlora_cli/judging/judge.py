@@ -9,7 +9,7 @@ from typing import Protocol
 from rich.console import Console
 
 from mixlora_cli.benchmarks.scorers import label_match
-from mixlora_cli.config.judge import JudgeCommandConfig, JudgeConfig
+from mixlora_cli.config import JudgeCommandConfig, JudgeConfig
 from mixlora_cli.evaluation.predictions import Prediction, find_evaluation, read_finished
 from mixlora_cli.evaluation.results import Results
 from mixlora_cli.evaluation.scoring import score

@@ -24,7 +24,7 @@ from tenacity import (
     wait_exponential_jitter,
 )
 
-from mixlora_cli.config.judge import JudgeConfig
+from mixlora_cli.config import JudgeConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.predictions import Prediction
 from mixlora_cli.judging import prompt

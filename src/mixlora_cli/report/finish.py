@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from mixlora_cli.config.judge import JudgeConfig
-from mixlora_cli.config.report import PageConfig
+from mixlora_cli.config import JudgeConfig, PageConfig
 from mixlora_cli.evaluation.results import Results
 from mixlora_cli.evaluation.scoring import Evaluation, score_evaluation
 from mixlora_cli.judging.judge import judge_answers, print_judged

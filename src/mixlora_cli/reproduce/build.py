@@ -8,8 +8,7 @@ from pathlib import Path
 
 from mixlora_cli.benchmarks.metrics import InstanceScores
 from mixlora_cli.benchmarks.registry import seen_title
-from mixlora_cli.config.schema import TrainConfig
-from mixlora_cli.config.table import TableConfig
+from mixlora_cli.config import TableConfig, TrainConfig
 from mixlora_cli.evaluation.results import read_results
 from mixlora_cli.reproduce.collect import Cells, find_cells, seen_marks
 from mixlora_cli.reproduce.compose import sweep_of

@@ -18,7 +18,7 @@ from mixlora_cli.benchmarks.benchmark import Origin
 from mixlora_cli.benchmarks.registry import BENCHMARKS
 from mixlora_cli.benchmarks.rows import from_lines
 from mixlora_cli.benchmarks.sources import open_benchmark, sourced
-from mixlora_cli.config.schema import EvalConfig
+from mixlora_cli.config import EvalConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.evaluate import evaluate
 from mixlora_cli.evaluation.instances import choose_instances
