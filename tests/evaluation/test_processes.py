@@ -26,7 +26,7 @@ from mixlora_cli.evaluation.predictions import (
     read_predictions,
     take_in_rank_files,
 )
-from mixlora_cli.launch.team import Team
+from mixlora_cli.launch import Team
 from tiny_runs import finished_run
 
 HEADER = Header({"model": "m1"}, count=6)

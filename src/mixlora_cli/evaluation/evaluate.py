@@ -39,12 +39,11 @@ from mixlora_cli.evaluation.predictions import (
 )
 from mixlora_cli.evaluation.results import Results, print_results, read_results
 from mixlora_cli.evaluation.scoring import read_evaluation, score_evaluation
-from mixlora_cli.launch.team import Team, joined
-from mixlora_cli.models.base import Base
-from mixlora_cli.models.build import build_base
+from mixlora_cli.launch import Team, joined
+from mixlora_cli.models.definitions import TaskRouting
 from mixlora_cli.models.features import pictures_from
+from mixlora_cli.models.load import Base, build_base
 from mixlora_cli.models.session import Run, Session, find_run
-from mixlora_cli.models.task_routing import TaskRouting
 from mixlora_cli.output import alone_in
 from mixlora_cli.paths import require_cache
 from mixlora_cli.progress import counting, say

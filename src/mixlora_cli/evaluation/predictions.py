@@ -19,7 +19,7 @@ from mixlora_cli.errors import UserError
 from mixlora_cli.store import Log, changed_parts, move_aside, open_log, read_log, resume_log
 
 if TYPE_CHECKING:
-    from mixlora_cli.launch.team import Team  # loads torch
+    from mixlora_cli.launch import Team  # loads torch
 
 FORMAT = "mixlora-predictions/1"
 FILE_NAME = "predictions.jsonl"
