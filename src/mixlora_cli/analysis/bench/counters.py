@@ -1,10 +1,18 @@
-"""What a computation costs by count, not by clock: operations, bytes kept for the backward pass, peak memory."""
+"""What a computation costs: by the clock, fairly on a machine whose speed drifts, and by count.
+
+All variants run once in each round, in an order that is drawn anew: what slows the machine down for a while slows all
+of them, and none always runs after the same other one. Counts are operations, bytes kept for the backward pass and
+peak memory, and do not vary.
+"""
 
 from __future__ import annotations
 
+import gc
 import math
+import random
+import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +22,74 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+
+MAX_ROUNDS = 500
+"""However quick a case is."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to compute."""
+
+    run: Callable[[], object]
+    """What is timed."""
+    before: Callable[[], None] = lambda: None
+    """Done before each run, outside the time."""
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How often a case runs."""
+
+    count: int
+    warmup: int = 0
+    min_seconds: float = 0.0
+    """More rounds than `count` are run until the counted ones took so long (at most `MAX_ROUNDS`)."""
+    seed: int = 0
+    """Of the order within the rounds."""
+
+
+def interleave(
+    variants: Mapping[str, Variant],
+    rounds: Rounds,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Seconds of every variant in every counted round: `times[name][i]` is that of round i."""
+    order = random.Random(rounds.seed)
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    names = list(variants)
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()  # its pauses would fall on one variant or another
+    try:
+        for _ in range(rounds.warmup):
+            for name in order.sample(names, len(names)):
+                _seconds(variants[name], device, clock)
+        start = clock()
+        for number in range(max(rounds.count, MAX_ROUNDS)):
+            if number >= rounds.count and clock() - start >= rounds.min_seconds:
+                break
+            for name in order.sample(names, len(names)):
+                times[name].append(_seconds(variants[name], device, clock))
+    finally:
+        if collecting:
+            gc.enable()
+    return times
+
+
+def _seconds(variant: Variant, device: torch.device, clock: Callable[[], float]) -> float:
+    variant.before()
+    _wait(device)
+    start = clock()
+    variant.run()
+    _wait(device)
+    return clock() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 @dataclass(frozen=True)
@@ -41,22 +117,26 @@ def count_operations(forward: Callable[[], Tensor], gradient: Tensor) -> Operati
     return Operations(before, counter.get_total_flops() - before)
 
 
-def saved_bytes(forward: Callable[[], object], model: nn.Module) -> int:
+def saved_bytes(forward: Callable[[], object], model: nn.Module, copies: Sequence[Tensor] = ()) -> int:
     """Bytes that `forward()` keeps for the backward pass, parameters and buffers of `model` left out.
 
     A storage counts once and whole, however many tensors look at it or at a part of it: that is what stays allocated.
+
+    Args:
+        forward: what is run.
+        model: whose weights do not count.
+        copies: of weights, which do not count either; read when `forward` is done.
     """
-    own = {_address(tensor) for tensor in (*model.parameters(), *model.buffers())}
     storages: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used again meanwhile
 
     def keep(tensor: Tensor) -> Tensor:
-        if _address(tensor) not in own:
-            storages[_address(tensor)] = tensor.untyped_storage()
+        storages[_address(tensor)] = tensor.untyped_storage()
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         result = forward()
-    total = sum(storage.nbytes() for storage in storages.values())
+    own = {_address(tensor) for tensor in (*model.parameters(), *model.buffers(), *copies)}
+    total = sum(storage.nbytes() for address, storage in storages.items() if address not in own)
     del result
     return total
 
@@ -130,4 +210,5 @@ _IN_PLACE = {torch.ops.aten.addmm_: _product_operations, torch.ops.aten.baddbmm_
 
 
 def _address(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage().data_ptr())
+    """Of the storage itself, since on the meta device none has data."""
+    return int(tensor.untyped_storage()._cdata)
