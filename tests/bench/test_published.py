@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-
 from mixlora_cli.analysis.bench.published import PublishedLayer, into_published_form
+
 from mixlora_cli.analysis.bench.whole import WholeModel
 from mixlora_cli.method.layer import MixLoraLayer
 

@@ -112,10 +112,9 @@ def need(stage: str, model: Trained, gpus: int, activations: float, logits: floa
         overhead += min(_HALF * _BUCKET, gradients)
     if "w" in shared:
         overhead += min(_HALF * _LIVE, weights)
+    host = 0.0
     if stage == "zero3_offload":
-        held, host = (0.0, 0.0, 0.0), float(weights + gradients + optimizer)
-    else:
-        parts = {"w": weights, "g": gradients, "o": optimizer}
-        held = tuple(size / (gpus if name in shared else 1) for name, size in parts.items())
-        host = 0.0
+        weights, gradients, optimizer, host = 0, 0, 0, float(weights + gradients + optimizer)
+    parts = {"w": weights, "g": gradients, "o": optimizer}
+    held = [size / (gpus if name in shared else 1) for name, size in parts.items()]
     return Need(*held, activations, logits, overhead, sum(held) + activations + logits + overhead, host)

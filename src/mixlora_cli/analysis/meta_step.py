@@ -128,10 +128,12 @@ class MetaStep:
 
     def _extended(self, one: float, two: float) -> float:
         """Of the whole model, from what it is with one and with two layers."""
-        return one + (self.text_config.num_hidden_layers - 1) * (two - one)
+        further = int(self.text_config.num_hidden_layers) - 1
+        return one + further * (two - one)
 
     def _built(self, num_layers: int, bf16: bool = False) -> nn.Module:
-        model, config = self._base(num_layers), self.config
+        model: Any = self._base(num_layers)
+        config = self.config
         with META:
             if bf16 and config.adapter.name != "full":
                 model = model.to(torch.bfloat16)
@@ -154,7 +156,7 @@ class MetaStep:
                 part.num_hidden_layers = num_layers
         config._attn_implementation = "eager" if self.config.model.attn_implementation == "eager" else _FUSED
         with META:
-            return type(self.skeleton)(config)  # type: ignore[arg-type]
+            return type(self.skeleton)(config)
 
     def _inputs(self, model: Any, instances: int, length: int, checkpointing: bool) -> dict[str, Tensor]:
         """Embedded tokens, as if pictures were among them, and a mask, since batches have padding."""

@@ -8,14 +8,16 @@ peak memory, and do not vary.
 from __future__ import annotations
 
 import gc
+import json
 import math
 import random
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]  # accelerate needs it too
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -23,6 +25,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from mixlora_cli.config.bench import Part
+
+Value = str | int | float
 MAX_ROUNDS = 500
 """However quick a case is."""
 
@@ -47,6 +52,46 @@ class Rounds:
     """More rounds than `count` are run until the counted ones took so long (at most `MAX_ROUNDS`)."""
     seed: int = 0
     """Of the order within the rounds."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One case, and once it was measured, what came out."""
+
+    part: Part
+    case: Mapping[str, Value]
+    """What is asked, all that it depends on: shape, number format, batch, rounds, ..."""
+    seconds: Mapping[str, list[float]] = field(default_factory=dict)
+    """By variant, one number for each counted round."""
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """By variant: operations, bytes, or whatever else does not vary."""
+
+    @property
+    def key(self) -> str:
+        """What identifies the case within the file: the part and everything that the case is made of."""
+        return json.dumps([self.part, dict(self.case)], sort_keys=True)
+
+    @property
+    def label(self) -> str:
+        """For the progress bar."""
+        names = [str(self.case[name]) for name in ("shape", "dtype", "precision") if name in self.case]
+        batch = self.case.get("batch", self.case.get("batch_size"))
+        return " ".join([self.part, *names, *([] if batch is None else [f"batch {batch}"])])
+
+    @property
+    def pools(self) -> list[int]:
+        """E of the variants of a layer, ascending."""
+        return [int(pool) for pool in str(self.case["pools"]).split(",")]
+
+    @property
+    def rounds(self) -> Rounds:
+        """How often it runs; each case shuffles on its own."""
+        seconds = float(self.case.get("min_seconds", 0.0))
+        return Rounds(self.number("rounds"), self.number("warmup"), seconds, self.number("seed"))
+
+    def number(self, name: str) -> int:
+        """A value that is an integer."""
+        return int(self.case[name])
 
 
 def interleave(
@@ -164,6 +209,13 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
     with live:
         run()
     return live.peak
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that may still be allocated."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
 
 
 class _LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
