@@ -51,9 +51,10 @@ $(REPRODUCTIONS): reproduce-%: $(READY)
 	@$(BIN)/python -m mixlora_cli.cli reproduce $* scale=$(or $(SCALE),mini) \
 	  $(if $(SEEDS),"seeds=[$(subst $(SPACE),$(COMMA),$(strip $(SEEDS)))]") $(ARGS)
 
-test: $(READY) ## run the tests (10 to 20 minutes on two cores)
+# A process for each core, each with one thread: the models of the tests are too small for more.
+test: $(READY) ## run the tests (about 10 minutes on two cores)
 	@echo "==> Running the tests"
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 # Beside the environment and not in it: see tests/libraries/conftest.py.
 $(LIBRARIES)/.ready: constraints.txt $(READY)

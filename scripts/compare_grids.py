@@ -60,7 +60,7 @@ class Repeated:
     def excludes_zero(self, column: str) -> bool:
         """Whether the interval of the paired difference does."""
         difference = self.lines[column].difference
-        return difference is not None and not difference.interval.low <= 0 <= difference.interval.high
+        return difference is not None and not difference.low <= 0 <= difference.high
 
 
 def read_repeated(name: str, folders: tuple[Path, Path], first: int, last: int) -> Repeated:
@@ -88,7 +88,7 @@ def table_row(cell: Repeated) -> str:
     for column in SCORES:
         digits, difference = DIGITS[column], cell.lines[column].difference
         assert difference is not None
-        ends = f"[{difference.interval.low:.{digits}f}, {difference.interval.high:.{digits}f}]"
+        ends = f"[{difference.low:.{digits}f}, {difference.high:.{digits}f}]"
         cells += [f"{value:.{digits}f}" for value in cell.values(column)]
         cells.append(f"{difference.value:+.{digits}f} {ends}")
     cells += [f"{loss:.3f}" if cell.is_trained else "-" for loss in cell.losses]

@@ -47,7 +47,7 @@ class Table:
         """Rows as columns, for terminals that the columns do not fit; labels of a row stand in one heading."""
         heads = (_joined(row[: self.num_labels], "\n") for row in self.rows)
         body = (
-            (heading, *(row[place] for row in self.rows))
+            (heading, *(_text(row[place], " ") for row in self.rows))
             for place, heading in enumerate(self.headings)
             if place >= self.num_labels
         )

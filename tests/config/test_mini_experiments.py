@@ -11,16 +11,15 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from mixlora_cli.analysis.plan import count_parameters, total
+from mixlora_cli.config import EvalConfig, TrainConfig
 from mixlora_cli.config.load import load
-from mixlora_cli.config.resolvers import register_resolvers
-from mixlora_cli.config.schema import EvalConfig, TrainConfig
+from mixlora_cli.hydra_app import register_resolvers
 from mixlora_cli.models.skeleton import attach_to_skeleton, build_skeleton
 from mixlora_cli.paths import conf_dir
 from mixlora_cli.reproduce.compose import sweep_of
+from mixlora_cli.reproduce.paper import ROWS, register_experiments
 
 ROOT = Path(__file__).parents[2]
-EXPERIMENTS = conf_dir() / "experiment"
-MINI = EXPERIMENTS / "mini"
 CHANGED = {"straight_through", "pool_prompt", "cfs_released"}
 TASK_ROUTING = {"task_routing", "control_task_routing"}
 CONTROL = {"control_lora_r4", "control_lora_r16", "control_mixlora_e16_r4", "control_task_routing"}
@@ -32,7 +31,7 @@ SEARCHED = "learning_rate"
 """Each row's own, from one search (docs/findings.md)."""
 EQUAL = 0.01
 """Of two losses: what is nearer than a hundredth is not told apart there."""
-TRAINED = sorted(path.stem for path in MINI.glob("*.yaml") if path.stem != "llava_align")
+TRAINED = sorted(row.name for row in ROWS if row.name != "llava_align")
 
 
 @cache
@@ -55,13 +54,13 @@ def searched(config: TrainConfig) -> dict[float, float]:
 
 def composed(config_class: type, root: str, *overrides: str) -> Any:
     register_resolvers()
+    register_experiments()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return load(config_class, compose(root, list(overrides)))
 
 
 def test_the_rows_are_the_papers_and_those_beyond_it() -> None:
-    files = {path.stem for path in MINI.glob("*.yaml")}
-    assert files == {path.stem for path in (EXPERIMENTS / "paper").glob("*.yaml")} | BEYOND
+    assert {row.name for row in ROWS if row.only_mini} == BEYOND
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
+from mixlora_cli.config import EvalConfig, OptimConfig, TrainConfig
 from mixlora_cli.config.load import load
-from mixlora_cli.config.resolvers import register_resolvers
-from mixlora_cli.config.schema import EvalConfig, OptimConfig, TrainConfig
 from mixlora_cli.errors import UserError
+from mixlora_cli.hydra_app import register_resolvers
 from mixlora_cli.paths import conf_dir
+from mixlora_cli.reproduce.paper import ROWS, register_experiments
 
-PAPER = conf_dir() / "experiment" / "paper"
 LORA = {f"lora_r{rank}": rank for rank in (2, 4, 8, 16, 32)}
 MIXLORA = {f"mixlora_e{factors}_r{rank}": (factors, rank) for factors in (16, 32) for rank in (2, 4, 8)}
 ROUTINGS = ("instance", "random", "task")
@@ -33,6 +33,7 @@ TRAINED = [
 
 def composed(config_class: type, root: str, *overrides: str) -> Any:
     register_resolvers()
+    register_experiments()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return load(config_class, compose(root, list(overrides)))
 
@@ -44,8 +45,8 @@ def trained(name: str, *overrides: str) -> TrainConfig:
 
 
 def test_there_is_a_file_for_each_row_and_no_other() -> None:
-    files = {path.stem for path in PAPER.glob("*.yaml")}
-    assert files == {*TRAINED, *SPECIALISTS, "llava_align"}
+    names = {row.name for row in ROWS if not row.only_mini}
+    assert names == {*TRAINED, *SPECIALISTS, "llava_align"}
 
 
 @pytest.mark.parametrize("name", [*TRAINED, *SPECIALISTS])

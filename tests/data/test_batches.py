@@ -1,15 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from mixlora_cli.data import batches
-from mixlora_cli.data.batches import EncodedDataset, Item, encode_prompts, encode_records
-from mixlora_cli.data.collate import Collator, PixelLoader, generation_collator, training_collator
-from mixlora_cli.data.encode import IGNORE, Encoded
+from mixlora_cli.data import encode as batches
+from mixlora_cli.data.collate import Collator, PixelLoader, generation_collator
+from mixlora_cli.data.encode import IGNORE, EncodedDataset, Item, encode_prompts, encode_records
 from mixlora_cli.data.records import Record
 from mixlora_cli.data.template import Turn
 from mixlora_cli.errors import UserError
@@ -24,22 +24,28 @@ def record(index: int, answer: str, image: Path | None = None, task: str = "colo
 PROMPT = [1, 10, 11, 12, 14, 24, 18, 19, 20, 14]
 
 
+def listed(item: Item) -> Item:
+    return replace(item, input_ids=list(item.input_ids), labels=list(item.labels))
+
+
 def test_items_of_all_records(word_base) -> None:
     dataset = encode_records([record(3, "red"), record(8, "red and blue", Path("a.png"))], word_base, 64)
-    assert dataset[0] == Item([*PROMPT, 21, 2], [IGNORE] * 10 + [21, 2], None, "colour", 3)
+    assert listed(dataset[0]) == Item([*PROMPT, 21, 2], [IGNORE] * 10 + [21, 2], None, "colour", 3)
     assert (dataset[1].image, dataset[1].index, dataset[1].length) == (Path("a.png"), 8, 19)
     assert (len(dataset), dataset.lengths, dataset.num_truncated) == (2, [12, 19], 0)
 
 
 def test_prompts(word_base) -> None:
-    assert encode_prompts([record(3, "red")], word_base)[0] == Item(PROMPT, [IGNORE] * 10, None, "colour", 3)
+    assert listed(encode_prompts([record(3, "red")], word_base)[0]) == Item(
+        PROMPT, [IGNORE] * 10, None, "colour", 3
+    )
 
 
 def test_truncation_is_reported(word_base, capsys) -> None:
     dataset = encode_records(
         [record(0, "red and blue"), record(1, "red")], word_base, 12, source="train.json"
     )
-    assert [item.input_ids[10:] for item in dataset.items] == [[21, 22], [21, 2]]
+    assert [list(item.input_ids[10:]) for item in dataset.items] == [[21, 22], [21, 2]]
     assert dataset.num_truncated == 1
     shown = capsys.readouterr().err
     assert "1 of 2 instances of train.json are longer than data.max_length=12 tokens and lost" in shown
@@ -60,8 +66,8 @@ def test_an_instance_without_label_stops_or_is_left_out(word_base, capsys) -> No
 
 
 def test_a_wrong_mask_stops_whatever_on_error_says(word_base, monkeypatch) -> None:
-    def slipped(record, base, max_length) -> Encoded:
-        return Encoded([*PROMPT, 21, 2], [IGNORE] * 9 + [14, 21, IGNORE])
+    def slipped(record, base, max_length) -> Item:
+        return Item([*PROMPT, 21, 2], [IGNORE] * 9 + [14, 21, IGNORE], None, "colour", 7)
 
     monkeypatch.setattr(batches, "encode", slipped)
     with pytest.raises(UserError, match="label mask of record 7"):
@@ -92,7 +98,7 @@ def as_lists(batch: dict[str, torch.Tensor]) -> dict[str, list]:
 
 
 def test_training_pads_on_the_right() -> None:
-    batch = training_collator(0, features)(ITEMS)
+    batch = Collator(0, features)(ITEMS)
     assert as_lists(batch) == {
         "input_ids": [[1, 21, 2, 0], [1, 2, 0, 0], [1, 22, 23, 2]],
         "attention_mask": [[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]],
@@ -114,7 +120,7 @@ def test_a_batch_without_picture_has_no_pixel_values() -> None:
     def refuse(paths: list[Path]) -> torch.Tensor:
         raise AssertionError("asked for features of no picture")
 
-    assert set(training_collator(0, refuse)([ITEMS[1]])) == {"input_ids", "attention_mask", "labels"}
+    assert set(Collator(0, refuse)([ITEMS[1]])) == {"input_ids", "attention_mask", "labels"}
 
 
 def test_indices_on_demand() -> None:
@@ -123,7 +129,7 @@ def test_indices_on_demand() -> None:
 
 def test_the_dataset_feeds_a_data_loader(word_base) -> None:
     dataset = EncodedDataset(ITEMS)
-    loader = torch.utils.data.DataLoader(dataset, batch_size=2, collate_fn=training_collator(0, features))
+    loader = torch.utils.data.DataLoader(dataset, batch_size=2, collate_fn=Collator(0, features))
     assert [batch["input_ids"].shape for batch in loader] == [(2, 3), (1, 4)]
 
 
@@ -141,11 +147,11 @@ def test_pixels_are_loaded_as_rgb(images) -> None:
 
 def test_padding_changes_no_row(word_base) -> None:
     dataset = encode_records([record(0, "red"), record(1, "red and blue")], word_base, 64)
-    for collate in (training_collator(0, features), Collator(0, features, padding="left")):
+    for collate in (Collator(0, features), Collator(0, features, padding="left")):
         batch = collate([dataset[0], dataset[1]])
         for row, item in enumerate([dataset[0], dataset[1]]):
             kept = batch["attention_mask"][row].bool()
-            assert batch["input_ids"][row][kept].tolist() == item.input_ids
-            assert batch["labels"][row][kept].tolist() == item.labels
+            assert batch["input_ids"][row][kept].tolist() == list(item.input_ids)
+            assert batch["labels"][row][kept].tolist() == list(item.labels)
             assert set(batch["labels"][row][~kept].tolist()) <= {IGNORE}
             assert set(batch["input_ids"][row][~kept].tolist()) <= {word_base.tokenizer.pad_token_id}

@@ -6,8 +6,7 @@ import json
 
 import pytest
 
-from mixlora_cli.data.definitions import parse_definitions, require_definitions
-from mixlora_cli.data.loading import definitions_of
+from mixlora_cli.data.definitions import definitions_of, parse_definitions
 from mixlora_cli.errors import UserError
 
 WANTED = {"GQA": "Answer the question.", "MNIST-M+number_recognition": "Name the digit."}
@@ -57,15 +56,6 @@ def test_published_vision_flan_metadata_holds_records_and_is_refused_as_such() -
 def test_other_forms_are_refused(raw, message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse_definitions(raw, "f.json")
-
-
-def test_missing_definitions_are_named_with_the_file() -> None:
-    assert require_definitions(["b", "a", "b"], {"a": "x", "b": "y", "c": "z"}, "f") == {"b": "y", "a": "x"}
-    with pytest.raises(UserError) as one:
-        require_definitions(["a", "b", "a"], {"a": "x"}, "/d/metadata.json")
-    assert "1 of 2 tasks have none (b): add them to /d/metadata.json" in str(one.value)
-    with pytest.raises(UserError, match=r"\(t0, t1, t2, t3, t4 and 2 more\): give data.metadata=<file>"):
-        require_definitions([f"t{n}" for n in range(7)], {}, None)
 
 
 def test_definitions_of_the_configured_data(make_data, tmp_path) -> None:

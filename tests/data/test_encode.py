@@ -5,13 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from mixlora_cli.data.encode import IGNORE, Encoded, encode, encode_prompt, verify_labels
+from mixlora_cli.data.encode import IGNORE, Item, encode, encode_prompt, verify_labels
 from mixlora_cli.data.problems import BadRecord, Kind
 from mixlora_cli.data.records import Record
 from mixlora_cli.data.template import SMOLLM, V1, Turn
 from mixlora_cli.errors import UserError
 
 PICTURE = Path("red.png")
+
+
+def made(input_ids, labels, num_dropped=0) -> Item:
+    return Item(input_ids, labels, PICTURE, "colour", 5, num_dropped)
 
 
 def record(*texts: str, image: Path | None = PICTURE) -> Record:
@@ -58,13 +62,13 @@ def test_truncation_drops_the_end_of_the_answer_and_counts_image_tokens(word_bas
     instance = record("<image>\nwhat colour?", "red and blue")
     assert encode(instance, word_base, max_length=19) == encode(instance, word_base)
     cut = encode(instance, word_base, max_length=17)
-    assert cut == Encoded([*PROMPT, 21, 22], [IGNORE] * 15 + [21, 22], num_dropped=2)
+    assert cut == made([*PROMPT, 21, 22], [IGNORE] * 15 + [21, 22], num_dropped=2)
 
 
 def test_truncation_inside_a_later_question_drops_that_turn(word_base) -> None:
     instance = record("<image>\nwhat colour?", "red", "what number?", "7")
     cut = encode(instance, word_base, max_length=22)
-    assert cut == Encoded([*PROMPT, 21, 2], [IGNORE] * 15 + [21, 2], num_dropped=9)
+    assert cut == made([*PROMPT, 21, 2], [IGNORE] * 15 + [21, 2], num_dropped=9)
 
 
 @pytest.mark.parametrize("max_length", [15, 8])
@@ -133,7 +137,7 @@ def test_a_token_across_the_border_cannot_slip_the_mask(word_base, words) -> Non
 def test_a_mask_that_slipped_by_one_is_refused(word_base) -> None:
     instance = record("what colour?", "red and blue")
     good = encode(instance, word_base)
-    slipped = Encoded(good.input_ids, [IGNORE] * 14 + [14, 21, 22, 23, IGNORE])
+    slipped = made(good.input_ids, [IGNORE] * 14 + [14, 21, 22, 23, IGNORE])
     with pytest.raises(
         UserError, match=r"record 5 \(task colour\) is wrong: .*': red and blue'.*'red and blue</s>'"
     ):
@@ -142,7 +146,7 @@ def test_a_mask_that_slipped_by_one_is_refused(word_base) -> None:
 
 def test_an_empty_mask_is_refused(word_base) -> None:
     instance = record("what colour?", "red")
-    nothing = Encoded(encode(instance, word_base).input_ids, [IGNORE] * 17)
+    nothing = made(encode(instance, word_base).input_ids, [IGNORE] * 17)
     with pytest.raises(UserError, match="label mask of record 5"):
         verify_labels(nothing, instance, word_base)
 
@@ -150,7 +154,7 @@ def test_an_empty_mask_is_refused(word_base) -> None:
 def test_a_truncated_answer_is_verified_as_a_beginning(word_base) -> None:
     instance = record("what colour?", "red and blue")
     verify_labels(encode(instance, word_base, max_length=17), instance, word_base)
-    wrong = Encoded([*PROMPT, 21, 23], [IGNORE] * 15 + [21, 23], num_dropped=2)
+    wrong = made([*PROMPT, 21, 23], [IGNORE] * 15 + [21, 23], num_dropped=2)
     with pytest.raises(UserError, match="label mask"):
         verify_labels(wrong, instance, word_base)
 
@@ -176,6 +180,6 @@ def test_a_template_that_is_not_the_tokenizers_is_refused(word_base) -> None:
 def test_labels_moved_against_their_tokens_are_refused(word_base) -> None:
     instance = record("what colour?", "red and blue")
     good = encode(instance, word_base)
-    moved = Encoded(good.input_ids, [*good.labels[1:], IGNORE])  # the right text, one place early
+    moved = made(good.input_ids, [*good.labels[1:], IGNORE])  # the right text, one place early
     with pytest.raises(UserError, match=r"record 5 .* at position 14 the label is 21, the token 14"):
         verify_labels(moved, instance, word_base)

@@ -6,10 +6,11 @@ from types import ModuleType
 
 import pytest
 
-from mixlora_cli.config.schema import DataConfig
-from mixlora_cli.data.cache import cache_root
-from mixlora_cli.data.loading import load_definitions, load_records
+from mixlora_cli.config import DataConfig
+from mixlora_cli.data.definitions import load_definitions
+from mixlora_cli.data.loading import load_records
 from mixlora_cli.errors import UserError
+from mixlora_cli.paths import cache_root
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

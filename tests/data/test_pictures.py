@@ -16,18 +16,19 @@ import pytest
 from PIL import Image
 
 from mixlora_cli.analysis.selections.thumbnails import _shrunk
-from mixlora_cli.checking.prints import print_of
 from mixlora_cli.data.collate import PixelLoader
-from mixlora_cli.data.images import check_images, open_fully
-from mixlora_cli.data.pictures import (
+from mixlora_cli.data.images import (
     as_shown,
+    check_images,
     locate_picture,
+    open_fully,
     open_picture,
     read_picture,
     split_archive,
     stamp,
 )
 from mixlora_cli.data.problems import BadRecord, Kind
+from mixlora_cli.prepare.leakage import print_of
 from mixlora_cli.report.thumbnails import data_uri
 
 

@@ -14,9 +14,9 @@ from mixlora_cli import cli
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.comparison import compare, read_group
 from mixlora_cli.evaluation.comparison_table import as_json, markdown
-from mixlora_cli.evaluation.paired import mcnemar
 from mixlora_cli.evaluation.predictions import Header, Prediction, open_predictions
 from mixlora_cli.evaluation.scoring import score
+from mixlora_cli.stats import mcnemar
 
 
 def answer(index: int, benchmark: str, target: str, prediction: str, **more: object) -> Prediction:
@@ -66,7 +66,7 @@ def test_two_runs(tmp_path: Path) -> None:
     text = lines["Text-VQA"].difference
     assert text is not None
     assert text.value == pytest.approx(0.9 * 20)
-    assert text.interval.low < 18 < text.interval.high
+    assert text.low < 18 < text.high
     # MME: always "no" is right for half; "yes" for the first images moves which half, not how many.
     mme = lines["MME"]
     assert mme.difference is not None
@@ -123,7 +123,7 @@ def test_seeds_are_averaged(tmp_path: Path) -> None:
     assert (found.first.label, found.second.label) == ("LoRA (3 seeds)", "MixLoRA (2 seeds)")
     mnist = next(line for line in found.lines if line.column == "MNIST")
     assert (mnist.first.value, mnist.second.value) == (30.0, 52.5)
-    assert mnist.first.interval is not None
+    assert mnist.first.low is not None
     assert mnist.difference is not None
     assert mnist.difference.test == "Welch's t over seeds"
     single = read_group(str(tmp_path / "m20"))

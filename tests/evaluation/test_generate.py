@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from mixlora_cli.config.schema import AdapterConfig, DataConfig, RoutingConfig
-from mixlora_cli.data.batches import Item, encode_prompts
+from mixlora_cli.config import AdapterConfig, DataConfig, RoutingConfig
 from mixlora_cli.data.collate import PixelLoader
+from mixlora_cli.data.encode import Item, encode_prompts
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.evaluation.generate import Generator, batches
 from mixlora_cli.models.adapters import attach_adapter

@@ -14,7 +14,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from mixlora_cli.analysis.bench.counters import Operations, count_operations, saved_bytes
 from mixlora_cli.analysis.meta_step import MetaStep
-from mixlora_cli.config.schema import (
+from mixlora_cli.config import (
     AdapterConfig,
     DataConfig,
     ModelConfig,

@@ -7,15 +7,14 @@ from typing import Any
 
 import pytest
 
-from mixlora_cli.config.reproduce import ReproduceConfig, SpeedConfig
-from mixlora_cli.config.schema import EvalConfig, TrainConfig
+from mixlora_cli.config import EvalConfig, ReproduceConfig, SpeedConfig, TrainConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.reproduce import estimate
 from mixlora_cli.reproduce import run as reproduction
 from mixlora_cli.reproduce.cell import Cell
 from mixlora_cli.reproduce.compose import composed
 from mixlora_cli.reproduce.grid import build_grid
-from mixlora_cli.reproduce.layout import LAYOUTS, TABLE_1
+from mixlora_cli.reproduce.layout import LAYOUTS
 from mixlora_cli.reproduce.runner import Outcome
 
 REPLICATED = ["lora_r4", "lora_r16", "mixlora_e16_r4"]
@@ -35,7 +34,7 @@ def grid(what: str, **more: Any) -> list[Cell]:
 
 def test_table_1_runs_every_row_then_the_further_seeds() -> None:
     cells = grid("table1")
-    rows = [row.experiment for row in TABLE_1.rows]
+    rows = [row.experiment for row in LAYOUTS["table1"].rows]
     assert [(cell.experiment, cell.seed) for cell in cells] == [
         *((row, 0) for row in rows),
         *((row, seed) for seed in (1, 2) for row in ("lora_r4", "lora_r16", "mixlora_e16_r4")),

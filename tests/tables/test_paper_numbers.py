@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
-from mixlora_cli.reproduce import paper
-from mixlora_cli.reproduce.layout import FIGURE_4, LAYOUTS, TABLE_1, TABLE_2, TABLE_3, Layout
+from mixlora_cli.reproduce.paper import TABLES, columns_of, published, rows_of
 
 TEXT = Path(__file__).parents[3] / "shared" / "paper.txt"
 needs_text = pytest.mark.skipif(not TEXT.is_file(), reason="the paper's text is not beside this checkout")
@@ -24,20 +24,16 @@ def printed_rows(first_heading: str, next_heading: str) -> list[list[str]]:
 
 @needs_text
 @pytest.mark.parametrize(
-    ("layout", "numbers", "heading"),
-    [
-        (TABLE_1, paper.TABLE_1, "Model\tFactors\tRank\tMME"),
-        (TABLE_3, paper.TABLE_3, "Model\tFactors\tRank\tScienceQA"),
-    ],
+    ("table", "heading"),
+    [("table1", "Model\tFactors\tRank\tMME"), ("table3", "Model\tFactors\tRank\tScienceQA")],
 )
-def test_rows_and_numbers_in_the_papers_order(layout: Layout, numbers: paper.Numbers, heading: str) -> None:
-    rows = printed_rows(heading, f"Table {layout.name[-1]}:")
-    assert len(rows) == len(layout.rows) == len(numbers)
-    for cells, row in zip(rows, layout.rows, strict=True):
+def test_rows_and_numbers_in_the_papers_order(table: str, heading: str) -> None:
+    rows = printed_rows(heading, f"Table {table[-1]}:")
+    for cells, row in zip(rows, rows_of(table), strict=True):
         name, factors, rank, *values = cells
         assert re.sub(r"[ {}]", "", name) == row.labels[0]
         assert (factors, rank) == row.labels[1:]
-        assert [float(value) for value in values] == list(numbers[row.experiment])
+        assert [float(value) for value in values] == numbers_of(table, row.name)
 
 
 @needs_text
@@ -45,37 +41,47 @@ def test_table_2() -> None:
     # The text has its last two rows run together: "MixLoRA MixLoRA	Instance Task	32 32	4 4	1509.61 1381.87	..."
     rows = printed_rows("Model\tRouting\tFactors\tRank\tMME\tMMAvg", "Table 2:")
     single = [list(cells) for line in rows for cells in zip(*(cell.split() for cell in line), strict=True)]
-    assert [cells[:4] for cells in single] == [list(row.labels) for row in TABLE_2.rows]
-    for cells, row in zip(single, TABLE_2.rows, strict=True):
-        assert tuple(map(float, cells[4:])) == paper.TABLE_2[row.experiment]
+    assert [cells[:4] for cells in single] == [list(row.labels) for row in rows_of("table2")]
+    for cells, row in zip(single, rows_of("table2"), strict=True):
+        assert list(map(float, cells[4:])) == numbers_of("table2", row.name)
 
 
 @needs_text
 def test_headings() -> None:
     text = TEXT.read_text().lower()
-    assert "\t".join((*TABLE_1.headings, *(TABLE_1.columns or ()))).lower() in text
+    assert "\t".join((*TABLES["table1"].headings, *columns_of("table1", "paper"))).lower() in text
 
 
-def test_averages_are_those_of_their_rows() -> None:
+def numbers_of(table: str, name: str) -> list[float | None]:
+    return [published(table, name, column) for column in columns_of(table, "paper")]
+
+
+@pytest.mark.parametrize(("table", "averaged"), [("table1", slice(1, 8)), ("table3", slice(0, 6))])
+def test_averages_are_those_of_their_rows(table: str, averaged: slice) -> None:
     """The paper's own averages hold: a slip in one of the numbers would show here, too."""
-    for values in paper.TABLE_1.values():
-        assert sum(values[1:8]) / 7 == pytest.approx(values[8], abs=0.006)
-    for values in paper.TABLE_3.values():
-        assert sum(values[:6]) / 6 == pytest.approx(values[6], abs=0.006)
+    for row in rows_of(table):
+        values = [float(value or "nan") for value in numbers_of(table, row.name)]
+        assert fmean(values[averaged]) == pytest.approx(values[-1], abs=0.006)
 
 
-def test_a_number_by_table_row_and_column() -> None:
-    assert paper.published("table1", "mixlora_e16_r4", "MMAvg") == 64.10
-    assert paper.published("table1", "mixlora_e16_r4", "MME") == 1443.82
-    assert paper.published("table3", "lora_r4", "PACS") == 99.33
-    assert paper.published("figure4", "mixlora_e16_r4", "MMAvg") == 64.10
-    assert paper.published("figure4", "mixlora_e16_r4_nocfs", "MMAvg") is None
-    assert paper.published("beyond", "straight_through", "MME") is None
-    assert paper.published("table1", "lora_r4", "my own benchmark") is None
+@pytest.mark.parametrize(
+    ("table", "name", "column", "number"),
+    [
+        ("table1", "mixlora_e16_r4", "MMAvg", 64.10),
+        ("table1", "mixlora_e16_r4", "MME", 1443.82),
+        ("table3", "lora_r4", "PACS", 99.33),
+        ("figure4", "mixlora_e16_r4", "MMAvg", 64.10),
+        ("figure4", "mixlora_e16_r4_nocfs", "MMAvg", None),
+        ("beyond", "straight_through", "MME", None),
+        ("table1", "lora_r4", "my own benchmark", None),
+    ],
+)
+def test_a_number_by_table_row_and_column(table: str, name: str, column: str, number: float | None) -> None:
+    assert published(table, name, column) == number
 
 
 def test_every_row_has_its_number() -> None:
-    for name in ("table1", "table2", "table3"):
-        numbers = getattr(paper, f"TABLE_{name[-1]}")
-        assert list(numbers) == [row.experiment for row in LAYOUTS[name].rows]
-    assert all(row.experiment.removesuffix("_nocfs") in paper.TABLE_1 for row in FIGURE_4.rows)
+    for table in ("table1", "table2", "table3"):
+        assert all(None not in numbers_of(table, row.name) for row in rows_of(table))
+    for row in rows_of("figure4"):
+        assert published("figure4", row.name.removesuffix("_nocfs"), "MMAvg")

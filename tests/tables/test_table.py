@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 from scipy.stats import t
 
-from mixlora_cli.config.table import TableConfig, TableName
+from mixlora_cli.config import TableConfig, TableName
 from mixlora_cli.errors import UserError
-from mixlora_cli.evaluation.paired import mcnemar
 from mixlora_cli.reproduce.build import build_table
 from mixlora_cli.reproduce.differences import pair_lines
-from mixlora_cli.reproduce.layout import LAYOUTS, TABLE_1
+from mixlora_cli.reproduce.layout import LAYOUTS
 from mixlora_cli.reproduce.table import table
+from mixlora_cli.stats import mcnemar
 
 TASKS = ("odd_one_out", "object_category", "count_digit", "flag_naming", "word_reading", "left_or_right")
 
@@ -77,7 +77,7 @@ def test_differences_over_seeds(make_cell: Any, tmp_path: Path) -> None:
     line = next(line for line in pair_lines(build_table(config(tmp_path))) if line.column == "MNIST")
     assert line.seeds is not None
     assert line.seeds.value == pytest.approx(20.0)
-    assert line.seeds.interval.low < 20 < line.seeds.interval.high
+    assert line.seeds.low < 20 < line.seeds.high
 
 
 def test_differences_on_instances_are_means_over_the_common_seeds(make_cell: Any, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_files(make_cell: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str
     rows = [line for line in markdown.splitlines() if line.startswith("| ")]
     assert rows[0].startswith("| Model | Factors | Rank | MME | Text-VQA | VSR |")
     assert [row.split(" | ")[:3] for row in rows[2:15]] == [
-        [f"| {row.labels[0]}", *row.labels[1:]] for row in TABLE_1.rows
+        [f"| {row.labels[0]}", *row.labels[1:]] for row in LAYOUTS["table1"].rows
     ]
     assert "| LoRA | - | 4 | 40 [" in markdown and "| 20.0 [8.1, 41.6] |" in markdown
     assert "| LoRA | - | 2 | - | - |" in markdown

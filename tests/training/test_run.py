@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import TrainerCallback
 
-from mixlora_cli.data.batches import encode_records
 from mixlora_cli.data.collate import Collator, PixelLoader
+from mixlora_cli.data.encode import encode_records
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.adapters import attach_adapter, load_adapter

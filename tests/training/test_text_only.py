@@ -10,15 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mixlora_cli.config.schema import AdapterConfig, RoutingConfig
-from mixlora_cli.data.batches import EncodedDataset, Item
-from mixlora_cli.data.collate import Collator, PixelLoader
-from mixlora_cli.data.encode import IGNORE
-from mixlora_cli.data.stand_in import StandIn, build_stand_in
+from mixlora_cli.config import AdapterConfig, RoutingConfig
+from mixlora_cli.data.collate import Collator, DummyImage, PixelLoader, build_dummy_image
+from mixlora_cli.data.encode import IGNORE, EncodedDataset, Item
 from mixlora_cli.models.adapters import attach_adapter
 from mixlora_cli.models.features import FeatureCache
 from mixlora_cli.models.tiny import NUM_IMAGE_TOKENS, build_tiny
-from mixlora_cli.training.text_only import stand_in_for_text
+from mixlora_cli.training.text_only import dummy_image_for_text
 
 TEXTS = [
     Item([1, 20, 30, 40, 2], [IGNORE, IGNORE, 30, 40, 2], None, "t", 0),
@@ -49,8 +47,8 @@ def gradients(model: nn.Module, batch: dict[str, Tensor]) -> tuple[float, dict[s
 
 
 def test_the_stand_in_lies_behind_the_first_row() -> None:
-    stand_in = StandIn(4, 2, torch.ones(1, 3, 1, 1))
-    batch = Collator(0, lambda paths: torch.empty(0), stand_in=stand_in)(TEXTS)
+    dummy_image = DummyImage(4, 2, torch.ones(1, 3, 1, 1))
+    batch = Collator(0, lambda paths: torch.empty(0), dummy_image=dummy_image)(TEXTS)
     assert batch["input_ids"].tolist() == [[1, 20, 30, 40, 2, 4, 4], [1, 25, 2, 0, 0, 0, 0]]
     assert batch["attention_mask"].tolist() == [[1] * 5 + [0] * 2, [1] * 3 + [0] * 4]
     assert batch["labels"].tolist() == [
@@ -62,8 +60,8 @@ def test_the_stand_in_lies_behind_the_first_row() -> None:
 
 def test_a_batch_with_a_picture_is_left_alone(tmp_path: Path) -> None:
     pictured = Item([1, 4, 4, 9], [IGNORE] * 3 + [9], tmp_path / "a.png", "t", 2)
-    stand_in = StandIn(4, 2, torch.zeros(1, 1))
-    batch = Collator(0, lambda paths: torch.ones(len(paths), 1), stand_in=stand_in)([*TEXTS, pictured])
+    dummy_image = DummyImage(4, 2, torch.zeros(1, 1))
+    batch = Collator(0, lambda paths: torch.ones(len(paths), 1), dummy_image=dummy_image)([*TEXTS, pictured])
     assert (batch["input_ids"].shape, batch["pixel_values"].tolist()) == ((3, 5), [[1.0]])
 
 
@@ -83,8 +81,8 @@ def test_the_projector_gets_a_gradient_of_zero_and_nothing_else_changes(
         assert [name for name, gradient in before.items() if gradient is None and PROJECTOR not in name] == [
             name for name in before if "router" in name
         ]
-    stand_in = build_stand_in(base.image_token_id, base.num_image_tokens, features)
-    joined, after = gradients(model, Collator(0, features, stand_in=stand_in)(TEXTS))
+    dummy_image = build_dummy_image(base.image_token_id, base.num_image_tokens, features)
+    joined, after = gradients(model, Collator(0, features, dummy_image=dummy_image)(TEXTS))
     projector = {name: gradient for name, gradient in after.items() if PROJECTOR in name}
     assert len(projector) == 4
     assert [name for name, gradient in projector.items() if gradient is None or gradient.any()] == []
@@ -95,19 +93,22 @@ def test_the_projector_gets_a_gradient_of_zero_and_nothing_else_changes(
                 torch.testing.assert_close(gradient, before[name], rtol=1e-4, atol=1e-6)
 
 
-def needed(train_projector: bool = False, texts: bool = True, zero: int = 0) -> StandIn | None:
+def needed(train_projector: bool = False, texts: bool = True, zero: int = 0) -> DummyImage | None:
     base, model = adapted("lora", train_projector)
     pictured = Item([4] * NUM_IMAGE_TOKENS, [IGNORE] * NUM_IMAGE_TOKENS, Path("a.png"), "t", 2)
     deepspeed = SimpleNamespace(is_zero3=lambda: zero == 3) if zero else None
     arguments: Any = SimpleNamespace(hf_deepspeed_config=deepspeed)
     dataset = EncodedDataset([pictured, *(TEXTS if texts else [])])
-    return stand_in_for_text(model, base, dataset, PixelLoader(base.image_processor), arguments)
+    return dummy_image_for_text(model, base, dataset, PixelLoader(base.image_processor), arguments)
 
 
 def test_a_stand_in_only_where_it_is_needed() -> None:
     assert needed() is None
     assert needed(zero=2) is None
     assert needed(train_projector=True, texts=False) is None
-    for stand_in in (needed(train_projector=True), needed(zero=3)):
-        assert stand_in is not None
-        assert (stand_in.num_image_tokens, stand_in.features.shape) == (NUM_IMAGE_TOKENS, (1, 3, 16, 16))
+    for dummy_image in (needed(train_projector=True), needed(zero=3)):
+        assert dummy_image is not None
+        assert (dummy_image.num_image_tokens, dummy_image.features.shape) == (
+            NUM_IMAGE_TOKENS,
+            (1, 3, 16, 16),
+        )

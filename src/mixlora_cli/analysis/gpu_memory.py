@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mixlora_cli.config.plan import GpuName
+from mixlora_cli.config import GpuName
 
 GIB = 2**30
 STAGES = ("none", "zero1", "zero2", "zero3", "zero3_offload")
@@ -100,10 +100,10 @@ def need(stage: str, model: Trained, gpus: int, activations: float, logits: floa
     if stage == "none" or not model.bf16:
         frozen = _FLOAT if model.trains_base or not model.bf16 else _HALF
         copies = _HALF * model.trained if model.bf16 else 0  # while autocast is on
-        weights = frozen * model.frozen + _FLOAT * model.trained + copies
+        weights: float = frozen * model.frozen + _FLOAT * model.trained + copies
         # Data parallel reduces gradients in buckets of its own.
-        gradients = _FLOAT * model.trained * (2 if stage == "none" and gpus > 1 else 1)
-        optimizer = _MOMENTS * model.trained
+        gradients: float = _FLOAT * model.trained * (2 if stage == "none" and gpus > 1 else 1)
+        optimizer: float = _MOMENTS * model.trained
     else:
         weights, gradients = _HALF * (model.frozen + model.trained), _HALF * model.trained
         optimizer = _ADAM * model.trained
@@ -115,6 +115,8 @@ def need(stage: str, model: Trained, gpus: int, activations: float, logits: floa
     host = 0.0
     if stage == "zero3_offload":
         weights, gradients, optimizer, host = 0, 0, 0, float(weights + gradients + optimizer)
-    parts = {"w": weights, "g": gradients, "o": optimizer}
-    held = [size / (gpus if name in shared else 1) for name, size in parts.items()]
-    return Need(*held, activations, logits, overhead, sum(held) + activations + logits + overhead, host)
+    weights = weights / (gpus if "w" in shared else 1)
+    gradients = gradients / (gpus if "g" in shared else 1)
+    optimizer = optimizer / (gpus if "o" in shared else 1)
+    total = weights + gradients + optimizer + activations + logits + overhead
+    return Need(weights, gradients, optimizer, activations, logits, overhead, total, host)

@@ -25,7 +25,7 @@ from transformers.masking_utils import sdpa_mask
 
 from mixlora_cli.analysis.bench.counters import Operations, count_operations, saved_bytes
 from mixlora_cli.analysis.bench.layers import into_published_form
-from mixlora_cli.config.schema import TrainConfig
+from mixlora_cli.config import TrainConfig
 from mixlora_cli.models.adapters import attach_adapter
 from mixlora_cli.training.precision import inputs_keep_their_dtype
 

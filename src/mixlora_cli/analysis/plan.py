@@ -26,12 +26,11 @@ from mixlora_cli.analysis.gpu_memory import (
     need,
 )
 from mixlora_cli.analysis.meta_step import MetaStep
-from mixlora_cli.config.plan import PlanConfig
-from mixlora_cli.config.schema import DataConfig
+from mixlora_cli.config import DataConfig, PlanConfig
+from mixlora_cli.data.loading import prepared_root, read_manifest
 from mixlora_cli.data.mini.plan import Counts as MiniCounts
-from mixlora_cli.data.mini.tasks import SEEN_TASKS
+from mixlora_cli.data.mini.seen import SEEN_TASKS
 from mixlora_cli.data.records import read_annotations
-from mixlora_cli.data.vision_flan import prepared_root, read_manifest
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.skeleton import attach_to_skeleton, build_skeleton
 from mixlora_cli.models.tower import STRIDE

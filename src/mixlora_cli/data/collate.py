@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import tempfile
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
-from mixlora_cli.data.batches import Item
-from mixlora_cli.data.draws import draw_seed
-from mixlora_cli.data.encode import IGNORE
-from mixlora_cli.data.pictures import as_shown, open_picture
-from mixlora_cli.data.stand_in import StandIn
+from mixlora_cli.data.encode import IGNORE, Item
+from mixlora_cli.data.images import as_shown, open_picture, read_picture
 
 Features = Callable[[list[Path]], Tensor]
 """Pictures to pixel values (n, 3, H, W), or to cached features of the frozen tower (n, T, C)."""
@@ -37,12 +39,46 @@ class PixelLoader:
 
 
 @dataclass(frozen=True)
+class DummyImage:
+    """A blank picture for batches that have none, which changes no result.
+
+    Where the projector is trained, or its weights are spread over processes (ZeRO-3), every process has to run it in
+    every batch: one that skips it lets the others wait for ever. So a batch of text-only records gets the tokens of one
+    blank picture behind the end of its first row: masked like padding and without labels. No real token looks at them
+    (attention looks back), so loss and gradients stay what they were; the projector's gradient is zero.
+    """
+
+    image_token_id: int
+    num_image_tokens: int
+    features: Tensor
+    """(1, 3, H, W) pixels or (1, T, C) tower features, whichever the batches hold."""
+
+    def join(self, batch: dict[str, Tensor], pad_token_id: int) -> dict[str, Tensor]:
+        """A right-padded batch (B, S) without pictures to one (B, S + num_image_tokens) with the blank picture."""
+        added = (0, self.num_image_tokens)
+        ids = F.pad(batch["input_ids"], added, value=pad_token_id)
+        ids[0, -self.num_image_tokens :] = self.image_token_id
+        wider = {"input_ids": ids, "attention_mask": F.pad(batch["attention_mask"], added, value=0)}
+        if "labels" in batch:
+            wider["labels"] = F.pad(batch["labels"], added, value=IGNORE)
+        return batch | wider | {"pixel_values": self.features}
+
+
+def build_dummy_image(image_token_id: int, num_image_tokens: int, features: Features) -> DummyImage:
+    """A dummy whose features come from where those of real pictures come from."""
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        blank = Path(folder) / "blank.png"
+        Image.new("RGB", (32, 32), "black").save(blank)  # the image processor makes it as large as it needs
+        return DummyImage(image_token_id, num_image_tokens, features([blank]))
+
+
+@dataclass(frozen=True)
 class Collator:
     """Pads a batch of B items to its longest, S tokens.
 
     Gives `input_ids` and `attention_mask` (B, S), `labels` (B, S) if `with_labels`, and `pixel_values` with
     one row for each item that has a picture, in order; a batch of text-only items has no such key, or that of
-    the stand-in. Training pads on the right, generation on the left (new tokens must follow the prompt at
+    the dummy image. Training pads on the right, generation on the left (new tokens must follow the prompt at
     once). `with_indices` adds `indices` (B,): `Record.index` of each row; embeddings (d,) by task add
     `task_embeddings` (B, d), and `routing_seed` adds `routing_seeds` (B,), each instance's own (`draw_seed`).
     """
@@ -53,23 +89,21 @@ class Collator:
     with_labels: bool = True
     with_indices: bool = False
     embeddings: Mapping[str, Tensor] | None = None
-    stand_in: StandIn | None = None
+    dummy_image: DummyImage | None = None
     routing_seed: int | None = None
 
     def __call__(self, items: Sequence[Item]) -> dict[str, Tensor]:
         """The batch's tensors, on the CPU."""
-        ones = [[1] * item.length for item in items]
         batch = {
             "input_ids": self._pad([item.input_ids for item in items], self.pad_token_id),
-            "attention_mask": self._pad(ones, 0),
+            "attention_mask": self._pad([[1] * item.length for item in items], 0),
         }
         if self.with_labels:
             batch["labels"] = self._pad([item.labels for item in items], IGNORE)
-        pictures = [item.image for item in items if item.image is not None]
-        if pictures:
+        if pictures := [item.image for item in items if item.image is not None]:
             batch["pixel_values"] = self.features(pictures)
-        elif self.stand_in is not None:
-            batch = self.stand_in.joined(batch, self.pad_token_id, IGNORE)
+        elif self.dummy_image is not None:
+            batch = self.dummy_image.join(batch, self.pad_token_id)
         if self.with_indices:
             batch["indices"] = torch.tensor([item.index for item in items])
         if self.embeddings is not None:
@@ -88,9 +122,19 @@ class Collator:
         return padded
 
 
-def training_collator(pad_token_id: int, features: Features) -> Collator:
-    """Right padding, with labels."""
-    return Collator(pad_token_id, features)
+def draw_seed(seed: int, item: Item) -> int:
+    """A seed of an instance's own for routing=random, so that neither its neighbours nor its turn change its factors.
+
+    63 bits of a digest of `seed`, the prompt's tokens and the bytes of its picture file.
+
+    Raises:
+        OSError: the picture cannot be read.
+    """
+    digest = hashlib.sha256(f"{seed} {item.length} ".encode())
+    digest.update(array("q", item.input_ids).tobytes())
+    if item.image is not None:
+        digest.update(read_picture(item.image))
+    return int.from_bytes(digest.digest()[:8], "big") >> 1
 
 
 def generation_collator(
@@ -100,11 +144,4 @@ def generation_collator(
     routing_seed: int | None = None,
 ) -> Collator:
     """Left padding, no labels."""
-    return Collator(
-        pad_token_id,
-        features,
-        padding="left",
-        with_labels=False,
-        embeddings=embeddings,
-        routing_seed=routing_seed,
-    )
+    return Collator(pad_token_id, features, "left", False, embeddings=embeddings, routing_seed=routing_seed)

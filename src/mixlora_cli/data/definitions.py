@@ -5,12 +5,48 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from mixlora_cli.config import DataConfig
+from mixlora_cli.data.loading import definitions_file
+from mixlora_cli.data.text_files import read_json
 from mixlora_cli.errors import UserError, cut
 
 TASK_KEYS = ("task_name", "task", "name")
 TEXT_KEYS = ("definition", "description", "instruction")
 FORMS = 'write {"task name": {"definition": "..."}} or {"task name": "..."}'
 _NAMED = 5  # tasks that a message lists
+
+
+def load_definitions(data: DataConfig) -> dict[str, str]:
+    """Definition of each task; empty when the configuration names no file of them.
+
+    Raises:
+        UserError: the file cannot be read as such.
+    """
+    path = definitions_file(data)
+    if path is None:
+        return {}
+    source = f"data.metadata={path}"
+    return parse_definitions(read_json(path, "a JSON file of task definitions", source), source)
+
+
+def definitions_of(data: DataConfig, tasks: Iterable[str]) -> dict[str, str]:
+    """Definitions of exactly these tasks.
+
+    Raises:
+        UserError: some task has none; names those tasks and the file that should hold them.
+    """
+    definitions, path = load_definitions(data), definitions_file(data)
+    wanted = list(dict.fromkeys(tasks))
+    if missing := [task for task in wanted if task not in definitions]:
+        more = f" and {len(missing) - _NAMED} more" if missing[_NAMED:] else ""
+        place = f"add them to {path}, by the records' task_name"
+        if path is None:
+            place = f"give data.metadata=<file> with them; {FORMS}"
+        raise UserError(
+            f"routing=task reads a definition of each task, and {len(missing)} of {len(wanted)} tasks have none "
+            f"({', '.join(map(cut, missing[:_NAMED]))}{more}): {place}"
+        )
+    return {task: definitions[task] for task in wanted}
 
 
 def parse_definitions(raw: Any, source: str) -> dict[str, str]:
@@ -27,11 +63,18 @@ def parse_definitions(raw: Any, source: str) -> dict[str, str]:
     """
     if isinstance(raw, Mapping):
         return {str(task): _checked(entry, str(task), source) for task, entry in raw.items()}
-    if not isinstance(raw, list) or not any(_text(entry) for entry in raw):
-        raise UserError(f"{source}: expected an object of task names, got {_what(raw)}; {FORMS}")
+    if not isinstance(raw, list) or not any(map(_text, raw)):
+        what = f"a {type(raw).__name__}"
+        if isinstance(raw, list):
+            # Vision-Flan's published metadata.json is such a file: its training records once more.
+            records = any(isinstance(entry, Mapping) and "conversations" in entry for entry in raw)
+            noun = "training records" if records else "entries"
+            what = f"a list of {len(raw)} {noun} without any definition"
+        raise UserError(f"{source}: expected an object of task names, got {what}; {FORMS}")
     definitions: dict[str, str] = {}
     for position, entry in enumerate(raw):
-        task = next((entry[key] for key in TASK_KEYS if key in _keys(entry)), None)
+        keys = entry if isinstance(entry, Mapping) else {}
+        task = next((keys[key] for key in TASK_KEYS if key in keys), None)
         if not isinstance(task, str):
             raise UserError(
                 f"{source}: entry {position} names no task; expected one of {', '.join(TASK_KEYS)}"
@@ -42,47 +85,11 @@ def parse_definitions(raw: Any, source: str) -> dict[str, str]:
     return definitions
 
 
-def require_definitions(
-    tasks: Iterable[str], definitions: Mapping[str, str], source: str | None
-) -> dict[str, str]:
-    """Definitions of exactly these tasks.
-
-    Raises:
-        UserError: some task has none; names those tasks and the file that should hold them.
-    """
-    wanted = list(dict.fromkeys(tasks))
-    missing = [task for task in wanted if task not in definitions]
-    if missing:
-        names = ", ".join(map(cut, missing[:_NAMED])) + (
-            f" and {len(missing) - _NAMED} more" if missing[_NAMED:] else ""
-        )
-        place = (
-            f"give data.metadata=<file> with them; {FORMS}"
-            if source is None
-            else f"add them to {source}, by the records' task_name"
-        )
-        raise UserError(
-            f"routing=task reads a definition of each task, and {len(missing)} of {len(wanted)} tasks have none "
-            f"({names}): {place}"
-        )
-    return {task: definitions[task] for task in wanted}
-
-
-def _what(raw: Any) -> str:
-    if not isinstance(raw, list):
-        return f"a {type(raw).__name__}"
-    # Vision-Flan's published metadata.json is such a file: its training records once more.
-    records = any("conversations" in _keys(entry) for entry in raw)
-    return f"a list of {len(raw)} {'training records' if records else 'entries'} without any definition"
-
-
-def _keys(entry: Any) -> Iterable[str]:
-    return entry if isinstance(entry, Mapping) else ()
-
-
 def _text(entry: Any) -> str | None:
     """The first text that defines a task; None without one."""
-    texts = [entry] if isinstance(entry, str) else [entry[key] for key in TEXT_KEYS if key in _keys(entry)]
+    texts = [entry]
+    if isinstance(entry, Mapping):
+        texts = [entry[key] for key in TEXT_KEYS if key in entry]
     return next((text for text in texts if isinstance(text, str) and text.strip()), None)
 
 

@@ -1,29 +1,40 @@
-"""From the data's configuration to checked records: everything that is wrong is found before a model is
-loaded.
+"""From the data's configuration to checked records: everything that is wrong is found before a model is loaded.
+
+Vision-Flan as `mixlora prepare data=vision_flan` leaves it is read without holding it in memory:
+
+    <root>/records/           the records as an Arrow data set, mapped into memory when read
+    <root>/definitions.json   {task: {"definition": str, "origin": "metadata" | "questions"}}
+    <root>/images/            the unpacked pictures, with prepare.unpack=true
+    <root>/prepared.json      what was prepared from what, written last
+
+A row has `id` (unique: the picture's name, with a number where several records share the picture), `source_id` (the id
+in the annotation file, which is not unique), `task_name`, `image` (null without a picture) and `conversations`.
 """
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Iterable, Sequence
+import zipfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mixlora_cli.config.parse import hint_at
-from mixlora_cli.config.schema import DataConfig
-from mixlora_cli.data.cache import cache_root
-from mixlora_cli.data.definitions import parse_definitions, require_definitions
-from mixlora_cli.data.images import check_images
+from mixlora_cli.config import DataConfig
+from mixlora_cli.data.images import check_images, split_archive
 from mixlora_cli.data.problems import BadRecord, Kind, Problem, settle
-from mixlora_cli.data.records import Record, names_picture, parse_record, read_annotations, task_name
-from mixlora_cli.data.text_files import read_json
-from mixlora_cli.data.vision_flan import ArrowRows, open_prepared
-from mixlora_cli.errors import UserError, cut
+from mixlora_cli.data.records import Raw, Record, names_picture, parse_record, read_annotations, task_name
+from mixlora_cli.errors import UserError, cut, hint_at
+from mixlora_cli.paths import cache_root
 
 Split = Literal["train", "heldout", "unseen"]
-Raws = ArrowRows | list[tuple[int, Any]]
-"""Unchecked records of a file, with their indices; may be gone through more than once."""
+
+FORMAT = 1
+"""Raise when the files of a prepared folder change their meaning."""
+RECORDS, DEFINITIONS, IMAGES, MANIFEST = "records", "definitions.json", "images", "prepared.json"
+_COMMAND = "mixlora prepare data=vision_flan"
+_ROWS = 1000  # read from Arrow at once
 
 
 @dataclass(frozen=True)
@@ -32,13 +43,16 @@ class DataFiles:
 
     annotations: Path
     images: Path | None
+    """Folder of the pictures, or a folder inside an archive."""
     metadata: Path | None
 
 
 def locate_files(data: DataConfig, split: Split) -> DataFiles:
-    """Files of a split. Builds the mini data on first use.
+    """Files of a split; the mini data is built on first use.
 
-    Raises UserError when the configuration names no file for the split or the image folder does not exist.
+    Raises:
+        UserError: the configuration names no file for the split, the image folder does not exist, or the data was not
+            prepared.
     """
     if data.source == "mini":
         from mixlora_cli.data.mini.build import mini_root  # the generator is only loaded where it is used
@@ -46,21 +60,101 @@ def locate_files(data: DataConfig, split: Split) -> DataFiles:
         root = mini_root()
         return DataFiles(root / f"{split}.json", (root / "images").resolve(), root / "metadata.json")
     if data.source == "vision_flan" and split == "train":
-        prepared = open_prepared(data)
-        return DataFiles(prepared.records, prepared.images, _metadata(data))
-    paths = {"train": data.train, "heldout": data.heldout, "unseen": data.unseen}
-    annotations = paths[split]
+        root, images = _prepared(data)
+        return DataFiles(root / RECORDS, images, definitions_file(data))
+    annotations = {"train": data.train, "heldout": data.heldout, "unseen": data.unseen}[split]
     if annotations is None:
         raise UserError(
             f"data.{split}=null: expected the path of a JSON annotation file (data.{split}=<file>)"
         )
-    images = None if data.images is None else Path(data.images).expanduser()
-    if images is not None and not images.is_dir():
+    folder = None if data.images is None else Path(data.images).expanduser()
+    if folder is not None and not folder.is_dir():
         raise UserError(
             f"data.images={data.images}: no such folder; expected the folder that image paths are relative to"
         )
     metadata = None if data.metadata is None else Path(data.metadata).expanduser()
-    return DataFiles(Path(annotations).expanduser(), None if images is None else images.resolve(), metadata)
+    return DataFiles(Path(annotations).expanduser(), None if folder is None else folder.resolve(), metadata)
+
+
+def definitions_file(data: DataConfig) -> Path | None:
+    """Where the tasks' definitions are, if anywhere."""
+    if data.source == "mini":
+        return locate_files(data, "train").metadata
+    if data.source == "vision_flan" and data.metadata is None:
+        return _prepared(data)[0] / DEFINITIONS
+    return None if data.metadata is None else Path(data.metadata).expanduser()
+
+
+def prepared_root(data: DataConfig) -> Path:
+    """`data.root`, else `vision-flan` in the cache folder."""
+    return cache_root() / "vision-flan" if data.root is None else Path(data.root).expanduser()
+
+
+def read_manifest(root: Path) -> dict[str, Any] | None:
+    """What was prepared in `root`; None where no preparation has ended."""
+    try:
+        manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and manifest.get("format") == FORMAT else None
+
+
+def _prepared(data: DataConfig) -> tuple[Path, Path]:
+    """The folder of a complete preparation, and that of its pictures.
+
+    Raises:
+        UserError: there is none, it was not finished, or its pictures have gone.
+    """
+    root = prepared_root(data)
+    manifest = read_manifest(root)
+    if manifest is None:
+        state = f"the preparation in {root} is not complete" if root.is_dir() else f"not prepared: no {root}"
+        raise UserError(
+            f"data={data.name}: {state}; run `{_COMMAND}`, which goes on where it stopped (data.root=<folder> for "
+            "one that is somewhere else)"
+        )
+    images = root / IMAGES if manifest["images"] is None else Path(manifest["images"])
+    inside = split_archive(images)
+    if inside is None and not images.is_dir():
+        raise UserError(
+            f"data={data.name}: its pictures were in {images}, which is gone; put it back, or run `{_COMMAND}` with "
+            "the new place and prepare.overwrite=true"
+        )
+    if inside is not None and not zipfile.is_zipfile(inside[0]):
+        raise UserError(f"data={data.name}: {inside[0]} is no longer a whole zip archive; download it again")
+    return root, images if inside else images.resolve()
+
+
+class ArrowRows:
+    """The rows of an Arrow data set with their indices; each pass over them reads the mapped file anew."""
+
+    def __init__(self, folder: Path) -> None:
+        from datasets import load_from_disk  # slow to import, and needed here alone
+
+        try:
+            self._rows = load_from_disk(str(folder))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{folder}: not a readable Arrow data set ({error}); run `{_COMMAND}` again"
+            ) from None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Raw]:
+        for start in range(0, len(self._rows), _ROWS):
+            columns = self._rows[start : start + _ROWS]
+            for offset, values in enumerate(zip(*columns.values(), strict=True)):
+                yield start + offset, dict(zip(columns, values, strict=True))
+
+
+Raws = ArrowRows | list[Raw]
+"""Unchecked records of a file; may be gone through more than once."""
+
+
+def read_raws(annotations: Path) -> tuple[Raws, list[Problem]]:
+    """Unchecked records with their indices; those of an Arrow data set are not held in memory."""
+    return (ArrowRows(annotations), []) if annotations.is_dir() else read_annotations(annotations)
 
 
 def load_records(data: DataConfig, split: Split, seed: int = 0) -> list[Record]:
@@ -70,62 +164,58 @@ def load_records(data: DataConfig, split: Split, seed: int = 0) -> list[Record]:
     with `seed`, the same records on every machine. Texts are checked before sampling, pictures after: what is
     not used is not opened.
 
-    Raises UserError when a path or task name is wrong, when nothing is left, and for bad records if
-    `data.on_error` is "stop"; with "skip" they are left out, counted and reported.
+    Raises:
+        UserError: a path or task name is wrong, nothing is left, or there are bad records and `data.on_error` is
+            "stop"; with "skip" they are left out, counted and reported.
     """
     files = locate_files(data, split)
+    source, images = str(files.annotations), files.images
     raws, problems = read_raws(files.annotations)
-    source = str(files.annotations)
-    if data.on_error == "stop":
-        for problem in problems:
-            if problem.kind is Kind.CUT_SHORT:
-                raise UserError(
-                    f"{source}: broken JSON: {problem.detail}; if the file was cut short, "
-                    "copy or download it again"
-                )
-    if files.images is None and any(names_picture(raw) for _, raw in raws):
+    for problem in problems:
+        if problem.kind is Kind.CUT_SHORT and data.on_error == "stop":
+            raise UserError(
+                f"{source}: broken JSON: {problem.detail}; if the file was cut short, copy or download it again"
+            )
+    if images is None and any(names_picture(raw) for _, raw in raws):
         raise UserError(f"{source}: records have images, but data.images=null; pass data.images=<folder>")
-    wanted = None if split == "unseen" else _wanted_tasks(data.tasks, raws, source)
-    records = _parse_all(raws, wanted, files.images, problems)
+    wanted = None
+    if split != "unseen" and data.tasks is not None:
+        _require_tasks(data.tasks, raws, source)
+        wanted = set(data.tasks)
+    records: list[Record] = []
+    for index, raw in raws:
+        try:
+            if wanted is None or task_name(raw) in wanted:
+                records.append(parse_record(index, raw, images))
+        except BadRecord as bad:
+            problems.append(Problem(index, bad.kind, bad.detail))
     if split == "train" and data.max_per_task is not None:
         records = sample_per_task(records, data.max_per_task, seed)
-    records = _with_good_images(records, files.images, problems)
-    settle(problems, source, len(records) + len(problems), data.on_error)
-    if not records:
+    good = records
+    if images is not None:
+        broken = check_images((each.image for each in records if each.image), images, cache_root())
+        good = [record for record in records if record.image not in broken]
+        for record in records:
+            if record.image in broken:
+                problems.append(Problem(record.index, broken[record.image].kind, broken[record.image].detail))
+    settle(problems, source, len(good) + len(problems), data.on_error)
+    if not good:
         raise UserError(f"{source}: no usable record; expected at least one")
-    return records
+    return good
 
 
-def read_raws(annotations: Path) -> tuple[Raws, list[Problem]]:
-    """Unchecked records with their indices; those of an Arrow data set are not held in memory."""
-    return (ArrowRows(annotations), []) if annotations.is_dir() else read_annotations(annotations)
-
-
-def load_definitions(data: DataConfig) -> dict[str, str]:
-    """Definition of each task, read from `data.metadata`; see `parse_definitions` for the forms it may have.
-
-    Empty when the configuration names no metadata file. Raises UserError when the file cannot be read as
-    such.
-    """
-    path = _metadata(data)
-    if path is None:
-        return {}
-    source = f"data.metadata={path}"
-    return parse_definitions(read_json(path, "a JSON file of task definitions", source), source)
-
-
-def definitions_of(data: DataConfig, tasks: Iterable[str]) -> dict[str, str]:
-    """Definitions of exactly these tasks. Raises UserError that names the tasks without one and the file."""
-    path = _metadata(data)
-    return require_definitions(tasks, load_definitions(data), None if path is None else str(path))
-
-
-def _metadata(data: DataConfig) -> Path | None:
-    if data.source == "mini":
-        return locate_files(data, "train").metadata
-    if data.source == "vision_flan" and data.metadata is None:
-        return open_prepared(data).definitions
-    return None if data.metadata is None else Path(data.metadata).expanduser()
+def _require_tasks(tasks: Sequence[str], raws: Raws, source: str) -> None:
+    known = set()
+    for _, raw in raws:
+        try:
+            known.add(task_name(raw))
+        except BadRecord:
+            continue  # counted when the record is parsed
+    for task in tasks:
+        if task not in known:
+            raise UserError(
+                f"data.tasks={cut(task)}: no such task in {source}; {hint_at(task, known, 'tasks')}"
+            )
 
 
 def sample_per_task(records: Sequence[Record], max_per_task: int, seed: int) -> list[Record]:
@@ -143,51 +233,3 @@ def sample_per_task(records: Sequence[Record], max_per_task: int, seed: int) -> 
             members = random.Random(f"{seed}/{task}").sample(members, max_per_task)
         kept.update(record.index for record in members)
     return [record for record in records if record.index in kept]
-
-
-def _wanted_tasks(
-    tasks: Sequence[str] | None, raws: Iterable[tuple[int, Any]], source: str
-) -> set[str] | None:
-    """Names of `data.tasks`, each known to the file."""
-    if tasks is None:
-        return None
-    known = set()
-    for _, raw in raws:
-        try:
-            known.add(task_name(raw))
-        except BadRecord:
-            continue  # counted when the record is parsed
-    for task in tasks:
-        if task not in known:
-            raise UserError(
-                f"data.tasks={cut(task)}: no such task in {source}; {hint_at(task, known, 'tasks')}"
-            )
-    return set(tasks)
-
-
-def _parse_all(
-    raws: Iterable[tuple[int, Any]], wanted: set[str] | None, images: Path | None, problems: list[Problem]
-) -> list[Record]:
-    records = []
-    for index, raw in raws:
-        try:
-            if wanted is None or task_name(raw) in wanted:
-                records.append(parse_record(index, raw, images))
-        except BadRecord as bad:
-            problems.append(Problem(index, bad.kind, bad.detail))
-    return records
-
-
-def _with_good_images(
-    records: Sequence[Record], images: Path | None, problems: list[Problem]
-) -> list[Record]:
-    if images is None:
-        return list(records)
-    bad = check_images((record.image for record in records if record.image is not None), images, cache_root())
-    good = []
-    for record in records:
-        if record.image in bad:
-            problems.append(Problem(record.index, bad[record.image].kind, bad[record.image].detail))
-        else:
-            good.append(record)
-    return good

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from mixlora_cli.errors import UserError
+from mixlora_cli.progress import say
+from mixlora_cli.tables import Table, show
 
 
 class Kind(Enum):
@@ -50,53 +49,29 @@ class Problem:
     detail: str
 
 
-def count_by_kind(problems: Sequence[Problem]) -> dict[Kind, int]:
-    """Number of problems of each kind, in the order of `Kind`."""
-    counts = Counter(problem.kind for problem in problems)
-    return {kind: counts[kind] for kind in Kind if counts[kind]}
-
-
-def summary(problems: Sequence[Problem], source: str) -> str:
-    """One line: "3 bad records in train.json: 2 missing image (first: record 5, cat.png), 1 ...".
-
-    Details come from the data, so line breaks in them are shown as spaces.
-    """
-    parts = []
-    for kind, count in count_by_kind(problems).items():
-        first = next(problem for problem in problems if problem.kind is kind)
-        detail = " ".join(first.detail.split())
-        parts.append(f"{count} {kind.value} ({'first: ' if count > 1 else ''}record {first.index}, {detail})")
-    noun = "record" if len(problems) == 1 else "records"
-    return f"{len(problems)} bad {noun} in {source}: {', '.join(parts)}"
-
-
-def problem_table(problems: Sequence[Problem], source: str, examples: int = 3) -> Table:
-    """A row for each kind: how many, and the first `examples` of them."""
-    table = Table(title=f"Bad records in {escape(source)}", title_justify="left")
-    table.add_column("problem")
-    table.add_column("records", justify="right")
-    table.add_column("first examples", overflow="fold")
-    for kind, count in count_by_kind(problems).items():
-        first = [problem for problem in problems if problem.kind is kind][:examples]
-        lines = "\n".join(f"record {problem.index}: {problem.detail}" for problem in first)
-        table.add_row(escape(kind.value), str(count), escape(lines))
-    return table
-
-
 def settle(problems: Sequence[Problem], source: str, total: int, on_error: Literal["stop", "skip"]) -> None:
     """Show all problems together, then stop or go on: nothing is dropped without being counted and reported.
 
-    Raises UserError when there is a problem and `on_error` is "stop".
+    Raises:
+        UserError: there is a problem and `on_error` is "stop".
     """
     if not problems:
         return
     ordered = sorted(problems, key=lambda problem: problem.index)
-    console = Console(stderr=True)
+    parts, rows = [], []
+    for kind in Kind:
+        # details come from the data: line breaks in them are shown as spaces
+        found = [(each.index, " ".join(each.detail.split())) for each in ordered if each.kind is kind]
+        if found:
+            first = "first: " if len(found) > 1 else ""
+            parts.append(f"{len(found)} {kind.value} ({first}record {found[0][0]}, {found[0][1]})")
+            examples = "\n".join(f"record {index}: {detail}" for index, detail in found[:3])
+            rows.append((kind.value, f"{len(found):7,}", examples))
+    noun = "record" if len(ordered) == 1 else "records"
+    summary = f"{len(ordered)} bad {noun} in {source}: {', '.join(parts)}"
     if len(ordered) > 1:
-        console.print(problem_table(ordered, source))
+        headings = ("problem", "records", "first examples")
+        show(Table(f"Bad records in {source}", headings, tuple(rows), num_labels=3), Console(stderr=True))
     if on_error == "stop":
-        raise UserError(
-            f"{summary(ordered, source)}; fix them or pass data.on_error=skip to go on without them"
-        )
-    message = f"left out {len(ordered)} of {total} records; {summary(ordered, source)}"
-    console.print(message, markup=False, highlight=False, soft_wrap=True)
+        raise UserError(f"{summary}; fix them or pass data.on_error=skip to go on without them")
+    say(f"left out {len(ordered)} of {total} records; {summary}")

@@ -22,9 +22,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of the conversation's text that carries loss as a whole (an answer and its end), or not at
-    all.
-    """
+    """A stretch of the conversation's text that carries loss as a whole (an answer and its end), or not at all."""
 
     text: str
     is_answer: bool
@@ -85,11 +83,11 @@ TEMPLATES: dict[str, Template] = {template.name: template for template in (V1, S
 def segments(template: Template, conversation: Sequence[Turn], *, with_answer: bool = True) -> list[Segment]:
     """The conversation's text, cut where loss begins and ends: prompt, answer, prompt, answer, ...
 
-    The joined texts are the whole conversation. Every gpt turn is an answer. `with_answer=False` leaves out
-    the last answer: what remains ends with the prompt that generation continues. Turns must alternate human,
-    gpt and lose the white space around them.
+    The joined texts are the whole conversation. `with_answer=False` leaves out the last answer: what remains ends
+    with the prompt that generation continues. White space around a turn is no part of it.
 
-    Raises ValueError when the roles do not alternate or the conversation does not end with an answer.
+    Raises:
+        ValueError: the roles do not alternate human, gpt or the conversation does not end with an answer.
     """
     roles = [turn.role for turn in conversation]
     if not roles or roles != ["human", "gpt"] * (len(roles) // 2):

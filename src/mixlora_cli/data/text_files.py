@@ -23,8 +23,9 @@ def read_text(path: Path, expected: str, name: str = "") -> str:
     """The text of a file, every line break as "\\n".
 
     Args:
+        path: the file.
         expected: what the file should be, for messages.
-        name: what messages call it; "" is its path.
+        name: what messages call it; its path unless given.
 
     Raises:
         UserError: it is not there, cannot be read, or is not UTF-8 text.
@@ -59,19 +60,14 @@ def parse_json(text: str, where: str) -> Any:
 
 
 def read_json(path: Path, expected: str, name: str = "") -> Any:
-    """The value of a JSON file whose texts are all Unicode.
-
-    Args:
-        expected: what the file should be, for messages.
-        name: what messages call it; "" is its path.
+    """The value of a JSON file whose texts are all Unicode; see `read_text`.
 
     Raises:
         UserError: it cannot be read as such.
     """
     name = name or str(path)
-    text = read_text(path, expected, name)
     try:
-        value = parse_json(text, name)
+        value = parse_json(read_text(path, expected, name), name)
     except json.JSONDecodeError as error:
         raise UserError(f"{name}: cannot be read as JSON ({error}); expected {expected}") from None
     if found := lone_surrogate(value):
@@ -97,8 +93,7 @@ def lone_surrogate(value: Any) -> str | None:
             if not each.isascii() and (found := _SURROGATE.search(each)):
                 return f"lone surrogate U+{ord(found[0]):04X}"
         elif isinstance(each, dict):
-            waiting += each
-            waiting += each.values()
+            waiting += [*each, *each.values()]
         elif isinstance(each, list):
             waiting += each
     return None

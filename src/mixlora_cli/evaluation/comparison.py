@@ -22,9 +22,12 @@ from mixlora_cli.evaluation.marks import (
     shared_by_all,
 )
 from mixlora_cli.evaluation.metrics import Metric
-from mixlora_cli.evaluation.paired import (
+from mixlora_cli.evaluation.results import Score
+from mixlora_cli.evaluation.scoring import SEEN_TITLE
+from mixlora_cli.stats import (
     Difference,
-    OverSeeds,
+    Estimate,
+    Floats,
     compare_means,
     compare_right,
     compare_right_over_seeds,
@@ -33,9 +36,6 @@ from mixlora_cli.evaluation.paired import (
     over_seeds,
     why_untested,
 )
-from mixlora_cli.evaluation.results import Score
-from mixlora_cli.evaluation.scoring import SEEN_TITLE
-from mixlora_cli.evaluation.statistics import Floats
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class Line:
 
     column: str
     unit: str
-    first: OverSeeds
-    second: OverSeeds
+    first: Estimate
+    second: Estimate
     """Of single runs: the score on the shared instances alone."""
     difference: Difference | None
     """None where `untested` says why."""
@@ -67,6 +67,8 @@ class Line:
     answered: tuple[int, int]
     """How many each side answered; of single runs they may be more than `n`."""
     untested: str = ""
+    runs: tuple[int, int] = (1, 1)
+    """Trainings on each side."""
     p_holm: float | None = None
     """p corrected for the number of lines; means over other lines are left alone."""
 
@@ -147,7 +149,17 @@ def _line(first: Group, second: Group, column: str) -> Line:
     ours, theirs = ([score.value for score in group.scores(column)] for group in (first, second))
     count = _answered(one, column)
     difference, why = compare_seeds(ours, theirs), why_untested(ours, theirs)
-    return Line(column, unit, over_seeds(ours), over_seeds(theirs), difference, count, (count, count), why)
+    return Line(
+        column,
+        unit,
+        over_seeds(ours),
+        over_seeds(theirs),
+        difference,
+        count,
+        (count, count),
+        why,
+        (len(ours), len(theirs)),
+    )
 
 
 def _require_tasks(first: Run, second: Run, column: str) -> None:

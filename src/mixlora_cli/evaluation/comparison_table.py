@@ -13,9 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mixlora_cli.evaluation.comparison import Comparison, Group, Line
-from mixlora_cli.evaluation.paired import OverSeeds
-from mixlora_cli.evaluation.statistics import Interval
 from mixlora_cli.evaluation.table import FILE_WIDTH, MISSING
+from mixlora_cli.stats import Difference, Estimate
 
 FORMAT = "mixlora-comparison/1"
 CAPTION = (
@@ -42,13 +41,16 @@ def _count(line: Line) -> str:
     return f"{line.n} of {first}" if first == second else f"{line.n} of {first} and {second}"
 
 
-def _side(side: OverSeeds, unit: str) -> str:
-    if side.interval is None:  # of several runs: all have the same value
-        return _number(side.value, unit) + (f" [{MISSING}]" if side.n > 1 else "")
-    return f"{_number(side.value, unit)} {_interval(side.interval, unit)}"
+def _side(side: Estimate, unit: str, runs: int) -> str:
+    assert side.value is not None
+    if side.low is None:  # of several runs: all have the same value
+        return _number(side.value, unit) + (f" [{MISSING}]" if runs > 1 else "")
+    return f"{_number(side.value, unit)} {_interval(side, unit)}"
 
 
-def _interval(interval: Interval, unit: str) -> str:
+def _interval(interval: Estimate | Difference, unit: str) -> str:
+    assert interval.low is not None
+    assert interval.high is not None
     return f"[{_number(interval.low, unit)}, {_number(interval.high, unit)}]"
 
 
@@ -60,12 +62,16 @@ def _p(value: float | None) -> str:
 
 def cells(line: Line) -> list[str]:
     """One row of the table, in the order of `HEADINGS`."""
-    sides = [_side(side, line.unit) for side in (line.first, line.second)]
+    sides = [
+        _side(side, line.unit, runs) for side, runs in zip((line.first, line.second), line.runs, strict=True)
+    ]
     found = line.difference
     if found is None:
+        assert line.first.value is not None
+        assert line.second.value is not None
         value = _signed(line.second.value - line.first.value, line.unit)
         return [line.column, *sides, value, MISSING, MISSING, line.untested, _count(line)]
-    difference = f"{_signed(found.value, line.unit)} {_interval(found.interval, line.unit)}"
+    difference = f"{_signed(found.value, line.unit)} {_interval(found, line.unit)}"
     return [line.column, *sides, difference, _p(found.p), _p(line.p_holm), found.test, _count(line)]
 
 
@@ -124,19 +130,19 @@ def _group_json(group: Group) -> dict[str, Any]:
     return {"label": group.label, "runs": [run.name for run in group.runs]}
 
 
-def _interval_json(interval: Interval | None) -> list[float] | None:
-    return None if interval is None else [interval.low, interval.high]
+def _interval_json(interval: Estimate | Difference) -> list[float | None] | None:
+    return None if interval.low is None else [interval.low, interval.high]
 
 
 def _line_json(line: Line) -> dict[str, Any]:
     sides = {
-        name: {"value": side.value, "interval": _interval_json(side.interval), "runs": side.n}
-        for name, side in (("first", line.first), ("second", line.second))
+        name: {"value": side.value, "interval": _interval_json(side), "runs": runs}
+        for name, side, runs in zip(("first", "second"), (line.first, line.second), line.runs, strict=True)
     }
     found = line.difference
     difference = found and {
         "value": found.value,
-        "interval": _interval_json(found.interval),
+        "interval": _interval_json(found),
         "p": found.p,
         "p_holm": line.p_holm,
         "test": found.test,

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from mixlora_cli.data.pictures import stamp
+from mixlora_cli.data.images import stamp
 from mixlora_cli.data.records import Record
 from mixlora_cli.models.base import Base
 

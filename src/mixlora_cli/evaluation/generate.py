@@ -15,8 +15,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from mixlora_cli.data.batches import Item
 from mixlora_cli.data.collate import Collator, Features, generation_collator
+from mixlora_cli.data.encode import Item
 from mixlora_cli.models.base import Base
 from mixlora_cli.models.head import head_reads
 

@@ -13,10 +13,9 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from mixlora_cli.config.schema import EvalConfig, GenerationConfig
-from mixlora_cli.data.batches import Item, encode_prompts
-from mixlora_cli.data.cache import require_cache
+from mixlora_cli.config import EvalConfig, GenerationConfig
 from mixlora_cli.data.collate import Features, PixelLoader
+from mixlora_cli.data.encode import Item, encode_prompts
 from mixlora_cli.data.records import Record
 from mixlora_cli.data.template import IMAGE_MARKER
 from mixlora_cli.evaluation.done import Key
@@ -52,6 +51,7 @@ from mixlora_cli.models.features import FeatureCache, pictures_from
 from mixlora_cli.models.prepared import require_prepared
 from mixlora_cli.models.task_routing import TaskRouting, routes_by_chance, routing_of_adapter
 from mixlora_cli.output import alone_in
+from mixlora_cli.paths import require_cache
 from mixlora_cli.report.finish import finish
 from mixlora_cli.training.precision import choose_dtype, matrix_products_in
 from mixlora_cli.training.run_folder import versions

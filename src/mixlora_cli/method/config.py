@@ -8,6 +8,8 @@ from typing import Literal, get_args
 
 from peft import PeftConfig
 
+from mixlora_cli.routers import ROUTERS, Router
+
 
 class MixLoraType(str, Enum):
     """The method's place in PEFT's tables: as `peft.PeftType`, a string that also has a `value`.
@@ -22,7 +24,6 @@ PEFT_TYPE = MixLoraType.MIXLORA
 
 ConditionalSelection = Literal["paper", "released", "none"]
 RouterGrad = Literal["none", "straight_through"]
-RoutingKind = Literal["instance", "task", "random"]
 Pool = Literal["all", "prompt"]
 Decode = Literal["prefill", "step"]
 
@@ -82,7 +83,7 @@ class MixLoraConfig(PeftConfig):
             "help": "none: the routers keep their initial values, as published; straight_through: they learn."
         },
     )
-    routing: RoutingKind = field(
+    routing: str = field(
         default="instance",
         metadata={"help": "What selects the factors: the layer's input, the task's text, chance."},
     )
@@ -145,9 +146,14 @@ class MixLoraConfig(PeftConfig):
             self.layers_pattern,
             "goes with layers_to_transform",
         )
-        for key, allowed in _CHOICES.items():
+        for key, allowed in {**_CHOICES, "routing": tuple(ROUTERS)}.items():
             value = getattr(self, key)
             _require(value in allowed, key, value, f"must be one of {', '.join(allowed)}")
+
+    @property
+    def router(self) -> Router:
+        """What selects the factors."""
+        return ROUTERS[self.routing]
 
     @property
     def scaling(self) -> float:
@@ -158,7 +164,6 @@ class MixLoraConfig(PeftConfig):
 _CHOICES: dict[str, tuple[str, ...]] = {
     "cfs": get_args(ConditionalSelection),
     "router_grad": get_args(RouterGrad),
-    "routing": get_args(RoutingKind),
     "pool": get_args(Pool),
     "decode": get_args(Decode),
 }

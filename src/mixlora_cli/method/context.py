@@ -335,7 +335,7 @@ class RoutingContext:
         if not self._has_generated or self._has_warned or not trains_without_labels:
             return
         self._has_warned = True
-        pools = {config.pool for config in self._configs() if config.routing == "instance"}
+        pools = {config.pool for config in self._configs() if config.router.source == "tokens"}
         if "all" in pools:
             warnings.warn(
                 "this model has generated text and is now trained on it without labels: with pool=all the factors of "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -22,13 +22,6 @@ from mixlora_cli.method.lowrank import (
     is_plain,
     is_unwatched,
 )
-from mixlora_cli.method.router_input import (
-    RouterInput,
-    choose_router_input,
-    pooled_all,
-    pooled_prompt,
-    task_embedding,
-)
 from mixlora_cli.method.selection import (
     Selection,
     conditional_logits,
@@ -43,6 +36,9 @@ from mixlora_cli.method.selection import (
     stream_of,
     top_factors,
 )
+
+if TYPE_CHECKING:
+    from mixlora_cli.routers import RouterInput
 
 CANNOT_MERGE = (
     "MixLoRA cannot be merged into the base weights: which factors update them depends on the input, so no single "
@@ -67,6 +63,8 @@ class _Rule:
     """Routers get a gradient (straight-through)."""
     keeps: bool
     """The prompt's selection stays for the answer."""
+    source: Literal["tokens", "task", "chance"]
+    """What the choice depends on."""
     router_input: RouterInput | None
     """What the routers read; None = there are no routers, chance selects."""
 
@@ -98,7 +96,7 @@ class MixLoraLayer(BaseTunerLayer):
     def update_layer(self, adapter_name: str, config: MixLoraConfig) -> None:
         """Add the parameters of a new adapter, initialised so that it changes nothing (`init_weights`)."""
         width = self.in_features
-        if config.routing == "task":
+        if config.router.source == "task":
             assert config.task_embedding_dim is not None  # the model fills it in
             width = config.task_embedding_dim
         self.rules[adapter_name] = _Rule(
@@ -108,7 +106,8 @@ class MixLoraLayer(BaseTunerLayer):
             dropout=config.dropout,
             learns=config.router_grad == "straight_through",
             keeps=config.decode == "prefill",
-            router_input=choose_router_input(config),
+            source=config.router.source,
+            router_input=None if config.router.reads is None else config.router.reads(config),
         )
         # Its key is there from the start: a new one would make `torch.compile` begin again.
         self.last_selection[adapter_name] = None
@@ -119,7 +118,7 @@ class MixLoraLayer(BaseTunerLayer):
             nn.init.uniform_(factors_b.weight, -(config.r**-0.5), config.r**-0.5)
         self.mixlora_factors_b[adapter_name] = factors_b
         self.mixlora_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
-        if config.routing != "random":
+        if config.router.reads is not None:
             self.mixlora_router_a[adapter_name] = nn.Linear(width, config.factors, bias=False)
             self.mixlora_router_b[adapter_name] = nn.Linear(width, config.factors, bias=False)
             if config.cfs != "none":
@@ -296,11 +295,7 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
             if kept is not None:
                 self._check_rows(kept.selection.index_a.shape[0], rows, info)
                 return kept
-        if (
-            (info.orphan or info.continues)
-            and rule.keeps
-            and rule.router_input in (pooled_all, pooled_prompt)
-        ):
+        if (info.orphan or info.continues) and rule.keeps and rule.source == "tokens":
             raise ValueError(
                 f"{self.name}: this pass goes on with a cache that no pass of this model with the adapter {name} has "
                 "filled, so the factors of its prompt are not known; let them fill it, and hand that very object on"
@@ -332,14 +327,14 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
         return rows_a, rows_b
 
     def _select(self, name: str, rule: _Rule, hidden: Tensor, rows: Tensor, info: ForwardInfo) -> Selection:
-        if not info.own_rows and (rule.router_input is task_embedding or info.seeds is not None):
+        if not info.own_rows and (rule.source == "task" or info.seeds is not None):
             raise ValueError(
                 f"{self.name}: this layer's rows are not those of the batch, so neither task_embeddings nor "
                 "routing_seeds can be given to them; leave the layer out of target_modules"
             )
         if rule.router_input is None:
             return self._select_by_chance(rule, rows, info)
-        if rule.router_input is not task_embedding:
+        if rule.source == "tokens":
             info.check_choice(rows, self.name)
         learning = rule.learns and torch.is_grad_enabled()
         # Near-ties must fall the same way whatever type the layer computes in.

@@ -68,7 +68,7 @@ class MixLoraModel(BaseTuner):
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
         config = super()._prepare_adapter_config(peft_config, model_config)
         assert isinstance(config, MixLoraConfig)
-        if config.routing == "task" and config.task_embedding_dim is None:
+        if config.router.source == "task" and config.task_embedding_dim is None:
             text_config = model_config.get("text_config") or model_config
             width = text_config.get("hidden_size") if isinstance(text_config, Mapping) else None
             if width is None:
@@ -110,7 +110,7 @@ class MixLoraModel(BaseTuner):
                 f"{asked} belongs to a state-space layer whose kernel reads the weight and never calls the layer, so "
                 "an adapter there would do nothing; leave it out"
             )
-        if config.routing == "instance" and target is output_layer(self.model):
+        if config.router.source == "tokens" and target is output_layer(self.model):
             raise ValueError(
                 f"{asked} is the output layer, which reads only the tokens whose logits are wanted, and an instance's "
                 "factors are chosen from all of its tokens; leave it out, train it whole (modules_to_save), or use "

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from mixlora_cli.data.cache import WITHOUT_FEATURES, cache_root, unusable
 from mixlora_cli.data.collate import PixelLoader
-from mixlora_cli.data.pictures import PIXELS, read_picture
+from mixlora_cli.data.images import PIXELS, read_picture
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.base import Base
+from mixlora_cli.paths import WITHOUT_FEATURES, cache_root, unusable
 
 
 class FeatureTower(nn.Module):

@@ -9,11 +9,11 @@ import torch
 from rich.console import Console
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from mixlora_cli.data.cache import cache_root
 from mixlora_cli.data.template import SMOLLM
 from mixlora_cli.models import mini, tower
 from mixlora_cli.models.base import Base
 from mixlora_cli.models.stage_one import ASSET, StageOne, load_stage_one
+from mixlora_cli.paths import cache_root
 from mixlora_cli.store import folder_beside, rename_unless_there
 
 IMAGE_SIZE = 160

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mixlora_cli.config.schema import ModelConfig
-from mixlora_cli.data.cache import cache_root
+from mixlora_cli.config import ModelConfig
 from mixlora_cli.errors import UserError
+from mixlora_cli.paths import cache_root
 
 
 def prepared_folder(model: ModelConfig) -> Path:

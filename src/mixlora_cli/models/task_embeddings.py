@@ -17,9 +17,9 @@ from rich.console import Console
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from mixlora_cli.data.cache import cache_root
 from mixlora_cli.method.pooling import masked_mean
 from mixlora_cli.models.text_encoder import TextEncoder
+from mixlora_cli.paths import cache_root
 from mixlora_cli.progress import with_bar
 
 _MANY = 8  # definitions, from which on a person wants to see that something goes on

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from mixlora_cli.data.pictures import as_shown, locate_picture, open_picture
+from mixlora_cli.data.images import as_shown, locate_picture, open_picture
 from mixlora_cli.data.problems import BadRecord
 from mixlora_cli.evaluation.predictions import Prediction
 

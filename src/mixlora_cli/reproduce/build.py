@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mixlora_cli.config.schema import TrainConfig
-from mixlora_cli.config.table import TableConfig
+from mixlora_cli.config import TableConfig, TrainConfig
 from mixlora_cli.evaluation.benchmarks import seen_title
 from mixlora_cli.evaluation.marks import Marks
 from mixlora_cli.evaluation.results import read_results

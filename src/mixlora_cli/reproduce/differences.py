@@ -10,17 +10,17 @@ import numpy as np
 from mixlora_cli.evaluation.benchmarks import MEAN_TITLE
 from mixlora_cli.evaluation.comparison import Group, paired_over_seeds
 from mixlora_cli.evaluation.marks import pairs, read_run, shared_by_all
-from mixlora_cli.evaluation.paired import (
+from mixlora_cli.reproduce.build import RowValues, TableValues
+from mixlora_cli.reproduce.layout import AVERAGE_TITLE, Pair
+from mixlora_cli.stats import (
     Difference,
+    Floats,
     compare_means,
     compare_right_over_seeds,
     compare_seeds,
     holm,
     why_untested,
 )
-from mixlora_cli.evaluation.statistics import Floats
-from mixlora_cli.reproduce.build import RowValues, TableValues
-from mixlora_cli.reproduce.layout import AVERAGE_TITLE, Pair
 
 
 @dataclass(frozen=True)

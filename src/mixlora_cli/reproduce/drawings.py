@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mixlora_cli.config.reproduce import ReproduceConfig
+from mixlora_cli.config import ReproduceConfig
 from mixlora_cli.reproduce.cell import Part
 from mixlora_cli.reproduce.layout import Row
 

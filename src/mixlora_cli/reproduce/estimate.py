@@ -8,12 +8,10 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from functools import cache
 
-from mixlora_cli.config.plan import PlanConfig
-from mixlora_cli.config.reproduce import ReproduceConfig
-from mixlora_cli.config.schema import EvalConfig, TrainConfig
+from mixlora_cli.config import EvalConfig, PlanConfig, ReproduceConfig, TrainConfig
 from mixlora_cli.data.mini.build import mini_root
 from mixlora_cli.data.mini.plan import Counts
-from mixlora_cli.data.mini.tasks import SEEN_TASKS
+from mixlora_cli.data.mini.seen import SEEN_TASKS
 from mixlora_cli.errors import UserError
 from mixlora_cli.reproduce.compose import composed
 

@@ -11,8 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mixlora_cli.config.reproduce import ReproduceConfig
-from mixlora_cli.config.schema import TrainConfig
+from mixlora_cli.config import ReproduceConfig, TrainConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.reproduce.cell import Cell
 from mixlora_cli.reproduce.compose import sweep_of

@@ -9,8 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mixlora_cli.config.reproduce import ReproduceConfig
-from mixlora_cli.config.schema import EvalConfig, TrainConfig
+from mixlora_cli.config import EvalConfig, ReproduceConfig, TrainConfig
 from mixlora_cli.reproduce.cell import EVALUATION, SEEN_EVALUATION, Part, plain
 from mixlora_cli.reproduce.compose import composed, versions
 from mixlora_cli.reproduce.estimate import answer_seconds, train_seconds

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mixlora_cli.config.reproduce import MOST_JOBS, ReproduceConfig
+from mixlora_cli.config import MOST_JOBS, ReproduceConfig
 from mixlora_cli.errors import WorkerFailed
 from mixlora_cli.launch.environment import threads_each
 from mixlora_cli.output import require_writable
@@ -102,7 +102,7 @@ def _print_table(config: ReproduceConfig, outcome: Outcome, console: Console) ->
             for part in cell.parts[1:]:
                 console.print(f"{part.name} of {cell.title}: {part.result.parent}")
         return
-    from mixlora_cli.config.table import TableConfig
+    from mixlora_cli.config import TableConfig
     from mixlora_cli.reproduce.table import table
 
     if not outcome.done:

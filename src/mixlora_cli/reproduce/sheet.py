@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mixlora_cli.evaluation.paired import Difference
 from mixlora_cli.reproduce.build import RowValues, TableValues
 from mixlora_cli.reproduce.differences import PairLine
 from mixlora_cli.reproduce.layout import ABSENT, Scale
 from mixlora_cli.reproduce.paper import published
 from mixlora_cli.reproduce.values import Value
+from mixlora_cli.stats import Difference
 
 UNITS = "MME in points, the rest in per cent; [...]: 95 % interval"
 SIGNIFICANCE = 0.05
@@ -147,7 +147,7 @@ def _seeds_cell(line: PairLine | None, column: str) -> Cell:
 
 def _cell(difference: Difference, column: str, star: str) -> Cell:
     digits = digits_of(column)
-    low, high = difference.interval.low, difference.interval.high
+    low, high = difference.low, difference.high
     p = "p<0.001" if difference.p < 0.001 else f"p={difference.p:.3f}"
     value = round(difference.value, digits) + 0.0  # no "-0.0"
     return Cell(f"{value:+.{digits}f}{star}", f"[{low:.{digits}f}, {high:.{digits}f}]", p)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mixlora_cli.config.table import TableConfig
+from mixlora_cli.config import TableConfig
 from mixlora_cli.reproduce.build import build_table
 from mixlora_cli.reproduce.differences import pair_lines
 from mixlora_cli.reproduce.sheet import differences_sheet, values_sheet

@@ -9,10 +9,9 @@ import numpy as np
 
 from mixlora_cli.evaluation.benchmarks import MEAN_TITLE
 from mixlora_cli.evaluation.marks import Marks
-from mixlora_cli.evaluation.paired import over_seeds
 from mixlora_cli.evaluation.results import JudgedScore, Results, Score
-from mixlora_cli.evaluation.statistics import SEED, Floats, bootstrap_means, percentile, wilson
 from mixlora_cli.reproduce.layout import AVERAGE_TITLE
+from mixlora_cli.stats import SEED, Floats, bootstrap_means, over_seeds, percentile, wilson
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,8 @@ def over_runs(values: Sequence[Value]) -> Value | None:
     if len(values) < 2:
         return values[0] if values else None
     mean = over_seeds([each.value for each in values])
-    low, high = (mean.interval.low, mean.interval.high) if mean.interval else (None, None)
-    return Value(mean.value, low, high, len(values))
+    assert mean.value is not None
+    return Value(mean.value, mean.low, mean.high, len(values))
 
 
 def of_results(results: Results, columns: Sequence[str], judge: str | None) -> dict[str, Value]:
@@ -68,7 +67,7 @@ def of_marks(marks: Mapping[str, Marks], titles: Mapping[str, str]) -> dict[str,
     if len(arrays) == len(titles):
         rng = np.random.default_rng(SEED)
         samples = np.mean([100 * bootstrap_means(each[:, None], rng)[:, 0] for each in arrays], axis=0)
-        interval = percentile(samples)
         mean = float(np.mean([value.value for value in values.values()]))
+        interval = percentile(mean, samples)
         values[AVERAGE_TITLE] = Value(mean, interval.low, interval.high)
     return values

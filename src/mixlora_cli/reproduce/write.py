@@ -129,7 +129,7 @@ def differences_csv(lines: Sequence[PairLine]) -> str:
             ("over seeds", line.seeds, ""),
         ):
             if found is not None:
-                ends = [found.value, found.interval.low, found.interval.high, found.p]
+                ends = [found.value, found.low, found.high, found.p]
                 rows.append([line.pair.left, line.pair.right, line.column, by, *ends, corrected, found.test])
     return _csv(fields, rows)
 

@@ -13,10 +13,9 @@ from rich.console import Console
 from torch import Tensor, nn
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
-from mixlora_cli.config.schema import TrainConfig, WandbConfig
-from mixlora_cli.data.batches import EncodedDataset, encode_records
-from mixlora_cli.data.cache import require_cache
+from mixlora_cli.config import TrainConfig, WandbConfig
 from mixlora_cli.data.collate import Collator, Features, PixelLoader
+from mixlora_cli.data.encode import EncodedDataset, encode_records
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.launch.group import group_left_at_exit
 from mixlora_cli.models.adapters import attach_adapter, num_parameters
@@ -26,6 +25,7 @@ from mixlora_cli.models.features import FeatureCache
 from mixlora_cli.models.prepared import require_prepared
 from mixlora_cli.models.task_routing import embedding_width, routing_to_train
 from mixlora_cli.output import alone_in
+from mixlora_cli.paths import require_cache
 from mixlora_cli.store import write_errors
 from mixlora_cli.training.arguments import build_arguments
 from mixlora_cli.training.deepspeed import loads_whole_weights
@@ -36,7 +36,7 @@ from mixlora_cli.training.progress import ProgressReport
 from mixlora_cli.training.routing_health import tend_routing
 from mixlora_cli.training.routing_summary import collapse_warning
 from mixlora_cli.training.run_folder import RunFolder
-from mixlora_cli.training.text_only import stand_in_for_text
+from mixlora_cli.training.text_only import dummy_image_for_text
 from mixlora_cli.training.trainer import AdapterTrainer
 
 
@@ -149,7 +149,7 @@ def build_trainer(
             features,
             with_indices=True,
             embeddings=embeddings,
-            stand_in=stand_in_for_text(model, base, dataset, features, arguments),
+            dummy_image=dummy_image_for_text(model, base, dataset, features, arguments),
         ),
         callbacks=callbacks,
     )

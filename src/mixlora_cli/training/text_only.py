@@ -1,27 +1,26 @@
-"""Whether batches without a picture need a stand-in, so that no process waits for another's projector."""
+"""Whether batches without a picture need a dummy image, so that no process waits for another's projector."""
 
 from __future__ import annotations
 
 from torch import nn
 from transformers import TrainingArguments
 
-from mixlora_cli.data.batches import EncodedDataset
-from mixlora_cli.data.collate import Features
-from mixlora_cli.data.stand_in import StandIn, build_stand_in
+from mixlora_cli.data.collate import DummyImage, Features, build_dummy_image
+from mixlora_cli.data.encode import EncodedDataset
 from mixlora_cli.models.base import Base
 
 
-def stand_in_for_text(
+def dummy_image_for_text(
     model: nn.Module,
     base: Base,
     dataset: EncodedDataset,
     features: Features,
     arguments: TrainingArguments,
-) -> StandIn | None:
-    """A stand-in where a text-only batch can occur and would leave out weights that all processes share; else None."""
-    has_text = any(image is None for image in dataset.items.images)
+) -> DummyImage | None:
+    """A dummy image where a text-only batch can occur and would leave out weights that processes share; else None."""
+    has_text = any(item.image is None for item in dataset.items)
     if has_text and (trains_beside_the_language_model(model) or _spreads_weights(arguments)):
-        return build_stand_in(base.image_token_id, base.num_image_tokens, features)
+        return build_dummy_image(base.image_token_id, base.num_image_tokens, features)
     return None
 
 

@@ -14,8 +14,7 @@ from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from mixlora_cli.data.batches import EncodedDataset
-from mixlora_cli.data.encode import IGNORE
+from mixlora_cli.data.encode import IGNORE, EncodedDataset
 from mixlora_cli.method.model import MixLoraModel
 from mixlora_cli.models.adapters import TRAINED_WEIGHTS, load_trained_weights, save_adapter
 from mixlora_cli.store import sync_files

@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from mixlora_cli.config.bench import Part
+from mixlora_cli.config import Part
 
 Value = str | int | float
 MAX_ROUNDS = 500

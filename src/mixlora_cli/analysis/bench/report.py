@@ -31,7 +31,7 @@ from mixlora_cli.analysis.bench.whole import (
     SAME_ANSWERS,
     SCORING,
 )
-from mixlora_cli.config.bench import Part
+from mixlora_cli.config import Part
 from mixlora_cli.plots import HUES, figure
 from mixlora_cli.stats import ABSENT, Estimate, ratio_of_medians
 from mixlora_cli.store import write_json, write_text

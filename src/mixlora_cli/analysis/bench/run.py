@@ -24,7 +24,7 @@ from rich.console import Console
 from mixlora_cli.analysis.bench.counters import Measurement, Value
 from mixlora_cli.analysis.bench.report import Findings, find, print_report, write_report
 from mixlora_cli.analysis.bench.whole import WholeModel, measure
-from mixlora_cli.config.bench import BenchConfig, BenchSettings, Precision, parse_shape
+from mixlora_cli.config import BenchConfig, BenchSettings, Precision, parse_shape
 from mixlora_cli.output import alone_in
 from mixlora_cli.progress import counting, say
 from mixlora_cli.store import Log, digest_of, move_aside, open_log

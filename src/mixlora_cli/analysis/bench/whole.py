@@ -30,9 +30,8 @@ from mixlora_cli.analysis.bench.counters import (
     saved_bytes,
 )
 from mixlora_cli.analysis.bench.layers import DTYPES, Bench, LayerCase, build_bench, into_published_form
-from mixlora_cli.config.bench import BenchConfig, Part
-from mixlora_cli.config.schema import AdapterConfig, OptimConfig, RoutingConfig, TrainConfig
-from mixlora_cli.data.batches import EncodedDataset, Item, encode_prompts, encode_records
+from mixlora_cli.config import AdapterConfig, BenchConfig, OptimConfig, Part, RoutingConfig, TrainConfig
+from mixlora_cli.data.encode import EncodedDataset, Item, encode_prompts, encode_records
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.evaluation.benchmarks import BENCHMARKS, FROM_THE_PAPER
 from mixlora_cli.evaluation.generate import Generator, batches

@@ -10,8 +10,8 @@ from rich.console import Console
 from mixlora_cli.analysis.export.fit import Pools
 from mixlora_cli.analysis.export.moments import Moments, expected_at_random, observed, total
 from mixlora_cli.analysis.selections.at_prompt import ADAPTER, selections_at_prompt, tuner_of
-from mixlora_cli.data.batches import Item
 from mixlora_cli.data.collate import Collator
+from mixlora_cli.data.encode import Item
 from mixlora_cli.evaluation.generate import batches
 from mixlora_cli.method.config import MixLoraConfig
 from mixlora_cli.method.layer import MixLoraLinear

@@ -11,7 +11,7 @@ from mixlora_cli.analysis.export.exam import Answers
 from mixlora_cli.evaluation.metrics import EXACT
 from mixlora_cli.evaluation.scorers import exact_match
 from mixlora_cli.evaluation.scoring import score_predictions
-from mixlora_cli.evaluation.statistics import SEED, Floats, Interval, bootstrap_means, percentile, wilson
+from mixlora_cli.stats import SEED, Floats, bootstrap_means, wilson
 
 BASE, MIXLORA, STATIC = "base", "mixlora", "static"
 KINDS = (BASE, MIXLORA, STATIC)
@@ -59,18 +59,19 @@ def mean_over_tasks(tasks: Sequence[Floats]) -> Estimate:
     count = sum(map(len, tasks))
     numerators = np.concatenate([rows[:, 0] for rows in tasks])
     if np.ptp(numerators) == 0 and numerators[0] in (-1.0, 0.0, 1.0):
-        interval = _of_one_value(float(numerators[0]), count)
+        low, high = _of_one_value(float(numerators[0]), count)
     else:
         rng = np.random.default_rng(SEED)
         samples = [bootstrap_means(rows, rng) for rows in tasks]
-        interval = percentile(np.mean([sums[:, 0] / sums[:, 1] for sums in samples], axis=0))
-    return Estimate(value, interval.low, interval.high, count)
+        ratios = np.mean([sums[:, 0] / sums[:, 1] for sums in samples], axis=0)
+        low, high = (float(end) for end in np.percentile(ratios, (2.5, 97.5)))
+    return Estimate(value, low, high, count)
 
 
-def _of_one_value(value: float, count: int) -> Interval:
+def _of_one_value(value: float, count: int) -> tuple[float, float]:
     """Interval of a mean of n differences of marks that are all 0, 1 or -1."""
-    unseen = wilson(0, count).high
-    return Interval(max(value - unseen, -1.0), min(value + unseen, 1.0))
+    unseen = wilson(0, count).high or 0.0
+    return max(value - unseen, -1.0), min(value + unseen, 1.0)
 
 
 def _each_and_all(rows: Mapping[str, Floats]) -> dict[str, Estimate]:

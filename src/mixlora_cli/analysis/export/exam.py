@@ -13,15 +13,14 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mixlora_cli.data.batches import Item, encode_prompts
 from mixlora_cli.data.collate import Collator, Features, generation_collator
-from mixlora_cli.data.encode import IGNORE, encode
+from mixlora_cli.data.encode import IGNORE, Item, encode, encode_prompts
 from mixlora_cli.data.records import Record
 from mixlora_cli.evaluation.generate import Generator, batches
 from mixlora_cli.evaluation.predictions import Prediction
-from mixlora_cli.evaluation.statistics import Floats
 from mixlora_cli.method.model import MixLoraModel
 from mixlora_cli.models.base import Base
+from mixlora_cli.stats import Floats
 from mixlora_cli.training.loss import head_sees_only, label_positions
 
 Model = PreTrainedModel | PeftModel
@@ -83,7 +82,7 @@ def make_questions(task: str, records: Sequence[Record], base: Base, on_error: A
 def _question(task: str, record: Record, prompt: Item, base: Base) -> Question:
     # Earlier answers of a conversation are part of the prompt, here as in generation.
     whole = encode(record, base).input_ids
-    labels = [IGNORE] * prompt.length + whole[prompt.length :]
+    labels = [IGNORE] * prompt.length + [*whole[prompt.length :]]
     *_, asked, target = record.conversation
     prediction = Prediction("heldout", record.index, task, record.id, asked.text, target.text.strip(), "")
     return Question(prompt, replace(prompt, input_ids=whole, labels=labels), prediction)

@@ -13,9 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mixlora_cli.analysis.interference.groups import Factors
-from mixlora_cli.data.batches import Item
 from mixlora_cli.data.collate import Collator
-from mixlora_cli.data.encode import IGNORE
+from mixlora_cli.data.encode import IGNORE, Item
 from mixlora_cli.method.model import MixLoraModel
 from mixlora_cli.training.loss import head_sees_only, label_positions, token_loss
 from mixlora_cli.training.precision import matrix_products_in

@@ -26,8 +26,8 @@ from mixlora_cli.analysis.interference.progress import Advance, batch_progress, 
 from mixlora_cli.analysis.interference.sample import encode_batches
 from mixlora_cli.analysis.interference.scores import Measurement
 from mixlora_cli.analysis.interference.store import TaskStore, fingerprint, task_stores
-from mixlora_cli.data.batches import Item
 from mixlora_cli.data.collate import Collator, PixelLoader
+from mixlora_cli.data.encode import Item
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.fingerprint import prompt_digest
 from mixlora_cli.launch.team import Team

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from peft import PeftModel
 
-from mixlora_cli.data.batches import Item
 from mixlora_cli.data.collate import Collator
+from mixlora_cli.data.encode import Item
 from mixlora_cli.method.model import MixLoraModel
 from mixlora_cli.method.selection import Selection
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 from rich.console import Console
 
-from mixlora_cli.data.pictures import as_shown, open_picture
+from mixlora_cli.data.images import as_shown, open_picture
 from mixlora_cli.progress import with_bar
 from mixlora_cli.report.thumbnails import encoded
 

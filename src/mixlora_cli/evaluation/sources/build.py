@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixlora_cli.data.cache import cache_root
 from mixlora_cli.data.template import IMAGE_MARKER
 from mixlora_cli.data.text_files import lone_surrogate
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.sources.origin import Question, Row, question_of
+from mixlora_cli.paths import cache_root
 
 RECORDS, PICTURES, ABOUT = "records.jsonl", "images", "about.json"
 _VERSION = "1"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixlora_cli.data.pictures import stamp
+from mixlora_cli.data.images import stamp
 from mixlora_cli.data.text_files import numbered_lines, parse_json, read_text
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.sources.files import parquet_files
