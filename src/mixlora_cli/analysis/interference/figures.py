@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from mixlora_cli import plots
 from mixlora_cli.analysis.interference.files import Stored
-from mixlora_cli.analysis.interference.passes import Floats
+from mixlora_cli.analysis.interference.gradients import MATRICES, Floats
 from mixlora_cli.analysis.interference.scores import Measurement, score
-from mixlora_cli.analysis.interference.summary import MATRICES, layer_part
 from mixlora_cli.config import DrawConfig, Variant
 from mixlora_cli.errors import UserError
 
-COLOURS = "RdBu_r"  # red: helps, blue: harms; told apart by colour-blind eyes too
 _CELL, _LABEL, _TITLE, _BAR = 0.52, 1.25, 0.55, 1.1  # inches
 _QUANTILE = 95  # of all cells: what is beyond gets the last colour, and its number
 _NAMES = {
@@ -31,27 +30,25 @@ _BLOCKS = {"mlp": "MLP", "attention": "self-attention", "other": "other"}
 
 
 @dataclass(frozen=True)
-class Panel:
-    """One heatmap."""
+class Heatmap:
+    """One panel of a figure."""
 
     title: str
     values: Floats
     """(T, T): effect of task j (column) on task i (row)."""
 
 
-def draw_all(found: Sequence[Stored], folder: Path, settings: DrawConfig) -> list[Path]:
+def draw_all(found: Sequence[Stored], folder: Path, settings: DrawConfig) -> None:
     """Write the figures of one measurement, or of two (the one that is compared with first), as PNG and SVG.
 
     Raises:
         UserError: `draw.layers` names a layer that was not measured.
     """
     prefix = "compare_" if len(found) > 1 else ""
-    variant = settings.score
-    average = _average_panels(found, variant)
-    layers = _layer_panels(found, settings)
-    tasks = found[0].measurement.tasks
-    written = _draw(average, tasks, variant, folder / f"{prefix}average")
-    return written + (_draw(layers, tasks, variant, folder / f"{prefix}layers") if layers else [])
+    tasks, variant = found[0].measurement.tasks, settings.score
+    _draw(_averages(found, variant), tasks, variant, folder / f"{prefix}average")
+    if layers := _by_layer(found, settings):
+        _draw(layers, tasks, variant, folder / f"{prefix}layers")
 
 
 def choose_layers(measurement: Measurement, wanted: Sequence[int] | None) -> list[int]:
@@ -71,11 +68,14 @@ def choose_layers(measurement: Measurement, wanted: Sequence[int] | None) -> lis
     return list(dict.fromkeys(wanted))
 
 
-def _average_panels(found: Sequence[Stored], variant: Variant) -> list[list[Panel]]:
+def _averages(found: Sequence[Stored], variant: Variant) -> list[list[Heatmap]]:
     """Figure 7: a row of panels for A and one for B with two adapters, else one row."""
     rows = [
         [
-            Panel(f"{one.label}\nmatrix {matrix}, all layers", _values(one.measurement, matrix, variant))
+            Heatmap(
+                f"{one.label}\nmatrix {matrix}, all layers",
+                score(one.measurement.of(matrix=matrix), variant).value,
+            )
             for one in found
         ]
         for matrix in MATRICES
@@ -83,56 +83,32 @@ def _average_panels(found: Sequence[Stored], variant: Variant) -> list[list[Pane
     return rows if len(found) > 1 else [[panel for row in rows for panel in row]]
 
 
-def _values(measurement: Measurement, matrix: str, variant: Variant) -> Floats:
-    return score(measurement.only([group.matrix == matrix for group in measurement.groups]), variant).value
-
-
-def _layer_panels(found: Sequence[Stored], settings: DrawConfig) -> list[list[Panel]]:
+def _by_layer(found: Sequence[Stored], settings: DrawConfig) -> list[list[Heatmap]]:
     """Figure 2: a row for each block of each adapter, in it A and B of each chosen layer."""
     layers = choose_layers(found[0].measurement, settings.layers)
     rows = []
-    for block in _BLOCKS:
+    for block, name in _BLOCKS.items():
         for one in found:
             row = []
             for matrix in MATRICES:
                 for layer in layers:
-                    part = layer_part(one.measurement, block, layer, matrix)
-                    title = f"{one.label}\n{_BLOCKS[block]} of layer {layer}, {matrix}"
+                    part = one.measurement.of(block=block, number=layer, matrix=matrix)
+                    title = f"{one.label}\n{name} of layer {layer}, {matrix}"
                     if part.groups:
-                        row.append(Panel(title, score(part, settings.score).value))
+                        row.append(Heatmap(title, score(part, settings.score).value))
             if row:
                 rows.append(row)
     return rows
 
 
-def scale_of(panels: Sequence[Panel]) -> float:
-    """End of the colour scale that all panels share: almost all cells off the diagonals are within."""
-    cells = np.concatenate([panel.values[~np.eye(len(panel.values), dtype=bool)] for panel in panels])
-    cells = np.abs(cells[np.isfinite(cells)])
-    return max(float(np.percentile(cells, _QUANTILE)) if len(cells) else 0.0, 1e-6)
-
-
-def label_lines(task: str, width: int = 16) -> str:
-    """A task's name over several lines, broken where its words end; underscores read as spaces."""
-    words = re.sub(r"_+", " ", task.replace("+", ": ")).strip()
-    return "\n".join(textwrap.wrap(words, width, break_long_words=True)) or task
-
-
-def _draw(rows: Sequence[Sequence[Panel]], tasks: Sequence[str], variant: Variant, path: Path) -> list[Path]:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+def _draw(rows: Sequence[Sequence[Heatmap]], tasks: Sequence[str], variant: Variant, path: Path) -> None:
     side = _CELL * len(tasks)
     columns = max(len(row) for row in rows)
     width = _LABEL + columns * (side + 0.3) + _BAR
     height = len(rows) * (side + _TITLE) + _LABEL + 0.6
-    limit = scale_of([panel for row in rows for panel in row])
-    with pyplot.rc_context({"svg.hashsalt": "mixlora", "font.size": 9, "font.family": "DejaVu Sans"}):
-        figure, axes = pyplot.subplots(
-            len(rows), columns, figsize=(max(width, 6.5), height), squeeze=False, layout="constrained"
-        )
+    limit = _end_of_scale([panel for row in rows for panel in row])
+    paths = [path.with_suffix(".png"), path.with_suffix(".svg")]
+    with plots.figure(paths, len(rows), columns, figsize=(max(width, 6.5), height)) as (figure, axes):
         image: Any = None
         for r, row in enumerate(rows):
             for c in range(columns):
@@ -146,35 +122,39 @@ def _draw(rows: Sequence[Sequence[Panel]], tasks: Sequence[str], variant: Varian
         bar.set_label(
             f"interference of j on i, {_NAMES[variant]}\nblue: harms, red: helps; diagonal: 1 by construction"
         )
-        paths = [path.with_suffix(".png"), path.with_suffix(".svg")]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(paths[0], dpi=130)
-        figure.set_layout_engine("none")  # it stays as it is: arranging it again takes as long as drawing it
-        figure.savefig(paths[1], metadata={"Date": None})
-        pyplot.close(figure)
-    return paths
 
 
-def _heatmap(axes: Any, panel: Panel, tasks: Sequence[str], limit: float, first: bool, last: bool) -> Any:
+def _end_of_scale(panels: Sequence[Heatmap]) -> float:
+    """Where the colours of all panels end: almost all cells off the diagonals are within."""
+    cells = np.concatenate([panel.values[~np.eye(len(panel.values), dtype=bool)] for panel in panels])
+    cells = np.abs(cells[np.isfinite(cells)])
+    return max(float(np.percentile(cells, _QUANTILE)) if len(cells) else 0.0, 1e-6)
+
+
+def _heatmap(axes: Any, panel: Heatmap, tasks: Sequence[str], limit: float, first: bool, last: bool) -> Any:
     """One panel; its diagonal is grey, because it says nothing."""
     shown = np.where(np.eye(len(tasks), dtype=bool), np.nan, panel.values)
     axes.set_facecolor("0.85")
-    image = axes.imshow(shown, cmap=COLOURS, vmin=-limit, vmax=limit)
+    image = axes.imshow(shown, cmap=plots.DIVERGING, vmin=-limit, vmax=limit)
     for i, j in np.ndindex(*panel.values.shape):
         value = float(panel.values[i, j])
         if i != j:
             strong = np.isfinite(value) and abs(value) > 0.6 * limit
-            axes.text(
-                j, i, _short(value), ha="center", va="center", fontsize=7, color="white" if strong else "0.1"
-            )
-    labels = [label_lines(task) for task in tasks]
+            colour = "white" if strong else "0.1"
+            axes.text(j, i, _short(value), ha="center", va="center", fontsize=7, color=colour)
+    labels = [_in_lines(task) for task in tasks]
     axes.set_xticks(range(len(tasks)), labels if last else [], rotation=90, fontsize=8)
     axes.set_yticks(range(len(tasks)), labels if first else [], fontsize=8)
     axes.tick_params(length=0)
     axes.set_title(panel.title, fontsize=9)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines[:].set_visible(False)
     return image
+
+
+def _in_lines(task: str) -> str:
+    """A task's name over several lines, broken where its words end; underscores read as spaces."""
+    words = re.sub(r"_+", " ", task.replace("+", ": ")).strip()
+    return "\n".join(textwrap.wrap(words, 16, break_long_words=True)) or task
 
 
 def _short(value: float) -> str:
