@@ -23,8 +23,7 @@ from mixlora_cli.config import (
     TrainConfig,
 )
 from mixlora_cli.models.adapters import attach_adapter
-from mixlora_cli.training.loss import head_sees_only, token_loss
-from mixlora_cli.training.precision import inputs_keep_their_dtype
+from mixlora_cli.models.forward import head_sees_only, inputs_keep_their_dtype, token_loss
 
 BATCH, LENGTH, LABELS = 3, 48, 5
 RANK, FACTORS, LAYERS, VOCABULARY = 4, 16, 3, 160

@@ -27,7 +27,7 @@ from mixlora_cli.analysis.bench.counters import Operations, count_operations, sa
 from mixlora_cli.analysis.bench.layers import into_published_form
 from mixlora_cli.config import TrainConfig
 from mixlora_cli.models.adapters import attach_adapter
-from mixlora_cli.training.precision import inputs_keep_their_dtype
+from mixlora_cli.models.forward import inputs_keep_their_dtype
 
 META = torch.device("meta")
 _FUSED = "mixlora_fused_on_meta"

@@ -32,13 +32,13 @@ from mixlora_cli.data.mini.plan import Counts as MiniCounts
 from mixlora_cli.data.mini.seen import SEEN_TASKS
 from mixlora_cli.data.records import read_annotations
 from mixlora_cli.errors import UserError
+from mixlora_cli.models.forward import choose_dtype
+from mixlora_cli.models.networks import STRIDE
 from mixlora_cli.models.skeleton import attach_to_skeleton, build_skeleton
-from mixlora_cli.models.tower import STRIDE
 from mixlora_cli.progress import say
 from mixlora_cli.store import write_json
 from mixlora_cli.tables import Table, show
-from mixlora_cli.training.accumulation import accumulation
-from mixlora_cli.training.precision import choose_dtype
+from mixlora_cli.training.arguments import accumulation
 
 FILE = "plan.json"
 PUBLISHED_INSTANCES = 191_105

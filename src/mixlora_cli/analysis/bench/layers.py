@@ -26,7 +26,7 @@ from mixlora_cli.method.selection import (
     independent_probabilities,
     top_factors,
 )
-from mixlora_cli.training.precision import matrix_products_in
+from mixlora_cli.models.forward import matrix_products_in
 
 LINEAR, LORA, PUBLISHED = "linear", "lora", "published"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

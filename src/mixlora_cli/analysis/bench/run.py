@@ -25,10 +25,10 @@ from mixlora_cli.analysis.bench.counters import Measurement, Value
 from mixlora_cli.analysis.bench.report import Findings, find, print_report, write_report
 from mixlora_cli.analysis.bench.whole import WholeModel, measure
 from mixlora_cli.config import BenchConfig, BenchSettings, Precision, parse_shape
+from mixlora_cli.models.forward import choose_dtype, multiplies_bf16
 from mixlora_cli.output import alone_in
 from mixlora_cli.progress import counting, say
 from mixlora_cli.store import Log, digest_of, move_aside, open_log
-from mixlora_cli.training.precision import choose_dtype, multiplies_bf16
 from mixlora_cli.training.run_folder import versions
 
 FORMAT = "mixlora-bench-measurements/1"

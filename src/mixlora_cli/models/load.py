@@ -1,8 +1,11 @@
-"""Any Hugging Face checkpoint of LLaVA class, from the hub or a local folder."""
+"""A base model ready to be adapted: what every command needs to know of it, whatever it is."""
 
 from __future__ import annotations
 
 import hashlib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +16,63 @@ from transformers import (
     AutoProcessor,
     LlavaConfig,
     PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from mixlora_cli.config import ModelConfig
-from mixlora_cli.data.template import TEMPLATES
+from mixlora_cli.data.template import TEMPLATES, Template
 from mixlora_cli.errors import UserError
-from mixlora_cli.models import linear_llava, tower
-from mixlora_cli.models.base import Base
+from mixlora_cli.models.networks import register_models
+from mixlora_cli.paths import cache_root
+
+
+@dataclass(frozen=True)
+class Base:
+    """A vision-language model of LLaVA class with every parameter frozen, in eval mode, and how to feed it."""
+
+    model: PreTrainedModel
+    """Has `.model.language_model`, `.model.vision_tower`, `.model.multi_modal_projector` and `.lm_head`."""
+    tokenizer: PreTrainedTokenizerBase
+    image_processor: Callable[..., Any]
+    """`image_processor(images=[PIL], return_tensors="pt")["pixel_values"]` -> (n, 3, H, W)."""
+    num_image_tokens: int
+    """Tokens that one picture expands to in the sequence."""
+    image_token_id: int
+    template: Template
+    name: str
+    fingerprint: str
+    """Hex digest that identifies weights and preprocessing, for caches and prediction files."""
+
+
+def build_base(model: ModelConfig, dtype: torch.dtype = torch.float32) -> Base:
+    """Load the base model with frozen weights of `dtype`, in eval mode.
+
+    Raises:
+        UserError: weights or packages are missing, a model is not prepared, or the checkpoint is not of LLaVA class.
+    """
+    _quiet_libraries()
+    if model.source == "mini":
+        from mixlora_cli.models.mini import mini_base
+
+        return mini_base(dtype)
+    if model.source == "tiny":
+        from mixlora_cli.models.tiny import build_tiny
+
+        return build_tiny(model.template, dtype)
+
+    if model.source == "prepared":
+        require_prepared(model)
+        model = replace(model, source="hub", name_or_path=str(prepared_folder(model)))
+    return hub_base(model, dtype)
+
+
+def _quiet_libraries() -> None:
+    """Bars of loading parts say nothing to a person, and PEFT's use of an old name is not the user's to mend."""
+    disable_progress_bar()
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+
 
 _HEAD_BYTES = (
     1 << 20
@@ -35,8 +88,7 @@ def hub_base(model: ModelConfig, dtype: torch.dtype) -> Base:
     if model.template not in TEMPLATES:
         raise UserError(f"model.template={model.template}: must be one of {', '.join(TEMPLATES)}")
     assert model.name_or_path is not None
-    tower.register()  # a saved copy of the small model is a checkpoint like any other
-    linear_llava.register()
+    register_models()  # a saved copy of the small model is a checkpoint like any other
     source, revision = model.name_or_path, model.revision or "main"
     try:
         config = AutoConfig.from_pretrained(source, revision=revision)
@@ -96,3 +148,26 @@ def _unreadable(source: str, error: Exception) -> str:
         f"model.name_or_path={source} cannot be loaded: {reason} Give a Hugging Face id that this machine can reach, "
         "or a local folder with config.json, weights and processor files"
     )
+
+
+def prepared_folder(model: ModelConfig) -> Path:
+    """`model.name_or_path` where it is given, else `models/<name>` under the cache: `models/llava-v1-7b`."""
+    if model.name_or_path is not None:
+        return Path(model.name_or_path).expanduser()
+    return cache_root() / "models" / model.name.replace("_", "-")
+
+
+def require_prepared(model: ModelConfig) -> None:
+    """Do nothing for a model that needs no preparation, or whose preparation is complete.
+
+    Raises:
+        UserError: it has not been prepared; names the command that does it.
+    """
+    if model.source != "prepared":
+        return
+    folder = prepared_folder(model)
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"model={model.name} is not in {folder}: assemble it once with `mixlora prepare model={model.name}`; "
+            "if it is somewhere else, give model.name_or_path=<that folder> (or set MIXLORA_CACHE)"
+        )

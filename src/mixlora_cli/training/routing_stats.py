@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,32 +18,17 @@ from rich.console import Console
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from mixlora_cli.config import RoutingConfig
 from mixlora_cli.data.encode import EncodedDataset
 from mixlora_cli.method import health
 from mixlora_cli.method.layer import MixLoraLinear
 from mixlora_cli.method.model import MixLoraModel
-from mixlora_cli.training.balance import BalanceLoss
-from mixlora_cli.training.metrics import ROUTING, drop_rows_after
-from mixlora_cli.training.routing_probe import Probe, adapted_layers, selected
-from mixlora_cli.training.routing_summary import describe_collapse, has_collapsed, summarise
+from mixlora_cli.training.callbacks import ROUTING
+from mixlora_cli.training.run_folder import drop_rows_after
 
 if TYPE_CHECKING:
     from mixlora_cli.training.trainer import AdapterTrainer
 
 PROBE_INSTANCES = 4
-
-
-def tend_routing(trainer: AdapterTrainer, routing: RoutingConfig, path: Path, console: Console) -> None:
-    """Give the trainer of a MixLoRA model what `routing` asks for: a balance loss, and reports into `path`."""
-    model = getattr(trainer.model, "base_model", None)
-    if not isinstance(model, MixLoraModel):
-        return
-    if routing.balance_loss:
-        trainer.balance = BalanceLoss(model.context, routing.balance_loss)
-    if routing.health_every and adapted_layers(model):
-        trainer.health = RoutingHealth(trainer, model, routing.health_every, path, console)
-        trainer.add_callback(trainer.health)
 
 
 class RoutingHealth(TrainerCallback):
@@ -189,3 +175,126 @@ def _task_numbers(dataset: EncodedDataset) -> Tensor:
 
 def _number(value: float) -> float | None:
     return None if math.isnan(value) else round(value, 6)
+
+
+def adapted_layers(model: MixLoraModel) -> dict[str, MixLoraLinear]:
+    """The adapted layers of the language model, by name; a tower's would see other rows, or nothing at all."""
+    return {
+        name: layer
+        for name, layer in model.model.named_modules()
+        if isinstance(layer, MixLoraLinear) and "language_model" in name
+    }
+
+
+def selected(layers: Sequence[MixLoraLinear], adapter: str = "default") -> tuple[Tensor, Tensor]:
+    """Factors that the last forward pass's instances got in L layers: of A and of B, (L, B, r) each.
+
+    What `MixLoraModel.selections` gives, without a walk through all modules of the model.
+    """
+    last = [layer.last_selection[adapter] for layer in layers]
+    selections = [selection for selection in last if selection is not None]
+    assert len(selections) == len(layers), "a layer had no part in the forward pass"
+    return torch.stack([s.index_a for s in selections]), torch.stack([s.index_b for s in selections])
+
+
+class Probe:
+    """Reads one batch in evaluation mode; calling it gives the `selected` factors.
+
+    Args:
+        read: runs the batch through the model.
+    """
+
+    def __init__(
+        self, model: MixLoraModel, layers: Sequence[MixLoraLinear], read: Callable[[], object]
+    ) -> None:
+        self._model = model
+        self._layers = layers
+        self._read = read
+
+    def __call__(self) -> tuple[Tensor, Tensor]:
+        """Factors of A and of B now, (L, B, r) each."""
+        with undisturbed(self._model, self._layers), torch.no_grad():
+            self._read()
+            return selected(self._layers)
+
+
+@contextmanager
+def undisturbed(model: MixLoraModel, layers: Sequence[MixLoraLinear]) -> Iterator[None]:
+    """Inside, the model is in evaluation mode; outside, nothing of it shows.
+
+    Modes of all modules, the routing context, the layers' last selections and the random generators are put back.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    context = dict(vars(model.context))
+    selections = [dict(layer.last_selection) for layer in layers]
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        model.eval()
+        # The loss that balances the routers is about the batches that they learn from.
+        model.context.collect_balance = False
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+            vars(model.context).update(context)
+            for layer, selection in zip(layers, selections, strict=True):
+                layer.last_selection = selection
+
+
+JUDGED_FROM = 32
+"""Instances in a window from which on its variety says anything."""
+
+
+def summarise(table: Mapping[str, Any]) -> dict[str, float | None]:
+    """One look's means over layers, the worst layers, and how many have collapsed (None: nothing to judge by)."""
+    summary: dict[str, float | None] = {
+        name: table[name] for name in ("instances", "tasks", "agreement_by_chance")
+    }
+    summary["layers"] = len(table["layers"])
+    for name in ("entropy", "unused", "variety", "churn"):
+        for side in "ab":
+            summary[f"{name}_{side}"] = _mean(table[f"{name}_{side}"])
+    summary["agreement"] = _mean(table["agreement"])
+    for side in "ab":
+        summary[f"entropy_{side}_min"] = min(table[f"entropy_{side}"])
+        summary[f"unused_{side}_max"] = max(table[f"unused_{side}"])
+    judged = table["instances"] >= JUDGED_FROM and None not in table["variety_a"]
+    summary["collapsed_layers"] = sum(table["collapsed"]) if judged else None
+    return summary
+
+
+def has_collapsed(summary: Mapping[str, Any]) -> bool:
+    """More than half of the layers have a router that gives all instances nearly the same factors."""
+    collapsed = summary["collapsed_layers"]
+    return collapsed is not None and collapsed > summary["layers"] / 2
+
+
+def collapse_warning(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """What a finished run says if its routing ever collapsed: when first, and how it ended.
+
+    Args:
+        rows: of `metrics.jsonl`.
+    """
+    looks = [row for row in rows if (row.get("routing") or {}).get("collapsed_layers") is not None]
+    first = next((row for row in looks if has_collapsed(row["routing"])), None)
+    if first is None:
+        return None
+    last = looks[-1]
+    end = f"{last['routing']['collapsed_layers']:.0f} of {last['routing']['layers']:.0f} layers"
+    return f"{describe_collapse(first['step'], first['routing'])}; at step {last['step']}: {end}"
+
+
+def describe_collapse(step: int, summary: Mapping[str, Any]) -> str:
+    """The warning, without its colour: where, how much, what helps."""
+    return (
+        f"routing has collapsed in {summary['collapsed_layers']:.0f} of {summary['layers']:.0f} layers at step {step}: "
+        f"a router gives nearly the same factors to all {summary['instances']:.0f} instances of "
+        f"{summary['tasks']:.0f} tasks (routing.jsonl has the layers); routers that learn "
+        "(adapter.router_grad=straight_through) with a higher routing.balance_loss, say 0.01, spread the use"
+    )
+
+
+def _mean(values: Sequence[float | None] | None) -> float | None:
+    known = [value for value in values or () if value is not None]
+    return round(sum(known) / len(known), 6) if known else None

@@ -1,7 +1,7 @@
-"""The vision tower of the small model: EfficientNet-Lite0 with ImageNet weights as a transformers vision model.
+"""LLaVA-v1 as a transformers model: `LlavaForConditionalGeneration` whose projector is one linear layer.
 
-Every 32 x 32 pixel cell of the picture becomes one token. The classifier's last features know *what* is there but lose
-colour, strokes and place; so each token also carries the finer feature maps of its cell (strides 16 and 8).
+A model type of its own, so that a transformers that does not know it refuses the checkpoint instead of filling the
+second layer that is not there with random numbers.
 """
 
 from __future__ import annotations
@@ -12,10 +12,53 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import BaseModelOutput
 
 from mixlora_cli.errors import UserError
+
+
+class LinearLlavaConfig(LlavaConfig):
+    """A `LlavaConfig`; `projector_hidden_act` means nothing here."""
+
+    model_type = "llava_linear"
+
+
+class LinearProjector(nn.Module):
+    """Picture features (n, tokens, d_vision) -> embeddings of the language model (n, tokens, d)."""
+
+    def __init__(self, config: LlavaConfig) -> None:
+        super().__init__()
+        text: Any = config.text_config
+        vision: Any = config.vision_config
+        # Named like the first of transformers' two layers: code that asks for the projector's input finds it.
+        self.linear_1 = nn.Linear(vision.hidden_size, text.hidden_size, bias=config.multimodal_projector_bias)
+
+    def forward(self, image_features: Tensor) -> Tensor:
+        """W x + b."""
+        projected: Tensor = self.linear_1(image_features)
+        return projected
+
+
+class LinearLlava(LlavaForConditionalGeneration):
+    """LLaVA with a `LinearProjector`; everything else is transformers' own."""
+
+    config_class = LinearLlavaConfig
+    config: LinearLlavaConfig
+
+    def __init__(self, config: LinearLlavaConfig) -> None:
+        super().__init__(config)
+        projector: Any = LinearProjector(config)
+        self.model.multi_modal_projector = projector
+
 
 STRIDE = 32
 # Index of the last block at stride 8 and at stride 16, and the channels there.
@@ -120,7 +163,9 @@ def _folded(network: nn.Module) -> nn.Module:
     return network.requires_grad_(False)
 
 
-def register() -> None:
-    """Make transformers' AutoConfig and AutoModel know the tower."""
-    AutoConfig.register("efficientnet_lite", EfficientNetLiteConfig, exist_ok=True)
+def register_models() -> None:
+    """Make transformers' Auto classes know the tower and LLaVA-v1; calling it again changes nothing."""
+    AutoConfig.register(EfficientNetLiteConfig.model_type, EfficientNetLiteConfig, exist_ok=True)
     AutoModel.register(EfficientNetLiteConfig, EfficientNetLiteTower, exist_ok=True)
+    AutoConfig.register(LinearLlavaConfig.model_type, LinearLlavaConfig, exist_ok=True)
+    AutoModelForImageTextToText.register(LinearLlavaConfig, LinearLlava, exist_ok=True)

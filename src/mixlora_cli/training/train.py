@@ -17,27 +17,20 @@ from mixlora_cli.config import TrainConfig, WandbConfig
 from mixlora_cli.data.collate import Collator, Features, PixelLoader
 from mixlora_cli.data.encode import EncodedDataset, encode_records
 from mixlora_cli.data.loading import load_records
-from mixlora_cli.launch.group import group_left_at_exit
+from mixlora_cli.launch import group_left_at_exit
 from mixlora_cli.models.adapters import attach_adapter, num_parameters
-from mixlora_cli.models.base import Base
-from mixlora_cli.models.build import build_base
+from mixlora_cli.models.definitions import embedding_width, routing_to_train
 from mixlora_cli.models.features import FeatureCache
-from mixlora_cli.models.prepared import require_prepared
-from mixlora_cli.models.task_routing import embedding_width, routing_to_train
+from mixlora_cli.models.forward import choose_dtype, inputs_keep_their_dtype
+from mixlora_cli.models.load import Base, build_base, require_prepared
 from mixlora_cli.output import alone_in
 from mixlora_cli.paths import require_cache
 from mixlora_cli.store import write_errors
-from mixlora_cli.training.arguments import build_arguments
-from mixlora_cli.training.deepspeed import loads_whole_weights
-from mixlora_cli.training.interrupt import Interrupted, StopAtSignal
-from mixlora_cli.training.metrics import MetricsWriter, read_metrics
-from mixlora_cli.training.precision import choose_dtype, inputs_keep_their_dtype
-from mixlora_cli.training.progress import ProgressReport
-from mixlora_cli.training.routing_health import tend_routing
-from mixlora_cli.training.routing_summary import collapse_warning
-from mixlora_cli.training.run_folder import RunFolder
-from mixlora_cli.training.text_only import dummy_image_for_text
-from mixlora_cli.training.trainer import AdapterTrainer
+from mixlora_cli.training.arguments import build_arguments, loads_whole_weights
+from mixlora_cli.training.callbacks import Interrupted, MetricsWriter, ProgressReport, StopAtSignal
+from mixlora_cli.training.routing_stats import collapse_warning
+from mixlora_cli.training.run_folder import RunFolder, read_metrics
+from mixlora_cli.training.trainer import AdapterTrainer, dummy_image_for_text, tend_routing
 
 
 def train(config: TrainConfig, base: Base | None = None) -> Path:
