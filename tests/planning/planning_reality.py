@@ -12,8 +12,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from mixlora_cli.analysis.planning.network import Network, read_network
 from mixlora_cli.config import AdapterConfig, RoutingConfig
 from mixlora_cli.models.adapters import attach_adapter
-from mixlora_cli.training.loss import head_sees_only, token_loss
-from mixlora_cli.training.precision import inputs_keep_their_dtype
+from mixlora_cli.models.forward import head_sees_only, inputs_keep_their_dtype, token_loss
 
 # torch counts baddbmm, but not the variant that adds in place.
 IN_PLACE = {

@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from mixlora_cli.models.linear_llava import LinearLlava, LinearLlavaConfig
+from mixlora_cli.models.networks import LinearLlava, LinearLlavaConfig
 from mixlora_cli.models.tiny import build_tiny
 
 RunImport = Callable[..., Path]

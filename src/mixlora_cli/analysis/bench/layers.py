@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mixlora_cli.analysis.bench.clock import Variant
 from mixlora_cli.analysis.bench.published import PublishedForm
 from mixlora_cli.method.config import MixLoraConfig
-from mixlora_cli.training.precision import matrix_products_in
+from mixlora_cli.models.forward import matrix_products_in
 
 LINEAR, LORA, PUBLISHED = "linear", "lora", "published"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

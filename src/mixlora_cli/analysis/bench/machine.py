@@ -12,7 +12,7 @@ import psutil  # type: ignore[import-untyped]  # accelerate needs it too
 import torch
 
 from mixlora_cli.analysis.bench.measurement import Value
-from mixlora_cli.training.precision import multiplies_bf16
+from mixlora_cli.models.forward import multiplies_bf16
 from mixlora_cli.training.run_folder import versions
 
 MEASURED = (

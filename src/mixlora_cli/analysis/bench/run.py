@@ -19,8 +19,8 @@ from mixlora_cli.analysis.bench.report import print_report, write_report
 from mixlora_cli.analysis.bench.results import Findings, find
 from mixlora_cli.analysis.bench.whole import WholeModel
 from mixlora_cli.config import BenchConfig
+from mixlora_cli.models.forward import choose_dtype
 from mixlora_cli.output import alone_in
-from mixlora_cli.training.precision import choose_dtype
 
 WHOLE_MODEL = ("memory", "step", "generation", "evaluation")
 

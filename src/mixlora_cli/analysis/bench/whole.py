@@ -21,14 +21,12 @@ from mixlora_cli.data.encode import EncodedDataset, Item, encode_prompts, encode
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.evaluation.generate import Generator
 from mixlora_cli.models.adapters import attach_adapter
-from mixlora_cli.models.base import Base
-from mixlora_cli.models.build import build_base
 from mixlora_cli.models.features import FeatureCache
+from mixlora_cli.models.forward import choose_dtype, label_positions, matrix_products_in
+from mixlora_cli.models.load import Base, build_base
 from mixlora_cli.training.arguments import build_arguments
-from mixlora_cli.training.loss import label_positions
-from mixlora_cli.training.precision import choose_dtype, matrix_products_in
-from mixlora_cli.training.run import build_trainer
 from mixlora_cli.training.run_folder import RunFolder
+from mixlora_cli.training.train import build_trainer
 
 AdapterName = Literal["lora", "mixlora", "none"]
 NUM_BATCHES = 4

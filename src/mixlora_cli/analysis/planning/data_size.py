@@ -8,7 +8,7 @@ from pathlib import Path
 from mixlora_cli.config import DataConfig
 from mixlora_cli.data.loading import prepared_root, read_manifest
 from mixlora_cli.data.mini.plan import Counts
-from mixlora_cli.data.mini.tasks import SEEN_TASKS
+from mixlora_cli.data.mini.seen import SEEN_TASKS
 from mixlora_cli.data.records import read_annotations
 from mixlora_cli.errors import UserError
 

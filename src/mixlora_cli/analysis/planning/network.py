@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mixlora_cli.config import AdapterConfig, RoutingConfig
-from mixlora_cli.models.tower import STRIDE
+from mixlora_cli.models.networks import STRIDE
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from mixlora_cli.analysis.planning.hardware import Gpu
 from mixlora_cli.analysis.planning.network import Network
 from mixlora_cli.analysis.planning.operations import Batch, Operations, operations
 from mixlora_cli.config import MachineConfig, OptimConfig
-from mixlora_cli.training.accumulation import accumulation
+from mixlora_cli.training.arguments import accumulation
 
 TEXT_TOKENS = 144
 """Tokens of an instance of Vision-Flan that are not its picture's, an estimate: instruction and options 90, answer 12,
