@@ -19,7 +19,7 @@ from mixlora_cli.analysis.interference.scores import score
 from mixlora_cli.config import DataConfig, InterferenceConfig, parse
 from mixlora_cli.errors import UserError
 from mixlora_cli.hydra_app import Command, run_command
-from mixlora_cli.training import precision
+from mixlora_cli.models import forward as precision
 from tiny_runs import NUM_FACTORS, RANK
 
 from .conftest import TASKS, MakeConfig, MakeRun
@@ -62,7 +62,7 @@ def test_lora_and_mixlora_through_the_command_line(
         "interference.cache_features=false",
         "launch.nproc=1",
     ]
-    command = Command("interference", InterferenceConfig, "mixlora_cli.launch.commands:interference")
+    command = Command("interference", InterferenceConfig, "mixlora_cli.launch:interference")
     assert run_command(command, [f"run={lora.root}", *common]) == 0
     assert (
         run_command(
@@ -238,7 +238,7 @@ def test_that_pictures_are_features_is_said_and_kept(
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_figures")
 def test_two_processes_find_what_one_finds(make_run: MakeRun, make_config: MakeConfig) -> None:
-    from mixlora_cli.launch.commands import interference as launched
+    from mixlora_cli.launch import interference as launched
 
     config = make_config(make_run("mixlora").root)
     interference(replace(config, output_dir=config.output_dir + "-one"))

@@ -15,7 +15,7 @@ from mixlora_cli.data.encode import IGNORE, Item, encode, encode_prompts
 from mixlora_cli.data.records import Record
 from mixlora_cli.evaluation.generate import Generator, batches
 from mixlora_cli.evaluation.scorers import exact_match
-from mixlora_cli.models.base import Base
+from mixlora_cli.models.load import Base
 from mixlora_cli.models.session import Session
 from mixlora_cli.stats import SEED, Estimate, Floats, bootstrap_means, percentile, wilson
 

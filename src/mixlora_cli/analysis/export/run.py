@@ -48,7 +48,7 @@ from mixlora_cli.method.config import MixLoraConfig
 from mixlora_cli.method.layer import MixLoraLinear
 from mixlora_cli.method.model import MixLoraModel
 from mixlora_cli.models.adapters import ADAPTER_WEIGHTS
-from mixlora_cli.models.build import build_base
+from mixlora_cli.models.load import build_base
 from mixlora_cli.models.session import ADAPTER, Run, Session, find_mixlora, refuse_adapter_folder
 from mixlora_cli.output import LOCK, alone_in
 from mixlora_cli.progress import say, with_bar

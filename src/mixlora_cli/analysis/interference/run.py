@@ -59,18 +59,17 @@ from mixlora_cli.data.records import Record
 from mixlora_cli.errors import UserError, cut
 from mixlora_cli.evaluation.fingerprint import prompt_digest, records_digest
 from mixlora_cli.evaluation.sampling import grouped
-from mixlora_cli.launch.team import Team, joined
+from mixlora_cli.launch import Team, joined
 from mixlora_cli.method.config import PEFT_TYPE
-from mixlora_cli.models.base import Base
-from mixlora_cli.models.build import build_base
+from mixlora_cli.models import forward as precision
+from mixlora_cli.models.definitions import TaskRouting
 from mixlora_cli.models.features import pictures_from
+from mixlora_cli.models.load import Base, build_base
 from mixlora_cli.models.session import Run, Session, find_run
-from mixlora_cli.models.task_routing import TaskRouting
 from mixlora_cli.output import alone_in
 from mixlora_cli.progress import Advance, counting, say
 from mixlora_cli.store import digest_of
 from mixlora_cli.tables import Table, show
-from mixlora_cli.training import precision
 from mixlora_cli.training.run_folder import versions
 
 _PATIENCE = timedelta(days=2)

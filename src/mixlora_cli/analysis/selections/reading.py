@@ -38,12 +38,11 @@ from mixlora_cli.evaluation.sampling import benchmark_of, grouped, stratified
 from mixlora_cli.method.config import MixLoraConfig
 from mixlora_cli.models import mini
 from mixlora_cli.models.adapters import ADAPTER_WEIGHTS
-from mixlora_cli.models.build import build_base
+from mixlora_cli.models.definitions import TaskRouting
 from mixlora_cli.models.features import pictures_from
-from mixlora_cli.models.prepared import prepared_folder
+from mixlora_cli.models.load import build_base, prepared_folder
 from mixlora_cli.models.session import Run, Session, find_mixlora
-from mixlora_cli.models.stage_one import ASSET
-from mixlora_cli.models.task_routing import TaskRouting
+from mixlora_cli.paths import STAGE_ONE
 from mixlora_cli.progress import say, with_bar
 from mixlora_cli.store import atomic, digest_of
 
@@ -354,7 +353,7 @@ def _model_digest(model: ModelConfig) -> str:
         folder = Path(model.name_or_path)
     parts: list[object] = [asdict(model)]
     if model.source == "mini":
-        parts += [mini.sources(), hashlib.sha256(ASSET.read_bytes()).hexdigest()]
+        parts += [mini.sources(), hashlib.sha256(STAGE_ONE.read_bytes()).hexdigest()]
     files = [] if folder is None else sorted(path for path in folder.iterdir() if path.is_file())
     return digest_of([*parts, [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]])
 
