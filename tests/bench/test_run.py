@@ -1,5 +1,6 @@
 """Which cases a configuration means, and the command end to end on narrow layers and `model=tiny`."""
 
+import inspect
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -8,11 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+import mixlora_cli
 from mixlora_cli.analysis.bench import run, whole
+from mixlora_cli.analysis.bench.counters import interleave
 from mixlora_cli.analysis.bench.run import PRODUCTS, bench, make_plan, pools_of, tokens_for
 from mixlora_cli.analysis.bench.whole import WholeModel, measure
 from mixlora_cli.config import PARTS, BenchConfig, BenchSettings, DataConfig, ModelConfig, parse_shape
 from mixlora_cli.errors import UserError
+from mixlora_cli.method.layer import MixLoraLayer
 
 CONFIG = BenchConfig(
     model=ModelConfig(name="tiny", source="tiny"),
@@ -177,9 +181,9 @@ def test_measurements_depend_on_the_code_that_they_time(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(run, "digest_of", seen)
     assert run.code_digest() == run.code_digest()
-    wanted = {"method/lowrank.py", "models/adapters.py", "training/loss.py", "evaluation/generate.py"}
-    measuring = {f"analysis/bench/{name}.py" for name in ("counters", "layers", "whole")}
-    assert wanted | measuring <= set(read)
+    package = Path(mixlora_cli.__file__).parent
+    timed = (whole.build_trainer, whole.Generator, whole.score, MixLoraLayer, interleave, run.measure)
+    assert {Path(inspect.getfile(each)).relative_to(package).as_posix() for each in timed} <= set(read)
     assert not any(name in read for name in ("analysis/bench/report.py", "analysis/plan.py", "cli.py"))
 
 
