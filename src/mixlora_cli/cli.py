@@ -135,7 +135,7 @@ _configured_by_hydra(
     "plan",
     "Say what a training would need, before it is started: parameters, memory, operations, hours.",
     "mixlora_cli.config:PlanConfig",
-    "mixlora_cli.analysis.planning.run:plan",
+    "mixlora_cli.analysis.plan:plan",
 )
 _configured_by_hydra(
     "interference",

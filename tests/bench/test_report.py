@@ -1,15 +1,14 @@
-"""Verdicts follow from the ratios of the cases that a goal speaks of."""
+"""Ratios against numbers worked out by hand; verdicts follow from those of the cases that a goal speaks of."""
 
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from mixlora_cli.analysis.bench import comparisons
-from mixlora_cli.analysis.bench.comparisons import Comparison, compare
-from mixlora_cli.analysis.bench.estimates import Estimate, exact
-from mixlora_cli.analysis.bench.goals import GOALS, Goal, judge
-from mixlora_cli.analysis.bench.measurement import Measurement
+from mixlora_cli.analysis.bench.counters import Measurement
+from mixlora_cli.analysis.bench.report import EXTRA, GOALS, Comparison, Goal, compare, judge
+from mixlora_cli.stats import Estimate, ratio_of_medians
 
 FP32, BF16, PUBLISHED, FLAT, PEAK, STEP, GENERATION, BATCHING, SCORING = GOALS
 
@@ -105,9 +104,57 @@ def test_what_cannot_be_told_is_not_met() -> None:
         (Estimate(0.7, 0.6, 0.81), False),
         (Estimate(0.9, 0.85, 1.0), True),
         (Estimate(0.7, 0.6, None), False),
-        (exact(0.5), True),
+        (Estimate(0.5, 0.5, 0.5), True),
     ],
 )
 def test_certain_is_an_interval_on_one_side(estimate: Estimate, certain: bool) -> None:
-    found = Comparison(comparisons.EXTRA, layer(), 16, estimate)
+    found = Comparison(EXTRA, layer(), 16, estimate)
     assert judge(FP32, [found]).certain is certain
+
+
+LINEAR = [1.0, 2.0, 1.5, 4.0, 1.2]
+
+
+def ratio_of_extras(ours: list[float], lora: list[float]) -> Estimate:
+    """Of the times above a linear layer with `LINEAR`."""
+    times = {"linear": LINEAR, "lora": lora, "mixlora_e16": ours, "mixlora_e64": ours}
+    done = Measurement("layer", layer().case, times)
+    return next(found.estimate for found in compare(done) if (found.name, found.factors) == (EXTRA, 16))
+
+
+def plus(seconds: float) -> list[float]:
+    """Always so much slower than the linear layer in the same round."""
+    return [time + seconds for time in LINEAR]
+
+
+@pytest.mark.parametrize(
+    ("ours", "lora", "expected"),
+    [
+        (plus(0.25), plus(0.5), (0.5, 0.5, 0.5)),  # what slows a whole round cancels
+        (plus(-0.1), plus(0.2), (-0.5, -0.5, -0.5)),
+        (plus(0.1), plus(-0.1), (None, None, None)),  # LoRA is no slower than the linear layer
+        (plus(0.5), [LINEAR[0] - 1, LINEAR[1] - 1, *plus(1.0)[2:]], (0.5, 0.5, None)),  # or may not be
+    ],
+)
+def test_extra_time_is_that_above_the_linear_layer(
+    ours: list[float], lora: list[float], expected: tuple[float | None, ...]
+) -> None:
+    found = ratio_of_extras(ours, lora)
+    assert (found.value, found.low, found.high) == tuple(
+        None if end is None else pytest.approx(end) for end in expected
+    )
+
+
+def test_ratio_is_that_of_the_medians() -> None:
+    assert ratio_of_medians([1.0, 9.0, 2.0], [4.0, 1.0, 8.0]).value == 0.5
+
+
+def test_interval_holds_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(60):
+        above, below = rng.normal(6.0, 0.5, 20), rng.normal(5.0, 0.5, 20)
+        found = ratio_of_medians(list(above), list(below))
+        assert found.low is not None and found.high is not None
+        hits += found.low <= 1.2 <= found.high
+    assert 53 <= hits <= 60

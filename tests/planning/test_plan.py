@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from mixlora_cli.analysis.planning.hardware import GIB
-from mixlora_cli.analysis.planning.run import Plan, make_plan, plan
+from mixlora_cli.analysis.gpu_memory import GIB
+from mixlora_cli.analysis.plan import Plan, make_plan, plan
 from mixlora_cli.config import MachineConfig, PlanConfig
 from mixlora_cli.config.load import load
 from mixlora_cli.errors import UserError
@@ -43,7 +43,7 @@ def paper() -> Plan:
 
 
 def test_parameters_of_the_papers_model(paper: Plan) -> None:
-    counts = {count.kind: (count.trained, count.frozen) for count in paper.counts}
+    counts = {kind: (count["trained"], count["frozen"]) for kind, count in paper.counts.items()}
     # 32 layers of four (4096, 4096), two (4096, 11008) and one (11008, 4096); E (d_in + d_out) for each.
     assert counts["factors"] == (32 * 16 * (4 * 8192 + 3 * 15104), 0)
     # 2 E d_in for the IFS routers and r d_in E for the CFS router; as published they are not trained.
@@ -105,7 +105,7 @@ def test_disk_of_the_papers_run(paper: Plan) -> None:
 
 def test_full_fine_tuning_needs_zero_and_is_told_so() -> None:
     made = planned("experiment=paper/llava_ft")
-    fits = {fit.stage: fit.fits for fit in made.fits}
+    fits = {stage: fit.fits for stage, fit in made.fits.items()}
     assert fits == {"none": False, "zero1": True, "zero2": True, "zero3": True, "zero3_offload": True}
     assert made.stage == "zero2"
     assert made.published is None
@@ -116,7 +116,7 @@ def test_a_batch_that_is_too_large_is_told_what_fits() -> None:
         "experiment=paper/mixlora_e16_r4", "plan.gpu=rtx4090", "plan.gpus=1", "train.batch_size=16"
     )
     assert not made.own.fits
-    best = {fit.stage: fit.largest_batch for fit in made.fits}
+    best = {stage: fit.largest_batch for stage, fit in made.fits.items()}
     assert 1 <= best["none"] < 16
     bigger, exact = (
         make_plan(
