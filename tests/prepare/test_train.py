@@ -21,8 +21,8 @@ from mixlora_cli.config import (
 from mixlora_cli.data.problems import Kind
 from mixlora_cli.prepare.check import Remark, run_check
 from mixlora_cli.prepare.vision_flan import prepare_vision_flan
-from mixlora_cli.training.metrics import read_metrics
-from mixlora_cli.training.run import train
+from mixlora_cli.training.run_folder import read_metrics
+from mixlora_cli.training.train import train
 
 from .conftest import png, record, vision_flan_records
 

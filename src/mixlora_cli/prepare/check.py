@@ -187,16 +187,13 @@ def text_side(model: ModelConfig) -> TextSide:
     Raises:
         UserError: it cannot be found or is no LLaVA model.
     """
-    from mixlora_cli.models import linear_llava, tower  # which take seconds to load
-    from mixlora_cli.models.build import build_base
-    from mixlora_cli.models.hub import num_image_tokens
-    from mixlora_cli.models.prepared import prepared_folder, require_prepared
+    from mixlora_cli.models.load import build_base, num_image_tokens, prepared_folder, require_prepared
+    from mixlora_cli.models.networks import register_models
 
     if model.source in ("mini", "tiny"):
         return build_base(model)
     require_prepared(model)
-    tower.register()
-    linear_llava.register()
+    register_models()
     source = str(prepared_folder(model)) if model.source == "prepared" else str(model.name_or_path)
     revision = model.revision or "main"
     try:

@@ -16,8 +16,7 @@ from mixlora_cli.config.load import load
 from mixlora_cli.data.mini.build import generator_digest
 from mixlora_cli.errors import UserError
 from mixlora_cli.hydra_app import CONFIG_ERRORS, explain, register_resolvers
-from mixlora_cli.models.stage_one import stage_one_digest
-from mixlora_cli.paths import conf_dir
+from mixlora_cli.paths import conf_dir, stage_one_digest
 from mixlora_cli.reproduce.paper import register_experiments
 
 T = TypeVar("T")

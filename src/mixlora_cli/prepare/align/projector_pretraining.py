@@ -24,7 +24,7 @@ from mixlora_cli.config import AlignConfig
 from mixlora_cli.data.collate import Features
 from mixlora_cli.data.mini.canvas import SIZE, Item, Scene, text_width
 from mixlora_cli.data.mini.captions import Captioned
-from mixlora_cli.models.base import Base
+from mixlora_cli.models.load import Base
 from mixlora_cli.progress import counting, say
 
 Weights = dict[int, float]

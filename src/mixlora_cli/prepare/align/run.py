@@ -38,17 +38,16 @@ from mixlora_cli.data.mini.canvas import render
 from mixlora_cli.data.mini.captions import PROMPTS, Captioned, captioned, plural
 from mixlora_cli.evaluation.generate import Generator
 from mixlora_cli.models.adapters import load_adapter
-from mixlora_cli.models.base import Base
 from mixlora_cli.models.features import FeatureCache
-from mixlora_cli.models.mini_base import unaligned_base, with_stage_one
-from mixlora_cli.models.stage_one import StageOne, load_stage_one, stacked
+from mixlora_cli.models.load import Base
+from mixlora_cli.models.mini import StageOne, load_stage_one, stacked, unaligned_base, with_stage_one
 from mixlora_cli.output import alone_in
 from mixlora_cli.prepare.align.projector_pretraining import pretrain_projector
 from mixlora_cli.prepare.align.questions import Asked, ask
 from mixlora_cli.progress import say, with_bar
 from mixlora_cli.store import write_json
-from mixlora_cli.training.changes import refuse_changes
-from mixlora_cli.training.run import train
+from mixlora_cli.training.run_folder import refuse_changes
+from mixlora_cli.training.train import train
 
 RESULT, ANNOTATION, IMAGES = "stage_one.safetensors", "train.json", "images"
 HARMLESS = ("output_dir", "log_every", "save_every", "check_pictures")
