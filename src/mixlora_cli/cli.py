@@ -103,7 +103,7 @@ _configured_by_hydra(
     "align",
     "Stage one of the small model, picture -> caption; its result ships with the package.",
     "mixlora_cli.config:AlignConfig",
-    "mixlora_cli.alignment.run:align",
+    "mixlora_cli.prepare.align.run:align",
 )
 _configured_by_hydra(
     "bench",
