@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from mixlora_cli.config import ExportConfig, FitConfig
-from mixlora_cli.config.load import load
-from mixlora_cli.hydra_app import Command, register_resolvers, run_command
+from mixlora_cli.commands import COMMANDS
+from mixlora_cli.config import ExportConfig, FitConfig, load
+from mixlora_cli.hydra_app import run_command
+from mixlora_cli.hydra_conf import register
 from mixlora_cli.paths import conf_dir
 
-COMMAND = Command("export", ExportConfig, "mixlora_cli.analysis.export.run:export")
+COMMAND = COMMANDS["export"]
 
 
 def test_yaml_repeats_the_defaults(tmp_path: Path) -> None:
-    register_resolvers()
+    register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = load(ExportConfig, compose("export", [f"run={tmp_path}"]))
     assert config.export == FitConfig()

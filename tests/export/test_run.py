@@ -15,11 +15,12 @@ from torch import Tensor
 
 from mixlora_cli.analysis.export.inputs import choose_inputs
 from mixlora_cli.analysis.export.run import export
-from mixlora_cli.config import DataConfig, EvalConfig, ExportConfig
+from mixlora_cli.commands import COMMANDS
+from mixlora_cli.config import DataConfig, ExportConfig
 from mixlora_cli.data.collate import PixelLoader, generation_collator
 from mixlora_cli.data.encode import encode_prompts
 from mixlora_cli.evaluation.results import read_results
-from mixlora_cli.hydra_app import Command, run_command
+from mixlora_cli.hydra_app import run_command
 from mixlora_cli.models.adapters import load_adapter, unload_adapter
 from mixlora_cli.models.tiny import build_tiny
 from tiny_runs import NUM_FACTORS, RANK
@@ -241,7 +242,7 @@ def test_command_line_and_evaluation_of_the_result(
         f"data.heldout={data.heldout}",
         f"data.images={data.images}",
     ]
-    command = Command("export", ExportConfig, "mixlora_cli.analysis.export.run:export")
+    command = COMMANDS["export"]
     arguments = [f"run={run.root}", *given, "export.instances=2", "export.evaluate=false", "export.rank=2"]
     assert run_command(command, arguments) == 0, capsys.readouterr().err
     folder = run.root / "export"
@@ -256,7 +257,7 @@ def test_command_line_and_evaluation_of_the_result(
     assert not (folder / "adapter" / "stale").exists()
 
     # A static adapter is a PEFT adapter like any other.
-    evaluate = Command("eval", EvalConfig, "mixlora_cli.evaluation.run:evaluate")
+    evaluate = COMMANDS["eval"]
     wanted = [f"run={folder}/adapter", "model=tiny", *given, "eval.seen=true", "eval.max_new_tokens=2"]
     assert run_command(evaluate, [*wanted, f"output_dir={run.root}/scores"]) == 0, capsys.readouterr().err
     results = read_results(run.root / "scores")
