@@ -256,7 +256,7 @@ def test_command_line_and_evaluation_of_the_result(
     assert not (folder / "adapter" / "stale").exists()
 
     # A static adapter is a PEFT adapter like any other.
-    evaluate = Command("eval", EvalConfig, "mixlora_cli.evaluation.run:evaluate")
+    evaluate = Command("eval", EvalConfig, "mixlora_cli.evaluation.evaluate:evaluate")
     wanted = [f"run={folder}/adapter", "model=tiny", *given, "eval.seen=true", "eval.max_new_tokens=2"]
     assert run_command(evaluate, [*wanted, f"output_dir={run.root}/scores"]) == 0, capsys.readouterr().err
     results = read_results(run.root / "scores")

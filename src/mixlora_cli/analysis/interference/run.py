@@ -39,7 +39,7 @@ from mixlora_cli.data.loading import load_records, locate_files
 from mixlora_cli.data.records import Record
 from mixlora_cli.errors import UserError, cut
 from mixlora_cli.evaluation.fingerprint import prompt_digest, records_digest
-from mixlora_cli.evaluation.sampling import grouped
+from mixlora_cli.evaluation.instances import grouped
 from mixlora_cli.launch import Team, joined
 from mixlora_cli.method.config import PEFT_TYPE
 from mixlora_cli.models import forward
