@@ -38,7 +38,7 @@ from mixlora_cli.errors import (
     report,
 )
 from mixlora_cli.hydra_conf import register
-from mixlora_cli.launch.environment import cluster_environment
+from mixlora_cli.launch import cluster_environment
 from mixlora_cli.output import one_line_errors
 from mixlora_cli.paths import conf_dir
 

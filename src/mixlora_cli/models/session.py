@@ -12,11 +12,9 @@ from typing import Any, Literal
 
 import torch
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from yaml import YAMLError
 
 from mixlora_cli.config import DataConfig, ModelConfig, parse
 from mixlora_cli.data.collate import Collator, Features, PixelLoader, generation_collator
@@ -28,27 +26,21 @@ from mixlora_cli.method.config import PEFT_TYPE, MixLoraConfig
 from mixlora_cli.method.model import MixLoraModel
 from mixlora_cli.method.selection import Selection
 from mixlora_cli.models.adapters import load_adapter, unload_adapter
-from mixlora_cli.models.base import Base
+from mixlora_cli.models.definitions import ADAPTER_CONFIG, TaskRouting
 from mixlora_cli.models.features import FeatureCache
-from mixlora_cli.models.prepared import require_prepared
-from mixlora_cli.models.task_routing import ADAPTER_CONFIG, TaskRouting
-from mixlora_cli.training.loss import head_sees_only, label_positions, token_loss
-from mixlora_cli.training.precision import choose_dtype, matrix_products_in
+from mixlora_cli.models.forward import (
+    choose_dtype,
+    head_sees_only,
+    label_positions,
+    matrix_products_in,
+    token_loss,
+)
+from mixlora_cli.models.load import Base, require_prepared
 from mixlora_cli.training.run_folder import RunFolder
 
 BASE_LABEL = "base"
 ADAPTER = "default"
 """PEFT's name for the adapter that `load_adapter` puts on."""
-_NOT_OURS = (
-    OSError,
-    LookupError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    YAMLError,
-    OmegaConfBaseException,
-    UserError,
-)
 
 
 @dataclass(frozen=True)
@@ -150,7 +142,7 @@ def _in_folder(folder: RunFolder, path: str, model: ModelConfig) -> Run:
             precision=config["train"]["precision"],
             trained_on=config.get("data", {}).get("source"),
         )
-    except _NOT_OURS as error:
+    except Exception as error:  # whatever became of the file
         reason = " ".join(str(error).split())
         raise UserError(
             f"{folder.config} is not a configuration that `mixlora train` wrote: {reason}"

@@ -11,8 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from mixlora_cli.store import write_text
-from mixlora_cli.training.changes import essentials
-from mixlora_cli.training.run_folder import RunFolder
+from mixlora_cli.training.run_folder import RunFolder, essentials
 
 RECORD = "cell.json"
 EVALUATION = "eval"

@@ -16,8 +16,7 @@ from mixlora_cli.data.mini.build import generator_digest
 from mixlora_cli.errors import UserError
 from mixlora_cli.hydra_app import CONFIG_ERRORS, explain
 from mixlora_cli.hydra_conf import register
-from mixlora_cli.models.stage_one import stage_one_digest
-from mixlora_cli.paths import conf_dir
+from mixlora_cli.paths import conf_dir, stage_one_digest
 
 T = TypeVar("T")
 

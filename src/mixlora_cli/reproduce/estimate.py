@@ -11,7 +11,7 @@ from functools import cache
 from mixlora_cli.config import EvalConfig, PlanConfig, ReproduceConfig, TrainConfig
 from mixlora_cli.data.mini.build import mini_root
 from mixlora_cli.data.mini.plan import Counts
-from mixlora_cli.data.mini.tasks import SEEN_TASKS
+from mixlora_cli.data.mini.seen import SEEN_TASKS
 from mixlora_cli.errors import UserError
 from mixlora_cli.reproduce.compose import composed
 
@@ -32,7 +32,7 @@ def train_seconds(config: ReproduceConfig, asked: TrainConfig, arguments: Sequen
 
 
 def _planned(arguments: Sequence[str]) -> float | None:
-    from mixlora_cli.analysis.planning.run import (
+    from mixlora_cli.analysis.plan import (
         make_plan,  # loads the model libraries, which mini does without
     )
 

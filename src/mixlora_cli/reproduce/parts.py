@@ -13,7 +13,7 @@ from mixlora_cli.config import EvalConfig, ReproduceConfig, TrainConfig
 from mixlora_cli.reproduce.cell import EVALUATION, SEEN_EVALUATION, Part, plain
 from mixlora_cli.reproduce.compose import composed, versions
 from mixlora_cli.reproduce.estimate import answer_seconds, train_seconds
-from mixlora_cli.training.changes import essentials
+from mixlora_cli.training.run_folder import essentials
 
 BASE = "llava_align"
 """The experiment without a training."""

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from mixlora_cli.launch.environment import threads_each
+from mixlora_cli.launch import threads_each
 from mixlora_cli.reproduce.board import Board
 from mixlora_cli.reproduce.cell import Cell, Part, begin, finished, write_record
 from mixlora_cli.reproduce.estimate import in_words
 from mixlora_cli.reproduce.process import PROGRAM, StopRequest, last_line, locked, run_logged
-from mixlora_cli.training.metrics import read_metrics
+from mixlora_cli.training.run_folder import read_metrics
 
 _DETAIL = 70  # characters of a log's line
 
