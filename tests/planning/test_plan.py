@@ -92,12 +92,12 @@ def test_the_assumed_mfu_is_that_of_llavas_own_runs(size: str, gpu: str, hours: 
 
 def test_disk_of_the_papers_run(paper: Plan) -> None:
     trained, routers = 39_976_960, 109_314_048
-    assert paper.disk.base == 2 * (6_738_939_904 + 303_179_776 + 4_198_400)
-    assert paper.disk.adapter == 4 * (trained + routers)
-    assert paper.disk.checkpoints == 3 * (4 * (trained + routers) + 8 * trained)
-    assert paper.disk.features == 0
+    assert paper.disk["base"] == 2 * (6_738_939_904 + 303_179_776 + 4_198_400)
+    assert paper.disk["adapter"] == 4 * (trained + routers)
+    assert paper.disk["checkpoints"] == 3 * (4 * (trained + routers) + 8 * trained)
+    assert paper.disk["features"] == 0
     cached = planned("experiment=paper/lora_r4", "train.cache_features=true")
-    assert cached.disk.features == 191_105 * 256 * 1024 * 2
+    assert cached.disk["features"] == 191_105 * 256 * 1024 * 2
 
 
 def test_full_fine_tuning_needs_zero_and_is_told_so() -> None:
