@@ -91,7 +91,7 @@ _configured_by_hydra(
     "judge",
     "Have the answers of a finished evaluation judged: by a rule, a local language model or a server.",
     "mixlora_cli.config:JudgeCommandConfig",
-    "mixlora_cli.judging.run:judge",
+    "mixlora_cli.judging.judge:judge",
 )
 _configured_by_hydra(
     "report",
@@ -103,7 +103,7 @@ _configured_by_hydra(
     "align",
     "Stage one of the small model, picture -> caption; its result ships with the package.",
     "mixlora_cli.config:AlignConfig",
-    "mixlora_cli.alignment.run:align",
+    "mixlora_cli.prepare.align.run:align",
 )
 _configured_by_hydra(
     "bench",
@@ -135,7 +135,7 @@ _configured_by_hydra(
     "plan",
     "Say what a training would need, before it is started: parameters, memory, operations, hours.",
     "mixlora_cli.config:PlanConfig",
-    "mixlora_cli.analysis.planning.run:plan",
+    "mixlora_cli.analysis.plan:plan",
 )
 _configured_by_hydra(
     "interference",

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from mixlora_cli.analysis.planning.counts import count_parameters, num_trained
+from mixlora_cli.analysis.plan import count_parameters, total
 from mixlora_cli.config import EvalConfig, TrainConfig
 from mixlora_cli.config.load import load
 from mixlora_cli.hydra_app import register_resolvers
@@ -152,7 +152,8 @@ def num_parameters(name: str) -> tuple[int, int]:
         build_skeleton(config.model), config.adapter, config.routing, config.rank, config.factors
     )
     counts = count_parameters(adapted)
-    return num_trained(counts), sum(c.trained + c.frozen for c in counts if c.kind in ("factors", "routers"))
+    added = sum(sum(counts[kind].values()) for kind in ("factors", "routers") if kind in counts)
+    return total(counts)[0], added
 
 
 def test_lora_of_equal_size() -> None:
