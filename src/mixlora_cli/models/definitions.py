@@ -7,12 +7,10 @@ so each is computed once and kept on disk.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,12 +21,10 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokeniz
 from mixlora_cli.config import DataConfig
 from mixlora_cli.data.definitions import definitions_of
 from mixlora_cli.errors import UserError
-from mixlora_cli.method.config import PEFT_TYPE
 from mixlora_cli.method.pooling import masked_mean
 from mixlora_cli.models.load import Base, checkpoint_fingerprint, first_line
 from mixlora_cli.paths import cache_root
 from mixlora_cli.progress import with_bar
-from mixlora_cli.routers import ROUTERS
 from mixlora_cli.store import atomic, digest_of
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -74,47 +70,6 @@ def routing_to_train(data: DataConfig, tasks: Iterable[str], encoder: str | None
         return TaskRouting(definitions_of(data, tasks), encoder)
     except UserError as error:
         raise UserError(f"{error}; or train with routing=instance, which needs none") from error
-
-
-def routing_of_adapter(adapter: Path | None, data: DataConfig, tasks: Iterable[str]) -> TaskRouting | None:
-    """Task routing that a saved adapter was trained with, for these tasks; None where it does not route by task.
-
-    Raises:
-        UserError: its configuration cannot be read, or a task has no definition.
-    """
-    saved = _saved(adapter)
-    if _selects_by(saved) != "task":
-        return None
-    return TaskRouting(
-        definitions_of(data, tasks), saved.get("task_encoder"), saved.get("task_embedding_dim")
-    )
-
-
-def routes_by_chance(adapter: Path | None) -> bool:
-    """Whether a saved adapter is MixLoRA with routing=random.
-
-    Raises:
-        UserError: its configuration cannot be read.
-    """
-    return _selects_by(_saved(adapter)) == "chance"
-
-
-def _selects_by(saved: Mapping[str, Any]) -> str | None:
-    """`Router.source` of a MixLoRA adapter's configuration; None of an empty one."""
-    return ROUTERS[saved["routing"]].source if saved else None
-
-
-def _saved(adapter: Path | None) -> Mapping[str, Any]:
-    """A MixLoRA adapter's configuration; empty where there is no adapter, or one of another kind."""
-    if adapter is None or not (adapter / ADAPTER_CONFIG).is_file():
-        return {}
-    path = adapter / ADAPTER_CONFIG
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        kind = saved.get("peft_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: cannot be read as an adapter's configuration ({error})") from None
-    return saved if kind == PEFT_TYPE else {}
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def train_seconds(config: ReproduceConfig, asked: TrainConfig, arguments: Sequen
 
 
 def _planned(arguments: Sequence[str]) -> float | None:
-    from mixlora_cli.analysis.planning.run import (
+    from mixlora_cli.analysis.plan import (
         make_plan,  # loads the model libraries, which mini does without
     )
 

@@ -6,17 +6,26 @@ frozen weight in the number format of the case, what is trained in fp32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
 from torch import Tensor, nn
 
-from mixlora_cli.analysis.bench.clock import Variant
-from mixlora_cli.analysis.bench.published import PublishedForm
+from mixlora_cli.analysis.bench.counters import Variant
 from mixlora_cli.method.config import MixLoraConfig
+from mixlora_cli.method.factors import ConditionalRouter, FactorPool
+from mixlora_cli.method.layer import MixLoraLayer
+from mixlora_cli.method.pooling import masked_mean
+from mixlora_cli.method.selection import (
+    conditional_logits,
+    conditional_scores,
+    fused_probabilities,
+    independent_probabilities,
+    top_factors,
+)
 from mixlora_cli.models.forward import matrix_products_in
 
 LINEAR, LORA, PUBLISHED = "linear", "lora", "published"
@@ -73,9 +82,8 @@ class Bench:
 
     def forward(self, name: str) -> Tensor:
         """Output of one variant, in the number format that training would use."""
-        model = self.models[name]
-        with self.precision(model):
-            output: Tensor = model(inputs_embeds=self.hidden, attention_mask=self.mask)
+        with matrix_products_in(self.models[name], self.dtype, self.hidden.device.type):
+            output: Tensor = self.models[name](inputs_embeds=self.hidden, attention_mask=self.mask)
         return output
 
     def forward_backward(self, name: str) -> None:
@@ -87,16 +95,12 @@ class Bench:
         self.hidden.grad = None
         self.models[name].zero_grad(set_to_none=True)
 
-    def precision(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Training's own context for products in `dtype`."""
-        return matrix_products_in(model, self.dtype, self.hidden.device.type)
-
     def variants(self) -> dict[str, Variant]:
         """What is timed: forward and backward."""
-        return {name: self._variant(name) for name in self.models}
-
-    def _variant(self, name: str) -> Variant:
-        return Variant(lambda: self.forward_backward(name), lambda: self.clear(name))
+        return {
+            name: Variant(partial(self.forward_backward, name), partial(self.clear, name))
+            for name in self.models
+        }
 
 
 def build_bench(
@@ -110,36 +114,25 @@ def build_bench(
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(case.seed)
-        linear = nn.Linear(case.d_in, case.d_out, bias=False, device=device, dtype=dtype).requires_grad_(
-            False
-        )
-        builders: dict[str, Callable[[], nn.Module]] = {
-            LINEAR: lambda: OneLayer(linear),
-            LORA: lambda: _adapted(linear, _lora(case.rank)),
-        }
+        linear = nn.Linear(case.d_in, case.d_out, bias=False, device=device, dtype=dtype)
+        linear.requires_grad_(False)
+        lora = LoraConfig(r=case.rank, lora_alpha=2 * case.rank, lora_dropout=0.0, target_modules=["proj"])
+        configs: dict[str, PeftConfig] = {LORA: lora}
         for pool in pools:
-            builders[mixlora(pool)] = lambda pool=pool: _adapted(linear, _mixlora(case.rank, pool))  # type: ignore[misc]
+            configs[mixlora(pool)] = MixLoraConfig(
+                r=case.rank, factors=pool, dropout=0.0, target_modules=["proj"]
+            )
+        models = {LINEAR: _as_trained(OneLayer(linear))}
+        for name, config in configs.items():
+            models[name] = _as_trained(get_peft_model(OneLayer(linear), config))
         if with_published:
             scaling = MixLoraConfig(r=case.rank, factors=factors).scaling
-            builders[PUBLISHED] = lambda: PublishedForm(linear, case.rank, factors, scaling).to(device)
-        models = {name: _as_trained(build()) for name, build in builders.items()}
+            published = PublishedForm(linear, case.rank, factors, scaling).to(device)
+            models[PUBLISHED] = _as_trained(published)
         shape = (case.batch, case.tokens)
         hidden = torch.randn(*shape, case.d_in, device=device, dtype=dtype).requires_grad_()
         gradient = torch.randn(*shape, case.d_out, device=device, dtype=dtype)
     return Bench(models, hidden, torch.ones(shape, dtype=torch.long, device=device), gradient, dtype)
-
-
-def _lora(rank: int) -> LoraConfig:
-    return LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=["proj"])
-
-
-def _mixlora(rank: int, pool: int) -> MixLoraConfig:
-    return MixLoraConfig(r=rank, factors=pool, dropout=0.0, target_modules=["proj"])
-
-
-def _adapted(linear: nn.Linear, config: PeftConfig) -> nn.Module:
-    model: nn.Module = get_peft_model(OneLayer(linear), config)
-    return model
 
 
 def _as_trained(model: nn.Module) -> nn.Module:
@@ -148,3 +141,58 @@ def _as_trained(model: nn.Module) -> nn.Module:
         if parameter.requires_grad:
             parameter.data = torch.randn_like(parameter.data, dtype=torch.float32) * SPREAD
     return model.train()
+
+
+class PublishedForm(nn.Module):
+    """The published code's form: W h + (alpha / r) * h (A B), the (d_in, d_out) matrix A B of each instance formed.
+
+    `routing=instance` with frozen routers. It is written from a description of that code; the factors are selected with
+    the same equations as ours, batched.
+    """
+
+    def __init__(self, linear: nn.Linear, rank: int, num_factors: int, scaling: float) -> None:
+        super().__init__()
+        d_in, d_out = linear.in_features, linear.out_features
+        self.linear = linear
+        self.rank, self.scaling = rank, scaling
+        self.factors_a = FactorPool(num_factors, d_in).init_like_lora()
+        self.factors_b = FactorPool(num_factors, d_out)
+        self.router_a = nn.Linear(d_in, num_factors, bias=False).requires_grad_(False)
+        self.router_b = nn.Linear(d_in, num_factors, bias=False).requires_grad_(False)
+        self.router_ab = ConditionalRouter(rank, d_in, num_factors, conditional_logits).requires_grad_(False)
+
+    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, S, d_in), (B, S) -> (B, S, d_out)."""
+        output: Tensor = self.linear(inputs_embeds)
+        index_a, index_b = self._indices(inputs_embeds, attention_mask)
+        rows_a, rows_b = self.factors_a(index_a), self.factors_b(index_b)  # (B, r, d_in), (B, r, d_out)
+        matrices = torch.bmm(rows_a.transpose(1, 2), rows_b)  # (B, d_in, d_out)
+        return output + torch.bmm(inputs_embeds, matrices) * self.scaling
+
+    @torch.no_grad()
+    def _indices(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Eq. 5 to 8: (B, r) of A, (B, r) of B."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            pooled = masked_mean(hidden, mask.bool())
+            index_a = top_factors(independent_probabilities(self.router_a(pooled)), self.rank)
+            scores = conditional_scores(self.router_ab(self.factors_a(index_a)))
+            independent = independent_probabilities(self.router_b(pooled))
+            return index_a, top_factors(fused_probabilities(independent, scores), self.rank)
+
+
+class PublishedLayer(PublishedForm):
+    """The same for a single instance, which has no padding: it goes where a linear layer was."""
+
+    def forward(self, hidden: Tensor) -> Tensor:  # type: ignore[override]
+        """(1, S, d_in) -> (1, S, d_out)."""
+        return super().forward(hidden, torch.ones(hidden.shape[:2], device=hidden.device))
+
+
+def into_published_form(model: nn.Module) -> None:
+    """Put an untrained layer in the published form in the place of every MixLoRA layer; the linear layers stay."""
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, MixLoraLayer)}
+    for name, layer in layers.items():
+        (rule,) = layer.rules.values()
+        linear = layer.base_layer
+        published = PublishedLayer(linear, rule.rank, rule.num_factors, rule.scaling)
+        model.set_submodule(name, published.to(linear.weight.device).eval())

@@ -1,12 +1,16 @@
-"""The whole model in the forms that are compared: base, LoRA on it, MixLoRA on it, all around one set of weights."""
+"""How each part is measured, and the whole model in the forms that are compared.
+
+Base, LoRA on it and MixLoRA on it share one set of frozen weights.
+"""
 
 from __future__ import annotations
 
 import copy
 import random
 import tempfile
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,11 +19,25 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, set_seed
 
-from mixlora_cli.analysis.bench.published import into_published_form
-from mixlora_cli.config import AdapterConfig, BenchConfig, OptimConfig, RoutingConfig, TrainConfig
+from mixlora_cli.analysis.bench.counters import (
+    Measurement,
+    Variant,
+    count_operations,
+    free_bytes,
+    interleave,
+    peak_bytes,
+    resting_bytes,
+    saved_bytes,
+)
+from mixlora_cli.analysis.bench.layers import DTYPES, Bench, LayerCase, build_bench, into_published_form
+from mixlora_cli.benchmarks.metrics import MME, POPE, VQA
+from mixlora_cli.benchmarks.registry import BENCHMARKS, FROM_THE_PAPER
+from mixlora_cli.config import AdapterConfig, BenchConfig, OptimConfig, Part, RoutingConfig, TrainConfig
 from mixlora_cli.data.encode import EncodedDataset, Item, encode_prompts, encode_records
 from mixlora_cli.data.loading import load_records
-from mixlora_cli.evaluation.generate import Generator
+from mixlora_cli.evaluation.generate import Generator, batches
+from mixlora_cli.evaluation.predictions import FILE_NAME, Header, Prediction, open_predictions
+from mixlora_cli.evaluation.scoring import score
 from mixlora_cli.models.adapters import attach_adapter
 from mixlora_cli.models.features import FeatureCache
 from mixlora_cli.models.forward import choose_dtype, label_positions, matrix_products_in
@@ -29,8 +47,160 @@ from mixlora_cli.training.run_folder import RunFolder
 from mixlora_cli.training.train import build_trainer
 
 AdapterName = Literal["lora", "mixlora", "none"]
+Answering = Callable[[Sequence[Item]], list[str]]
+"""Of one batch of prompts, in order, as `mixlora eval` makes them."""
 NUM_BATCHES = 4
 """Batches that the training steps take in turn."""
+ADAPTERS: tuple[AdapterName, ...] = ("lora", "mixlora")
+BASE, BATCHED, ONE_BY_ONE = "base", "batched", "one_by_one"
+ONE_BY_ONE_PUBLISHED = "one_by_one_published"
+SCORING = "scoring"
+SAME_ANSWERS = "same_answers"
+"""Answers that are those of the base."""
+PUBLISHED_COPIES = 4
+"""(B, d_in, d_out) tensors alive at once in the published form: matrices, their gradient, working space for both."""
+
+
+def measure(case: Measurement, whole: WholeModel) -> Measurement:
+    """Measure one case on `whole.device`."""
+    return _MEASURES[case.part](case, whole)
+
+
+def _layer(case: Measurement, whole: WholeModel) -> Measurement:
+    bench = _bench(case, whole.device)
+    return replace(case, seconds=interleave(bench.variants(), case.rounds, whole.device))
+
+
+def _operations(case: Measurement, whole: WholeModel) -> Measurement:
+    """Operations and bytes kept for the backward pass of each variant of a layer."""
+    bench = _bench(case, whole.device)
+    counts = {}
+    for name, model in bench.models.items():
+        bench.clear(name)
+        operations = count_operations(partial(bench.forward, name), bench.gradient)
+        bench.clear(name)
+        counts[name] = {
+            "forward_flops": operations.forward,
+            "backward_flops": operations.backward,
+            "saved_bytes": saved_bytes(partial(bench.forward, name), model),
+        }
+    return replace(case, counts=counts)
+
+
+def _bench(case: Measurement, device: torch.device) -> Bench:
+    sizes = {name: case.number(name) for name in ("d_in", "d_out", "batch", "tokens", "rank", "seed")}
+    layer = LayerCase(**sizes, dtype=str(case.case["dtype"]))
+    return build_bench(layer, case.number("factors"), case.pools, device, published_fits(layer, device))
+
+
+def published_fits(layer: LayerCase, device: torch.device) -> bool:
+    """Whether the published form's matrices, one for each instance, have room in the memory that is free."""
+    matrices = layer.batch * layer.d_in * layer.d_out * DTYPES[layer.dtype].itemsize
+    return PUBLISHED_COPIES * matrices < free_bytes(device)
+
+
+def _memory(case: Measurement, whole: WholeModel) -> Measurement:
+    counts: dict[str, dict[str, int]] = {}
+    for name in ADAPTERS:
+        step = whole.step(name, case.number("batch_size"))
+        step()  # the optimizer makes its state in its first step
+        step.optimizer.zero_grad(set_to_none=True)
+        resting = resting_bytes(step.resting())
+        peak = peak_bytes(step, whole.device)
+        counts[name] = {
+            "saved_bytes": saved_bytes(step.loss, step.model),
+            "resting_bytes": resting,
+            "step_bytes": peak,
+            "peak_bytes": resting + peak,
+        }
+    return replace(case, counts=counts)
+
+
+def _timed(
+    case: Measurement, whole: WholeModel, runs: Mapping[str, Callable[[], object]], **counted: Any
+) -> Measurement:
+    variants = {name: Variant(run) for name, run in runs.items()}
+    return replace(case, seconds=interleave(variants, case.rounds, whole.device), **counted)
+
+
+def _step(case: Measurement, whole: WholeModel) -> Measurement:
+    return _timed(case, whole, {name: whole.step(name, case.number("batch_size")) for name in ADAPTERS})
+
+
+def _generation(case: Measurement, whole: WholeModel) -> Measurement:
+    items = whole.prompts(case.number("batch_size"))
+    tokens = case.number("max_new_tokens")
+    models: dict[str, Answering] = {BASE: whole.generator("none", tokens)}
+    models |= {name: whole.generator(name, tokens) for name in ADAPTERS}
+    answers = {name: answering(items) for name, answering in models.items()}
+    # Untrained adapters change nothing; where rounding makes an answer longer, its time says less.
+    counts = {
+        name: {SAME_ANSWERS: sum(map(str.__eq__, texts, answers[BASE]))} for name, texts in answers.items()
+    }
+    runs = {name: partial(answering, items) for name, answering in models.items()}
+    return _timed(case, whole, runs, counts=counts)
+
+
+def _evaluation(case: Measurement, whole: WholeModel) -> Measurement:
+    """MixLoRA answers all instances in batches, one at a time, and one at a time in the published code's form."""
+    items, tokens = whole.prompts(case.number("instances")), case.number("max_new_tokens")
+    answering, published = (whole.generator("mixlora", tokens, published=form) for form in (False, True))
+    grouped, alone = batches(items, case.number("batch_size")), [[item] for item in items]
+    runs = {
+        BATCHED: lambda: [answering(group) for group in grouped],
+        ONE_BY_ONE: lambda: [answering(group) for group in alone],
+        ONE_BY_ONE_PUBLISHED: lambda: [published(group) for group in alone],
+    }
+    return _timed(case, whole, runs)
+
+
+def _scoring(case: Measurement, whole: WholeModel) -> Measurement:
+    """Scores of stored answers, with their intervals, from the file to `results.json`."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_predictions(folder, case.number("predictions"), case.number("seed"))
+        return _timed(case, whole, {SCORING: partial(score, folder)})
+
+
+_MEASURES: dict[Part, Callable[[Measurement, WholeModel], Measurement]] = {
+    "layer": _layer,
+    "operations": _operations,
+    "memory": _memory,
+    "step": _step,
+    "generation": _generation,
+    "evaluation": _evaluation,
+    "scoring": _scoring,
+}
+
+
+def write_predictions(folder: Path, count: int, seed: int) -> None:
+    """`count` answers to the paper's eight benchmarks in turn, right and wrong, as `mixlora eval` writes them."""
+    header = Header({"made up": str(seed)}, count, {"label": "made up"})
+    with open_predictions(folder / FILE_NAME, header) as writer:
+        writer.append(list(_predictions(count, random.Random(seed))))
+
+
+def _predictions(count: int, rng: random.Random) -> Iterator[Prediction]:
+    labels = tuple(f"label {number}" for number in range(10))
+    for number in range(count):
+        benchmark = BENCHMARKS[FROM_THE_PAPER[number % len(FROM_THE_PAPER)]]
+        pair = number // len(FROM_THE_PAPER) // 2
+        yes_no = benchmark.metric in (MME, POPE)
+        choices = ("yes", "no") if yes_no else labels
+        target = rng.choice(choices)
+        yield Prediction(
+            split="unseen",
+            index=number,
+            benchmark=benchmark.name,
+            id=f"{benchmark.name}-{number}",
+            question="What is the object in the image? Please only answer a single object.",
+            target=target,
+            prediction=f"It is {rng.choice(choices)}." if rng.random() < 0.5 else target,
+            category=f"part {pair % 14}" if yes_no else "",
+            image_id=f"image {pair}" if yes_no else "",
+            answers=(target,) * 10 if benchmark.metric is VQA else (),
+            labels=() if yes_no or benchmark.metric is VQA else labels,
+        )
 
 
 class WholeModel:
@@ -66,12 +236,6 @@ class WholeModel:
             self._config.factors,
         )
 
-    def training_items(self, count: int) -> EncodedDataset:
-        """A seeded sample of the training records."""
-        records = load_records(self._config.data, "train", self._config.seed)
-        chosen = _sample(records, count, self._config.seed)
-        return encode_records(chosen, self.base, self._config.data.max_length, self._config.data.on_error)
-
     def prompts(self, count: int) -> list[Item]:
         """A seeded sample of the held-out records, as prompts; of the training records where there are none."""
         data = self._config.data
@@ -83,17 +247,19 @@ class WholeModel:
 
     def step(self, name: AdapterName, batch_size: int) -> TrainingStep:
         """Training of a new adapter, step by step."""
-        dataset = self.training_items(NUM_BATCHES * batch_size)
+        data, seed = self._config.data, self._config.seed
+        chosen = _sample(load_records(data, "train", seed), NUM_BATCHES * batch_size, seed)
+        dataset = encode_records(chosen, self.base, data.max_length, data.on_error)
         config = TrainConfig(
             model=self._config.model,
             adapter=AdapterConfig(name=name),
             routing=RoutingConfig(name="instance"),
-            data=self._config.data,
+            data=data,
             train=OptimConfig(batch_size=batch_size),
             rank=self._config.rank,
             factors=self._config.factors,
             output_dir="",
-            seed=self._config.seed,
+            seed=seed,
         )
         return TrainingStep(self, self.adapted(name), dataset, config)
 
@@ -102,7 +268,13 @@ class WholeModel:
         model = self.adapted(name)
         if published:
             into_published_form(model)
-        return Answering(model, Generator(model, self.base, self.features, max_new_tokens), self.dtype)
+        generator = Generator(model, self.base, self.features, max_new_tokens)
+
+        def answers(items: Sequence[Item]) -> list[str]:
+            with matrix_products_in(model, self.dtype, self.device.type):
+                return generator(items)
+
+        return answers
 
 
 class TrainingStep:
@@ -124,9 +296,11 @@ class TrainingStep:
         size = config.train.batch_size
         starts = range(0, len(dataset) - size + 1, size) or [0]
         collate: Any = trainer.data_collator
+        batches = (
+            collate([dataset[at] for at in range(start, min(start + size, len(dataset)))]) for start in starts
+        )
         self._batches = [
-            self._on_device(collate([dataset[at] for at in range(start, min(start + size, len(dataset)))]))
-            for start in starts
+            {name: tensor.to(whole.device) for name, tensor in batch.items()} for batch in batches
         ]
         self._taken = 0
 
@@ -153,22 +327,6 @@ class TrainingStep:
         state = [value for entry in self.optimizer.state.values() for value in entry.values()]
         tensors = [value for value in state if isinstance(value, Tensor)]
         return [*self.model.parameters(), *self.model.buffers(), *tensors]
-
-    def _on_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: tensor.to(self._device) for name, tensor in batch.items()}
-
-
-class Answering:
-    """Called with prompts, it returns the answers, as `mixlora eval` makes them."""
-
-    def __init__(self, model: nn.Module, generator: Generator, dtype: torch.dtype) -> None:
-        self._model, self._generator, self._dtype = model, generator, dtype
-
-    def __call__(self, items: Sequence[Item]) -> list[str]:
-        """Answers to one batch, in order."""
-        device = next(self._model.parameters()).device
-        with matrix_products_in(self._model, self._dtype, device.type):
-            return self._generator(items)
 
 
 def sharing_weights(model: PreTrainedModel) -> PreTrainedModel:
