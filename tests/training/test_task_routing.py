@@ -28,8 +28,7 @@ from mixlora_cli.training.callbacks import Interrupted
 from mixlora_cli.training.run_folder import RunFolder, read_metrics
 from mixlora_cli.training.train import train
 
-from .conftest import NUM_RECORDS, MakeConfig
-from .test_run import adapter_weights, assert_same_bits, each_step
+from .conftest import NUM_RECORDS, MakeConfig, adapter_weights, assert_same_bits, each_step
 
 DEFINITIONS = {
     "task0": {"definition": "Say which colour fills the whole picture."},
