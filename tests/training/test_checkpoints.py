@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import errno
-import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from safetensors import SafetensorError
 
 from mixlora_cli.errors import UserError
-from mixlora_cli.store import publish_folder, remove_temporary, temp_of, write_errors, write_text
 from mixlora_cli.training.run_folder import (
     MANIFEST,
     RunFolder,
@@ -82,48 +78,6 @@ def test_a_new_one_takes_the_place_of_a_torn_one_of_the_same_step(tmp_path: Path
     (only,) = tmp_path.iterdir()
     assert (only / "optimizer.pt").read_text() == "new"
     assert missing_from(only) is None
-
-
-def test_leftovers_of_a_kill_are_removed_and_nothing_else(tmp_path: Path) -> None:
-    fill(temp_of(tmp_path / "adapter"))
-    fill(tmp_path / "adapter.replaced")
-    temp_of(tmp_path / "result.json").touch()
-    (tmp_path / "notes.txt").touch()
-    remove_temporary(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-
-
-def test_whole_files_and_folders_replace_what_was_there(tmp_path: Path) -> None:
-    for text in ("one", "two"):
-        write_text(tmp_path / "file", text)
-        publish_folder(fill(tmp_path / "draft", text), tmp_path / "folder")
-        assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "optimizer.pt").read_text() == text
-    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder"}
-
-
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
-        (
-            SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
-            "No space left on device (os error 28)",
-        ),
-        (RuntimeError("PytorchStreamWriter failed writing file data/0"), "a file came out incomplete"),
-    ],
-)
-def test_a_full_disk_is_said_in_a_line(tmp_path: Path, error: Exception, reason: str) -> None:
-    pattern = rf"^{re.escape(str(tmp_path))}: cannot be written: {re.escape(reason)} \([\d,]+ MB free there\); go on$"
-    with pytest.raises(UserError, match=pattern), write_errors(tmp_path, lambda: "go on"):
-        raise error
-
-
-@pytest.mark.parametrize(
-    "error", [FileNotFoundError(errno.ENOENT, "no"), RuntimeError("a bug"), ValueError("x")]
-)
-def test_other_errors_stay_what_they_are(tmp_path: Path, error: Exception) -> None:
-    with pytest.raises(type(error)), write_errors(tmp_path, lambda: "go on"):
-        raise error
 
 
 def test_a_torn_checkpoint_is_passed_over_with_a_word(
