@@ -153,7 +153,7 @@ _configured_by_hydra(
     "reproduce",
     "Train and evaluate every row of one of the paper's tables, then print it; goes on where it was.",
     "mixlora_cli.config.reproduce:ReproduceConfig",
-    "mixlora_cli.reproduce.run:reproduce",
+    "mixlora_cli.reproduce.grid:reproduce",
     first_word="what",
 )
 _configured_by_hydra(
