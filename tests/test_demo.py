@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from mixlora_cli import demo
-from mixlora_cli.config.hydra_app import Command, run_command
+from mixlora_cli.hydra_app import Command, run_command
 
 
 def _typed(monkeypatch: pytest.MonkeyPatch, code: int) -> tuple[int, list[tuple[Command, list[str]]]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mixlora_cli.config.schema import DataConfig
+from mixlora_cli.config import DataConfig
 from mixlora_cli.surroundings import settle_in
 from tiny_runs import finished_run
 

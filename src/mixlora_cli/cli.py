@@ -63,7 +63,7 @@ def _configured_by_hydra(
     """
 
     def run(context: typer.Context) -> None:
-        from mixlora_cli.config.hydra_app import Command, run_command
+        from mixlora_cli.hydra_app import Command, run_command
 
         arguments = list(context.args)
         if first_word and arguments and arguments[0].isalnum():
@@ -78,49 +78,49 @@ def _configured_by_hydra(
 _configured_by_hydra(
     "train",
     "Train an adapter and save it in a run folder.",
-    "mixlora_cli.config.schema:TrainConfig",
+    "mixlora_cli.config:TrainConfig",
     "mixlora_cli.launch.commands:train",
 )
 _configured_by_hydra(
     "eval",
     "Answer the unseen tasks with a trained run or the untuned base, and score the answers.",
-    "mixlora_cli.config.schema:EvalConfig",
+    "mixlora_cli.config:EvalConfig",
     "mixlora_cli.launch.commands:evaluate",
 )
 _configured_by_hydra(
     "judge",
     "Have the answers of a finished evaluation judged: by a rule, a local language model or a server.",
-    "mixlora_cli.config.judge:JudgeCommandConfig",
+    "mixlora_cli.config:JudgeCommandConfig",
     "mixlora_cli.judging.run:judge",
 )
 _configured_by_hydra(
     "report",
     "Write results.md and report.html from stored evaluations, one or several side by side.",
-    "mixlora_cli.config.report:ReportConfig",
+    "mixlora_cli.config:ReportConfig",
     "mixlora_cli.report.run:report",
 )
 _configured_by_hydra(
     "align",
     "Stage one of the small model, picture -> caption; its result ships with the package.",
-    "mixlora_cli.config.schema:AlignConfig",
+    "mixlora_cli.config:AlignConfig",
     "mixlora_cli.alignment.run:align",
 )
 _configured_by_hydra(
     "bench",
     "Measure what MixLoRA costs next to plain LoRA on this machine: time, memory, operations.",
-    "mixlora_cli.config.bench:BenchConfig",
+    "mixlora_cli.config:BenchConfig",
     "mixlora_cli.analysis.bench.run:bench",
 )
 _configured_by_hydra(
     "prepare",
     "Make once what a training needs: assemble a model, turn a data set into records.",
-    "mixlora_cli.config.prepare:PrepareConfig",
+    "mixlora_cli.config:PrepareConfig",
     "mixlora_cli.prepare.run:prepare",
 )
 _configured_by_hydra(
     "check",
     "Look for everything that is wrong with the data before a training starts.",
-    "mixlora_cli.config.check:CheckConfig",
+    "mixlora_cli.config:CheckConfig",
     "mixlora_cli.checking.run:check",
 )
 app.command(name="import", cls=OneLineMistakes)(import_command)
@@ -128,38 +128,38 @@ app.command(name="compare", cls=OneLineMistakes)(compare_command)
 _configured_by_hydra(
     "export",
     "Fit a static LoRA to a MixLoRA adapter, to merge or to serve, and say what that loses.",
-    "mixlora_cli.config.export:ExportConfig",
+    "mixlora_cli.config:ExportConfig",
     "mixlora_cli.analysis.export.run:export",
 )
 _configured_by_hydra(
     "plan",
     "Say what a training would need, before it is started: parameters, memory, operations, hours.",
-    "mixlora_cli.config.plan:PlanConfig",
+    "mixlora_cli.config:PlanConfig",
     "mixlora_cli.analysis.planning.run:plan",
 )
 _configured_by_hydra(
     "interference",
     "Measure how much tasks disturb one another's gradients, layer by layer, and draw it.",
-    "mixlora_cli.config.interference:InterferenceConfig",
+    "mixlora_cli.config:InterferenceConfig",
     "mixlora_cli.launch.commands:interference",
 )
 _configured_by_hydra(
     "tsne",
     "Draw a map of the factors that tasks select, and say how far it tells the tasks apart.",
-    "mixlora_cli.config.tsne:TsneConfig",
+    "mixlora_cli.config:TsneConfig",
     "mixlora_cli.analysis.selections.run:tsne",
 )
 _configured_by_hydra(
     "reproduce",
     "Train and evaluate every row of one of the paper's tables, then print it; goes on where it was.",
-    "mixlora_cli.config.reproduce:ReproduceConfig",
+    "mixlora_cli.config:ReproduceConfig",
     "mixlora_cli.reproduce.grid:reproduce",
     first_word="what",
 )
 _configured_by_hydra(
     "table",
     "One of the paper's tables from finished cells: intervals, paired tests, Markdown, LaTeX, CSV.",
-    "mixlora_cli.config.table:TableConfig",
+    "mixlora_cli.config:TableConfig",
     "mixlora_cli.reproduce.table:table",
     first_word="what",
 )

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mixlora_cli.config.hydra_app import Command, run_command
-from mixlora_cli.config.schema import EvalConfig, TrainConfig
+from mixlora_cli.config import EvalConfig, TrainConfig
+from mixlora_cli.hydra_app import Command, run_command
 from mixlora_cli.surroundings import settle_in
 
 ROOT = Path("runs/demo")

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
+import sys
+from collections.abc import Iterable
+
+FAILURE = 1
+USER_MISTAKE = 2
+INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C
+
 
 class UserError(Exception):
     """A mistake that the user can mend: one line that says what was wrong, what was expected and what to do.
@@ -15,6 +23,24 @@ def cut(name: object, most: int = 80) -> str:
     text = str(name)
     shown = text if len(text) <= most else f"{text[: most - 3]}..."
     return shown.encode("utf-8", "backslashreplace").decode()
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """'; did you mean X?' for the known word nearest to `word`, or nothing when none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def hint_at(word: str, known: Iterable[str], what: str) -> str:
+    """'did you mean X?' for the known word nearest to `word`, else the first twenty of 'known <what>: ...'."""
+    names = sorted(known)
+    near = did_you_mean(word, names).removeprefix("; ")
+    return near or f"known {what}: {', '.join(map(cut, names[:20])) or 'none'}"
+
+
+def report(error: UserError, prefix: str = "") -> None:
+    """Print a user's mistake as one line on standard error."""
+    print(f"error: {prefix}{' '.join(str(error).splitlines())}", file=sys.stderr)
 
 
 class WorkerFailed(Exception):

@@ -12,7 +12,7 @@ from torch import nn
 from mixlora_cli.alignment.check import count_names
 from mixlora_cli.alignment.lexical import Tokens, cell_targets, train_lexical
 from mixlora_cli.alignment.pictures import draw, write_pictures
-from mixlora_cli.config.schema import AlignConfig
+from mixlora_cli.config import AlignConfig
 from mixlora_cli.data.mini.canvas import Item, Scene
 from mixlora_cli.data.mini.captions import plural
 from mixlora_cli.models.tiny import build_tiny

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mixlora_cli.alignment.run import align, remember
-from mixlora_cli.config.schema import AlignConfig
+from mixlora_cli.config import AlignConfig
 from mixlora_cli.errors import UserError
 
 

@@ -13,8 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mixlora_cli.config.bench import BenchConfig, BenchSettings
-from mixlora_cli.config.schema import DataConfig, ModelConfig
+from mixlora_cli.config import BenchConfig, BenchSettings, DataConfig, ModelConfig
 
 QUICK = BenchSettings(
     quick=True,

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from mixlora_cli.analysis.bench.plan import PRODUCTS, make_plan, pools_of, tokens_for
-from mixlora_cli.config.bench import PARTS, BenchConfig, BenchSettings, parse_shape
-from mixlora_cli.config.schema import DataConfig, ModelConfig
+from mixlora_cli.config import PARTS, BenchConfig, BenchSettings, DataConfig, ModelConfig, parse_shape
 
 CONFIG = BenchConfig(
     model=ModelConfig(name="tiny", source="tiny"),

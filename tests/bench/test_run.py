@@ -10,7 +10,7 @@ import torch
 from mixlora_cli.analysis.bench import measure, run
 from mixlora_cli.analysis.bench.run import bench
 from mixlora_cli.analysis.bench.whole import WholeModel, sharing_weights
-from mixlora_cli.config.bench import PARTS
+from mixlora_cli.config import PARTS
 from mixlora_cli.models.tiny import build_tiny
 
 

@@ -12,8 +12,7 @@ from PIL import Image
 from foolbox_rows import foolbox_pictures, foolbox_rows, table
 from mixlora_cli.checking import prints
 from mixlora_cli.checking.run import check, run_check
-from mixlora_cli.config.check import CheckConfig, CheckOptions
-from mixlora_cli.config.schema import DataConfig, ModelConfig
+from mixlora_cli.config import CheckConfig, CheckOptions, DataConfig, ModelConfig
 from mixlora_cli.errors import UserError
 
 TINY = ModelConfig(name="tiny", source="tiny")

@@ -20,8 +20,7 @@ from mixlora_cli.checking.report import Report
 from mixlora_cli.checking.run import check, run_check
 from mixlora_cli.checking.texts import Rules, check_chunk, check_texts
 from mixlora_cli.checking.tokens import text_side
-from mixlora_cli.config.check import CheckConfig, CheckOptions
-from mixlora_cli.config.schema import DataConfig, ModelConfig
+from mixlora_cli.config import CheckConfig, CheckOptions, DataConfig, ModelConfig
 from mixlora_cli.data import images as image_checks
 from mixlora_cli.data.encode import Item
 from mixlora_cli.data.problems import Kind

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from mixlora_cli import __version__
-from mixlora_cli.config.schema import AlignConfig, EvalConfig, TrainConfig
+from mixlora_cli.config import AlignConfig, EvalConfig, TrainConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.paths import conf_dir
 

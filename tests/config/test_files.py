@@ -8,33 +8,35 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from mixlora_cli.config.bench import BenchConfig
-from mixlora_cli.config.check import CheckConfig
-from mixlora_cli.config.export import ExportConfig
-from mixlora_cli.config.interference import InterferenceConfig
-from mixlora_cli.config.judge import JudgeCommandConfig, JudgeConfig
-from mixlora_cli.config.load import load
-from mixlora_cli.config.plan import PlanConfig
-from mixlora_cli.config.prepare import PrepareConfig
-from mixlora_cli.config.report import PageConfig, ReportConfig
-from mixlora_cli.config.reproduce import ReproduceConfig
-from mixlora_cli.config.resolvers import register_resolvers
-from mixlora_cli.config.schema import (
+from mixlora_cli.config import (
     AdapterConfig,
     AlignConfig,
+    BenchConfig,
+    CheckConfig,
     DataConfig,
     DeepspeedConfig,
     EvalConfig,
+    ExportConfig,
     GenerationConfig,
+    InterferenceConfig,
+    JudgeCommandConfig,
+    JudgeConfig,
     ModelConfig,
     OptimConfig,
+    PageConfig,
+    PlanConfig,
+    PrepareConfig,
+    ReportConfig,
+    ReproduceConfig,
     RoutingConfig,
+    TableConfig,
     TrainConfig,
+    TsneConfig,
     WandbConfig,
 )
-from mixlora_cli.config.table import TableConfig
-from mixlora_cli.config.tsne import TsneConfig
+from mixlora_cli.config.load import load
 from mixlora_cli.errors import UserError
+from mixlora_cli.hydra_app import register_resolvers
 from mixlora_cli.paths import conf_dir
 
 CONF = conf_dir()

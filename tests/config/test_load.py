@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from mixlora_cli.config import TrainConfig
 from mixlora_cli.config.load import load
-from mixlora_cli.config.schema import TrainConfig
 from mixlora_cli.errors import UserError
 
 
@@ -48,6 +48,7 @@ def test_dictconfig_and_plain_values_give_the_same() -> None:
 
 def test_interpolations_are_resolved_or_named() -> None:
     assert load(TrainConfig, values(output_dir="runs/${model.name}-${rank}")).output_dir == "runs/tiny-2"
+    assert refusal(rank="???") == "rank is missing: give rank=<an integer>"
     assert refusal(output_dir="${nope}") == "output_dir: Interpolation key 'nope' not found"
 
 
@@ -130,7 +131,7 @@ def test_template_is_one_of_ours() -> None:
     ("group", "key", "value", "message"),
     [
         ("adapter", "dropout", 1.0, "adapter.dropout=1.0: must be in [0, 1)"),
-        ("adapter", "alpha", 0, "adapter.alpha=0.0: must be > 0"),
+        ("adapter", "alpha", 0, "adapter.alpha=0: must be > 0 or null"),
         ("adapter", "target_modules", "(", "adapter.target_modules=(: must be a regular expression"),
         ("train", "steps", 0, "train.steps=0: must be > 0 or null"),
         ("train", "warmup_ratio", 1.0, "train.warmup_ratio=1.0: must be in [0, 1)"),

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from mixlora_cli.config.schema import DataConfig
+from mixlora_cli.config import DataConfig
 from mixlora_cli.data.definitions import load_definitions
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.errors import UserError

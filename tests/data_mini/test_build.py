@@ -73,7 +73,7 @@ def test_counts_and_metadata(built: Path, read_records: Records) -> None:
 
 
 def test_the_project_s_own_loader_takes_it(one: Path) -> None:
-    from mixlora_cli.config.schema import DataConfig
+    from mixlora_cli.config import DataConfig
     from mixlora_cli.data.loading import load_records
 
     config = DataConfig("json", "json", train=str(one / "train.json"), images=str(one / "images"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mixlora_cli.config.schema import (
+from mixlora_cli.config import (
     AdapterConfig,
     DataConfig,
     EvalConfig,

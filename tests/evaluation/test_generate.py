@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from mixlora_cli.config.schema import AdapterConfig, DataConfig, RoutingConfig
+from mixlora_cli.config import AdapterConfig, DataConfig, RoutingConfig
 from mixlora_cli.data.collate import PixelLoader
 from mixlora_cli.data.encode import Item, encode_prompts
 from mixlora_cli.data.loading import load_records

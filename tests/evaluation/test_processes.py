@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from foolbox_rows import foolbox_rows, table
-from mixlora_cli.config.schema import AdapterConfig, EvalConfig
+from mixlora_cli.config import AdapterConfig, EvalConfig
 from mixlora_cli.evaluation.benchmarks import BENCHMARKS
 from mixlora_cli.evaluation.predictions import Header, Prediction, open_predictions, read_predictions
 from mixlora_cli.evaluation.run import evaluate

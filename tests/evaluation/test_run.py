@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from mixlora_cli.config.schema import AdapterConfig, EvalConfig, OptimConfig, RoutingConfig, TrainConfig
+from mixlora_cli.config import AdapterConfig, EvalConfig, OptimConfig, RoutingConfig, TrainConfig
 from mixlora_cli.data.encode import Item
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.generate import Generator

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mixlora_cli.config.schema import DataConfig
+from mixlora_cli.config import DataConfig
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.data.records import Record
 from mixlora_cli.data.template import Turn

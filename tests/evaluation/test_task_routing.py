@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mixlora_cli.config.schema import AdapterConfig, EvalConfig, RoutingConfig
+from mixlora_cli.config import AdapterConfig, EvalConfig, RoutingConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.predictions import Header, read_predictions
 from mixlora_cli.evaluation.run import evaluate

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from mixlora_cli.config.export import ExportConfig, FitConfig
-from mixlora_cli.config.hydra_app import Command, run_command
+from mixlora_cli.config import ExportConfig, FitConfig
 from mixlora_cli.config.load import load
-from mixlora_cli.config.resolvers import register_resolvers
+from mixlora_cli.hydra_app import Command, register_resolvers, run_command
 from mixlora_cli.paths import conf_dir
 
 COMMAND = Command("export", ExportConfig, "mixlora_cli.analysis.export.run:export")

@@ -14,7 +14,7 @@ from mixlora_cli.analysis.export.comparison import mean_over_tasks
 from mixlora_cli.analysis.export.inputs import choose_inputs
 from mixlora_cli.analysis.export.run import export
 from mixlora_cli.analysis.export.static_lora import folder_names
-from mixlora_cli.config.export import FitConfig
+from mixlora_cli.config import FitConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.stats import wilson
 from tiny_runs import NUM_FACTORS

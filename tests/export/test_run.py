@@ -15,12 +15,11 @@ from torch import Tensor
 
 from mixlora_cli.analysis.export.inputs import choose_inputs
 from mixlora_cli.analysis.export.run import export
-from mixlora_cli.config.export import ExportConfig
-from mixlora_cli.config.hydra_app import Command, run_command
-from mixlora_cli.config.schema import DataConfig, EvalConfig
+from mixlora_cli.config import DataConfig, EvalConfig, ExportConfig
 from mixlora_cli.data.collate import PixelLoader, generation_collator
 from mixlora_cli.data.encode import encode_prompts
 from mixlora_cli.evaluation.results import read_results
+from mixlora_cli.hydra_app import Command, run_command
 from mixlora_cli.models.adapters import load_adapter, unload_adapter
 from mixlora_cli.models.tiny import build_tiny
 from tiny_runs import NUM_FACTORS, RANK

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mixlora_cli.config.interference import InterferenceConfig
+from mixlora_cli.config import InterferenceConfig
 from mixlora_cli.training.run_folder import RunFolder
 
 TASKS = ("counting", "naming things/now", "reading")

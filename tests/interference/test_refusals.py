@@ -11,9 +11,7 @@ from interference_data import TASKS, MakeConfig, MakeRun
 
 from mixlora_cli.analysis.interference import measure
 from mixlora_cli.analysis.interference.run import interference
-from mixlora_cli.config.interference import InterferenceConfig
-from mixlora_cli.config.parse import parse
-from mixlora_cli.config.schema import DataConfig, ModelConfig
+from mixlora_cli.config import DataConfig, InterferenceConfig, ModelConfig, parse
 from mixlora_cli.errors import UserError
 
 

@@ -17,10 +17,9 @@ from mixlora_cli.analysis.interference.files import read_stored
 from mixlora_cli.analysis.interference.gradients import GradientTaker
 from mixlora_cli.analysis.interference.run import interference
 from mixlora_cli.analysis.interference.scores import score
-from mixlora_cli.config.hydra_app import Command, run_command
-from mixlora_cli.config.interference import InterferenceConfig
-from mixlora_cli.config.schema import DataConfig
+from mixlora_cli.config import DataConfig, InterferenceConfig
 from mixlora_cli.errors import UserError
+from mixlora_cli.hydra_app import Command, run_command
 from mixlora_cli.training import precision
 from tiny_runs import NUM_FACTORS, RANK
 

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from mixlora_cli.config.judge import JudgeConfig
+from mixlora_cli.config import JudgeConfig
 from mixlora_cli.evaluation.predictions import Header, Prediction, open_predictions
 
 Body = dict[str, Any]

@@ -8,7 +8,7 @@ import torch
 from judging_server import eval_folder, prediction
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mixlora_cli.config.judge import JudgeConfig
+from mixlora_cli.config import JudgeConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.scoring import score
 from mixlora_cli.judging.identity import question_to

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from judging_server import Body, FakeJudge, Handler, eval_folder, honest, prediction
 
-from mixlora_cli.config.judge import JudgeConfig
+from mixlora_cli.config import JudgeConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.scoring import score
 from mixlora_cli.judging import prompt

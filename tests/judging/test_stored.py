@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from judging_server import eval_folder, prediction
 
-from mixlora_cli.config.judge import JudgeCommandConfig, JudgeConfig
+from mixlora_cli.config import JudgeCommandConfig, JudgeConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.results import read_results
 from mixlora_cli.evaluation.scoring import score

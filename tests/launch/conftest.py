@@ -74,7 +74,7 @@ atexit.register(lambda: print("in a group at the end:", distributed.is_initializ
 """The beginning of a program that says at its very end whether it is still in a group."""
 PROGRAM = """
 import sys
-from mixlora_cli.config.launch import LaunchConfig
+from mixlora_cli.config import LaunchConfig
 from mixlora_cli.launch.workers import run_workers
 run_workers(sys.argv[1], sys.argv[2], LaunchConfig(nproc=2))
 """

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from mixlora_cli.config.launch import LaunchConfig
+from mixlora_cli.config import LaunchConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.launch.environment import cluster_environment, first_host, variables
 

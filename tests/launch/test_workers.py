@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mixlora_cli.config.launch import LaunchConfig
+from mixlora_cli.config import LaunchConfig
 from mixlora_cli.errors import UserError, WorkerFailed
 from mixlora_cli.launch.environment import threads_each
 from mixlora_cli.launch.workers import run_workers

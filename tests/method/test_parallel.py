@@ -12,7 +12,7 @@ import pytest
 import torch
 from parallel_runs import Case, Trained, run
 
-from mixlora_cli.config.launch import LaunchConfig
+from mixlora_cli.config import LaunchConfig
 from mixlora_cli.launch.workers import run_workers
 
 pytestmark = pytest.mark.slow

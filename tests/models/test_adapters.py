@@ -12,7 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mixlora_cli.config.schema import AdapterConfig, RoutingConfig
+from mixlora_cli.config import AdapterConfig, RoutingConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.adapters import attach_adapter, load_adapter, num_parameters, save_adapter
 from mixlora_cli.models.tiny import build_tiny

@@ -10,7 +10,7 @@ from transformers import LlavaProcessor
 
 from mixlora_cli.alignment.check import check_questions
 from mixlora_cli.alignment.pictures import draw
-from mixlora_cli.config.schema import AdapterConfig, ModelConfig, RoutingConfig
+from mixlora_cli.config import AdapterConfig, ModelConfig, RoutingConfig
 from mixlora_cli.data.template import Turn, segments
 from mixlora_cli.models.adapters import attach_adapter, num_parameters
 from mixlora_cli.models.base import Base

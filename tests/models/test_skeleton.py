@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from mixlora_cli.config.schema import AdapterConfig, ModelConfig, RoutingConfig
+from mixlora_cli.config import AdapterConfig, ModelConfig, RoutingConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.adapters import num_parameters
 from mixlora_cli.models.build import build_base

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from mixlora_cli.analysis.planning.network import Network, read_network
-from mixlora_cli.config.schema import AdapterConfig, RoutingConfig
+from mixlora_cli.config import AdapterConfig, RoutingConfig
 from mixlora_cli.models.adapters import attach_adapter
 from mixlora_cli.training.loss import head_sees_only, token_loss
 from mixlora_cli.training.precision import inputs_keep_their_dtype

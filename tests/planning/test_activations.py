@@ -5,7 +5,7 @@ from planning_reality import BATCH, LABELS, LENGTH, VOCABULARY, Case
 
 from mixlora_cli.analysis.planning.activations import Numerics, activations, saved_by_decoder
 from mixlora_cli.analysis.planning.operations import Batch
-from mixlora_cli.config.schema import AdapterConfig
+from mixlora_cli.config import AdapterConfig
 
 BATCH_OF_REALITY = Batch(BATCH, LENGTH, LABELS)
 LOG_PROBABILITIES = BATCH * LABELS * VOCABULARY * 4

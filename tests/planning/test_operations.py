@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mixlora_cli.analysis.planning.network import Linear, Network, Update
 from mixlora_cli.analysis.planning.operations import Batch, operations
-from mixlora_cli.config.schema import AdapterConfig
+from mixlora_cli.config import AdapterConfig
 
 BATCH_OF_REALITY = Batch(BATCH, LENGTH, LABELS)
 

@@ -11,10 +11,10 @@ from hydra import compose, initialize_config_dir
 
 from mixlora_cli.analysis.planning.hardware import GIB
 from mixlora_cli.analysis.planning.run import Plan, make_plan, plan
+from mixlora_cli.config import MachineConfig, PlanConfig
 from mixlora_cli.config.load import load
-from mixlora_cli.config.plan import MachineConfig, PlanConfig
-from mixlora_cli.config.resolvers import register_resolvers
 from mixlora_cli.errors import UserError
+from mixlora_cli.hydra_app import register_resolvers
 from mixlora_cli.paths import conf_dir
 from mixlora_cli.reproduce.paper import register_experiments
 

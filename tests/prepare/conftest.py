@@ -1,4 +1,4 @@
-"""A local copy of Vision-Flan in the exact layout of the hub, with a handful of records."""
+"""Stand-ins for the parts of LLaVA-v1, and a local copy of Vision-Flan in the exact layout of the hub."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mixlora_cli.config.prepare import PrepareConfig, PrepareOptions
-from mixlora_cli.config.schema import DataConfig
+from mixlora_cli.config import DataConfig, PrepareConfig, PrepareOptions
+
+from .standins import Parts, make_parts
 
 INSTRUCTION = "Identify the colour that fills the whole picture."
 COLOURS = ("red", "green", "blue", "yellow")
@@ -47,6 +48,12 @@ def vision_flan_records() -> list[dict[str, Any]]:
 
 
 MakeCopy = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
+    """To be read only."""
+    return make_parts(tmp_path_factory.mktemp("parts"))
 
 
 @pytest.fixture

@@ -23,6 +23,46 @@ The assistant gives helpful, detailed, and polite answers to the user's question
 USER: What is in the picture? ASSISTANT: a red circle, a blue square and the number 7
 Which colour is it? Look well. Say white. red green blue yellow black white"""
 
+_LLAMA = {
+    "hidden_size": WIDTH,
+    "initializer_range": SPREAD,
+    "intermediate_size": 64,
+    "max_position_embeddings": 2048,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "pad_token_id": 0,
+    "tie_word_embeddings": False,
+    "vocab_size": VOCABULARY,
+}
+_AS_PUBLISHED = {
+    "_name_or_path": "vicuna-7b-v1.3",
+    "architectures": ["LlamaForCausalLM"],
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "model_type": "llama",
+    "rms_norm_eps": 1e-06,
+    "torch_dtype": "float16",
+    "transformers_version": "4.28.1",
+    "use_cache": True,
+}
+_LLAMA_PIECES = {
+    "model_type": "bpe",
+    "byte_fallback": True,
+    "normalization_rule_name": "identity",
+    "remove_extra_whitespaces": False,
+    "add_dummy_prefix": True,
+    "allow_whitespace_only_pieces": True,
+    "split_digits": True,
+    "unk_id": 0,
+    "bos_id": 1,
+    "eos_id": 2,
+    "pad_id": -1,
+    "hard_vocab_limit": False,
+    "num_threads": 1,
+    "minloglevel": 2,
+}
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -58,19 +98,7 @@ def make_parts(root: Path) -> Parts:
 def make_vicuna(folder: Path) -> LlamaForCausalLM:
     """Two pickled shards with an index, rotary frequencies as old checkpoints have them, and `tokenizer.model`."""
     folder.mkdir(parents=True)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=2048,
-        initializer_range=SPREAD,
-        pad_token_id=0,
-        tie_word_embeddings=False,
-    )
-    model = LlamaForCausalLM(config).eval()
+    model = LlamaForCausalLM(LlamaConfig(**_LLAMA)).eval()
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for layer in range(2):
         weights[f"model.layers.{layer}.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
@@ -86,28 +114,7 @@ def make_vicuna(folder: Path) -> LlamaForCausalLM:
         "weight_map": {name: file for file, chosen in shards.items() for name in chosen},
     }
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-    published = {
-        "_name_or_path": "vicuna-7b-v1.3",
-        "architectures": ["LlamaForCausalLM"],
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "hidden_act": "silu",
-        "hidden_size": WIDTH,
-        "initializer_range": SPREAD,
-        "intermediate_size": 64,
-        "max_position_embeddings": 2048,
-        "model_type": "llama",
-        "num_attention_heads": 4,
-        "num_hidden_layers": 2,
-        "pad_token_id": 0,
-        "rms_norm_eps": 1e-06,
-        "tie_word_embeddings": False,
-        "torch_dtype": "float16",
-        "transformers_version": "4.28.1",
-        "use_cache": True,
-        "vocab_size": VOCABULARY,
-    }
-    (folder / "config.json").write_text(json.dumps(published))
+    (folder / "config.json").write_text(json.dumps(_LLAMA | _AS_PUBLISHED))
     (folder / "generation_config.json").write_text(
         json.dumps({"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0})
     )
@@ -115,30 +122,23 @@ def make_vicuna(folder: Path) -> LlamaForCausalLM:
     return model
 
 
-def make_tokenizer(folder: Path) -> None:
-    """A sentencepiece model with LLaMA's settings, and the settings file of Vicuna's time."""
-    text = folder / "text.txt"
-    text.write_text("\n".join([_TEXT] * 4))
+def train_sentencepiece(folder: Path, text: str, vocabulary: int, **options: object) -> None:
+    """Write `tokenizer.model` with LLaMA's settings."""
+    file = folder / "text.txt"
+    file.write_text(text, encoding="utf-8")
     sentencepiece.SentencePieceTrainer.train(
-        input=str(text),
+        input=str(file),
         model_prefix=str(folder / "tokenizer"),
-        model_type="bpe",
-        vocab_size=VOCABULARY,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        add_dummy_prefix=True,
-        allow_whitespace_only_pieces=True,
-        split_digits=True,
-        unk_id=0,
-        bos_id=1,
-        eos_id=2,
-        pad_id=-1,
-        hard_vocab_limit=False,
-        minloglevel=2,
+        vocab_size=vocabulary,
+        **{**_LLAMA_PIECES, **options},
     )
-    for file in (text, folder / "tokenizer.vocab"):
-        file.unlink()
+    for made in (file, folder / "tokenizer.vocab"):
+        made.unlink()
+
+
+def make_tokenizer(folder: Path) -> None:
+    """A sentencepiece model, and the settings files of Vicuna's time."""
+    train_sentencepiece(folder, "\n".join([_TEXT] * 4), VOCABULARY)
 
     def token(content: str) -> dict[str, object]:
         options = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
@@ -163,21 +163,10 @@ def make_tokenizer(folder: Path) -> None:
 
 def make_clip(folder: Path) -> CLIPModel:
     """A whole CLIP with both towers, as openai/clip-vit-large-patch14 ships."""
-    side = {
-        "hidden_size": VISION_WIDTH,
-        "intermediate_size": 48,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-    }
-    text = {
-        **side,
-        "vocab_size": 60,
-        "max_position_embeddings": 16,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-        "projection_dim": 20,
-    }
-    vision = {**side, "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE, "projection_dim": 20}
+    side = {"intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2, "projection_dim": 20}
+    side["hidden_size"] = VISION_WIDTH
+    text = {**side, "vocab_size": 60, "max_position_embeddings": 16, "bos_token_id": 0, "eos_token_id": 1}
+    vision = {**side, "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE}
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=20)).eval()
     with torch.no_grad():
         for parameter in model.parameters():

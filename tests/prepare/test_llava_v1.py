@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,12 +12,13 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
-from mixlora_cli.config.prepare import PrepareConfig, PrepareOptions
-from mixlora_cli.config.schema import (
+from mixlora_cli.config import (
     AdapterConfig,
     DataConfig,
     ModelConfig,
     OptimConfig,
+    PrepareConfig,
+    PrepareOptions,
     RoutingConfig,
     TrainConfig,
 )
@@ -38,15 +38,10 @@ from mixlora_cli.prepare.parts import Part
 from mixlora_cli.prepare.run import prepare
 from mixlora_cli.training.run import train
 
-from .standins import IMAGE_SIZE, NUM_PATCHES, VOCABULARY, WIDTH, Parts, make_parts
+from .standins import IMAGE_SIZE, NUM_PATCHES, VOCABULARY, WIDTH, Parts
 
 NUM_ROWS = 384
 PROJECTOR = "model.multi_modal_projector"
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
-    return make_parts(tmp_path_factory.mktemp("parts"))
 
 
 @pytest.fixture(scope="module")
@@ -111,10 +106,7 @@ def test_shards_hold_the_same_as_one_file(parts: Parts, folder: Path, tmp_path: 
     opened = [Part(key, value, Path(value)) for key, value in parts.options.items()]
     output = tmp_path / "output"  # pytest's own folder is private
     output.mkdir()
-    counted: list[int] = []
-    model = open_llava_v1(*opened)
-    write_llava_v1(model, output, counted.append, shard_bytes=60_000)
-    assert sum(counted) == model.num_bytes
+    write_llava_v1(open_llava_v1(*opened), output, shard_bytes=60_000)
     files = list(output.glob("model-0000*.safetensors"))
     assert len(files) > 3
     assert {file.stat().st_mode for file in files} == {(output / "config.json").stat().st_mode}
@@ -129,11 +121,8 @@ def test_the_tokenizer_reads_as_sentencepiece_and_knows_the_image(parts: Parts, 
     for text in ("A chat USER: ", "What is\nin it?", "naïve – 日本 🦊", "two  spaces "):
         assert base.tokenizer(text, add_special_tokens=False)["input_ids"] == original.encode(text)
     assert base.tokenizer.convert_tokens_to_ids("<image>") == VOCABULARY
-    assert (base.tokenizer.bos_token_id, base.tokenizer.eos_token_id, base.tokenizer.pad_token_id) == (
-        1,
-        2,
-        0,
-    )
+    special = (base.tokenizer.bos_token_id, base.tokenizer.eos_token_id, base.tokenizer.pad_token_id)
+    assert special == (1, 2, 0)
     # LLaVA tokenises what follows a picture on its own, and sentencepiece puts a space before it.
     ids = base.tokenizer("USER: <image>\nWhat", add_special_tokens=False)["input_ids"]
     assert ids == [*original.encode("USER: "), VOCABULARY, *original.encode("\nWhat")]
@@ -166,11 +155,6 @@ def test_rows_without_a_token_are_never_generated(base: Base, suppressed: bool) 
     )
     generated = tokens[:, ids.shape[1] :]
     assert (generated < VOCABULARY).all() == suppressed
-
-
-def test_other_types_load(folder: Path) -> None:
-    model = build_base(ModelConfig("assembled", "hub", str(folder)), torch.bfloat16).model
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
 def test_the_skeleton_has_the_same_parameters(base: Base, folder: Path) -> None:
@@ -244,21 +228,3 @@ def test_training_without_preparation_names_the_command(data: DataConfig, tmp_pa
     with pytest.raises(UserError, match=r"models/llava-v1-7b: .*`mixlora prepare model=llava_v1_7b`"):
         train(config)
     assert not (tmp_path / "run").exists()
-
-
-def test_prepared_where_training_looks(parts: Parts, data: DataConfig, tmp_path: Path) -> None:
-    model = ModelConfig("llava_v1_7b", "prepared")
-    options = PrepareOptions(**parts.options)
-    (made,) = prepare(PrepareConfig(model=model, prepare=options))
-    assert made == tmp_path / "cache" / "models" / "llava-v1-7b"
-    assert [file.name for file in made.parent.iterdir() if not file.name.endswith(".lock")] == ["llava-v1-7b"]
-    assert build_base(model).image_token_id == VOCABULARY
-
-    written = (made / "model.safetensors").stat().st_mtime_ns
-    assert prepare(PrepareConfig(model=model, prepare=options)) == [made]
-    assert (made / "model.safetensors").stat().st_mtime_ns == written
-    elsewhere = replace(options, projector=str(parts.projector / "mm_projector.bin"))
-    with pytest.raises(UserError, match=r"prepare\.projector=.*was made with .*overwrite=true replaces it"):
-        prepare(PrepareConfig(model=model, prepare=elsewhere))
-    prepare(PrepareConfig(model=model, prepare=replace(elsewhere, overwrite=True)))
-    assert (made / "model.safetensors").stat().st_mtime_ns != written

@@ -11,8 +11,15 @@ from safetensors.torch import load_file
 
 from mixlora_cli.checking.findings import Remark
 from mixlora_cli.checking.run import run_check
-from mixlora_cli.config.check import CheckConfig, CheckOptions
-from mixlora_cli.config.schema import AdapterConfig, ModelConfig, OptimConfig, RoutingConfig, TrainConfig
+from mixlora_cli.config import (
+    AdapterConfig,
+    CheckConfig,
+    CheckOptions,
+    ModelConfig,
+    OptimConfig,
+    RoutingConfig,
+    TrainConfig,
+)
 from mixlora_cli.data.problems import Kind
 from mixlora_cli.prepare.vision_flan import prepare_vision_flan
 from mixlora_cli.training.metrics import read_metrics

@@ -7,19 +7,16 @@ import shutil
 import zipfile
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
-import huggingface_hub
 import pytest
+from huggingface_hub import DryRunFileInfo
 
 from mixlora_cli.data.definitions import load_definitions
 from mixlora_cli.data.images import open_picture
 from mixlora_cli.data.loading import ArrowRows, load_records, locate_files
 from mixlora_cli.errors import UserError
-from mixlora_cli.prepare import vision_flan_files
-from mixlora_cli.prepare.definitions import find_definitions
-from mixlora_cli.prepare.vision_flan import prepare_vision_flan
-from mixlora_cli.prepare.vision_flan_files import unique_ids
+from mixlora_cli.prepare import parts, vision_flan
+from mixlora_cli.prepare.vision_flan import find_definitions, prepare_vision_flan, unique_ids
 
 from .conftest import INSTRUCTION, png, record, vision_flan_records
 
@@ -101,7 +98,7 @@ def test_a_second_call_does_nothing(make_copy, configure, monkeypatch, capsys) -
     copy = make_copy()
     root = prepare_vision_flan(configure(copy, unpack=True))
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
-    monkeypatch.setattr("mixlora_cli.prepare.vision_flan.find_source", None)
+    monkeypatch.setattr("mixlora_cli.prepare.vision_flan.open_source", None)
     assert prepare_vision_flan(configure(copy, unpack=True)) == root
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
     assert f"{root} is prepared already" in capsys.readouterr().err
@@ -138,7 +135,7 @@ def test_a_seeded_sample_of_each_task(make_copy, configure) -> None:
 
 def test_stopped_while_unpacking_it_goes_on(make_copy, configure, monkeypatch) -> None:
     copy = make_copy()
-    read, done = vision_flan_files.read_picture, []
+    read, done = vision_flan.read_picture, []
 
     def stop_at_the_fourth(path: Path) -> bytes:
         if len(done) == 3:
@@ -146,7 +143,7 @@ def test_stopped_while_unpacking_it_goes_on(make_copy, configure, monkeypatch) -
         done.append(path.name)
         return read(path)
 
-    monkeypatch.setattr(vision_flan_files, "read_picture", stop_at_the_fourth)
+    monkeypatch.setattr(vision_flan, "read_picture", stop_at_the_fourth)
     config = configure(copy, unpack=True)
     with pytest.raises(KeyboardInterrupt):
         prepare_vision_flan(config)
@@ -155,7 +152,7 @@ def test_stopped_while_unpacking_it_goes_on(make_copy, configure, monkeypatch) -
     ):
         load_records(config.data, "train")
     again: list[str] = []
-    monkeypatch.setattr(vision_flan_files, "read_picture", lambda path: again.append(path.name) or read(path))
+    monkeypatch.setattr(vision_flan, "read_picture", lambda path: again.append(path.name) or read(path))
     prepare_vision_flan(config)
     assert (len(done), len(again), set(done) & set(again)) == (3, 5, set())
     assert len(load_records(config.data, "train")) == 13
@@ -171,7 +168,7 @@ def test_a_folder_that_was_never_prepared(configure, tmp_path) -> None:
 def test_missing_partial_and_damaged_copies(make_copy, configure, tmp_path) -> None:
     copy = make_copy()
     whole = (copy / ARCHIVE).read_bytes()
-    assert "no such folder; expected a folder with annotation_191-task_1k.json" in refused(
+    assert "no such file or folder; give one with annotation_191-task_1k.json" in refused(
         configure("/no/copy")
     )
     (tmp_path / "other").mkdir()
@@ -262,22 +259,23 @@ def test_unique_ids() -> None:
 
 
 def on_the_hub(copy: Path, cache: Path, monkeypatch) -> list[str]:
-    """Stand-ins for the hub's functions: files come as links to blobs, as in its cache; returns what is fetched."""
+    """Stand-in for the hub's client: files come as links to blobs, as in its cache; returns what is fetched."""
     fetched: list[str] = []
 
-    def download(repository: str, name: str, revision: str | None, repo_type: str) -> str:
-        assert (repository, revision, repo_type) == ("Vision-Flan/some", "abc", "dataset")
-        fetched.append(name)
+    def snapshot(repository: str, repo_type: str, revision: str, allow_patterns: list[str], dry_run=False):
+        assert (repository, repo_type, revision) == ("Vision-Flan/some", "dataset", "abc")
+        if dry_run:
+            return [
+                DryRunFileInfo("abc", (copy / name).stat().st_size, name, "", False, True)
+                for name in allow_patterns
+            ]
         cache.mkdir(exist_ok=True)
-        if not (cache / name).exists():
+        for name in allow_patterns:
+            fetched.append(name)
             (cache / name).symlink_to(copy / name)
-        return str(cache / name)
+        return str(cache)
 
-    siblings = [SimpleNamespace(rfilename=path.name, size=path.stat().st_size) for path in copy.iterdir()]
-    api = SimpleNamespace(dataset_info=lambda *names, **options: SimpleNamespace(siblings=siblings))
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *names, **options: None)
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: api)
+    monkeypatch.setattr(parts, "snapshot_download", snapshot)
     return fetched
 
 
@@ -302,12 +300,11 @@ def test_a_hub_that_cannot_be_reached_or_a_disk_too_small(
     monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10, 10, 0))
     assert "downloading Vision-Flan/some needs 0.0 GB in " in refused(config)
 
-    def fail(*names: str, **options: str) -> None:
-        raise OSError("no route to host\nand more")
+    def fail(*names: str, **options: object) -> None:
+        raise OSError("the hub did not answer") from OSError("no route to host\nand more")
 
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: SimpleNamespace(dataset_info=fail))
-    message = refused(config)
-    assert message.startswith(
-        "prepare.vision_flan=Vision-Flan/some cannot be downloaded: no route to host; the same"
+    monkeypatch.setattr(parts, "snapshot_download", fail)
+    assert refused(config).startswith(
+        "prepare.vision_flan=Vision-Flan/some: cannot be downloaded: no route to host; check the name"
     )
-    assert "no such folder" in refused(configure("not-a-repository"))
+    assert "no such file or folder" in refused(configure("not-a-repository"))

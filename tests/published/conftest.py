@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # for published_code
 
 import published_code
 
-from mixlora_cli.config.import_command import ImportConfig
-from mixlora_cli.prepare.published.run import import_checkpoint
+from mixlora_cli.config import ImportConfig
+from mixlora_cli.prepare.original_checkpoint import import_checkpoint
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from mixlora_cli import cli
-from mixlora_cli.config.schema import (
+from mixlora_cli.config import (
     AdapterConfig,
     DataConfig,
     EvalConfig,

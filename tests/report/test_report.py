@@ -13,8 +13,7 @@ import pytest
 from PIL import Image
 from report_folder import picture, prediction, write_folder
 
-from mixlora_cli.config.judge import JudgeConfig
-from mixlora_cli.config.report import PageConfig, ReportConfig
+from mixlora_cli.config import JudgeConfig, PageConfig, ReportConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.tallies import COGNITION, PERCEPTION
 from mixlora_cli.judging.run import judge_answers

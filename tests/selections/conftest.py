@@ -12,8 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mixlora_cli.config.schema import DataConfig
-from mixlora_cli.config.tsne import MapConfig, TsneConfig
+from mixlora_cli.config import DataConfig, MapConfig, TsneConfig
 from mixlora_cli.training.run_folder import RunFolder
 from tiny_runs import TINY, finished_run
 

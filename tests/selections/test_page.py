@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mixlora_cli.analysis.selections.run import tsne
-from mixlora_cli.config.schema import DataConfig
+from mixlora_cli.config import DataConfig
 
 from .conftest import ATTACK, SEEN, UNSEEN, MakeConfig, MakeRun
 

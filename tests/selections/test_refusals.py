@@ -12,7 +12,7 @@ import pytest
 from mixlora_cli.analysis.selections.inputs import choose_instances
 from mixlora_cli.analysis.selections.run import tsne
 from mixlora_cli.analysis.selections.source import Layer, choose_layers, find_source
-from mixlora_cli.config.tsne import MapConfig, TsneConfig
+from mixlora_cli.config import MapConfig, TsneConfig
 from mixlora_cli.errors import UserError
 from tiny_runs import TINY
 

@@ -17,12 +17,11 @@ from safetensors.torch import load_file, save_file
 from mixlora_cli.analysis.selections import reading
 from mixlora_cli.analysis.selections.inputs import choose_instances
 from mixlora_cli.analysis.selections.run import tsne
-from mixlora_cli.config.hydra_app import Command, run_command
-from mixlora_cli.config.schema import DataConfig
-from mixlora_cli.config.tsne import TsneConfig
+from mixlora_cli.config import DataConfig, TsneConfig
 from mixlora_cli.data.collate import PixelLoader
 from mixlora_cli.data.encode import encode_prompts
 from mixlora_cli.evaluation.generate import Generator
+from mixlora_cli.hydra_app import Command, run_command
 from mixlora_cli.method.layer import MixLoraLinear
 from mixlora_cli.models.adapters import load_adapter
 from mixlora_cli.models.tiny import build_tiny

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mixlora_cli.config.schema import (
+from mixlora_cli.config import (
     AdapterConfig,
     DataConfig,
     ModelConfig,

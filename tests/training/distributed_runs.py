@@ -7,7 +7,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from mixlora_cli.config.schema import TrainConfig
+from mixlora_cli.config import TrainConfig
 from mixlora_cli.method import layer
 from mixlora_cli.training.run import train
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from mixlora_cli.config.schema import TrainConfig
+from mixlora_cli.config import TrainConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.training import run as run_module
 from mixlora_cli.training.trainer import AdapterTrainer

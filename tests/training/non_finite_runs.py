@@ -6,7 +6,7 @@ import math
 import os
 from typing import Any
 
-from mixlora_cli.config.schema import TrainConfig
+from mixlora_cli.config import TrainConfig
 from mixlora_cli.training import trainer
 from mixlora_cli.training.run import train
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mixlora_cli.config.schema import OptimConfig
+from mixlora_cli.config import OptimConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.training.accumulation import accumulation, accumulation_for
 

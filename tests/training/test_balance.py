@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixlora_cli.config.schema import AdapterConfig, RoutingConfig, TrainConfig
+from mixlora_cli.config import AdapterConfig, RoutingConfig, TrainConfig
 from mixlora_cli.data.collate import PixelLoader
 from mixlora_cli.data.encode import EncodedDataset, encode_records
 from mixlora_cli.data.loading import load_records

@@ -15,10 +15,10 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mixlora_cli.config.launch import LaunchConfig
-from mixlora_cli.config.schema import (
+from mixlora_cli.config import (
     AdapterConfig,
     DeepspeedConfig,
+    LaunchConfig,
     ModelConfig,
     OptimConfig,
     RoutingConfig,

@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mixlora_cli.config.schema import RoutingConfig, TrainConfig
+from mixlora_cli.config import RoutingConfig, TrainConfig
 from mixlora_cli.training.checkpoints import flaw
 from mixlora_cli.training.metrics import read_metrics
 from mixlora_cli.training.run_folder import RunFolder

@@ -11,8 +11,7 @@ import pytest
 import torch
 import yaml
 
-from mixlora_cli.config.launch import LaunchConfig
-from mixlora_cli.config.schema import DeepspeedConfig
+from mixlora_cli.config import DeepspeedConfig, LaunchConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.launch.workers import run_workers
 from mixlora_cli.paths import conf_dir

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mixlora_cli.config.schema import AdapterConfig, RoutingConfig
+from mixlora_cli.config import AdapterConfig, RoutingConfig
 from mixlora_cli.data.collate import PixelLoader
 from mixlora_cli.data.encode import EncodedDataset, Item
 from mixlora_cli.models.adapters import attach_adapter

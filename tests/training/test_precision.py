@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mixlora_cli.config.schema import AdapterConfig, RoutingConfig
+from mixlora_cli.config import AdapterConfig, RoutingConfig
 from mixlora_cli.models.adapters import attach_adapter
 from mixlora_cli.models.tiny import build_tiny
 from mixlora_cli.training.precision import choose_dtype, inputs_keep_their_dtype, matrix_products_in

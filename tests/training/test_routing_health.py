@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mixlora_cli.config.schema import TrainConfig
+from mixlora_cli.config import TrainConfig
 from mixlora_cli.method.model import MixLoraModel
 from mixlora_cli.training import run as run_module
 from mixlora_cli.training.metrics import read_metrics

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaModel
 
-from mixlora_cli.config.schema import RoutingConfig, TrainConfig
+from mixlora_cli.config import RoutingConfig, TrainConfig
 from mixlora_cli.data.collate import Collator, PixelLoader
 from mixlora_cli.data.definitions import load_definitions
 from mixlora_cli.data.encode import encode_records

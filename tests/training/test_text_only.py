@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mixlora_cli.config.schema import AdapterConfig, RoutingConfig
+from mixlora_cli.config import AdapterConfig, RoutingConfig
 from mixlora_cli.data.collate import Collator, DummyImage, PixelLoader, build_dummy_image
 from mixlora_cli.data.encode import IGNORE, EncodedDataset, Item
 from mixlora_cli.models.adapters import attach_adapter

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixlora_cli.alignment.pictures import ANNOTATION, IMAGES, asked_first, write_pictures
-from mixlora_cli.config.schema import DataConfig
+from mixlora_cli.config import DataConfig
 from mixlora_cli.data.collate import PixelLoader
 from mixlora_cli.data.encode import encode_prompts
 from mixlora_cli.data.loading import load_records

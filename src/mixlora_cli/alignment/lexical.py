@@ -21,7 +21,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
 
-from mixlora_cli.config.schema import AlignConfig
+from mixlora_cli.config import AlignConfig
 from mixlora_cli.data.collate import Features
 from mixlora_cli.data.mini.canvas import SIZE, Item, Scene, text_width
 from mixlora_cli.data.mini.captions import Captioned

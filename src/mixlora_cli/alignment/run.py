@@ -21,7 +21,7 @@ from transformers import set_seed
 from mixlora_cli.alignment.check import CaptionCheck, QuestionCheck, check_captions, check_questions
 from mixlora_cli.alignment.lexical import train_lexical
 from mixlora_cli.alignment.pictures import ANNOTATION, IMAGES, draw, write_pictures
-from mixlora_cli.config.schema import (
+from mixlora_cli.config import (
     AdapterConfig,
     AlignConfig,
     DataConfig,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-from mixlora_cli.config.check import CheckConfig
-from mixlora_cli.config.schema import AdapterConfig, EvalConfig, GenerationConfig, RoutingConfig
+from mixlora_cli.config import AdapterConfig, CheckConfig, EvalConfig, GenerationConfig, RoutingConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.benchmarks import FROM_THE_PAPER, PAPER, expand
 from mixlora_cli.evaluation.instances import Chosen, choose_instances

@@ -16,8 +16,7 @@ from mixlora_cli.checking.leakage import Leak, TrainingSide, compare
 from mixlora_cli.checking.prints import Print, prints_of
 from mixlora_cli.checking.report import Report, SplitReport, print_report, write_report
 from mixlora_cli.checking.texts import CHUNK, ChunkResult, Rules, Summary, check_texts, summarise
-from mixlora_cli.config.check import CheckConfig
-from mixlora_cli.config.schema import DataConfig
+from mixlora_cli.config import CheckConfig, DataConfig
 from mixlora_cli.data.definitions import load_definitions
 from mixlora_cli.data.encode import TextSide
 from mixlora_cli.data.images import check_images

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from transformers import AutoConfig, AutoTokenizer, LlavaConfig, PreTrainedTokenizerBase
 
-from mixlora_cli.config.schema import ModelConfig
+from mixlora_cli.config import ModelConfig
 from mixlora_cli.data.template import TEMPLATES, Template
 from mixlora_cli.errors import UserError
 from mixlora_cli.models import linear_llava, tower

@@ -1,4 +1,4 @@
-"""Hydra's `DictConfig` -> the dataclasses of `config/schema.py`, once and strictly; paths must exist.
+"""Hydra's `DictConfig` -> the classes of settings, once and strictly; paths must exist.
 
 Nothing heavy is imported here, so that a mistake is answered before any model library loads.
 """
@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mixlora_cli.config.parse import did_you_mean, parse
+from mixlora_cli.config.settings import all_keys, describe, hint_of, parse
 from mixlora_cli.data.template import SMOLLM, TEMPLATES
-from mixlora_cli.errors import UserError
+from mixlora_cli.errors import UserError, did_you_mean
 
 T = TypeVar("T")
 
@@ -39,7 +39,10 @@ def load(config_class: type[T], config: DictConfig | Mapping[str, Any]) -> T:
     Raises:
         UserError: A key, a value, a file or a folder is wrong; one line says which and what is allowed.
     """
-    values = _plain(config)
+    tree = config if isinstance(config, DictConfig) else OmegaConf.create(dict(config))
+    values = _plain(tree)
+    for key in sorted(OmegaConf.missing_keys(tree) & set(all_keys(config_class))):
+        raise UserError(f"{key} is missing: give {key}=<{describe(hint_of(config_class, key.split('.')))}>")
     _expand_home(values)
     settings = parse(config_class, values)
     _check_template(values)
@@ -47,9 +50,8 @@ def load(config_class: type[T], config: DictConfig | Mapping[str, Any]) -> T:
     return settings
 
 
-def _plain(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
+def _plain(tree: DictConfig) -> dict[str, Any]:
     """Nested dictionaries with every interpolation resolved."""
-    tree = config if isinstance(config, DictConfig) else OmegaConf.create(dict(config))
     try:
         values = OmegaConf.to_container(tree, resolve=True)
     except OmegaConfBaseException as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mixlora_cli.config.schema import DataConfig
+from mixlora_cli.config import DataConfig
 from mixlora_cli.data.loading import definitions_file
 from mixlora_cli.data.text_files import read_json
 from mixlora_cli.errors import UserError, cut

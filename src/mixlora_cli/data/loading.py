@@ -21,12 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mixlora_cli.config.parse import hint_at
-from mixlora_cli.config.schema import DataConfig
+from mixlora_cli.config import DataConfig
 from mixlora_cli.data.images import check_images, split_archive
 from mixlora_cli.data.problems import BadRecord, Kind, Problem, settle
 from mixlora_cli.data.records import Raw, Record, names_picture, parse_record, read_annotations, task_name
-from mixlora_cli.errors import UserError, cut
+from mixlora_cli.errors import UserError, cut, hint_at
 from mixlora_cli.paths import cache_root
 
 Split = Literal["train", "heldout", "unseen"]

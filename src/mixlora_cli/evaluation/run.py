@@ -13,7 +13,7 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from mixlora_cli.config.schema import EvalConfig, GenerationConfig
+from mixlora_cli.config import EvalConfig, GenerationConfig
 from mixlora_cli.data.collate import Features, PixelLoader
 from mixlora_cli.data.encode import Item, encode_prompts
 from mixlora_cli.data.records import Record

@@ -12,8 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from peft import PeftConfig
 from yaml import YAMLError
 
-from mixlora_cli.config.parse import parse
-from mixlora_cli.config.schema import EvalConfig, ModelConfig
+from mixlora_cli.config import EvalConfig, ModelConfig, parse
 from mixlora_cli.errors import UserError
 from mixlora_cli.method.config import MixLoraConfig
 from mixlora_cli.training.run_folder import RunFolder
@@ -115,7 +114,7 @@ def _of_run(folder: RunFolder) -> Subject:
         config: Any = OmegaConf.to_container(OmegaConf.load(folder.config), resolve=True)
         return Subject(
             label=_label(config),
-            model=parse(ModelConfig, config["model"], "model"),
+            model=parse(ModelConfig, config["model"]),
             adapter=folder.adapter,
             run=folder.root,
             precision=config["train"]["precision"],

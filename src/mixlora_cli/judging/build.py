@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mixlora_cli.config.judge import JudgeConfig
+from mixlora_cli.config import JudgeConfig
 from mixlora_cli.judging.judge import ExactJudge, Judge
 
 

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from mixlora_cli.config.judge import JudgeConfig
+from mixlora_cli.config import JudgeConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.judging import prompt
 from mixlora_cli.judging.identity import Identity, question_to

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mixlora_cli.config.judge import JudgeCommandConfig, JudgeConfig
+from mixlora_cli.config import JudgeCommandConfig, JudgeConfig
 from mixlora_cli.evaluation.folder import check_finished, find_evaluation, open_evaluation
 from mixlora_cli.evaluation.predictions import Prediction
 from mixlora_cli.evaluation.progress import answer_progress

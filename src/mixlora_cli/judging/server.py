@@ -9,7 +9,7 @@ from itertools import islice
 from threading import Event
 from typing import Any
 
-from mixlora_cli.config.judge import JudgeConfig
+from mixlora_cli.config import JudgeConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.predictions import Prediction
 from mixlora_cli.judging import prompt

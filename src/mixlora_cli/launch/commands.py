@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mixlora_cli.config.interference import InterferenceConfig
-from mixlora_cli.config.schema import EvalConfig, TrainConfig
+from mixlora_cli.config import EvalConfig, InterferenceConfig, TrainConfig
 from mixlora_cli.launch.workers import run_workers
 
 

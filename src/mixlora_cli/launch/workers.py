@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixlora_cli.config.launch import LaunchConfig
+from mixlora_cli.config import LaunchConfig
 from mixlora_cli.errors import UserError, WorkerFailed
 from mixlora_cli.launch.environment import cluster_environment, threads_each, variables
 from mixlora_cli.launch.failures import first_failure, killed

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from mixlora_cli.config.schema import ModelConfig
+from mixlora_cli.config import ModelConfig
 from mixlora_cli.models.base import Base
 from mixlora_cli.models.prepared import prepared_folder, require_prepared
 

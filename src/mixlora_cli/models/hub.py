@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from mixlora_cli.config.schema import ModelConfig
+from mixlora_cli.config import ModelConfig
 from mixlora_cli.data.template import TEMPLATES
 from mixlora_cli.errors import UserError
 from mixlora_cli.models import linear_llava, tower

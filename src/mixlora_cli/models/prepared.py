@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mixlora_cli.config.schema import ModelConfig
+from mixlora_cli.config import ModelConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.paths import cache_root
 

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from yaml import YAMLError
 
-from mixlora_cli.config.parse import parse
-from mixlora_cli.config.schema import DataConfig, ModelConfig
+from mixlora_cli.config import DataConfig, ModelConfig, parse
 from mixlora_cli.data.collate import Collator, Features, PixelLoader, generation_collator
 from mixlora_cli.data.definitions import definitions_of
 from mixlora_cli.data.encode import IGNORE, Item
@@ -145,7 +144,7 @@ def _in_folder(folder: RunFolder, path: str, model: ModelConfig) -> Run:
         config: Any = OmegaConf.to_container(OmegaConf.load(folder.config), resolve=True)
         return Run(
             label=_label(config),
-            model=parse(ModelConfig, config["model"], "model"),
+            model=parse(ModelConfig, config["model"]),
             adapter=folder.adapter,
             root=folder.root,
             precision=config["train"]["precision"],

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from mixlora_cli.config.schema import AdapterConfig, ModelConfig, RoutingConfig
+from mixlora_cli.config import AdapterConfig, ModelConfig, RoutingConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.models import linear_llava, tower
 from mixlora_cli.models.adapters import attach_adapter

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mixlora_cli.config.schema import DataConfig, TrainConfig
+from mixlora_cli.config import DataConfig, TrainConfig
 from mixlora_cli.data.definitions import definitions_of
 from mixlora_cli.errors import UserError
 from mixlora_cli.method.config import PEFT_TYPE

@@ -22,7 +22,7 @@ class OneLineMistakes(TyperCommand):
         try:
             return super().parse_args(ctx, args)
         except _UsageError as error:
-            from mixlora_cli.config.hydra_app import USER_MISTAKE, report
+            from mixlora_cli.errors import USER_MISTAKE, report
 
             report(
                 UserError(
@@ -57,8 +57,8 @@ def import_command(
     ] = None,
 ) -> None:
     """Turn a checkpoint of the code published with the paper into an adapter folder."""
-    from mixlora_cli.config.hydra_app import INTERRUPTED, USER_MISTAKE, report
-    from mixlora_cli.config.import_command import ImportConfig
+    from mixlora_cli.config import ImportConfig
+    from mixlora_cli.errors import INTERRUPTED, USER_MISTAKE, report
 
     try:
         options = ImportConfig(folder, output, cfs, rank, factors, alpha, cond_type)  # type: ignore[arg-type]
@@ -66,7 +66,7 @@ def import_command(
         report(UserError(str(error)))
         raise typer.Exit(USER_MISTAKE) from error
     # Only now: it loads torch.
-    from mixlora_cli.prepare.published.run import import_checkpoint
+    from mixlora_cli.prepare.original_checkpoint import import_checkpoint
 
     try:
         import_checkpoint(options)

@@ -6,12 +6,14 @@ The published projector was trained without special tokens around the picture (`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -24,15 +26,24 @@ from transformers import (
 )
 
 from mixlora_cli.data.template import IMAGE_MARKER
+from mixlora_cli.errors import UserError
 from mixlora_cli.models.linear_llava import LinearLlava, LinearLlavaConfig
 from mixlora_cli.prepare.parts import Part
-from mixlora_cli.prepare.projector import read_projector
-from mixlora_cli.prepare.shards import SHARD_BYTES, num_bytes, write_shards
-from mixlora_cli.prepare.vocabulary import Vocabulary, build_vocabulary, extend
-from mixlora_cli.prepare.weights import read_weights
+from mixlora_cli.prepare.tokenizer import Vocabulary, build_vocabulary
+from mixlora_cli.prepare.weight_files import read_weights
+from mixlora_cli.progress import counting
+from mixlora_cli.store import readable_as_usual, write_json
 
+SHARD_BYTES = 4 * 10**9
 _EMBEDDING, _HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
 _PROJECTOR = "model.multi_modal_projector.linear_1"
+_PROJECTOR_FILE = "mm_projector.bin"
+_WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 # What older checkpoints keep beside their weights, and CLIP's text side.
 _LEFT_OUT = ("rotary_emb.inv_freq", "position_ids")
 _CLIP_ONLY = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
@@ -40,70 +51,23 @@ _CLIP_ONLY = ("text_model.", "text_projection.", "visual_projection.", "logit_sc
 
 @dataclass(frozen=True)
 class LlavaV1:
-    """The assembled model, its weights still in the files of its parts."""
+    """The assembled model; its weights still lie in the files of its parts."""
 
     config: LinearLlavaConfig
     vocabulary: Vocabulary
     processor: LlavaProcessor
-    sources: dict[str, Tensor]
-    """By the assembled model's names; embedding and head not yet extended."""
+    weights: dict[str, Tensor]
     language_model: Part
     vision_tower: Part
     projector: Part
 
     @property
-    def shapes(self) -> dict[str, Tensor]:
-        """Every tensor as it will be written, on the meta device."""
-        return {
-            name: torch.empty(
-                (self.vocabulary.num_rows, source.shape[1]) if name in (_EMBEDDING, _HEAD) else source.shape,
-                dtype=source.dtype,
-                device="meta",
-            )
-            for name, source in self.sources.items()
-        }
-
-    @property
     def num_bytes(self) -> int:
         """Size of the weights on disk."""
-        return num_bytes(self.shapes)
+        return sum(weight.numel() * weight.element_size() for weight in self.weights.values())
 
-    def tensor(self, name: str) -> Tensor:
-        """Values of one tensor.
-
-        Raises:
-            UserError: they are not finite.
-        """
-        source = self.sources[name]
-        values = extend(source, self.vocabulary.num_rows) if name in (_EMBEDDING, _HEAD) else source
-        if not bool(torch.isfinite(values).all()):
-            raise self._part(name).refuse(
-                f"{name} holds values that are not finite: the part is damaged; fetch it again"
-            )
-        return values
-
-    def check(self) -> None:
-        """Do nothing where every tensor of the architecture is there, and no other.
-
-        Raises:
-            UserError: one is missing, unknown, of another shape or not in floating point.
-        """
-        expected = _skeleton(self.config)
-        for name in sorted(expected.keys() | self.sources.keys()):
-            refuse = self._part(name).refuse
-            if name not in self.sources:
-                raise refuse(f"its weight files lack {name}, which its config.json calls for")
-            if name not in expected:
-                raise refuse(f"its weight files hold {name}, which its config.json does not call for")
-            found, shape = self.sources[name], expected[name].shape
-            if found.shape != shape:
-                raise refuse(
-                    f"{name} has shape {tuple(found.shape)}; its config.json calls for {tuple(shape)}"
-                )
-            if not found.is_floating_point():
-                raise refuse(f"{name} is {found.dtype}: quantised weights cannot be assembled")
-
-    def _part(self, name: str) -> Part:
+    def part_of(self, name: str) -> Part:
+        """The part that a weight comes from."""
         if ".vision_tower." in name:
             return self.vision_tower
         return self.projector if name.startswith(_PROJECTOR) else self.language_model
@@ -116,49 +80,27 @@ def open_llava_v1(language_model: Part, vision_tower: Part, projector: Part) -> 
         UserError: a part is of another kind, incomplete or damaged, or does not fit the others.
     """
     text, vision = _text_config(language_model), _vision_config(vision_tower)
-    sources = _language_weights(language_model) | _vision_weights(vision_tower)
-    for name, tensor in read_projector(projector, vision.hidden_size, text.hidden_size).items():
-        sources[f"{_PROJECTOR}.{name}"] = tensor
+    weights = _language_weights(language_model) | _vision_weights(vision_tower)
+    weights |= _projector_weights(projector, vision.hidden_size, text.hidden_size)
     vocabulary = build_vocabulary(language_model, text.vocab_size)
-    model = LlavaV1(
-        config=_config(text, vision, vocabulary.image_token_id),
-        vocabulary=vocabulary,
-        processor=_processor(vision_tower, vision, vocabulary),
-        sources=sources,
-        language_model=language_model,
-        vision_tower=vision_tower,
-        projector=projector,
+    sizes: Any = vision
+    config = LinearLlavaConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_index=vocabulary.image_token_id,
+        image_seq_length=(sizes.image_size // sizes.patch_size) ** 2,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        architectures=[LinearLlava.__name__],
     )
-    model.check()
+    processor = _processor(vision_tower, vision, vocabulary)
+    model = LlavaV1(config, vocabulary, processor, weights, language_model, vision_tower, projector)
+    _check_weights(model)
+    for name in (_EMBEDDING, _HEAD):
+        weights[name] = _extend(weights[name], vocabulary.num_rows)
     text.vocab_size = vocabulary.num_rows
-    model.config.dtype = text.dtype = sources[_EMBEDDING].dtype
+    config.dtype = text.dtype = weights[_EMBEDDING].dtype
     return model
-
-
-def write_llava_v1(
-    model: LlavaV1, folder: Path, advance: Callable[[int], None], shard_bytes: int = SHARD_BYTES
-) -> None:
-    """Write the checkpoint with tokenizer and image processor; `advance` is told the bytes that were read.
-
-    Raises:
-        UserError: a weight is not finite.
-    """
-
-    def read(name: str) -> Tensor:
-        values = model.tensor(name)
-        advance(values.numel() * values.element_size())
-        return values
-
-    write_shards(folder, model.shapes, read, shard_bytes)
-    model.processor.save_pretrained(folder)
-    tokenizer = model.vocabulary.tokenizer
-    GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        suppress_tokens=model.vocabulary.never_generated,
-    ).save_pretrained(folder)
-    model.config.save_pretrained(folder)
 
 
 def _text_config(part: Part) -> LlamaConfig:
@@ -171,6 +113,7 @@ def _text_config(part: Part) -> LlamaConfig:
         raise part.refuse(
             "its head is tied to its embedding; expected a LLaMA with a head of its own, such as Vicuna"
         )
+    config.name_or_path = ""  # a folder of this machine
     return config
 
 
@@ -195,41 +138,63 @@ def _read_config(part: Part) -> PreTrainedConfig:
 
 
 def _language_weights(part: Part) -> dict[str, Tensor]:
-    weights = read_weights(part)
-    named = {name: tensor for name, tensor in weights.items() if not name.endswith(_LEFT_OUT)}
     return {
-        f"model.language_model.{name.removeprefix('model.')}" if name.startswith("model.") else name: tensor
-        for name, tensor in named.items()
+        re.sub(r"^model\.", "model.language_model.", name): weight
+        for name, weight in _weights(part).items()
+        if not name.endswith(_LEFT_OUT)
     }
 
 
 def _vision_weights(part: Part) -> dict[str, Tensor]:
-    weights = read_weights(part)
     return {
-        f"model.vision_tower.{name.removeprefix('vision_model.')}": tensor
-        for name, tensor in weights.items()
+        f"model.vision_tower.{name.removeprefix('vision_model.')}": weight
+        for name, weight in _weights(part).items()
         if not name.startswith(_CLIP_ONLY) and not name.endswith(_LEFT_OUT)
     }
 
 
-def _skeleton(config: LinearLlavaConfig) -> dict[str, Tensor]:
-    """Names and shapes that the parts must have."""
-    with torch.device("meta"):
-        return LinearLlava(config).state_dict()
+def _projector_weights(part: Part, in_features: int, out_features: int) -> dict[str, Tensor]:
+    """The published projector: one linear layer between the vision tower's and the language model's width."""
+    file = part.path / _PROJECTOR_FILE if part.path.is_dir() else part.path
+    if not file.is_file():
+        raise part.refuse(
+            f"{_PROJECTOR_FILE} is not in this folder; give the folder or the file of the published projector"
+        )
+    weights = {re.sub(r"^(model\.)?mm_projector\.", "", name): w for name, w in _read(part, file).items()}
+    if any("embed_tokens" in name for name in weights):
+        raise part.refuse(
+            "this projector comes with token embeddings: it was trained with special tokens around the picture "
+            "(mm_use_im_start_end), which no template here has"
+        )
+    if any(name.split(".")[0].isdigit() for name in weights):
+        raise part.refuse(
+            "this projector has several layers, as LLaVA-1.5's; LLaVA-v1 has one linear layer. "
+            "For LLaVA-1.5 use model=llava_1_5_7b, which needs no preparation"
+        )
+    if set(weights) != {"weight", "bias"}:
+        names = ", ".join(sorted(weights)[:4]) or "nothing"
+        raise part.refuse(f"expected mm_projector.weight and mm_projector.bias, found {names}")
+    shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+    if shapes != {"weight": (out_features, in_features), "bias": (out_features,)}:
+        raise part.refuse(
+            f"found weight {shapes['weight']} and bias {shapes['bias']}, but the vision tower's {in_features} features "
+            f"go to the language model's {out_features}: it was trained with other models than these"
+        )
+    return {f"{_PROJECTOR}.{name}": weight for name, weight in weights.items()}
 
 
-def _config(text: LlamaConfig, vision: CLIPVisionConfig, image_token_id: int) -> LinearLlavaConfig:
-    text.name_or_path = ""  # a folder of this machine
-    sizes: Any = vision
-    return LinearLlavaConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_index=image_token_id,
-        image_seq_length=(sizes.image_size // sizes.patch_size) ** 2,
-        vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
-        architectures=[LinearLlava.__name__],
-    )
+def _weights(part: Part) -> dict[str, Tensor]:
+    file = next((part.path / name for name in _WEIGHT_FILES if (part.path / name).is_file()), None)
+    if file is None:
+        raise part.refuse(f"{part.path} has no weights: expected one of {', '.join(_WEIGHT_FILES)}")
+    return _read(part, file)
+
+
+def _read(part: Part, file: Path) -> dict[str, Tensor]:
+    try:
+        return read_weights(file).tensors
+    except UserError as error:
+        raise part.refuse(str(error)) from error
 
 
 def _processor(part: Part, vision: CLIPVisionConfig, vocabulary: Vocabulary) -> LlavaProcessor:
@@ -245,3 +210,64 @@ def _processor(part: Part, vision: CLIPVisionConfig, vocabulary: Vocabulary) -> 
         num_additional_image_tokens=1,  # CLS, which `default` drops
         image_token=IMAGE_MARKER,
     )
+
+
+def _check_weights(model: LlavaV1) -> None:
+    """Do nothing where every tensor of the architecture is there, and no other."""
+    with torch.device("meta"):
+        expected = LinearLlava(model.config).state_dict()
+    for name in sorted(expected.keys() | model.weights.keys()):
+        refuse = model.part_of(name).refuse
+        if name not in model.weights:
+            raise refuse(f"its weight files lack {name}, which its config.json calls for")
+        if name not in expected:
+            raise refuse(f"its weight files hold {name}, which its config.json does not call for")
+        found, shape = model.weights[name], expected[name].shape
+        if found.shape != shape:
+            raise refuse(f"{name} has shape {tuple(found.shape)}; its config.json calls for {tuple(shape)}")
+        if not found.is_floating_point():
+            raise refuse(f"{name} is {found.dtype}: quantised weights cannot be assembled")
+
+
+def _extend(weight: Tensor, num_rows: int) -> Tensor:
+    """Embedding or head (vocabulary, d) -> (num_rows, d); each new row is the mean of the others.
+
+    A new token's logit is then the mean of all logits, so it is never the largest, and the new rows together get
+    at most their share, num_new / vocabulary, of the probability of the others.
+    """
+    mean = weight.mean(dim=0, dtype=torch.float32).to(weight.dtype)
+    return torch.cat([weight, mean.expand(num_rows - len(weight), -1)])
+
+
+def write_llava_v1(model: LlavaV1, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write the checkpoint with tokenizer and image processor; no more than one shard need be in memory.
+
+    Raises:
+        UserError: a weight is not finite.
+    """
+    # Meta tensors, because tensors that are mapped from one file look as if they shared their memory.
+    shapes = {name: weight.to("meta") for name, weight in model.weights.items()}
+    plan = split_torch_state_dict_into_shards(shapes, max_shard_size=shard_bytes)
+    with counting("assembling", len(shapes)) as advance:
+        for file, names in plan.filename_to_tensors.items():
+            for name in names:
+                if not bool(torch.isfinite(model.weights[name]).all()):
+                    raise model.part_of(name).refuse(
+                        f"{name} holds values that are not finite: the part is damaged; fetch it again"
+                    )
+                advance()
+            shard = {name: model.weights[name].contiguous() for name in names}
+            save_file(shard, folder / file, metadata={"format": "pt"})
+            readable_as_usual(folder / file)
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        write_json(folder / "model.safetensors.index.json", index)
+    model.processor.save_pretrained(folder)
+    tokenizer = model.vocabulary.tokenizer
+    GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        suppress_tokens=model.vocabulary.never_generated,
+    ).save_pretrained(folder)
+    model.config.save_pretrained(folder)

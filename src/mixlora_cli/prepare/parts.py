@@ -1,10 +1,11 @@
-"""The parts that a model is assembled from: local folders, or snapshots of hub repositories with the needed files only.
+"""The parts that something is prepared from: local folders, or snapshots of hub repositories.
 
 The hub's own client downloads: into its cache, resuming what was interrupted, with its own progress bars.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -19,10 +20,8 @@ from huggingface_hub.errors import (
 )
 
 from mixlora_cli.errors import UserError
-from mixlora_cli.prepare.disk import require_space
 
-SAFETENSORS = "*.safetensors"
-PICKLED = "*.bin"
+_SAFETENSORS, _PICKLED = "*.safetensors*", "*.bin*"
 _HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, IncompleteSnapshotError, OSError)
 
 
@@ -42,12 +41,18 @@ class Part:
         return UserError(f"{self.key}={self.source}: {reason}")
 
 
-def find_part(key: str, source: str, patterns: Sequence[str], revision: str | None = None) -> Part:
+def find_part(
+    key: str, source: str, patterns: Sequence[str], revision: str | None = None, kind: str = "model"
+) -> Part:
     """Where the part is on this machine, after downloading it if `source` is a hub id.
 
     Args:
+        key: of the configuration.
+        source: a path or a hub id.
         patterns: names of the files that are needed, with wildcards. Weights in `*.bin` are left out where the
-            repository has the same in safetensors.
+            repository has the same in safetensors, and so is what lies in subfolders.
+        revision: commit or tag; None is the newest.
+        kind: "model" or "dataset", of the hub's repository.
 
     Raises:
         UserError: there is no such folder or repository, it cannot be reached, or the disk is too small.
@@ -57,50 +62,50 @@ def find_part(key: str, source: str, patterns: Sequence[str], revision: str | No
         return Part(key, source, path)
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise UserError(
-            f"{key}={source}: no such file or folder; give one that exists, or a hub id like owner/name"
+            f"{key}={source}: no such file or folder; give one with {', '.join(patterns)}, "
+            "or a hub id like owner/name"
         )
-    return Part(key, source, _download(key, source, patterns, revision))
-
-
-def _download(key: str, repository: str, patterns: Sequence[str], revision: str | None) -> Path:
+    needed = list(patterns)
     try:
-        listed = snapshot_download(repository, revision=revision, allow_patterns=list(patterns), dry_run=True)
+        listed = snapshot_download(
+            source, repo_type=kind, revision=revision, allow_patterns=needed, dry_run=True
+        )
     except _HUB_ERRORS as error:
-        return _downloaded_before(key, repository, patterns, revision, error)
-    files = wanted(listed)
+        return Part(key, source, _downloaded_before(key, source, needed, revision, kind, error))
+    files = _without_doubles(listed)
     missing = sum(file.file_size or 0 for file in files if file.will_download)
-    require_space(Path(constants.HF_HUB_CACHE), missing, f"downloading {repository}")
+    require_space(Path(constants.HF_HUB_CACHE), missing, f"downloading {source}")
+    # Of the commit that was listed, so that nothing can change in between.
+    commit = files[0].commit_hash if files else revision
+    names = [file.filename for file in files]
     try:
-        # Of the commit that was listed, so that nothing can change in between.
-        commit = files[0].commit_hash if files else revision
-        return Path(
-            snapshot_download(repository, revision=commit, allow_patterns=[file.filename for file in files])
-        )
+        path = Path(snapshot_download(source, repo_type=kind, revision=commit, allow_patterns=names))
     except _HUB_ERRORS as error:
         raise UserError(
-            f"{key}={repository}: the download stopped: {_first_line(error)}; the same command goes on with it"
+            f"{key}={source}: the download stopped: {_first_line(error)}; the same command goes on with it"
         ) from error
+    return Part(key, source, path)
 
 
-def wanted(files: Sequence[DryRunFileInfo]) -> list[DryRunFileInfo]:
-    """The files without pickled weights that are there as safetensors too, and without what lies in subfolders."""
+def _without_doubles(files: Sequence[DryRunFileInfo]) -> list[DryRunFileInfo]:
     top = [file for file in files if "/" not in file.filename]
-    if any(fnmatch(file.filename, SAFETENSORS) for file in top):
-        return [file for file in top if not fnmatch(file.filename, f"{PICKLED}*")]
+    if any(fnmatch(file.filename, _SAFETENSORS) for file in top):
+        return [file for file in top if not fnmatch(file.filename, _PICKLED)]
     return top
 
 
 def _downloaded_before(
-    key: str, repository: str, patterns: Sequence[str], revision: str | None, reason: Exception
+    key: str, repository: str, patterns: list[str], revision: str | None, kind: str, reason: Exception
 ) -> Path:
     """A snapshot in the hub's cache; without network that is all there is."""
-    for unwanted in (f"{PICKLED}*", f"{SAFETENSORS}*"):
+    for unwanted in (_PICKLED, _SAFETENSORS):
         try:
             return Path(
                 snapshot_download(
                     repository,
+                    repo_type=kind,
                     revision=revision,
-                    allow_patterns=list(patterns),
+                    allow_patterns=patterns,
                     ignore_patterns=[unwanted],
                     local_files_only=True,
                 )
@@ -108,12 +113,33 @@ def _downloaded_before(
         except _HUB_ERRORS:
             continue
     raise UserError(
-        f"{key}={repository}: cannot be downloaded: {_first_line(reason)}; "
+        f"{key}={repository}: cannot be downloaded: {_first_line(reason.__cause__ or reason)}; "
         f"check the name and the network, or give a local copy: {key}=<folder>"
     ) from reason
 
 
-def _first_line(error: Exception) -> str:
-    return next(
-        (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
-    ).rstrip(".")
+def _first_line(error: BaseException) -> str:
+    lines = (line.strip().rstrip(".") for line in str(error).splitlines() if line.strip())
+    return next(lines, type(error).__name__)
+
+
+def require_space(folder: Path, needed: int, purpose: str) -> None:
+    """Do nothing where `needed` bytes fit on the disk of `folder`, which need not exist yet.
+
+    Args:
+        folder: what is to be written.
+        needed: its bytes.
+        purpose: what the space is for, the start of the message: "unpacking the pictures".
+
+    Raises:
+        UserError: they do not fit; says how much is needed and how much is free.
+    """
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise UserError(
+            f"{purpose} needs {needed / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f} GB are free: free some space, "
+            "or use another disk (prepare.output=<folder> for the result, HF_HOME for downloads)"
+        )

@@ -6,15 +6,20 @@ was and never looks complete. See `mixlora_cli.data.loading` for the folder.
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import zipfile
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rich.console import Console
-
-from mixlora_cli.config.prepare import PrepareConfig
+from mixlora_cli.config import PrepareConfig
+from mixlora_cli.data.definitions import parse_definitions
+from mixlora_cli.data.images import read_picture, stamp
 from mixlora_cli.data.loading import (
     DEFINITIONS,
     FORMAT,
@@ -27,11 +32,27 @@ from mixlora_cli.data.loading import (
 )
 from mixlora_cli.data.problems import BadRecord, Kind, Problem, settle
 from mixlora_cli.data.records import Record, parse_record, read_annotations
-from mixlora_cli.errors import UserError
-from mixlora_cli.prepare.definitions import Definitions, find_definitions
-from mixlora_cli.prepare.vision_flan_files import unpack, write_json, write_records
-from mixlora_cli.prepare.vision_flan_source import SourceFiles, find_source
-from mixlora_cli.progress import with_bar
+from mixlora_cli.data.template import IMAGE_MARKER
+from mixlora_cli.data.text_files import read_json
+from mixlora_cli.errors import UserError, cut
+from mixlora_cli.prepare.parts import find_part, require_space
+from mixlora_cli.progress import say, with_bar
+from mixlora_cli.store import is_lfs_pointer, publish_folder, sync_files, temp_of, write_json
+
+ANNOTATIONS = "annotation_191-task_1k.json"
+METADATA = "metadata.json"
+ARCHIVE = "image_191-task_1k.zip"
+FILES = (ANNOTATIONS, METADATA, ARCHIVE)
+INNER_FOLDER = "images_191task_1k"
+_KEY = "prepare.vision_flan"
+MIN_WORDS = 4
+"""A shorter common beginning ("What is the") is an accident, not an instruction."""
+MIN_QUESTIONS = 2
+"""The only question of a task begins like itself; that says nothing about the task."""
+_SENTENCE_END = re.compile(r"[.!?:](?=\s)|\n")
+
+Definitions = dict[str, dict[str, str]]
+"""{task: {"definition": text, "origin": "metadata" or "questions"}}"""
 
 
 def prepare_vision_flan(config: PrepareConfig) -> Path:
@@ -45,7 +66,6 @@ def prepare_vision_flan(config: PrepareConfig) -> Path:
     if data is None or data.source != "vision_flan":
         name = None if data is None else data.name
         raise UserError(f"data={name}: needs no preparation; only data=vision_flan does")
-    console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     root = prepared_root(data) if options.output is None else Path(options.output).expanduser()
     settings = {
         "source": options.vision_flan,
@@ -55,49 +75,65 @@ def prepare_vision_flan(config: PrepareConfig) -> Path:
         "seed": config.seed,
         "on_error": data.on_error,
     }
-    if not options.overwrite and _is_done(root, settings):
-        console.print(f"{root} is prepared already")
-        return root
     if options.overwrite:
-        _clear(root)
-    source = find_source(options.vision_flan, options.revision)
-    records = _read(source, data.on_error, console)
+        (root / MANIFEST).unlink(missing_ok=True)  # first, it is the mark of completeness
+        shutil.rmtree(root / IMAGES, ignore_errors=True)
+    elif _is_done(root, settings):
+        say(f"{root} is prepared already")
+        return root
+    source = open_source(find_part(_KEY, options.vision_flan, FILES, options.revision, "dataset").path)
+    records = _read_records(source, data.on_error)
     if data.max_per_task is not None:
         records = sample_per_task(records, data.max_per_task, config.seed)
     root.mkdir(parents=True, exist_ok=True)
-    images = unpack(records, source.images, root, console) if options.unpack else source.images
-    write_records(records, source.images, root)
+    names = [None if record.image is None else source.name_of(record.image) for record in records]
+    if options.unpack:
+        _unpack(names, source.images, root)
+    _write_records(records, names, root)
     definitions = find_definitions(records, source.metadata)
-    write_json(definitions, root / DEFINITIONS)
-    summary = _summary(records, definitions)
-    place = None if options.unpack else str(images)  # pictures in the folder itself move with it
-    write_json(
-        {"format": FORMAT, "images": place, "settings": settings, "files": source.stamps, **summary},
-        root / MANIFEST,
+    write_json(root / DEFINITIONS, definitions)
+    tasks = Counter(record.task for record in records)
+    origins = Counter(entry["origin"] for entry in definitions.values())
+    undefined = sorted(set(tasks) - set(definitions))
+    pictures = len(set(names) - {None})
+    manifest = {
+        "format": FORMAT,
+        "images": None if options.unpack else str(source.images),  # those in the folder itself move with it
+        "settings": settings,
+        "files": source.stamps,
+        "records": len(records),
+        "tasks": dict(sorted(tasks.items())),
+        "text_only": names.count(None),
+        "pictures": pictures,
+        "definitions": {"metadata": origins["metadata"], "questions": origins["questions"]},
+        "undefined_tasks": undefined,
+    }
+    write_json(root / MANIFEST, manifest)
+    say(
+        f"{len(records):,} records of {len(tasks)} tasks, {pictures:,} pictures, {names.count(None)} records without "
+        f"one; definitions of {origins['metadata']} tasks from the metadata, of {origins['questions']} from what their "
+        f"questions have in common, none for {len(undefined)}"
     )
-    _report(summary, console)
     return root
 
 
-def _is_done(root: Path, settings: dict[str, Any]) -> bool:
+def _is_done(root: Path, settings: Mapping[str, Any]) -> bool:
     """Whether this very preparation has ended in `root`. Raises UserError when another one has."""
     manifest = read_manifest(root)
     if manifest is None:
         return False
     before = manifest["settings"]
     changed = [
-        f"{key} (was {before.get(key)}, now {settings[key]})"
-        for key in settings
-        if before.get(key) != settings[key]
+        f"{key} (was {before.get(key)}, now {value})"
+        for key, value in settings.items()
+        if before.get(key) != value
     ]
     folder = Path(str(settings["source"])).expanduser()
-    files = manifest["files"]
-    if not changed and folder.is_dir():
+    if not changed:
         changed = [
             f"{name} in {folder} has changed"
-            for name, (size, time) in files.items()
-            if (folder / name).is_file()
-            and [size, time] != [(folder / name).stat().st_size, (folder / name).stat().st_mtime_ns]
+            for name, known in manifest["files"].items()
+            if (folder / name).is_file() and _stamp(folder / name) != known
         ]
     if changed:
         raise UserError(
@@ -107,15 +143,86 @@ def _is_done(root: Path, settings: dict[str, Any]) -> bool:
     return True
 
 
-def _clear(root: Path) -> None:
-    """Remove an earlier preparation, its mark of completeness first."""
-    for name in (MANIFEST, DEFINITIONS):
-        (root / name).unlink(missing_ok=True)
-    for name in (RECORDS, IMAGES):
-        shutil.rmtree(root / name, ignore_errors=True)
+def _stamp(file: Path) -> list[int]:
+    """Size and time of change of a file, to notice that it was replaced."""
+    status = file.stat()
+    return [0, 0] if file.is_dir() else [status.st_size, status.st_mtime_ns]
 
 
-def _read(source: SourceFiles, on_error: Any, console: Console) -> list[Record]:
+@dataclass(frozen=True)
+class Source:
+    """What the preparation reads."""
+
+    annotations: Path
+    metadata: Path | None
+    images: Path
+    """The folder of the pictures, or the folder inside the archive that holds them."""
+    stamps: dict[str, list[int]]
+    """Size and time of change of each file."""
+
+    def name_of(self, image: Path) -> str:
+        """A picture's path in the picture folder."""
+        return image.relative_to(self.images).as_posix()
+
+
+def open_source(folder: Path) -> Source:
+    """Vision-Flan's own files; the pictures may be unpacked in `images_191task_1k/`, the metadata may be missing.
+
+    Raises UserError that tells a folder of something else, a partial copy and damaged files apart.
+    """
+    found = [name for name in (*FILES, INNER_FOLDER) if (folder / name).exists()]
+    pictures = INNER_FOLDER if INNER_FOLDER in found and ARCHIVE not in found else ARCHIVE
+    missing = [name for name in (ANNOTATIONS, pictures) if name not in found]
+    if missing:
+        unfinished = len(list(folder.rglob("*.incomplete")))
+        if not found and not unfinished:
+            raise UserError(
+                f"{_KEY}={folder}: holds nothing of Vision-Flan; expected {', '.join(FILES)} in it"
+            )
+        state = f"has {', '.join(found) or 'no whole file'}, lacks {', '.join(missing)}"
+        hint = f" ({unfinished} unfinished downloads lie in it)" if unfinished else ""
+        raise UserError(f"{_KEY}={folder}: a partial copy: {state}{hint}; finish the download and try again")
+    used = [name for name in (ANNOTATIONS, METADATA, pictures) if name in found]
+    for name in used:
+        if (folder / name).is_file() and is_lfs_pointer(folder / name):
+            raise UserError(
+                f"{folder / name}: only a Git LFS pointer; fetch the file itself with `git lfs pull`"
+            )
+    archive = (folder / ARCHIVE).absolute()
+    return Source(
+        annotations=folder / ANNOTATIONS,
+        metadata=folder / METADATA if METADATA in found else None,
+        images=archive / _inner_folder(archive) if pictures == ARCHIVE else (folder / pictures).resolve(),
+        stamps={name: _stamp(folder / name) for name in used},
+    )
+
+
+def _inner_folder(archive: Path) -> str:
+    """Folder inside the archive that holds the pictures.
+
+    Raises UserError when the archive is cut short, is no zip file, or holds no pictures.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            files = [name for name in opened.namelist() if not name.endswith("/")]
+    except zipfile.BadZipFile as error:
+        size = archive.stat().st_size
+        with archive.open("rb") as stream:
+            begins_well = stream.read(4) == b"PK\x03\x04"
+        if begins_well:
+            raise UserError(
+                f"{archive}: begins like a zip archive but is cut short at {size:,} bytes ({error}); "
+                "finish the download and try again"
+            ) from None
+        raise UserError(f"{archive}: not a zip archive ({size:,} bytes); download it again") from None
+    folders = Counter(str(PurePosixPath(name).parent) for name in files if not name.startswith("__MACOSX"))
+    if not folders:
+        raise UserError(f"{archive}: holds no file; expected the pictures in {INNER_FOLDER}/")
+    chosen = INNER_FOLDER if INNER_FOLDER in folders else folders.most_common(1)[0][0]
+    return "" if chosen == "." else chosen
+
+
+def _read_records(source: Source, on_error: Any) -> list[Record]:
     """All good records of the annotation file, whose pictures are there (they are not opened)."""
     raws, problems = read_annotations(source.annotations)
     for problem in problems:
@@ -124,8 +231,7 @@ def _read(source: SourceFiles, on_error: Any, console: Console) -> list[Record]:
                 f"{source.annotations}: cut short: {problem.detail}; finish the download and try again"
             )
     records: list[Record] = []
-    bar = with_bar(raws, "reading records", console)
-    for index, raw in bar:
+    for index, raw in with_bar(raws, "reading records"):
         try:
             records.append(parse_record(index, raw, source.images))
         except BadRecord as bad:
@@ -136,23 +242,94 @@ def _read(source: SourceFiles, on_error: Any, console: Console) -> list[Record]:
     return records
 
 
-def _summary(records: Sequence[Record], definitions: Definitions) -> dict[str, Any]:
-    tasks = Counter(record.task for record in records)
-    origins = Counter(entry["origin"] for entry in definitions.values())
-    return {
-        "records": len(records),
-        "tasks": dict(sorted(tasks.items())),
-        "text_only": sum(record.image is None for record in records),
-        "pictures": len({record.image for record in records if record.image is not None}),
-        "definitions": {"metadata": origins["metadata"], "questions": origins["questions"]},
-        "undefined_tasks": sorted(set(tasks) - set(definitions)),
+def _unpack(names: Sequence[str | None], images: Path, root: Path) -> None:
+    """Copy the records' pictures into `root`; those that are there complete are kept."""
+    target = root / IMAGES
+    sizes = {name: (stamp(images / name) or (0, 0))[0] for name in names if name is not None}
+    lacking = [
+        name
+        for name, size in sizes.items()
+        if not (target / name).is_file() or (target / name).stat().st_size != size
+    ]
+    require_space(root, sum(sizes[name] for name in lacking), "unpacking the pictures")
+    for name in with_bar(lacking, "unpacking pictures"):
+        temp = target / f"{name}.partial"
+        temp.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temp.write_bytes(read_picture(images / name))
+        except OSError as error:
+            raise UserError(f"{cut(name)} cannot be unpacked to {target}: {error}") from error
+        temp.replace(target / name)
+
+
+def _write_records(records: Sequence[Record], names: Sequence[str | None], root: Path) -> None:
+    """Write the Arrow data set."""
+    from datasets import Dataset, Features, List, Value, disable_progress_bars
+
+    size = sum(len(turn.text) for record in records for turn in record.conversation)
+    require_space(root, 2 * size + 300 * len(records), "writing the records")
+    text = Value("string")
+    columns = {
+        "id": unique_ids(names),
+        "source_id": [record.id for record in records],
+        "task_name": [record.task for record in records],
+        "image": names,
+        "conversations": [
+            [{"from": turn.role, "value": turn.text} for turn in record.conversation] for record in records
+        ],
     }
-
-
-def _report(summary: dict[str, Any], console: Console) -> None:
-    origins, undefined = summary["definitions"], summary["undefined_tasks"]
-    console.print(
-        f"{summary['records']:,} records of {len(summary['tasks'])} tasks, {summary['pictures']:,} pictures, "
-        f"{summary['text_only']} records without one; definitions of {origins['metadata']} tasks from the metadata, "
-        f"of {origins['questions']} from what their questions have in common, none for {len(undefined)}"
+    features = Features(
+        {name: text for name in columns} | {"conversations": List({"from": text, "value": text})}
     )
+    disable_progress_bars()
+    temp = temp_of(root / RECORDS)
+    shutil.rmtree(temp, ignore_errors=True)
+    Dataset.from_dict(columns, features=features).save_to_disk(temp)
+    sync_files(temp)
+    publish_folder(temp, root / RECORDS)
+
+
+def unique_ids(names: Sequence[str | None]) -> list[str]:
+    """An id for each record from its picture's name: "a.jpg", "a.jpg#2", ...; "text", "text#2" without a picture."""
+    seen: Counter[str] = Counter()
+    ids = []
+    for name in names:
+        key = "text" if name is None else name
+        seen[key] += 1
+        ids.append(key if seen[key] == 1 else f"{key}#{seen[key]}")
+    return ids
+
+
+def find_definitions(records: Iterable[Record], metadata: Path | None) -> Definitions:
+    """Definition of each task that has one: from the metadata, else what all questions of the task begin with.
+
+    The `metadata.json` on the hub repeats the records and defines no task. But most tasks put one instruction, written
+    by their annotator, in front of every question.
+    """
+    given: Mapping[str, str] = {}
+    if metadata is not None:
+        with suppress(UserError):  # of another kind: the records once more, say
+            given = parse_definitions(read_json(metadata, "task definitions"), str(metadata))
+    found: Definitions = {}
+    for task, text in sorted(_common_beginnings(records).items()):
+        if task in given:
+            found[task] = {"definition": given[task], "origin": "metadata"}
+        elif text:
+            found[task] = {"definition": text, "origin": "questions"}
+    return found
+
+
+def _common_beginnings(records: Iterable[Record]) -> dict[str, str]:
+    """For each task the whole sentences or lines that all its first questions begin with; "" where there are none."""
+    questions: dict[str, list[str]] = {}
+    for record in records:
+        # The line break makes the end of a question an end that others share or do not.
+        question = record.conversation[0].text.replace(IMAGE_MARKER, "").strip() + "\n"
+        questions.setdefault(record.task, []).append(question)
+    beginnings = {}
+    for task, own in questions.items():
+        shared = os.path.commonprefix(own) if len(own) >= MIN_QUESTIONS else ""  # noqa: RUF071  # texts, not paths
+        ends = [match.end() for match in _SENTENCE_END.finditer(shared)]
+        text = shared[: ends[-1]].strip() if ends else ""
+        beginnings[task] = text if len(text.split()) >= MIN_WORDS else ""
+    return beginnings

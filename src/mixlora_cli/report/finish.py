@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mixlora_cli.config.judge import JudgeConfig
-from mixlora_cli.config.report import PageConfig
+from mixlora_cli.config import JudgeConfig, PageConfig
 from mixlora_cli.evaluation.results import Results
 from mixlora_cli.judging.run import judge_answers
 from mixlora_cli.judging.table import print_judged

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mixlora_cli.config.report import PageConfig, ReportConfig
+from mixlora_cli.config import PageConfig, ReportConfig
 from mixlora_cli.output import one_line_errors
 from mixlora_cli.report.data_notes import data_notes
 from mixlora_cli.report.evaluated import Evaluated, read_evaluated

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mixlora_cli.config.reproduce import MOST_JOBS, ReproduceConfig
-from mixlora_cli.config.table import TableConfig
+from mixlora_cli.config import MOST_JOBS, ReproduceConfig, TableConfig
 from mixlora_cli.errors import WorkerFailed
 from mixlora_cli.launch.environment import threads_each
 from mixlora_cli.output import require_writable

@@ -1,8 +1,8 @@
 """From a table's rows to jobs: the commands that make a row, their folder and their time; and what is there of them.
 
-The rows are Hydra's experiments, but each runs in processes of its own and not as a job of Hydra's multirun: a crash, or
-a kernel that kills for memory, then ends one cell and not the sweep; a cell that is there is not run again; and a row is
-trained and evaluated before the next, so that the table fills row by row.
+The rows are Hydra's experiments, but each runs in processes of its own and not as a job of Hydra's multirun: a crash,
+or a kernel that kills for memory, then ends one cell and not the sweep; a cell that is there is not run again; and a
+row is trained and evaluated before the next, so that the table fills row by row.
 """
 
 from __future__ import annotations
@@ -21,16 +21,13 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from mixlora_cli.config.explain import CONFIG_ERRORS, explain
+from mixlora_cli.config import EvalConfig, PlanConfig, ReproduceConfig, TrainConfig
 from mixlora_cli.config.load import load
-from mixlora_cli.config.plan import PlanConfig
-from mixlora_cli.config.reproduce import ReproduceConfig
-from mixlora_cli.config.resolvers import register_resolvers
-from mixlora_cli.config.schema import EvalConfig, TrainConfig
 from mixlora_cli.data.mini.build import generator_digest, mini_root
 from mixlora_cli.data.mini.plan import Counts
 from mixlora_cli.data.mini.tasks import SEEN_TASKS as MINI_TASKS
 from mixlora_cli.errors import UserError
+from mixlora_cli.hydra_app import CONFIG_ERRORS, explain, register_resolvers
 from mixlora_cli.models.stage_one import stage_one_digest
 from mixlora_cli.paths import conf_dir
 from mixlora_cli.reproduce.paper import BASE, ROWS, SEEN_TASKS, TABLES, Row, register_experiments, rows_of

@@ -1,4 +1,4 @@
-"""Go through a grid in processes: what is there stays, what was interrupted resumes, what fails is noted; and the view."""
+"""Go through a grid in processes: what is there stays, what was interrupted resumes, what fails is noted; its view."""
 
 from __future__ import annotations
 
@@ -136,8 +136,8 @@ class Runner:
     def _run_step(self, job: Job, step: Step, lock: IO[str]) -> str | None:
         """Run one command, its output appended to a log; why it did not end well, or None.
 
-        In a session of its own: a Ctrl-C of the terminal reaches it once, through the stop request, and not twice, which
-        would end it without a checkpoint. It holds the lock as well, should this process be killed.
+        In a session of its own: a Ctrl-C of the terminal reaches it once, through the stop request, and not twice,
+        which would end it without a checkpoint. It holds the lock as well, should this process be killed.
         """
         job.begin(step, when=time.time())
         log, start = _log(job, step), time.monotonic()

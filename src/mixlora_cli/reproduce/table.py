@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from mixlora_cli.config.table import TableConfig
+from mixlora_cli.config import TableConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.benchmarks import MEAN_TITLE, seen_title
 from mixlora_cli.evaluation.comparison import Group, paired_over_seeds
@@ -207,11 +207,10 @@ def _read_row(
         elif place := cells.evaluation((row.name, seed, None), EVALUATION):
             evaluations[seed] = place
             results = read_results(place)
-            found = {column: _score(results, column, judge) for column in columns}
             by_seed[seed] = {
                 column: Estimate(score.value, score.low, score.high)
-                for column, score in found.items()
-                if score
+                for column in columns
+                if (score := _score(results, column, judge))
             }
     values = {
         column: found[0] if len(found) == 1 else over_seeds([_number(each) for each in found])
@@ -375,7 +374,7 @@ def _corrected(lines: Sequence[PairLine]) -> list[PairLine]:
 
 def _values_table(table: TableValues) -> Table:
     """The paper's table with our numbers."""
-    rows = tuple(
+    rows: tuple[tuple[Cell | str, ...], ...] = tuple(
         (*each.row.labels, *(_value_cell(table, each, column) for column in table.columns))
         for each in table.rows
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from mixlora_cli.config.schema import OptimConfig
+from mixlora_cli.config import OptimConfig
 from mixlora_cli.errors import UserError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import SchedulerType, TrainingArguments
 
-from mixlora_cli.config.schema import TrainConfig
+from mixlora_cli.config import TrainConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.training.accumulation import accumulation
 from mixlora_cli.training.deepspeed import start_deepspeed

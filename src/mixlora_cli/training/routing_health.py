@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from mixlora_cli.config.schema import RoutingConfig
+from mixlora_cli.config import RoutingConfig
 from mixlora_cli.data.encode import EncodedDataset
 from mixlora_cli.method import health
 from mixlora_cli.method.layer import MixLoraLinear

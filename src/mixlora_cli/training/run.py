@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
-from mixlora_cli.config.schema import TrainConfig, WandbConfig
+from mixlora_cli.config import TrainConfig, WandbConfig
 from mixlora_cli.data.collate import Collator, Features, PixelLoader
 from mixlora_cli.data.encode import EncodedDataset, encode_records
 from mixlora_cli.data.loading import load_records

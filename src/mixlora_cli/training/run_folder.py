@@ -28,7 +28,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from mixlora_cli import __version__
-from mixlora_cli.config.schema import TrainConfig
+from mixlora_cli.config import TrainConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.store import (
     publish_folder,

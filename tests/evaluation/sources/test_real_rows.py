@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from foolbox_rows import foolbox_pictures, table
-from mixlora_cli.config.schema import EvalConfig
+from mixlora_cli.config import EvalConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.predictions import read_predictions
 from mixlora_cli.evaluation.run import evaluate

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from foolbox_rows import table
-from mixlora_cli.config.schema import EvalConfig
+from mixlora_cli.config import EvalConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.benchmarks import BENCHMARKS
 from mixlora_cli.evaluation.instances import choose_instances

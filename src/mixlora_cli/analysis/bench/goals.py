@@ -10,7 +10,7 @@ from mixlora_cli.analysis.bench import comparisons
 from mixlora_cli.analysis.bench.comparisons import Comparison, pools
 from mixlora_cli.analysis.bench.estimates import Estimate
 from mixlora_cli.analysis.bench.measurement import Measurement
-from mixlora_cli.config.bench import Part, Precision
+from mixlora_cli.config import Part, Precision
 
 Verdict = Literal["met", "not met", "not measured"]
 

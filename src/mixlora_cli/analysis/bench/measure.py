@@ -16,7 +16,7 @@ from mixlora_cli.analysis.bench.measurement import Measurement
 from mixlora_cli.analysis.bench.plan import Case
 from mixlora_cli.analysis.bench.scoring import write_predictions
 from mixlora_cli.analysis.bench.whole import AdapterName, Answering, WholeModel
-from mixlora_cli.config.bench import Part
+from mixlora_cli.config import Part
 from mixlora_cli.data.encode import Item
 from mixlora_cli.evaluation.generate import batches
 from mixlora_cli.evaluation.scoring import score

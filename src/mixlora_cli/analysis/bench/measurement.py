@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mixlora_cli.config.bench import Part
+from mixlora_cli.config import Part
 from mixlora_cli.errors import UserError
 
 FORMAT = "mixlora-bench-measurements/1"

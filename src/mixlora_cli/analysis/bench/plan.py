@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mixlora_cli.analysis.bench.clock import Rounds
 from mixlora_cli.analysis.bench.measurement import Value, case_key
-from mixlora_cli.config.bench import BenchConfig, BenchSettings, Part, Precision, parse_shape
+from mixlora_cli.config import BenchConfig, BenchSettings, Part, Precision, parse_shape
 
 PRODUCTS = {"fp32": 2**33, "bf16": 2**29}
 """Multiplications of one pass over a frozen layer that its tokens are chosen to stay below: a good second on two cores,

@@ -18,7 +18,7 @@ from mixlora_cli.analysis.bench.progress import case_progress
 from mixlora_cli.analysis.bench.report import print_report, write_report
 from mixlora_cli.analysis.bench.results import Findings, find
 from mixlora_cli.analysis.bench.whole import WholeModel
-from mixlora_cli.config.bench import BenchConfig
+from mixlora_cli.config import BenchConfig
 from mixlora_cli.output import alone_in
 from mixlora_cli.training.precision import choose_dtype
 

@@ -13,7 +13,7 @@ from mixlora_cli.analysis.bench.layers import LINEAR, LORA, PUBLISHED, mixlora
 from mixlora_cli.analysis.bench.measure import SAME_ANSWERS, SCORING
 from mixlora_cli.analysis.bench.measurement import Measurement
 from mixlora_cli.analysis.bench.results import Findings, extras
-from mixlora_cli.config.bench import Part
+from mixlora_cli.config import Part
 
 LAYER_COLUMNS = ("layer", "format", "batch x tokens")
 

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, set_seed
 
 from mixlora_cli.analysis.bench.published import into_published_form
-from mixlora_cli.config.bench import BenchConfig
-from mixlora_cli.config.schema import AdapterConfig, OptimConfig, RoutingConfig, TrainConfig
+from mixlora_cli.config import AdapterConfig, BenchConfig, OptimConfig, RoutingConfig, TrainConfig
 from mixlora_cli.data.encode import EncodedDataset, Item, encode_prompts, encode_records
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.evaluation.generate import Generator

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mixlora_cli.config.export import ExportConfig, FitConfig
-from mixlora_cli.config.parse import hint_at
+from mixlora_cli.config import ExportConfig, FitConfig
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.data.records import Record
-from mixlora_cli.errors import UserError, cut
+from mixlora_cli.errors import UserError, cut, hint_at
 from mixlora_cli.evaluation.sampling import benchmark_of, grouped, stratified
 
 ByTask = Mapping[str, list[Record]]

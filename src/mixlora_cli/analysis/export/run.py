@@ -26,7 +26,7 @@ from mixlora_cli.analysis.export.static_lora import (
     modules_trained_whole,
     write_static_lora,
 )
-from mixlora_cli.config.export import ExportConfig
+from mixlora_cli.config import ExportConfig
 from mixlora_cli.data.collate import PixelLoader
 from mixlora_cli.data.encode import Item, encode_prompts
 from mixlora_cli.evaluation.fingerprint import adapter_digest

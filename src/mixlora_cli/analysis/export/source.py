@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mixlora_cli.config.export import ExportConfig
+from mixlora_cli.config import ExportConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.subject import MixLoraSubject, mixlora_at, refuse_adapter_folder
 from mixlora_cli.output import LOCK

@@ -15,7 +15,7 @@ from mixlora_cli.analysis.interference.files import Stored
 from mixlora_cli.analysis.interference.passes import Floats
 from mixlora_cli.analysis.interference.scores import Measurement, score
 from mixlora_cli.analysis.interference.summary import MATRICES, layer_part
-from mixlora_cli.config.interference import DrawConfig, Variant
+from mixlora_cli.config import DrawConfig, Variant
 from mixlora_cli.errors import UserError
 
 COLOURS = "RdBu_r"  # red: helps, blue: harms; told apart by colour-blind eyes too

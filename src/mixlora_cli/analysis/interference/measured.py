@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mixlora_cli.analysis.interference.gradients import GradientTaker
-from mixlora_cli.config.interference import MeasureConfig
+from mixlora_cli.config import MeasureConfig
 from mixlora_cli.data.encode import Item
 from mixlora_cli.store import write_text
 

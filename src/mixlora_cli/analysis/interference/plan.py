@@ -9,7 +9,7 @@ from typing import Any
 
 from mixlora_cli.analysis.interference.sample import Sample
 from mixlora_cli.analysis.interference.subject import Measured
-from mixlora_cli.config.interference import InterferenceConfig
+from mixlora_cli.config import InterferenceConfig
 from mixlora_cli.models.task_routing import TaskRouting
 
 

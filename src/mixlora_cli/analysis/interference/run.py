@@ -19,7 +19,7 @@ from mixlora_cli.analysis.interference.report import print_comparison, print_res
 from mixlora_cli.analysis.interference.sample import Sample, draw_samples
 from mixlora_cli.analysis.interference.subject import Measured, find_measured
 from mixlora_cli.analysis.interference.summary import averages, summarise
-from mixlora_cli.config.interference import InterferenceConfig
+from mixlora_cli.config import InterferenceConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.fingerprint import adapter_digest
 from mixlora_cli.launch.team import Team, joined

@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mixlora_cli.config.interference import InterferenceConfig
+from mixlora_cli.config import InterferenceConfig
 from mixlora_cli.data.encode import Item, encode_records
 from mixlora_cli.data.loading import load_records, locate_files
 from mixlora_cli.data.records import Record

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mixlora_cli.analysis.interference.groups import Group
 from mixlora_cli.analysis.interference.passes import Floats, Products
-from mixlora_cli.config.interference import Variant
+from mixlora_cli.config import Variant
 
 RESAMPLES = 1_000
 _SEED = 20_240

@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from mixlora_cli.config.interference import InterferenceConfig
+from mixlora_cli.config import InterferenceConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.subject import Subject, subject_at
 from mixlora_cli.method.config import PEFT_TYPE

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from mixlora_cli.config.schema import DataConfig
+from mixlora_cli.config import DataConfig
 from mixlora_cli.data.loading import prepared_root, read_manifest
 from mixlora_cli.data.mini.plan import Counts
 from mixlora_cli.data.mini.tasks import SEEN_TASKS

@@ -11,7 +11,7 @@ from mixlora_cli.analysis.planning.memory import STAGES, Need, Trained, state
 from mixlora_cli.analysis.planning.network import Network
 from mixlora_cli.analysis.planning.operations import Batch
 from mixlora_cli.analysis.planning.schedule import Workload
-from mixlora_cli.config.plan import PlanConfig
+from mixlora_cli.config import PlanConfig
 
 _MOST = 4096
 """Batches larger than this are not looked for."""

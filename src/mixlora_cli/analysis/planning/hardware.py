@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mixlora_cli.config.plan import GpuName
+from mixlora_cli.config import GpuName
 
 GIB = 2**30
 

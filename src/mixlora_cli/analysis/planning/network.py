@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from mixlora_cli.config.schema import AdapterConfig, RoutingConfig
+from mixlora_cli.config import AdapterConfig, RoutingConfig
 from mixlora_cli.models.tower import STRIDE
 
 

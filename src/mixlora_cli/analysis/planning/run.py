@@ -17,7 +17,7 @@ from mixlora_cli.analysis.planning.hardware import GPUS, Gpu
 from mixlora_cli.analysis.planning.memory import Trained
 from mixlora_cli.analysis.planning.network import Network, read_network
 from mixlora_cli.analysis.planning.schedule import Schedule, Workload, make_schedule, read_workload
-from mixlora_cli.config.plan import PlanConfig
+from mixlora_cli.config import PlanConfig
 from mixlora_cli.models.skeleton import attach_to_skeleton, build_skeleton
 from mixlora_cli.training.precision import choose_dtype
 

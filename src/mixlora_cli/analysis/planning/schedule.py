@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from mixlora_cli.analysis.planning.hardware import Gpu
 from mixlora_cli.analysis.planning.network import Network
 from mixlora_cli.analysis.planning.operations import Batch, Operations, operations
-from mixlora_cli.config.plan import MachineConfig
-from mixlora_cli.config.schema import OptimConfig
+from mixlora_cli.config import MachineConfig, OptimConfig
 from mixlora_cli.training.accumulation import accumulation
 
 TEXT_TOKENS = 144

@@ -22,7 +22,7 @@ from mixlora_cli.analysis.selections.separation import Separation, separation
 from mixlora_cli.analysis.selections.source import Layer, Source
 from mixlora_cli.analysis.selections.space import Floats, Ints, Space, contingency, make_space
 from mixlora_cli.analysis.selections.store import TaskSelections
-from mixlora_cli.config.tsne import TsneConfig
+from mixlora_cli.config import TsneConfig
 from mixlora_cli.data.records import Record
 from mixlora_cli.progress import with_bar
 

@@ -7,13 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from mixlora_cli.config.parse import hint_at
-from mixlora_cli.config.schema import DataConfig
-from mixlora_cli.config.tsne import TsneConfig
+from mixlora_cli.config import DataConfig, TsneConfig
 from mixlora_cli.data.definitions import load_definitions
 from mixlora_cli.data.loading import load_records, locate_files
 from mixlora_cli.data.records import Record
-from mixlora_cli.errors import UserError, cut
+from mixlora_cli.errors import UserError, cut, hint_at
 from mixlora_cli.evaluation.benchmarks import BENCHMARKS, benchmark_named, in_paper_order
 from mixlora_cli.evaluation.sampling import benchmark_of, grouped, stratified
 

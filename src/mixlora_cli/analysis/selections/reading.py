@@ -19,8 +19,7 @@ from mixlora_cli.analysis.selections.inputs import Instances
 from mixlora_cli.analysis.selections.source import Layer, Source
 from mixlora_cli.analysis.selections.space import Ints
 from mixlora_cli.analysis.selections.store import SelectionStore, TaskSelections
-from mixlora_cli.config.schema import ModelConfig
-from mixlora_cli.config.tsne import TsneConfig
+from mixlora_cli.config import ModelConfig, TsneConfig
 from mixlora_cli.data.collate import Collator, PixelLoader, generation_collator
 from mixlora_cli.data.encode import Item, encode_prompts
 from mixlora_cli.errors import UserError

@@ -17,7 +17,7 @@ from mixlora_cli.analysis.selections.report import print_report, write_report
 from mixlora_cli.analysis.selections.source import Source, find_source
 from mixlora_cli.analysis.selections.store import SelectionStore
 from mixlora_cli.analysis.selections.thumbnails import make_thumbnails
-from mixlora_cli.config.tsne import TsneConfig
+from mixlora_cli.config import TsneConfig
 from mixlora_cli.evaluation.fingerprint import adapter_digest
 from mixlora_cli.evaluation.subject import refuse_adapter_folder
 from mixlora_cli.output import alone_in

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from mixlora_cli.config.parse import did_you_mean
-from mixlora_cli.config.tsne import TsneConfig
-from mixlora_cli.errors import UserError
+from mixlora_cli.config import TsneConfig
+from mixlora_cli.errors import UserError, did_you_mean
 from mixlora_cli.evaluation.subject import MixLoraSubject, mixlora_at
 from mixlora_cli.models.adapters import ADAPTER_WEIGHTS
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from mixlora_cli.config.parse import parse
+from mixlora_cli.config import Settings, Text, parse
 from mixlora_cli.data.text_files import TOO_DEEP, lone_surrogate, numbered_lines, read_text
 from mixlora_cli.errors import UserError, cut
 from mixlora_cli.evaluation.metrics import METRICS
@@ -19,21 +18,20 @@ from mixlora_cli.evaluation.sources.tables import json_lines
 COLUMNS = ("image", "question", "answer")
 
 
-@dataclass(frozen=True)
-class OwnBenchmark:
+class OwnBenchmark(Settings):
     """What the YAML file says."""
 
-    records: str
+    records: Text
     """JSON lines: {"image", "question", "answer"} and, where the scorer reads them, "answers", "labels", "category",
     "image_id", "id"; relative to the YAML file. Questions and answers are texts, see `_question`."""
-    images: str
+    images: Text
     """Folder that "image" is relative to; relative to the YAML file."""
-    scorer: str = "labels"
-    column: str | None = None
+    scorer: Text = "labels"
+    column: Text | None = None
     """Heading in tables; null = the benchmark's name."""
-    labels: list[str] | None = None
+    labels: list[Text] | None = None
     """The closed set that every answer is one of, where records do not bring their own."""
-    prompt: str = "{question}"
+    prompt: Text = "{question}"
     """What the model reads behind the picture."""
 
     def __post_init__(self) -> None:

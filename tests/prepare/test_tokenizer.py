@@ -8,15 +8,16 @@ import re
 from pathlib import Path
 
 import pytest
-from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+from sentencepiece import SentencePieceProcessor
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import mixlora_cli
 from mixlora_cli.errors import UserError
 from mixlora_cli.prepare.parts import Part
-from mixlora_cli.prepare.sentencepiece_bpe import as_sentencepiece_reads, merges_by_score
-from mixlora_cli.prepare.vocabulary import build_vocabulary
+from mixlora_cli.prepare.tokenizer import as_sentencepiece_reads, build_vocabulary, merges_by_score
+
+from .standins import train_sentencepiece
 
 VOCABULARY = 2000
 RUNS = ["▁" * length for length in range(2, 17)]
@@ -27,31 +28,9 @@ CODE = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES[:80])
 
 def trained(folder: Path, **options: object) -> ModelProto:
     """A model with LLaMA's options, trained on Python source code."""
-    (folder / "text.txt").write_text(CODE, encoding="utf-8")
-    SentencePieceTrainer.train(
-        **{
-            "input": str(folder / "text.txt"),
-            "model_prefix": str(folder / "trained"),
-            "model_type": "bpe",
-            "vocab_size": VOCABULARY,
-            "byte_fallback": True,
-            "normalization_rule_name": "identity",
-            "remove_extra_whitespaces": False,
-            "add_dummy_prefix": True,
-            "allow_whitespace_only_pieces": True,
-            "split_digits": True,
-            "unk_id": 0,
-            "bos_id": 1,
-            "eos_id": 2,
-            "pad_id": -1,
-            "hard_vocab_limit": False,
-            "num_threads": 1,
-            "minloglevel": 2,
-            **options,
-        }
-    )
+    train_sentencepiece(folder, CODE, VOCABULARY, **options)
     model = ModelProto()
-    model.ParseFromString((folder / "trained.model").read_bytes())
+    model.ParseFromString((folder / "tokenizer.model").read_bytes())
     return model
 
 
@@ -84,25 +63,23 @@ def texts() -> list[str]:
         start = chance.randrange(len(lines) - 6)
         found.append("\n".join(lines[start : start + chance.randrange(1, 6)]))
     words = [
-        *(
-            "a",
-            "b",
-            "the",
-            "return",
-            "def",
-            "x1234",
-            "1,000",
-            "</s",
-            "<0x41>",
-            '"""',
-            "猫",
-            "😀",
-            "é",
-            "naïve",
-            "¿",
-        ),
-        *("\t", "\n", "\n\n", "\r\n", "\x00", "\u3000", "  ", "   ", " " * 7, " " * 16, " " * 21, " " * 33),
+        "a",
+        "b",
+        "the",
+        "return",
+        "def",
+        "x1234",
+        "1,000",
+        "</s",
+        "<0x41>",
+        '"""',
+        "猫",
+        "😀",
+        "é",
+        "naïve",
+        "¿",
     ]
+    words += ["\t", "\n", "\n\n", "\r\n", "\x00", "\u3000", *(" " * count for count in (2, 3, 7, 16, 21, 33))]
     for _ in range(400):
         count = chance.randrange(1, 12)
         found.append("".join(chance.choice(words) + chance.choice(["", " ", "  "]) for _ in range(count)))

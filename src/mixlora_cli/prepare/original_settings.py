@@ -1,4 +1,4 @@
-"""The adapter's settings, from tensors, files and options: what they agree on; what they contradict is refused."""
+"""The settings of an imported adapter: what tensors, files and options agree on."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from mixlora_cli.config.import_command import ImportConfig
+from mixlora_cli.config import ImportConfig
 from mixlora_cli.errors import UserError
-from mixlora_cli.method.config import ConditionalSelection, MixLoraConfig
-from mixlora_cli.prepare.published.files import read_json, read_pickle
-from mixlora_cli.prepare.published.sizes import CONDITIONAL, Sizes
+from mixlora_cli.method.config import MixLoraConfig
+from mixlora_cli.prepare.weight_files import load_data, read_object
 
 ARGUMENTS = "cmoa_args.bin"
 PUBLISHED_DROPOUT = 0.05
@@ -21,9 +20,15 @@ PUBLISHED_DROPOUT = 0.05
 LANGUAGE_MODEL_LINEARS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
 """Every linear layer of LLaVA's language model except `lm_head`; never the vision tower."""
 
-_NAMES = {"n_selected": "rank", "r": "rank", "n_experts": "factors", "lora_alpha": "alpha"}
+_NAMES = {
+    "n_selected": "rank",
+    "r": "rank",
+    "n_experts": "factors",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+}
 _WITH_CFS = "input_lora_a_param"
-_KINDS: dict[str, str] = {
+_ROUTINGS: dict[str, Any] = {
     "input": "instance",
     _WITH_CFS: "instance",
     "task_embed": "task",
@@ -38,6 +43,30 @@ _REQUIRED: dict[str, object] = {
     "ifs_weight": 1,
 }
 """Settings of the published code that mixlora has in this one form only."""
+_WHY_CFS = {
+    "none": "none (the checkpoint has no CFS router)",
+    "released": "released (the checkpoint's published outputs come from the published code's contraction)",
+    "paper": "paper (as asked: Eq. 7, not what the checkpoint was trained and scored with)",
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the tensors tell of the adapter as a whole."""
+
+    num_layers: int
+    linears: tuple[str, ...]
+    """Adapted linear layers of each decoder layer, sorted."""
+    hidden_size: int | None
+    """d_in of the attention's projections, if they are adapted."""
+    factors: int
+    """The number of factors E."""
+    rank: int | None
+    """The rank r, which only the CFS router's shape tells."""
+    cond_type: str | None
+    """The published name of what the routers read; None without routers."""
+    task_width: int | None
+    """Width of the routers' input where it cannot be the layer's own input; None where it can."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +106,7 @@ class _Facts:
 
 
 def choose_settings(
-    options: ImportConfig, sizes: Sizes, has_projector: bool, base_layers: int | None = None
+    options: ImportConfig, sizes: Sizes, has_projector: bool, base_layers: int | None
 ) -> Settings:
     """Put together what the tensors, `cmoa_args.bin`, `adapter_config.json`, `config.json` and the options tell.
 
@@ -92,18 +121,26 @@ def choose_settings(
             that mixlora does not have.
     """
     facts = _Facts()
-    facts.add("factors", sizes.factors, "the tensors")
-    facts.add("rank", sizes.rank, "the tensors")
-    facts.add("num_hidden_layers", sizes.num_layers, "the tensors")
+    for key, value in (
+        ("factors", sizes.factors),
+        ("rank", sizes.rank),
+        ("num_hidden_layers", sizes.num_layers),
+        ("hidden_size", sizes.hidden_size),
+    ):
+        facts.add(key, value, "the tensors")
     facts.add("num_hidden_layers", base_layers, "the frozen base's tensors")
-    facts.add("hidden_size", sizes.hidden_size, "the tensors")
     for key in ("factors", "rank", "alpha", "cond_type"):
         facts.add(key, getattr(options, key), "--" + key.replace("_", "-"))
     problem = _add_files(facts, options.folder)
-    routing, cfs, why = _choose_routing(facts, sizes, options)
+    cond_type, why = _what_selects(facts, sizes.cond_type)
+    routing = _ROUTINGS[cond_type]
+    if cond_type != _WITH_CFS and options.cfs is not None:
+        raise UserError(f"--cfs={options.cfs}: this checkpoint has no CFS router; leave the option out")
+    cfs: Any = (options.cfs or "released") if cond_type == _WITH_CFS else "none"
     for key in ("rank", "alpha"):
         if facts.get(key) is None:
-            raise UserError(_missing(key, sizes.factors, problem))
+            hint = f"; the published script takes 2 * factors = {2 * sizes.factors}" if key == "alpha" else ""
+            raise UserError(f"{key}: not known, {problem or 'no file tells it'}; give --{key}{hint}")
     dropout = facts.get("dropout")
     try:
         config = MixLoraConfig(
@@ -128,7 +165,7 @@ def choose_settings(
         "factors": facts.told("factors"),
         "alpha": f"{facts.told('alpha')}, updates are scaled by alpha / rank = {config.scaling:g}",
         "routing": f"{routing} ({why})",
-        "cfs": _why_cfs(cfs),
+        "cfs": _WHY_CFS[cfs],
         "pool, decode": "all, step (what the published code does when it answers)",
     }
     if "num_hidden_layers" not in facts.confirmed:
@@ -153,40 +190,32 @@ def _targets(sizes: Sizes) -> str:
 def _add_files(facts: _Facts, folder: Path) -> str | None:
     """Add what the files beside the weights tell; returns why `cmoa_args.bin` tells nothing, if so."""
     problem = None
-    try:
-        _add(facts, _read_arguments(folder / ARGUMENTS), ARGUMENTS)
-    except _Unread as reason:
-        problem = str(reason)
-    adapter = folder / "adapter_config.json"
+    arguments: Any = None
+    if not (folder / ARGUMENTS).is_file():
+        problem = f"{ARGUMENTS} is missing"
+    else:
+        try:
+            # The published code pickles a `types.SimpleNamespace` of numbers, truth values and words.
+            arguments = load_data(folder / ARGUMENTS, allowed=(SimpleNamespace,))
+        except UserError as error:
+            problem = str(error)
+    if isinstance(arguments, SimpleNamespace):
+        arguments = vars(arguments)
+    if isinstance(arguments, Mapping):
+        _add(facts, arguments, ARGUMENTS)
+    elif problem is None:
+        problem = f"{ARGUMENTS} holds no settings by name"
+    adapter, model = folder / "adapter_config.json", folder / "config.json"
     if adapter.is_file():
-        content = read_json(adapter)
+        content = read_object(adapter)
         if "n_experts" in content:  # else some other adapter's
             _add(facts, content, adapter.name)
-    model = folder / "config.json"
     if model.is_file():
-        content = read_json(model)
+        content = read_object(model)
         _add(facts, {key: content.get(key) for key in ("cond_type", "mix_mm_projector")}, model.name)
         for key in ("num_hidden_layers", "hidden_size"):
             facts.add(key, content.get(key), model.name)
     return problem
-
-
-class _Unread(Exception):
-    """`cmoa_args.bin` tells nothing; the message says why."""
-
-
-def _read_arguments(path: Path) -> Mapping[str, Any]:
-    """The published code pickles a `types.SimpleNamespace` of numbers, truth values and words."""
-    if not path.is_file():
-        raise _Unread(f"{path.name} is missing")
-    try:
-        content = read_pickle(path, allowed=(SimpleNamespace,))
-    except UserError as error:
-        raise _Unread(str(error)) from error
-    content = vars(content) if isinstance(content, SimpleNamespace) else content
-    if not isinstance(content, Mapping):
-        raise _Unread(f"{path.name} holds no settings by name")
-    return content
 
 
 def _add(facts: _Facts, content: Mapping[str, Any], source: str) -> None:
@@ -196,25 +225,28 @@ def _add(facts: _Facts, content: Mapping[str, Any], source: str) -> None:
             raise UserError(
                 f"{key}={value} in {source}: mixlora has only {key}={needed}, so this cannot be imported"
             )
-    for key in (*_NAMES, "lora_dropout", "cond_type"):
+    for key, name in _NAMES.items():
         value = content.get(key)
-        if key == "cond_type":
-            if value is not None and not isinstance(value, str):
-                raise UserError(f"{key}={value!r} in {source}: must be a word")
-        elif value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
             raise UserError(f"{key}={value!r} in {source}: must be a number")
-        facts.add(_NAMES.get(key, key.removeprefix("lora_")), value, source)
+        facts.add(name, value, source)
+    cond_type = content.get("cond_type")
+    if cond_type is not None and not isinstance(cond_type, str):
+        raise UserError(f"cond_type={cond_type!r} in {source}: must be a word")
+    facts.add("cond_type", cond_type, source)
 
 
-def _choose_routing(
-    facts: _Facts, sizes: Sizes, options: ImportConfig
-) -> tuple[str, ConditionalSelection, str]:
-    """What selects the factors, with or without CFS, and why."""
+def _what_selects(facts: _Facts, shown: str | None) -> tuple[str, str]:
+    """The published name of what selects the factors, and how it is known.
+
+    Args:
+        facts: what files and options tell.
+        shown: what the tensors show.
+    """
     told = facts.get("cond_type")
-    shown = _shown(sizes)
-    if told is not None and told not in _KINDS:
+    if told is not None and told not in _ROUTINGS:
         raise UserError(
-            f"cond_type={facts.told('cond_type')}: can be imported: {', '.join(_KINDS)}; mixlora has no routing by "
+            f"cond_type={facts.told('cond_type')}: can be imported: {', '.join(_ROUTINGS)}; mixlora has no routing by "
             "something else"
         )
     if shown is None and told != "random":
@@ -222,41 +254,10 @@ def _choose_routing(
             "no selectors among the tensors: adapter_model.bin lacks them, import the pytorch_model.bin of the same "
             "training; if its factors were drawn at random, say --cond-type random"
         )
-    if shown is not None and told not in (None, shown):
+    if told is None:
+        return str(shown), f"the selectors' tensors; assumed: cond_type={shown}"
+    if shown not in (None, told):
         raise UserError(
             f"cond_type={facts.told('cond_type')}, but the selectors' tensors are those of {shown}"
         )
-    kind = told or shown
-    assert kind is not None
-    why = (
-        f"cond_type={facts.told('cond_type')}"
-        if told
-        else f"the selectors' tensors; assumed: cond_type={kind}"
-    )
-    if kind != _WITH_CFS:
-        if options.cfs is not None:
-            raise UserError(f"--cfs={options.cfs}: this checkpoint has no CFS router; leave the option out")
-        return _KINDS[kind], "none", why
-    return "instance", options.cfs or "released", why
-
-
-def _shown(sizes: Sizes) -> str | None:
-    """The published name of what the tensors show; None without selectors."""
-    if not sizes.routers:
-        return None
-    if sizes.routers == CONDITIONAL:
-        return _WITH_CFS
-    return "input" if sizes.task_width is None else "task_embed"
-
-
-def _why_cfs(cfs: ConditionalSelection) -> str:
-    if cfs == "none":
-        return "none (the checkpoint has no CFS router)"
-    if cfs == "released":
-        return "released (the checkpoint's published outputs come from the published code's contraction)"
-    return "paper (as asked: Eq. 7, not what the checkpoint was trained and scored with)"
-
-
-def _missing(key: str, factors: int, problem: str | None) -> str:
-    hint = f"; the published script takes 2 * factors = {2 * factors}" if key == "alpha" else ""
-    return f"{key}: not known, {problem or 'no file tells it'}; give --{key}{hint}"
+    return told, f"cond_type={facts.told('cond_type')}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -12,29 +13,35 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
 
-from mixlora_cli.config.explain import CONFIG_ERRORS, explain
-from mixlora_cli.config.load import load
-from mixlora_cli.config.resolvers import register_resolvers
-from mixlora_cli.errors import UserError, WorkerFailed
+from mixlora_cli.data.text_files import TOO_DEEP
+from mixlora_cli.errors import (
+    FAILURE,
+    INTERRUPTED,
+    USER_MISTAKE,
+    UserError,
+    WorkerFailed,
+    did_you_mean,
+    report,
+)
 from mixlora_cli.launch.environment import cluster_environment
 from mixlora_cli.output import one_line_errors
 from mixlora_cli.paths import conf_dir
 from mixlora_cli.reproduce.paper import register_experiments
 
-FAILURE = 1
-USER_MISTAKE = 2
-INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C
-
 Job = Callable[[DictConfig], Any]
+CONFIG_ERRORS = (HydraException, OmegaConfBaseException, MarkedYAMLError)
 
 
 @dataclass(frozen=True)
@@ -70,11 +77,6 @@ def run_command(command: Command, arguments: Sequence[str]) -> int:
         return INTERRUPTED
 
 
-def report(error: UserError, prefix: str = "") -> None:
-    """Print a user's mistake as one line on standard error."""
-    print(f"error: {prefix}{' '.join(str(error).splitlines())}", file=sys.stderr)
-
-
 def _parse_arguments(arguments: Sequence[str]) -> Namespace:
     """Hydra's own flags and overrides.
 
@@ -99,6 +101,8 @@ def _is_sweep(parsed: Namespace) -> bool:
 
 def _run_jobs(command: Command, arguments: Sequence[str], parsed: Namespace) -> int:
     """Hydra's run or sweep; in a sweep, one job's mistake does not keep the others from running."""
+    from mixlora_cli.config.load import load
+
     mistakes: list[UserError] = []
 
     def job(config: DictConfig) -> Any:
@@ -139,6 +143,8 @@ def _check_sweep(command: Command, arguments: Sequence[str], parsed: Namespace) 
     """
     if any(override.lstrip("+").startswith("hydra/sweeper=") for override in parsed.overrides):
         return
+    from mixlora_cli.config.load import load
+
     mistakes: list[UserError] = []
     job_of_folder: dict[str, str] = {}
 
@@ -255,3 +261,133 @@ def _raised_errors() -> Iterator[None]:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
             os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def explain(error: Exception, overrides: Sequence[str], config_class: type) -> str:
+    """One line that says what was wrong, what is allowed and what to do.
+
+    Args:
+        error: One of `CONFIG_ERRORS`, or what reading a file of the configuration raised.
+        overrides: The `key=value` arguments of the command line.
+        config_class: Dataclass of the command's configuration.
+    """
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override)
+    if isinstance(error, MissingConfigException):
+        return _missing_config(error)
+    if isinstance(error, MarkedYAMLError):
+        mark = error.problem_mark or error.context_mark
+        place = f"{mark.name}, line {mark.line + 1}" if mark else "configuration"
+        return f"{place}: not valid YAML, {error.problem}"
+    if isinstance(error, UnicodeDecodeError):  # neither knows which of the files it was
+        return f"a configuration file is not UTF-8 text at byte {error.start}; save it as UTF-8"
+    if isinstance(error, RecursionError):
+        return f"a configuration file is {TOO_DEEP}"
+    text = str(error) or str(error.__cause__)
+    if found := re.match(r"Could not override '(.+?)'", text):
+        return _no_such_key(found[1], overrides, config_class)
+    if found := re.match(r"Could not delete from config\. '(.+?)' does not exist", text):
+        return f"~{found[1]}: there is no such key to delete"
+    if found := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'", text):
+        return (
+            f"{found[1]}: several values need -m (--multirun), which runs one job for each; "
+            "a list is written key=[a,b], a text with a comma 'key=\"a,b\"'"
+        )
+    if found := re.match(r"Additional config directory '(.+?)' not found", text):
+        return f"--config-dir={found[1]}: must be an existing folder"
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _unreadable(override: str) -> str:
+    if "=" not in override:
+        return f"{override}: an override is written key=value (or group=option)"
+    return (
+        f"{override}: cannot be read as key=value; "
+        "quote a value that has special characters or spaces, e.g. 'data.train=\"a (b).json\"'"
+    )
+
+
+def _missing_config(error: MissingConfigException) -> str:
+    path = error.missing_cfg_file
+    if path is None:
+        return "--config-path: must be an existing folder with configuration files"
+    group, _, option = path.rpartition("/")
+    if error.options:
+        known = ", ".join(sorted(error.options))
+        if group.startswith("hydra/"):
+            known += " (others come with plugins, e.g. hydra-joblib-launcher)"
+        return f"{group}={option}: no such option; allowed: {known}{did_you_mean(option, error.options)}"
+    where = re.match(r"In '(.+?)'", str(error))
+    if where:
+        return f"{where[1]}.yaml names {path} in its defaults list, which does not exist"
+    return f"--config-name={path}: no such configuration in {conf_dir()}; add your own folder: -cd FOLDER"
+
+
+def _no_such_key(key: str, overrides: Sequence[str], config_class: type) -> str:
+    from mixlora_cli.config.settings import all_keys, unknown_key
+
+    value = dict(text.partition("=")[::2] for text in overrides).get(key, "")
+    if "/" in key or "@" in key:
+        return f"{key}={value}: no such group; --help lists the groups and their options"
+    known = all_keys(config_class)
+    if key in known:
+        group = key.split(".")[0]
+        return f"{key}={value}: the chosen option of the group {group} does not use this key"
+    return unknown_key(key, value, known)
+
+
+def register_resolvers() -> None:
+    """Make the resolvers known to OmegaConf; calling it again changes nothing."""
+    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+    OmegaConf.register_new_resolver("eval_dir", eval_dir, replace=True)
+    OmegaConf.register_new_resolver("last_part", last_part, replace=True)
+    OmegaConf.register_new_resolver("config_groups", config_groups, replace=True)
+    OmegaConf.register_new_resolver("joined", joined, replace=True)
+    OmegaConf.register_new_resolver("grid_dir", grid_dir, replace=True)
+    OmegaConf.register_new_resolver("usual_routing", usual_routing, replace=True)
+
+
+def run_name(adapter: str, rank: int, factors: int, routing: str) -> str:
+    """What tells this run from its neighbours: `lora-r4`, `mixlora-instance-e16-r4`, `full`."""
+    if adapter == "mixlora":
+        return f"mixlora-{routing}-e{factors}-r{rank}"
+    return f"{adapter}-r{rank}" if adapter == "lora" else adapter
+
+
+def usual_routing(source: str, metadata: str | None, tasks: Sequence[str] | None) -> str:
+    """What routing=auto is: `task` for data=mini and where a file of definitions is given, else `instance`.
+
+    Also `instance` for one chosen task, for which `task` would use r factors alone; and for Vision-Flan, though its
+    preparation finds definitions: there the paper (Table 2) has `instance` ahead.
+    """
+    defined = source == "mini" or bool(metadata)
+    return "task" if defined and (tasks is None or len(tasks) > 1) else "instance"
+
+
+def eval_dir(run: str | None, model: str) -> str:
+    """Default folder of an evaluation: in the run that is evaluated, or by the untuned base's name."""
+    return f"{run.rstrip('/')}/eval" if run else f"runs/{model}-base/eval"
+
+
+def last_part(path: str | None, default: str) -> str:
+    """Last part of a path or hub id, without `.json`: `llava-hf/llava-1.5-7b-hf` -> `llava-1.5-7b-hf`."""
+    return PurePath(str(path)).name.removesuffix(".json") if path else default
+
+
+def grid_dir(scale: str, budget: int | None) -> str:
+    """Default folder of a grid's cells; those of a smoke run lie apart, so that no table takes them for real ones."""
+    return f"runs/reproduce/{scale}" + ("" if budget is None else f"-budget{budget}")
+
+
+def joined(names: Sequence[str] | None) -> str:
+    """Names in one, as part of a folder's name: `[GQA, VQAv2]` -> `GQA-VQAv2`, none -> `all`."""
+    return "-".join(names) if names else "all"
+
+
+def config_groups(*groups: str) -> str:
+    """One line for each group with its options, those of the user's own folder (`-cd`) included."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    loader = GlobalHydra.instance().config_loader()
+    options = {group: ", ".join(sorted(loader.get_group_options(group))) for group in groups}
+    return "\n".join(f"  {group + ':':<12}{names}" for group, names in options.items())
