@@ -26,7 +26,7 @@ from mixlora_cli.evaluation.benchmarks import COLUMNS, MEAN_TITLE
 from mixlora_cli.evaluation.comparison import Line, compare, read_group
 from mixlora_cli.evaluation.predictions import FILE_NAME, read_predictions
 from mixlora_cli.reproduce.jobs import read_record
-from mixlora_cli.training.metrics import read_metrics
+from mixlora_cli.training.run_folder import read_metrics
 
 SCORES = (COLUMNS[0], MEAN_TITLE)
 DIGITS = {COLUMNS[0]: 0, MEAN_TITLE: 1, "loss": 3}

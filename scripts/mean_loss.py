@@ -7,7 +7,7 @@ Usage: scripts/mean_loss.py FIRST LAST FILE [FILE ...]
 import sys
 from pathlib import Path
 
-from mixlora_cli.training.metrics import read_metrics
+from mixlora_cli.training.run_folder import read_metrics
 
 
 def mean_loss(path: Path, first: int, last: int) -> tuple[float, int]:

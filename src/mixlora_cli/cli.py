@@ -79,13 +79,13 @@ _configured_by_hydra(
     "train",
     "Train an adapter and save it in a run folder.",
     "mixlora_cli.config:TrainConfig",
-    "mixlora_cli.launch.commands:train",
+    "mixlora_cli.launch:train",
 )
 _configured_by_hydra(
     "eval",
     "Answer the unseen tasks with a trained run or the untuned base, and score the answers.",
     "mixlora_cli.config:EvalConfig",
-    "mixlora_cli.launch.commands:evaluate",
+    "mixlora_cli.launch:evaluate",
 )
 _configured_by_hydra(
     "judge",
@@ -121,7 +121,7 @@ _configured_by_hydra(
     "check",
     "Look for everything that is wrong with the data before a training starts.",
     "mixlora_cli.config:CheckConfig",
-    "mixlora_cli.checking.run:check",
+    "mixlora_cli.prepare.check:check",
 )
 app.command(name="import", cls=OneLineMistakes)(import_command)
 app.command(name="compare", cls=OneLineMistakes)(compare_command)
@@ -135,13 +135,13 @@ _configured_by_hydra(
     "plan",
     "Say what a training would need, before it is started: parameters, memory, operations, hours.",
     "mixlora_cli.config:PlanConfig",
-    "mixlora_cli.analysis.planning.run:plan",
+    "mixlora_cli.analysis.plan:plan",
 )
 _configured_by_hydra(
     "interference",
     "Measure how much tasks disturb one another's gradients, layer by layer, and draw it.",
     "mixlora_cli.config:InterferenceConfig",
-    "mixlora_cli.launch.commands:interference",
+    "mixlora_cli.launch:interference",
 )
 _configured_by_hydra(
     "tsne",

@@ -18,7 +18,7 @@ from mixlora_cli.surroundings import settle_in
 
 ROOT = Path("runs/demo")
 PICTURE_WIDTH = 150  # characters
-_TRAIN = Command("train", TrainConfig, "mixlora_cli.training.run:train")
+_TRAIN = Command("train", TrainConfig, "mixlora_cli.training.train:train")
 _EVAL = Command("eval", EvalConfig, "mixlora_cli.evaluation.run:evaluate")
 _EVAL_OPTIONS = ["eval.limit=16", "eval.batch_size=32"]
 

@@ -35,7 +35,7 @@ from mixlora_cli.errors import (
     did_you_mean,
     report,
 )
-from mixlora_cli.launch.environment import cluster_environment
+from mixlora_cli.launch import cluster_environment
 from mixlora_cli.output import one_line_errors
 from mixlora_cli.paths import conf_dir
 from mixlora_cli.reproduce.paper import register_experiments

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from mixlora_cli.errors import UserError
-from mixlora_cli.launch.environment import global_rank
+from mixlora_cli.launch import global_rank
 from mixlora_cli.paths import cache_root, unusable
 from mixlora_cli.store import WRITE_ERRORS
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+from functools import cache
 from pathlib import Path
 
 from mixlora_cli.errors import UserError
 
+STAGE_ONE = Path(__file__).parent / "models" / "assets" / "mini_stage_one.safetensors"
+"""What `mixlora align` made of the small model: read by whatever builds that."""
 WITHOUT_FEATURES = ", or go without (train.cache_features=false, eval.cache_features=false)"
 
 
@@ -25,6 +29,12 @@ def conf_dir() -> Path:
     raise FileNotFoundError(
         f"no configuration files in {' or '.join(map(str, candidates))}: reinstall mixlora-cli"
     )
+
+
+@cache
+def stage_one_digest() -> str:
+    """Twelve hex digits of the stage-one file that ships: other weights, other digits."""
+    return hashlib.sha256(STAGE_ONE.read_bytes()).hexdigest()[:12]
 
 
 def cache_root() -> Path:

@@ -131,6 +131,27 @@ def percentile(value: float, samples: Floats) -> Estimate:
     return Estimate(value, float(low), float(high))
 
 
+def ratio_of_medians(above: Sequence[float], below: Sequence[float]) -> Estimate:
+    """Median of `above` over that of `below`, measured in pairs, with a percentile bootstrap over the pairs.
+
+    Unknown (None) where the lower median is not positive, with no upper end where that is possible.
+    """
+    pairs = np.asarray([above, below], dtype=np.float64)
+    drawn = np.random.default_rng(SEED).integers(0, pairs.shape[1], size=(RESAMPLES, pairs.shape[1]))
+    value, samples = (_quotient(np.median(each, axis=-1)) for each in (pairs, pairs[:, drawn]))
+    # Infinities have no place between them: take ends that occurred.
+    low = float(np.percentile(samples, 2.5, method="lower"))
+    high = float(np.percentile(samples, 97.5, method="higher"))
+    return Estimate(*(end if math.isfinite(end) else None for end in (float(value), low, high)))
+
+
+def _quotient(medians: Floats) -> Floats:
+    """First row over second; infinite where that is not positive."""
+    above, below = medians
+    quotient: Floats = np.where(below > 0, above / np.where(below > 0, below, 1.0), np.inf)
+    return quotient
+
+
 def bootstrap_p(samples: Floats) -> float:
     """Two-sided p: twice the share of samples on the far side of zero; never below 2 / (samples + 1)."""
     below, above = int((samples <= 0).sum()), int((samples >= 0).sum())

@@ -13,7 +13,7 @@ from mixlora_cli.alignment.questions import ask
 from mixlora_cli.data.mini.canvas import Item, Scene
 from mixlora_cli.data.mini.captions import Captioned
 from mixlora_cli.data.mini.objects import MiniObject, all_objects
-from mixlora_cli.data.mini.tasks import SEEN_TASKS
+from mixlora_cli.data.mini.seen import SEEN_TASKS
 from mixlora_cli.data.mini.unseen import UNSEEN_BENCHMARKS
 
 

@@ -1,17 +1,108 @@
-"""The command end to end on narrow layers and `model=tiny`."""
+"""Which cases a configuration means, and the command end to end on narrow layers and `model=tiny`."""
 
+import inspect
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from mixlora_cli.analysis.bench import measure, run
-from mixlora_cli.analysis.bench.run import bench
-from mixlora_cli.analysis.bench.whole import WholeModel, sharing_weights
-from mixlora_cli.config import PARTS
-from mixlora_cli.models.tiny import build_tiny
+import mixlora_cli
+from mixlora_cli.analysis.bench import run, whole
+from mixlora_cli.analysis.bench.counters import interleave
+from mixlora_cli.analysis.bench.run import PRODUCTS, bench, make_plan, pools_of, tokens_for
+from mixlora_cli.analysis.bench.whole import WholeModel, measure
+from mixlora_cli.config import PARTS, BenchConfig, BenchSettings, DataConfig, ModelConfig, parse_shape
+from mixlora_cli.errors import UserError
+from mixlora_cli.method.layer import MixLoraLayer
+
+CONFIG = BenchConfig(
+    model=ModelConfig(name="tiny", source="tiny"),
+    data=DataConfig(name="mini", source="mini"),
+    bench=BenchSettings(),
+    output_dir="out",
+)
+
+
+def with_settings(**values: Any) -> BenchConfig:
+    return replace(CONFIG, bench=replace(CONFIG.bench, **values))
+
+
+def test_the_full_plan() -> None:
+    plan = make_plan(CONFIG, "fp32")
+    layers = [case for case in plan if case.part == "layer"]
+    asked = {(case.case["shape"], case.case["dtype"], case.case["batch"]) for case in layers}
+    shapes = ("576", "1024", "4096", "4096x11008")
+    assert asked == {(s, d, b) for s in shapes for d in ("fp32", "bf16") for b in (1, 8)}
+    assert all(case.case["pools"] == "16,32,64" and case.number("rounds") >= 20 for case in layers)
+    assert len(plan) == 16 + 16 + 5 and len({case.key for case in plan}) == len(plan)
+    assert tuple(dict.fromkeys(case.part for case in plan)) == PARTS
+
+
+def test_parts_and_filters() -> None:
+    plan = make_plan(
+        with_settings(parts=["step", "layer"], shapes=["64"], dtypes=["bf16"], batches=[3]), "bf16"
+    )
+    assert [case.part for case in plan] == ["layer", "step"]
+    assert plan[0].label == "layer 64 bf16 batch 3"
+    assert plan[1].label == "step bf16 batch 8"
+
+
+def test_quick_fills_only_what_is_null() -> None:
+    quick = make_plan(with_settings(quick=True, rounds=7), "fp32")
+    (layer, *_), (step,) = ([case for case in quick if case.part == part] for part in ("layer", "step"))
+    assert (layer.number("rounds"), layer.number("warmup"), step.number("batch_size")) == (7, 1, 2)
+
+
+def test_the_compared_pool_is_always_there() -> None:
+    assert pools_of(replace(CONFIG, factors=8)) == [8, 16, 32, 64]
+    assert pools_of(replace(CONFIG, factors=48, rank=20)) == [32, 48, 64]
+
+
+@pytest.mark.parametrize(
+    ("d_in", "d_out", "batch", "dtype", "tokens"),
+    [
+        (576, 576, 8, "fp32", 256),
+        (1024, 1024, 8, "fp32", 256),
+        (4096, 4096, 1, "fp32", 256),
+        (4096, 4096, 8, "fp32", 64),
+        (4096, 11008, 1, "fp32", 128),
+        (1024, 1024, 8, "bf16", 64),
+        (4096, 4096, 1, "bf16", 32),
+    ],
+)
+def test_wide_layers_read_fewer_tokens(d_in: int, d_out: int, batch: int, dtype: str, tokens: int) -> None:
+    assert tokens_for(d_in, d_out, batch, dtype) == tokens
+    assert batch * tokens * d_in * d_out <= PRODUCTS[dtype]
+
+
+def test_never_fewer_than_sixteen() -> None:
+    assert tokens_for(4096, 11008, 8, "bf16") == 16
+    assert tokens_for(20_000, 20_000, 64, "fp32") == 16
+
+
+def test_shapes() -> None:
+    assert parse_shape("576") == (576, 576)
+    assert parse_shape("4096x11008") == (4096, 11008)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"shapes": ["12y"]}, r"bench.shapes=12y: a width, or two joined by x"),
+        ({"shapes": []}, r"bench.shapes=\[\]: give at least one, or null"),
+        ({"batches": [0]}, "bench.batches=0: must be > 0"),
+        ({"rounds": 0}, "bench.rounds=0: must be > 0 or null"),
+        ({"min_seconds": -1}, "bench.min_seconds=-1: must be >= 0 or null"),
+        ({"parts": []}, "choose of layer, operations"),
+        ({"pools": [2]}, "rank=4: must be <= 2, the smallest pool"),
+    ],
+)
+def test_refuses(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        with_settings(**values)
 
 
 @pytest.fixture
@@ -19,9 +110,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Parts of the cases that are really measured."""
     parts: list[str] = []
 
-    def counting(case: Any, whole: WholeModel) -> Any:
+    def counting(case: Any, model: WholeModel) -> Any:
         parts.append(case.part)
-        return measure.measure(case, whole)
+        return measure(case, model)
 
     monkeypatch.setattr(run, "measure", counting)
     return parts
@@ -58,13 +149,42 @@ def test_everything_is_measured_and_written(
 
 
 def test_the_same_command_measures_nothing_twice(
-    make_config: Any, counted: list[str], tmp_path: Path
+    make_config: Any, counted: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
+    file = tmp_path / "bench" / run.FILE_NAME
     bench(make_config(parts=["operations"], shapes=["32"]))
     bench(make_config(parts=["operations"]))
     assert len(counted) == 2
+    content = file.read_bytes()
+    file.write_bytes(content[:-20])  # killed while it wrote the second case
+    bench(make_config(parts=["operations"]))
+    assert len(counted) == 3 and file.read_bytes() == content
     bench(make_config(parts=["operations"], overwrite=True))
-    assert len(counted) == 4 and (tmp_path / "bench" / "measurements-1.jsonl").is_file()
+    assert len(counted) == 5 and file.with_suffix(".1.jsonl").read_bytes() == content
+    monkeypatch.setattr(run, "code_digest", lambda: "other")
+    bench(make_config(parts=["operations"]))
+    assert len(counted) == 7 and file.with_suffix(".2.jsonl").is_file()
+    assert "(code changed): kept as measurements.2.jsonl, measuring anew" in capsys.readouterr().err
+    file.write_text('{"some": "thing"}\n')
+    with pytest.raises(UserError, match="give another output_dir, or overwrite=true"):
+        bench(make_config(parts=["operations"]))
+
+
+def test_measurements_depend_on_the_code_that_they_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The digest covers what measures, and the folders that it imports from, but not what reports."""
+    read: list[str] = []
+    digest_of = run.digest_of
+
+    def seen(parts: dict[str, str]) -> str:
+        read.extend(parts)
+        return digest_of(parts)
+
+    monkeypatch.setattr(run, "digest_of", seen)
+    assert run.code_digest() == run.code_digest()
+    package = Path(mixlora_cli.__file__).parent
+    timed = (whole.build_trainer, whole.Generator, whole.score, MixLoraLayer, interleave, run.measure)
+    assert {Path(inspect.getfile(each)).relative_to(package).as_posix() for each in timed} <= set(read)
+    assert not any(name in read for name in ("analysis/bench/report.py", "analysis/plan.py", "cli.py"))
 
 
 def test_an_interrupted_benchmark_continues(
@@ -72,10 +192,10 @@ def test_an_interrupted_benchmark_continues(
 ) -> None:
     stop_at_second = run.measure
 
-    def interrupted(case: Any, whole: WholeModel) -> Any:
+    def interrupted(case: Any, model: WholeModel) -> Any:
         if len(counted) == 1:
             raise KeyboardInterrupt
-        return stop_at_second(case, whole)
+        return stop_at_second(case, model)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(run, "measure", interrupted)
@@ -86,7 +206,7 @@ def test_an_interrupted_benchmark_continues(
 
 
 def test_a_matrix_for_each_instance_needs_room(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "free_bytes", lambda device: 4 * 2 * 32 * 40 * 4)
+    monkeypatch.setattr(whole, "free_bytes", lambda device: 4 * 2 * 32 * 40 * 4)
     findings = bench(make_config(parts=["operations"]))
     assert ["published" in done.counts for done in findings.measurements] == [True, False]
 
@@ -95,28 +215,3 @@ def test_threads_are_put_back(make_config: Any) -> None:
     findings = bench(make_config(parts=["operations"], shapes=["32"], threads=2))
     assert findings.machine["torch_threads"] == 2
     assert torch.get_num_threads() == 1
-
-
-def test_models_share_the_frozen_weights_and_nothing_else(make_config: Any) -> None:
-    whole = WholeModel(make_config(), torch.device("cpu"))
-    _ = whole.features  # wraps the tower
-    before = {name: tensor.clone() for name, tensor in whole.base.model.state_dict().items()}
-    lora, mixlora = whole.step("lora", 2), whole.step("mixlora", 2)
-    losses = [(lora(), mixlora()) for _ in range(3)]
-    assert losses[0][0] == pytest.approx(losses[0][1], rel=1e-5)  # untrained, on the same batch
-    assert losses[2][0] != losses[2][1]
-    assert {name for name, _ in whole.base.model.named_modules() if "lora" in name} == set()
-    for name, tensor in whole.base.model.state_dict().items():
-        assert torch.equal(tensor, before[name]), name
-    own = {tensor.data_ptr() for tensor in whole.base.model.parameters()}
-    assert own <= {tensor.data_ptr() for tensor in lora.model.parameters()}
-    trained = [p.data_ptr() for step in (lora, mixlora) for p in step.model.parameters() if p.requires_grad]
-    assert len(trained) == len(set(trained)) and not own & set(trained)
-
-
-def test_sharing_weights_copies_modules() -> None:
-    model = build_tiny().model
-    twin = sharing_weights(model)
-    assert twin is not model and type(twin) is type(model)
-    assert [p.data_ptr() for p in twin.parameters()] == [p.data_ptr() for p in model.parameters()]
-    assert {id(module) for module in twin.modules()}.isdisjoint(id(module) for module in model.modules())

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from foolbox_rows import foolbox_pictures, foolbox_rows, table
-from mixlora_cli.checking import prints
-from mixlora_cli.checking.run import check, run_check
 from mixlora_cli.config import CheckConfig, CheckOptions, DataConfig, ModelConfig
 from mixlora_cli.errors import UserError
+from mixlora_cli.prepare import leakage as prints
+from mixlora_cli.prepare.check import check, run_check
 
 TINY = ModelConfig(name="tiny", source="tiny")
 

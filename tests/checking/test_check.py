@@ -14,17 +14,23 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mixlora_cli.checking import texts
-from mixlora_cli.checking.findings import Mistake, Remark
-from mixlora_cli.checking.report import Report
-from mixlora_cli.checking.run import check, run_check
-from mixlora_cli.checking.texts import Rules, check_chunk, check_texts
-from mixlora_cli.checking.tokens import text_side
 from mixlora_cli.config import CheckConfig, CheckOptions, DataConfig, ModelConfig
 from mixlora_cli.data import images as image_checks
 from mixlora_cli.data.encode import Item
 from mixlora_cli.data.problems import Kind
 from mixlora_cli.errors import UserError
+from mixlora_cli.prepare import check as texts
+from mixlora_cli.prepare.check import (
+    Mistake,
+    Remark,
+    Report,
+    Rules,
+    check,
+    check_chunk,
+    check_texts,
+    run_check,
+    text_side,
+)
 
 TINY = ModelConfig(name="tiny", source="tiny")
 
@@ -111,7 +117,7 @@ def test_exact_counts_of_everything(folder: Path, monkeypatch: pytest.MonkeyPatc
     data = {"max_length": 300, "metadata": str(folder / "tasks.json")}
     report = run_check(configured(folder, EVERYTHING, data=data))
     (train,) = report.splits
-    assert {sort: found.count for sort, found in train.findings.of().items()} == {
+    assert {sort: found.count for sort, found in train.found.items()} == {
         Kind.MALFORMED: 1,
         Kind.EMPTY_ANSWER: 1,
         Kind.ESCAPING_IMAGE: 3,
@@ -124,7 +130,7 @@ def test_exact_counts_of_everything(folder: Path, monkeypatch: pytest.MonkeyPatc
         Remark.OVER_LENGTH: 1,
         Remark.UNDEFINED_TASK: 1,
     }
-    found = train.findings.of()
+    found = train.found
     assert found[Remark.DUPLICATE].examples == ["record 1: as record 0", "record 2: as record 0"]
     assert found[Remark.UNDEFINED_TASK].examples == ["text (1 records)"]
     assert found[Kind.HUGE_IMAGE].examples[0].startswith("record 10: large.png has 40 x 30 pixels")
@@ -138,7 +144,7 @@ def test_good_data_is_found_good_and_remarks_count_only_if_strict(checked: Check
     good = [raw("What?", "red", "a.png"), raw("What?", "red", "b.png")]
     for strict in (False, True):
         report = checked(good, strict=strict)
-        assert (report.exit_code, report.splits[0].findings.of()) == (0, {})
+        assert (report.exit_code, report.splits[0].found) == (0, {})
         assert checked([*good, good[0]], strict=strict).exit_code == int(strict)
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mixlora_cli.checking import prints
-from mixlora_cli.checking.prints import Print, difference_bits, nearest, print_of, prints_of
+from mixlora_cli.prepare import leakage as prints
+from mixlora_cli.prepare.leakage import Print, difference_bits, nearest, print_of, prints_of
 
 
 def scene(seed: int, size: int = 96) -> Image.Image:

@@ -13,7 +13,7 @@ import pytest
 from mixlora_cli import cli
 
 ENTRIES = {
-    "mixlora_cli.training.run": "train",
+    "mixlora_cli.training.train": "train",
     "mixlora_cli.evaluation.run": "evaluate",
     "mixlora_cli.alignment.run": "align",
     "mixlora_cli.analysis.export.run": "export",

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mixlora_cli.analysis.selections.thumbnails import _shrunk
-from mixlora_cli.checking.prints import print_of
+from mixlora_cli.analysis.selections.page import shrunk
 from mixlora_cli.data.collate import PixelLoader
 from mixlora_cli.data.images import (
     as_shown,
@@ -29,6 +28,7 @@ from mixlora_cli.data.images import (
     stamp,
 )
 from mixlora_cli.data.problems import BadRecord, Kind
+from mixlora_cli.prepare.leakage import print_of
 from mixlora_cli.report.thumbnails import data_uri
 
 
@@ -142,7 +142,7 @@ def shown_by_the_report(path: Path) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(data_uri(path).partition(",")[2]))).convert("RGB")
 
 
-PLACES = [seen_by_the_model, shown_by_the_report, _shrunk]
+PLACES = [seen_by_the_model, shown_by_the_report, shrunk]
 """Everything that decodes a picture to RGB, besides the hashes of `mixlora check`."""
 
 COLOURS = {"red": (255, 0, 0), "lime": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}

@@ -18,8 +18,7 @@ import pytest
 from mixlora_cli.data.mini import build
 from mixlora_cli.data.mini.build import build_mini, generator_digest, mini_root
 from mixlora_cli.data.mini.plan import Counts, make_plan
-from mixlora_cli.data.mini.progress import counting
-from mixlora_cli.data.mini.tasks import SEEN_TASKS
+from mixlora_cli.data.mini.seen import SEEN_TASKS
 from mixlora_cli.data.mini.unseen import UNSEEN_BENCHMARKS
 from mixlora_cli.errors import UserError
 
@@ -147,7 +146,7 @@ def test_with_spawned_processes(one: Path, tmp_path: Path) -> None:
         env={"PYTHONPATH": source, "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
         check=True,
     )
-    assert run.stderr.splitlines()[-1] == "Drawing the mini data set: 60 of 60"
+    assert run.stderr.splitlines()[-1] == "Drawing the mini data set 60/60"
     assert tree(tmp_path / "mini") == tree(one)
 
 
@@ -184,11 +183,3 @@ def test_an_unusable_cache_is_explained(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("MIXLORA_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match="set MIXLORA_CACHE"):
         mini_root()
-
-
-def test_progress_without_a_terminal_prints_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    with counting("Drawing", 10, visible=True) as advance:
-        for _ in range(10):
-            advance(1)
-    lines = ["Drawing: 10 pictures", *(f"Drawing: {done} of 10" for done in (3, 5, 8, 10))]
-    assert capsys.readouterr().err.splitlines() == lines

@@ -11,7 +11,7 @@ import pytest
 
 from mixlora_cli.data.mini.canvas import SIZE, Item, Scene
 from mixlora_cli.data.mini.plan import Plan
-from mixlora_cli.data.mini.tasks import SEEN_TASKS
+from mixlora_cli.data.mini.seen import SEEN_TASKS
 
 ENGLISH = ["zero", "one", "two", "three", "four", "five", "six"]
 

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from mixlora_cli.data.mini.plan import Plan
-from mixlora_cli.data.mini.tasks import SEEN_TASKS
+from mixlora_cli.data.mini.seen import SEEN_TASKS
 
 # task -> (number of possible answers, largest share that one of them may have in training)
 CLOSED = {

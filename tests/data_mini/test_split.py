@@ -11,9 +11,15 @@ from typing import Any
 
 from PIL import Image
 
-from mixlora_cli.data.mini.objects import objects, shapes
+from mixlora_cli.data.mini.objects import (
+    calculations,
+    objects,
+    pictured,
+    shapes,
+    two_digit_numbers,
+    written_words,
+)
 from mixlora_cli.data.mini.plan import Plan
-from mixlora_cli.data.mini.vocabulary import calculations, pictured, two_digit_numbers, written_words
 
 Records = Mapping[str, list[dict[str, Any]]]
 SEEN_SPLITS = ("train", "heldout")

@@ -9,12 +9,10 @@ from typing import Any
 
 import pytest
 
-from mixlora_cli.data.mini.canvas import Scene
-from mixlora_cli.data.mini.digits import Digit, render_digit
+from mixlora_cli.data.mini.canvas import Digit, Scene, render_digit
+from mixlora_cli.data.mini.objects import pictured
 from mixlora_cli.data.mini.plan import Counts, Plan
-from mixlora_cli.data.mini.unseen import UNSEEN_BENCHMARKS
-from mixlora_cli.data.mini.unseen_mme import GROUPS, PURPOSES, SUBTASKS
-from mixlora_cli.data.mini.vocabulary import pictured
+from mixlora_cli.data.mini.unseen import GROUPS, PURPOSES, SUBTASKS, UNSEEN_BENCHMARKS
 
 Instance = tuple[dict[str, Any], Scene, str, str]
 

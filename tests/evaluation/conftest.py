@@ -17,7 +17,7 @@ from mixlora_cli.config import (
     ModelConfig,
     RoutingConfig,
 )
-from mixlora_cli.models.base import Base
+from mixlora_cli.models.load import Base
 from mixlora_cli.models.tiny import build_tiny
 
 NUM_IMAGES = 6

@@ -12,7 +12,7 @@ from mixlora_cli.data.encode import Item, encode_prompts
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.evaluation.generate import Generator, batches
 from mixlora_cli.models.adapters import attach_adapter
-from mixlora_cli.models.base import Base
+from mixlora_cli.models.load import Base
 from mixlora_cli.models.tiny import build_tiny
 
 NEW_TOKENS = 6

@@ -20,7 +20,7 @@ from mixlora_cli.evaluation.benchmarks import BENCHMARKS
 from mixlora_cli.evaluation.predictions import Header, Prediction, open_predictions, read_predictions
 from mixlora_cli.evaluation.run import evaluate
 from mixlora_cli.evaluation.shards import shard_path, take_in_shards
-from mixlora_cli.launch.team import Team
+from mixlora_cli.launch import Team
 from tiny_runs import finished_run
 
 HEADER = Header({"model": "m1"}, count=6)

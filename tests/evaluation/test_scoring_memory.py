@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mixlora_cli.analysis.bench.scoring import write_predictions
+from mixlora_cli.analysis.bench.whole import write_predictions
 from mixlora_cli.evaluation.folder import open_evaluation
 from mixlora_cli.evaluation.scoring import score
 from mixlora_cli.judging.identity import Identity

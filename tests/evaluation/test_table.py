@@ -4,7 +4,7 @@ from typing import Any
 
 from rich.console import Console
 
-from mixlora_cli.data.mini.unseen_mme import SUBTASKS
+from mixlora_cli.data.mini.unseen import SUBTASKS
 from mixlora_cli.evaluation.benchmarks import BENCHMARKS
 from mixlora_cli.evaluation.results import Results, Score
 from mixlora_cli.evaluation.table import comparison_markdown, print_comparison, score_text, seen_table

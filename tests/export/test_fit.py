@@ -8,8 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixlora_cli.analysis.export.fit import Energies, MeanUpdate, Pools
-from mixlora_cli.analysis.export.moments import Moments, co_selection, expected_at_random, observed, total
+from mixlora_cli.analysis.export.fit import (
+    Energies,
+    MeanUpdate,
+    Moments,
+    Pools,
+    co_selection,
+    expected_at_random,
+    observed,
+    total,
+)
 from mixlora_cli.method.selection import Selection
 
 D_IN, D_OUT, E, R, N = 12, 9, 6, 3, 20

@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 
 from mixlora_cli.analysis.export.comparison import mean_over_tasks
-from mixlora_cli.analysis.export.inputs import choose_inputs
-from mixlora_cli.analysis.export.run import export
-from mixlora_cli.analysis.export.static_lora import folder_names
+from mixlora_cli.analysis.export.run import choose_inputs, export, folder_names
 from mixlora_cli.config import FitConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.stats import wilson
@@ -94,19 +92,19 @@ def test_values_out_of_range(key: str, value: object) -> None:
 
 def test_fitted_and_compared_instances_never_overlap(make_run: MakeRun, make_config: MakeConfig) -> None:
     config = make_config(make_run().root, split="heldout", instances=100, limit=2)
-    inputs = choose_inputs(config)
+    groups = choose_inputs(config)[:2]
     for task in TASKS:
-        fitted, compared = ({r.index for r in group[task]} for group in (inputs.fitted, inputs.compared))
+        fitted, compared = ({r.index for r in group[task]} for group in groups)
         assert (len(fitted), len(compared)) == (3, 2)
         assert not fitted & compared
-    whole = choose_inputs(replace(config, export=replace(config.export, evaluate=False)))
-    assert [len(records) for records in whole.fitted.values()] == [6, 6] and whole.compared == {}
+    whole, nothing, _ = choose_inputs(replace(config, export=replace(config.export, evaluate=False)))
+    assert [len(records) for records in whole.values()] == [6, 6] and nothing == {}
 
 
 def test_samples_are_seeded(make_run: MakeRun, make_config: MakeConfig) -> None:
     run = make_run().root
     chosen: Callable[[int], list[int]] = lambda seed: [  # noqa: E731
-        r.index for r in choose_inputs(make_config(run, instances=3, seed=seed)).fitted[TASKS[0]]
+        r.index for r in choose_inputs(make_config(run, instances=3, seed=seed))[0][TASKS[0]]
     ]
     assert chosen(0) == chosen(0) and len(chosen(0)) == 3
     assert any(chosen(0) != chosen(seed) for seed in (1, 2, 3))
@@ -129,9 +127,11 @@ def test_mean_over_tasks_by_hand() -> None:
     second = np.array([[1.0, 1.0], [3.0, 1.0], [2.0, 1.0]])
     both = mean_over_tasks([first, second])
     # 6 / 3 and 6 / 3; the first task's ratio is the same however it is resampled.
-    assert (both.value, both.n) == (2.0, 5)
+    assert both.value == 2.0
+    assert both.low is not None and both.high is not None
     assert 1.5 <= both.low < 2.0 < both.high <= 2.5
+    unseen = wilson(0, 8).high or 0.0
     alike = mean_over_tasks([np.array([[0.0, 1.0]] * 8)])
-    assert (alike.value, alike.low, alike.high) == (0.0, -wilson(0, 8).high, wilson(0, 8).high)
+    assert (alike.value, alike.low, alike.high) == (0.0, -unseen, unseen)
     certain = mean_over_tasks([np.array([[1.0, 1.0]] * 8)])
     assert (certain.value, certain.high) == (1.0, 1.0) and certain.low == pytest.approx(wilson(8, 8).low)

@@ -13,8 +13,7 @@ from peft import LoraConfig, PeftConfig, PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mixlora_cli.analysis.export.inputs import choose_inputs
-from mixlora_cli.analysis.export.run import export
+from mixlora_cli.analysis.export.run import choose_inputs, export
 from mixlora_cli.config import DataConfig, EvalConfig, ExportConfig
 from mixlora_cli.data.collate import PixelLoader, generation_collator
 from mixlora_cli.data.encode import encode_prompts
@@ -44,7 +43,7 @@ def logits(model: Any, batch: dict[str, Tensor]) -> Tensor:
 def fitted_batch(config: ExportConfig) -> dict[str, Tensor]:
     """The prompts that the export was fitted to."""
     base = build_tiny()
-    records = [record for group in choose_inputs(config).fitted.values() for record in group]
+    records = [record for group in choose_inputs(config)[0].values() for record in group]
     items = encode_prompts(records, base).items
     return generation_collator(0, PixelLoader(base.image_processor))(items)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from interference_data import TASKS, MakeConfig, MakeRun
 
-from mixlora_cli.analysis.interference import measure
+from mixlora_cli.analysis.interference import run
 from mixlora_cli.analysis.interference.run import interference
 from mixlora_cli.config import DataConfig, InterferenceConfig, ModelConfig, parse
 from mixlora_cli.errors import UserError
@@ -20,7 +20,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def loaded(*_: Any) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(measure, "build_base", loaded)
+    monkeypatch.setattr(run, "build_base", loaded)
 
 
 def refusal(config: InterferenceConfig) -> str:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from interference_data import TASKS, MakeConfig, MakeRun
 
-from mixlora_cli.analysis.interference import measure, run
+from mixlora_cli.analysis.interference import run
 from mixlora_cli.analysis.interference.files import read_stored
 from mixlora_cli.analysis.interference.gradients import GradientTaker
 from mixlora_cli.analysis.interference.run import interference
@@ -20,7 +20,7 @@ from mixlora_cli.analysis.interference.scores import score
 from mixlora_cli.config import DataConfig, InterferenceConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.hydra_app import Command, run_command
-from mixlora_cli.training import precision
+from mixlora_cli.models import forward as precision
 from tiny_runs import NUM_FACTORS, RANK
 
 FIGURES = [f"{name}.{kind}" for name in ("average", "layers") for kind in ("png", "svg")]
@@ -61,7 +61,7 @@ def test_lora_and_mixlora_through_the_command_line(
         "interference.cache_features=false",
         "launch.nproc=1",
     ]
-    command = Command("interference", InterferenceConfig, "mixlora_cli.launch.commands:interference")
+    command = Command("interference", InterferenceConfig, "mixlora_cli.launch:interference")
     assert run_command(command, [f"run={lora.root}", *common]) == 0
     assert (
         run_command(
@@ -114,9 +114,9 @@ def test_gradients_are_those_of_training_over_all_factors(make_run: MakeRun, mak
         interference(make_config(done.root))
     taker = seen["taker"]
     trainer = AdapterTrainer(
-        model=taker.model, args=TrainingArguments(str(done.root / "x"), use_cpu=True, report_to=[])
+        model=taker.session.model, args=TrainingArguments(str(done.root / "x"), use_cpu=True, report_to=[])
     )
-    trainer.compute_loss(taker.model, dict(taker.collate(seen["items"]))).backward()
+    trainer.compute_loss(taker.session.model, dict(taker.session.collator(seen["items"]))).backward()
     assert len(seen["found"]) == 28
     for group, parameter, gradient in zip(
         taker.factors.groups, taker.factors.parameters, seen["found"], strict=True
@@ -124,7 +124,7 @@ def test_gradients_are_those_of_training_over_all_factors(make_run: MakeRun, mak
         assert parameter.shape[0] == NUM_FACTORS, group
         assert torch.allclose(parameter.grad.flatten(), gradient, atol=1e-7), group
     pool = seen["found"][0].view(NUM_FACTORS, -1)
-    used = {int(f) for s in taker.model.base_model.selections().values() for f in s.index_a.flatten()}
+    used = {int(f) for s in taker.session.tuner.selections().values() for f in s.index_a.flatten()}
     assert len(used) > RANK and pool.abs().sum() > 0
 
 
@@ -165,7 +165,7 @@ def test_drawing_needs_no_model(
     before = contents(folder)
     stored = read_stored(folder)
     assert stored is not None
-    monkeypatch.setattr(measure, "build_base", no_model)
+    monkeypatch.setattr(run, "build_base", no_model)
     interference(config)  # the same settings: drawn again
     assert contents(folder) == before
     interference(replace(config, draw_only=True, draw=replace(config.draw, score="median", layers=[1])))
@@ -194,13 +194,13 @@ def test_real_steps_approach_the_estimate_and_leave_the_weights_alone(
     make_run: MakeRun, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[tuple[Any, list[torch.Tensor]]] = []
-    original = measure.measure_steps
+    original = run.measure_steps
 
     def watched(taker: GradientTaker, *args: Any) -> Any:
         kept.append((taker, [p.detach().clone() for p in taker.factors.parameters]))
         return original(taker, *args)
 
-    monkeypatch.setattr(measure, "measure_steps", watched)
+    monkeypatch.setattr(run, "measure_steps", watched)
     done = make_run("lora")
     interference(make_config(done.root, lambdas=[0.3, 0.03, 0.003]))
     taker, before = kept[0]
@@ -241,7 +241,7 @@ def test_what_the_pictures_were_is_said_and_kept(
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_figures")
 def test_two_processes_find_what_one_finds(make_run: MakeRun, make_config: MakeConfig) -> None:
-    from mixlora_cli.launch.commands import interference as launched
+    from mixlora_cli.launch import interference as launched
 
     config = make_config(make_run("mixlora").root)
     interference(replace(config, output_dir=config.output_dir + "-one"))

@@ -8,8 +8,12 @@ from peft import get_peft_model
 from torch import Tensor, nn
 
 from mixlora_cli import MixLoraConfig
-from mixlora_cli.analysis.interference.groups import require_gradients
-from mixlora_cli.analysis.interference.passes import mean_unit_gradient, products, stack_directions
+from mixlora_cli.analysis.interference.gradients import (
+    mean_unit_gradient,
+    products,
+    require_gradients,
+    stack_directions,
+)
 from mixlora_cli.analysis.interference.scores import Measurement, negative_interference, score
 
 WIDTH = 6

@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+import mixlora_cli
+
+SOURCE = Path(mixlora_cli.__file__).parents[1]
+
 FUNCTIONS = '''
 import os, signal, sys, time
 from pathlib import Path
@@ -75,7 +79,7 @@ atexit.register(lambda: print("in a group at the end:", distributed.is_initializ
 PROGRAM = """
 import sys
 from mixlora_cli.config import LaunchConfig
-from mixlora_cli.launch.workers import run_workers
+from mixlora_cli.launch import run_workers
 run_workers(sys.argv[1], sys.argv[2], LaunchConfig(nproc=2))
 """
 
@@ -97,7 +101,7 @@ class Started:
         self.folder = folder
         self.process = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(PROGRAM), f"launched:{function}", str(folder)],
-            env={**os.environ, "PYTHONPATH": str(folder)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(SOURCE)])},
             start_new_session=True,
             stderr=subprocess.PIPE,
             text=True,

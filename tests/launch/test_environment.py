@@ -6,7 +6,7 @@ import pytest
 
 from mixlora_cli.config import LaunchConfig
 from mixlora_cli.errors import UserError
-from mixlora_cli.launch.environment import cluster_environment, first_host, variables
+from mixlora_cli.launch import cluster_environment, first_host, variables
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1234"}
 SLURM = {

@@ -12,7 +12,7 @@ from .conftest import LAST_WORD
 
 PROGRAM = """
 import sys, time
-from mixlora_cli.launch.team import joined
+from mixlora_cli.launch import joined
 
 for job in range(3):
     with joined() as team:

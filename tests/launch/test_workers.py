@@ -7,8 +7,7 @@ import pytest
 
 from mixlora_cli.config import LaunchConfig
 from mixlora_cli.errors import UserError, WorkerFailed
-from mixlora_cli.launch.environment import threads_each
-from mixlora_cli.launch.workers import run_workers
+from mixlora_cli.launch import run_workers, threads_each
 
 TWO = LaunchConfig(nproc=2)
 

@@ -8,18 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from method_models import IMAGE, PAD, batch
+from method_models import IMAGE, NEW, PAD, batch, generate
 from torch import Tensor
 
 from mixlora_cli.method.context import _threads
-
-NEW = 6
-
-
-def generate(model: Any, inputs: dict[str, Tensor], **options: Any) -> Tensor:
-    """New tokens (rows, NEW)."""
-    tokens = model.generate(**inputs, max_new_tokens=NEW, do_sample=False, **options)
-    return tokens[:, inputs["input_ids"].shape[1] :]
 
 
 @contextmanager

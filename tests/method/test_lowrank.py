@@ -56,16 +56,18 @@ def make_layer(dtype: torch.dtype = torch.float32, size: int = 64, **fields: obj
     torch.manual_seed(4)
     base = nn.Linear(size, size, bias=False).to(dtype).requires_grad_(False)
     layer = MixLoraLinear(base, "default", MixLoraConfig(r=2, factors=6, **fields), RoutingContext())
-    for pools in (
-        layer.mixlora_factors_a,
-        layer.mixlora_factors_b,
-        layer.mixlora_router_a,
-        layer.mixlora_router_b,
-    ):
-        pools.float()
-        nn.init.normal_(pools["default"].weight)
+    for name in ("factors_a", "factors_b", "router_a", "router_b"):
+        nn.init.normal_(getattr(layer, f"mixlora_{name}").float()["default"].weight)
     layer.mixlora_router_ab.float()
     return layer
+
+
+def by_hand(layer: MixLoraLinear, hidden: Tensor, thinned: Tensor) -> Tensor:
+    """The output where the low-rank product, with the factors that were selected last, reads the thinned input."""
+    chosen = layer.last_selection["default"]
+    a = layer.mixlora_factors_a["default"](chosen.index_a)
+    b = layer.mixlora_factors_b["default"](chosen.index_b)
+    return layer.base_layer(hidden) + 6.0 * (thinned @ a.transpose(1, 2)) @ b
 
 
 class _Types(TorchDispatchMode):
@@ -128,15 +130,12 @@ def test_gradients_through_dropout_are_those_of_the_thinned_input() -> None:
     torch.manual_seed(3)
     (layer(hidden) * toward).sum().backward()
     own = {name: p.grad.clone() for name, p in layer.named_parameters() if p.grad is not None}
-    for_hidden, chosen = hidden.grad.clone(), layer.last_selection["default"]
+    for_hidden = hidden.grad.clone()
     hidden.grad = None
     layer.zero_grad()
     torch.manual_seed(3)
     thinned = hidden.masked_fill(drop_mask(hidden, 0.3), 0) / (1 - dropped_share(0.3))
-    a = layer.mixlora_factors_a["default"](chosen.index_a)
-    b = layer.mixlora_factors_b["default"](chosen.index_b)
-    output = layer.base_layer(hidden) + 6.0 * (thinned @ a.transpose(1, 2)) @ b
-    (output * toward).sum().backward()
+    (by_hand(layer, hidden, thinned) * toward).sum().backward()
     torch.testing.assert_close(for_hidden, hidden.grad, rtol=1e-4, atol=1e-4)
     for name, p in layer.named_parameters():
         if p.grad is not None:
@@ -171,10 +170,5 @@ def test_dropout_applies_to_the_low_rank_product_alone() -> None:
     assert torch.equal(layer.last_selection["default"].index_a, chosen.index_a)
     torch.manual_seed(0)
     thinned = hidden.masked_fill(drop_mask(hidden, 0.5), 0) / 0.5
-    a, b = (
-        layer.mixlora_factors_a["default"](chosen.index_a),
-        layer.mixlora_factors_b["default"](chosen.index_b),
-    )
-    expected = layer.base_layer(hidden) + 6.0 * (thinned @ a.transpose(1, 2)) @ b
-    torch.testing.assert_close(dropped, expected, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(dropped, by_hand(layer, hidden, thinned), rtol=1e-4, atol=1e-3)
     assert (dropped - kept).abs().max() > 1

@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from method_models import adapt, batch, build_llama, build_llava, prompt, strengthen
+from method_models import adapt, batch, build_llama, build_llava, generate, logits, prompt, strengthen
 from torch import Tensor
 
 from mixlora_cli import MixLoraConfig
 from mixlora_cli.method.layer import MixLoraLayer
 
-NEW = 6
 KINDS: dict[str, dict[str, Any]] = {
     "default": {"r": 2, "factors": 8},
     "second": {"r": 3, "factors": 5, "cfs": "none", "alpha": 4.0},
@@ -29,11 +28,6 @@ def model() -> Any:
     return adapted.eval()
 
 
-def answers(model: Any, inputs: dict[str, Tensor], **options: Any) -> Tensor:
-    tokens = model.generate(**inputs, max_new_tokens=NEW, do_sample=False, **options)
-    return tokens[:, inputs["input_ids"].shape[1] :]
-
-
 def of_row(model: Any, name: str, row: int, seeds: Tensor, read: Any, **options: Any) -> Tensor:
     """What a single prompt gives with a single adapter."""
     inputs = batch([prompt(3 + 2 * row, row)])
@@ -44,9 +38,8 @@ def of_row(model: Any, name: str, row: int, seeds: Tensor, read: Any, **options:
     return read(model, inputs, routing_seeds=seeds[row : row + 1], **options)
 
 
-def logits(model: Any, inputs: dict[str, Tensor], **options: Any) -> Tensor:
-    with torch.no_grad():
-        return model(**inputs, **options).logits[:, -1]
+def last_logits(model: Any, inputs: dict[str, Tensor], **options: Any) -> Tensor:
+    return logits(model, inputs, **options)[:, -1]
 
 
 @pytest.mark.parametrize(
@@ -63,33 +56,33 @@ def test_each_row_is_answered_by_its_own_adapter(model: Any, names: list[str], a
     inputs = batch([prompt(3 + 2 * row, row) for row in range(4)])
     seeds = torch.arange(4) * 2**50 + 3
     model.set_adapter(active)
-    together = logits(model, inputs, adapter_names=names, routing_seeds=seeds)
+    together = last_logits(model, inputs, adapter_names=names, routing_seeds=seeds)
     generated = {
-        options: answers(model, inputs, adapter_names=names, routing_seeds=seeds, **dict(options))
+        options: generate(model, inputs, adapter_names=names, routing_seeds=seeds, **dict(options))
         for options in ((), (("use_cache", False),), (("num_beams", 3),))
     }
     for row, name in enumerate(names):
-        alone = of_row(model, name, row, seeds, logits)
+        alone = of_row(model, name, row, seeds, last_logits)
         torch.testing.assert_close(together[row], alone[0], rtol=1e-4, atol=1e-4)
         for options, found in generated.items():
-            assert torch.equal(found[row], of_row(model, name, row, seeds, answers, **dict(options))[0])
+            assert torch.equal(found[row], of_row(model, name, row, seeds, generate, **dict(options))[0])
 
 
 def test_what_is_refused_as_lora_refuses_it(model: Any) -> None:
     inputs = batch([prompt(3, 0), prompt(5, 1)])
     with pytest.raises(ValueError, match=r"non-existing adapter\(s\): nobody"):
-        logits(model, inputs, adapter_names=["default", "nobody"])
+        last_logits(model, inputs, adapter_names=["default", "nobody"])
     with pytest.raises(
         ValueError, match="Length of `adapter_names` should be the same as the number of inputs"
     ):
-        logits(model, inputs, adapter_names=["default"])
+        last_logits(model, inputs, adapter_names=["default"])
     model.train()
     with pytest.raises(ValueError, match="Cannot pass `adapter_names` when the model is in training mode"):
-        logits(model, inputs, adapter_names=["default", "default"])
+        last_logits(model, inputs, adapter_names=["default", "default"])
     model.eval()
     model.set_adapter("default")
-    before = logits(model, inputs)
-    assert torch.equal(before, logits(model, inputs))
+    before = last_logits(model, inputs)
+    assert torch.equal(before, last_logits(model, inputs))
 
 
 def test_adapters_added_by_transformers_share_one_context() -> None:
@@ -104,7 +97,7 @@ def test_adapters_added_by_transformers_share_one_context() -> None:
         torch.manual_seed(1)
         alone.add_adapter(MixLoraConfig(**KINDS[name]), name)
         strengthen_one(alone, name)
-        expected[name] = answers(alone, {"input_ids": ids, "attention_mask": mask})
+        expected[name] = generate(alone, {"input_ids": ids, "attention_mask": mask})
         torch.manual_seed(1)
         model.add_adapter(MixLoraConfig(**KINDS[name]), name)
         strengthen_one(model, name)
@@ -114,11 +107,11 @@ def test_adapters_added_by_transformers_share_one_context() -> None:
     for name in ("default", "second", "default"):
         model.set_adapter(name)
         for use_cache in (True, False):
-            found = answers(model, {"input_ids": ids, "attention_mask": mask}, use_cache=use_cache)
+            found = generate(model, {"input_ids": ids, "attention_mask": mask}, use_cache=use_cache)
             assert torch.equal(found, expected[name])
     model.delete_adapter("default")
     model.set_adapter("second")
-    assert torch.equal(answers(model, {"input_ids": ids, "attention_mask": mask}), expected["second"])
+    assert torch.equal(generate(model, {"input_ids": ids, "attention_mask": mask}), expected["second"])
 
 
 def strengthen_one(model: Any, name: str) -> None:
@@ -144,9 +137,9 @@ def test_modules_trained_whole_follow_their_rows_adapter() -> None:
                 parameter.mul_(-1.5)
     model.eval()
     ids = torch.randint(4, 64, (1, 6), generator=torch.Generator().manual_seed(0)).expand(3, -1)
-    mixed = logits(model, {"input_ids": ids}, adapter_names=["second", "default", "__base__"])
+    mixed = last_logits(model, {"input_ids": ids}, adapter_names=["second", "default", "__base__"])
     for row, name in enumerate(("second", "default")):
         model.set_adapter(name)
-        torch.testing.assert_close(mixed[row], logits(model, {"input_ids": ids[:1]})[0])
+        torch.testing.assert_close(mixed[row], last_logits(model, {"input_ids": ids[:1]})[0])
     with model.disable_adapter():
-        torch.testing.assert_close(mixed[2], logits(model, {"input_ids": ids[:1]})[0])
+        torch.testing.assert_close(mixed[2], last_logits(model, {"input_ids": ids[:1]})[0])

@@ -8,114 +8,51 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from method_models import PAD, adapt, build_llama, build_llava, prompt
+from method_models import (
+    PAD,
+    adapt,
+    adapted_layers,
+    assert_same_choice,
+    build,
+    build_llama,
+    build_llava,
+    generate,
+    padded,
+    prompt,
+    texts,
+)
 from peft import get_peft_model
 from torch import Tensor, nn
 
 from mixlora_cli import MixLoraConfig
-from mixlora_cli.method.layer import MixLoraLinear
 
-SPECIAL: dict[str, Any] = {"pad_token_id": PAD, "bos_token_id": 1, "eos_token_id": None}
-SIZES: dict[str, Any] = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "initializer_range": 0.3,
-    **SPECIAL,
-}
-WIDE = SIZES | {"intermediate_size": 48, "num_key_value_heads": 2}
-HALVES = ("encoder", "decoder")
-FAMILIES: dict[str, tuple[str, str, dict[str, Any], int]] = {
-    # name: class of the model, of its configuration, sizes, adapted layers
-    "llama": ("LlamaForCausalLM", "LlamaConfig", WIDE, 14),
-    "opt": (
-        "OPTForCausalLM",
-        "OPTConfig",
-        SIZES | {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.3, "dropout": 0.0},
-        12,
-    ),
-    "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", WIDE, 14),
-    "gemma3": (
-        "Gemma3ForCausalLM",
-        "Gemma3TextConfig",
-        WIDE | {"head_dim": 8, "sliding_window": 4, "tie_word_embeddings": False},
-        14,
-    ),
-    "phi3": ("Phi3ForCausalLM", "Phi3Config", WIDE, 8),
-    "gpt_neox": ("GPTNeoXForCausalLM", "GPTNeoXConfig", SIZES | {"intermediate_size": 48}, 8),
-    "bloom": ("BloomForCausalLM", "BloomConfig", SIZES | {"n_layer": 2, "n_head": 4}, 8),
-    "mixtral": ("MixtralForCausalLM", "MixtralConfig", WIDE | {"num_local_experts": 4}, 8),
-    "qwen2_moe": (
-        "Qwen2MoeForCausalLM",
-        "Qwen2MoeConfig",
-        WIDE | {"num_experts": 4, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 24},
-        16,
-    ),
-    "mamba": ("MambaForCausalLM", "MambaConfig", SIZES | {"state_size": 4}, 2),
-    "bamba": (
-        "BambaForCausalLM",
-        "BambaConfig",
-        WIDE | {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "attn_layer_indices": [1]},
-        11,
-    ),
-    "t5": (
-        "T5ForConditionalGeneration",
-        "T5Config",
-        {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
-        | {"initializer_factor": 2.0, "dropout_rate": 0.0, "decoder_start_token_id": 1, **SPECIAL},
-        32,
-    ),
-    "bart": (
-        "BartForConditionalGeneration",
-        "BartConfig",
-        {"vocab_size": 64, "d_model": 32, "init_std": 0.3, "max_position_embeddings": 64}
-        | {f"{half}_layers": 2 for half in HALVES}
-        | {f"{half}_attention_heads": 4 for half in HALVES}
-        | {f"{half}_ffn_dim": 48 for half in HALVES}
-        | {"decoder_start_token_id": 1, "forced_eos_token_id": None, **SPECIAL},
-        32,
-    ),
+ADAPTED = {
+    # family: layers that are adapted by default
+    "llama": 14,
+    "opt": 12,
+    "qwen2": 14,
+    "gemma3": 14,
+    "phi3": 8,
+    "gpt_neox": 8,
+    "bloom": 8,
+    "mixtral": 8,
+    "qwen2_moe": 16,
+    "mamba": 2,
+    "bamba": 11,
+    "t5": 32,
+    "bart": 32,
 }
 
 
-def build(family: str) -> Any:
-    model_class, config_class, sizes, _ = FAMILIES[family]
-    config = getattr(hf, config_class)(**sizes)
-    config._attn_implementation = "eager"
-    torch.manual_seed(0)
-    model = getattr(hf, model_class)(config).eval()
-    model.generation_config.pad_token_id = PAD
-    return model
+def eager(family: str) -> Any:
+    return build(family, "eager")
 
 
-def texts() -> list[list[int]]:
-    generator = torch.Generator().manual_seed(3)
-    return [torch.randint(4, 64, (length,), generator=generator).tolist() for length in (5, 9, 7)]
-
-
-def padded(rows: list[list[int]], side: str) -> dict[str, Tensor]:
-    width = max(map(len, rows))
-    left = side == "left"
-    fill = [[PAD] * (width - len(row)) for row in rows]
-    ones = [[0] * len(pad) for pad in fill]
-    return {
-        "input_ids": torch.tensor([p + r if left else r + p for p, r in zip(fill, rows, strict=True)]),
-        "attention_mask": torch.tensor(
-            [o + [1] * len(r) if left else [1] * len(r) + o for o, r in zip(ones, rows, strict=True)]
-        ),
-    }
-
-
-def generate(model: Any, inputs: dict[str, Tensor], **options: Any) -> list[list[int]]:
-    return model.generate(**inputs, max_new_tokens=6, do_sample=False, **options)[:, -6:].tolist()
-
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ADAPTED)
 def test_each_family_has_default_targets_and_neighbours_change_nothing(family: str) -> None:
-    model = adapt(build(family))
-    adapted = {name for name, m in model.get_base_model().named_modules() if isinstance(m, MixLoraLinear)}
-    assert len(adapted) == FAMILIES[family][3]
+    model = adapt(eager(family))
+    adapted = adapted_layers(model)
+    assert len(adapted) == ADAPTED[family]
     assert not any("lm_head" in name or "embed" in name for name in adapted)
     two_halves = model.config.is_encoder_decoder
     decoder = {"decoder_input_ids": torch.tensor([[1, 7, 9]])} if two_halves else {}
@@ -127,30 +64,29 @@ def test_each_family_has_default_targets_and_neighbours_change_nothing(family: s
         for row, ids in enumerate(texts()):
             alone = model(input_ids=torch.tensor([ids]), **decoder).logits[0]
             torch.testing.assert_close(logits[row, : len(alone)], alone, rtol=1e-3, atol=1e-3)
-            for name, selection in model.base_model.selections().items():
-                assert torch.equal(selection.index_a[0], chosen[name].index_a[row]), name
-                assert torch.equal(selection.index_b[0], chosen[name].index_b[row]), name
+            assert_same_choice(chosen, row, model.base_model.selections())
     # Selections differ between the rows, else nothing above could fail.
     differing = [name for name, s in chosen.items() if len({tuple(row) for row in s.index_a.tolist()}) == 3]
     assert len(differing) >= len(adapted) / 4
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*ADAPTED, "deepseek_v3"])
 def test_each_family_generates_with_and_without_cache_alone_and_in_a_batch(family: str) -> None:
-    model = adapt(build(family))
+    """DeepSeek's latent attention reads cached tokens again."""
+    model = adapt(build(family) if family == "deepseek_v3" else eager(family))
     side = "right" if family == "bart" else "left"
     together = padded(texts(), side)
     cached = generate(model, together)
-    assert generate(model, together, use_cache=False) == cached
+    assert torch.equal(generate(model, together, use_cache=False), cached)
     for row, ids in enumerate(texts()):
-        assert generate(model, padded([ids], side)) == [cached[row]]
+        assert torch.equal(generate(model, padded([ids], side))[0], cached[row])
     with model.disable_adapter():
-        assert generate(model, together) != cached
+        assert not torch.equal(generate(model, together), cached)
 
 
 def test_layers_that_read_tokens_in_one_list_train_as_if_their_rows_were_apart() -> None:
     """OPT's fc1 gets (B * S, d): the gradients of a batch are the sum of its rows'."""
-    model = adapt(build("opt"), router_grad="straight_through").train()
+    model = adapt(eager("opt"), router_grad="straight_through").train()
     rows = texts()
 
     def gradients(inputs: dict[str, Tensor], kept: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
@@ -169,28 +105,6 @@ def test_layers_that_read_tokens_in_one_list_train_as_if_their_rows_were_apart()
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-4, msg=name)
 
 
-def qwen_with_pictures() -> Any:
-    config = hf.Qwen2_5_VLConfig(
-        text_config=WIDE | {"rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}},
-        vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_heads": 4,
-            "out_hidden_size": 32,
-            "patch_size": 4,
-            "spatial_merge_size": 2,
-            "window_size": 16,
-            "fullatt_block_indexes": [1],
-        },
-        image_token_id=3,
-        vision_start_token_id=2,
-        video_token_id=60,
-    )
-    torch.manual_seed(0)
-    return hf.Qwen2_5_VLForConditionalGeneration(config).eval()
-
-
 def with_pictures(num: int) -> dict[str, Tensor]:
     """One row with that many pictures of 4 x 4 patches (4 tokens each)."""
     ids = [1, *[2, 3, 3, 3, 3] * num, *range(10, 17)]
@@ -204,18 +118,18 @@ def with_pictures(num: int) -> dict[str, Tensor]:
 
 
 def test_the_default_of_a_vision_language_model_leaves_tower_and_projector_alone() -> None:
-    model = adapt(qwen_with_pictures())
-    adapted = {name for name, m in model.get_base_model().named_modules() if isinstance(m, MixLoraLinear)}
+    model = adapt(build("qwen2_5_vl"))
+    adapted = adapted_layers(model)
     assert len(adapted) == 14 and all(".language_model.layers." in name for name in adapted)
     answers = [generate(model, with_pictures(2), use_cache=use_cache) for use_cache in (True, False)]
-    assert answers[0] == answers[1]
+    assert torch.equal(*answers)
     config = adapt(build_llava()).peft_config["default"]
     assert "vision_tower" not in config.target_modules and "projector" not in config.target_modules
 
 
 def test_a_tower_whose_layers_read_all_pictures_in_one_list_is_refused_by_name() -> None:
     """Of 16 patches nobody knows which picture they belong to; also where the text has as many tokens by chance."""
-    model = adapt(qwen_with_pictures(), target_modules=["qkv"])
+    model = adapt(build("qwen2_5_vl"), target_modules=["qkv"])
     for inputs in (with_pictures(1), with_pictures(2)):
         with pytest.raises(
             ValueError, match=r"model\.visual\.blocks\.0\.attn\.qkv: this layer reads \(\d+, 32\)"
@@ -268,20 +182,20 @@ def test_the_output_layer_is_refused_where_routers_read_it() -> None:
 @pytest.mark.parametrize("name", ["out_proj", "x_proj", "dt_proj"])
 def test_layers_past_which_kernels_read_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"mixer.{name} belongs to a state-space layer"):
-        adapt(build("mamba"), target_modules=[name])
+        adapt(eager("mamba"), target_modules=[name])
 
 
 def test_a_model_of_two_halves_refuses_what_has_no_meaning() -> None:
     with pytest.raises(ValueError, match="pool=prompt: all that the decoder"):
-        adapt(build("t5"), pool="prompt")
-    model = adapt(build("t5"))
+        adapt(eager("t5"), pool="prompt")
+    model = adapt(eager("t5"))
     with pytest.raises(ValueError, match="assisted decoding of an encoder-decoder model"):
         generate(model, padded(texts()[:1], "right"), prompt_lookup_num_tokens=3)
 
 
 def test_cross_attention_counts_the_encoders_tokens_even_if_there_are_as_many() -> None:
     """The two halves' masks are told apart by what a layer reads, not by their shape."""
-    model = adapt(build("t5"), router_grad="straight_through").train()
+    model = adapt(eager("t5"), router_grad="straight_through").train()
     rows = texts()[:2]
     encoder = padded(rows, "right")
     width = encoder["input_ids"].shape[1]
@@ -305,10 +219,8 @@ def test_cross_attention_counts_the_encoders_tokens_even_if_there_are_as_many() 
 @pytest.mark.parametrize("pool", ["all", "prompt"])
 def test_labels_of_whole_sequences(pool: str) -> None:
     """A classifier's labels (B,) say nothing about tokens: pool=all needs none, pool=prompt says what it lacks."""
-    config = hf.LlamaConfig(**WIDE, num_labels=3)
-    base = hf.LlamaForSequenceClassification(config)
-    torch.manual_seed(0)
-    model = get_peft_model(base, MixLoraConfig(task_type="SEQ_CLS", r=2, factors=4, pool=pool)).train()
+    config = MixLoraConfig(task_type="SEQ_CLS", r=2, factors=4, pool=pool)
+    model = get_peft_model(build("llama_classifier"), config).train()
     inputs = padded(texts(), "right") | {"labels": torch.tensor([0, 2, 1])}
     if pool == "prompt":
         with pytest.raises(ValueError, match="pool=prompt: training has to know the prompt"):
@@ -348,8 +260,7 @@ def test_an_answer_at_the_end_is_known_by_a_completion_mask_or_the_logits_kept()
 
 def test_layers_to_transform_counts_blocks_as_lora_does() -> None:
     def adapted(**fields: Any) -> set[str]:
-        model = get_peft_model(build_llama(), MixLoraConfig(r=2, factors=4, **fields))
-        return {name for name, m in model.get_base_model().named_modules() if isinstance(m, MixLoraLinear)}
+        return adapted_layers(get_peft_model(build_llama(), MixLoraConfig(r=2, factors=4, **fields)))
 
     second = {name for name in adapted() if ".layers.1." in name}
     assert len(second) == 7
@@ -427,20 +338,7 @@ def test_a_prompt_without_tokens_is_refused() -> None:
 
 def test_padding_that_is_counted_in_samples_is_refused() -> None:
     """A model of sounds reads frames; which of them are padding its mask does not say."""
-    config = hf.Wav2Vec2Config(
-        vocab_size=16,
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=48,
-        conv_dim=(8, 8),
-        conv_kernel=(4, 4),
-        conv_stride=(2, 2),
-        num_conv_pos_embeddings=4,
-        num_conv_pos_embedding_groups=2,
-    )
-    torch.manual_seed(0)
-    model = adapt(hf.Wav2Vec2ForCTC(config).eval(), target_modules=["q_proj", "v_proj"])
+    model = adapt(build("wav2vec2"), target_modules=["q_proj", "v_proj"])
     sounds = torch.randn(2, 80)
     mask = torch.ones(2, 80, dtype=torch.long)
     model(input_values=sounds, attention_mask=mask)

@@ -6,7 +6,7 @@ No clock is read: these numbers follow from shapes alone and are the same on eve
 import pytest
 import torch
 
-from mixlora_cli.analysis.bench.counting import Operations, count_operations, saved_bytes
+from mixlora_cli.analysis.bench.counters import Operations, count_operations, saved_bytes
 from mixlora_cli.analysis.bench.layers import LINEAR, LORA, PUBLISHED, Bench, LayerCase, build_bench, mixlora
 
 D_IN, D_OUT, BATCH, TOKENS, RANK = 256, 192, 4, 32, 4

@@ -40,114 +40,25 @@ def build(p: oracle.Parameters, **fields: object) -> MixLoraLinear:
     return layer
 
 
-@pytest.mark.parametrize("base", ["fused", "called"])
-@pytest.mark.parametrize("padding", MASKS)
-@pytest.mark.parametrize("cfs", ["paper", "released", "none"])
-@pytest.mark.parametrize("router_grad", ["none", "straight_through"])
-def test_forward_and_gradients_equal_the_oracle(padding: str, cfs: str, router_grad: str, base: str) -> None:
-    """Both with the base layer's product taken along and with a base layer that has to be called."""
-    mask = MASKS[padding]
-    p = oracle.parameters(D_IN, D_OUT, NUM_FACTORS, RANK, seed=11)
-    generator = torch.Generator().manual_seed(12)
-    hidden = torch.randn(3, 4, D_IN, generator=generator)
-    probe = torch.randn(3, 4, D_OUT, generator=generator)
-    learns = router_grad == "straight_through"
-
-    loop_input = hidden.clone().requires_grad_()
-    expected = oracle.layer(p, loop_input, mask, RANK, ALPHA, cfs)
-    wanted = {field: getattr(p, field) for field in NAMES} | {"hidden": loop_input}
-    expected_gradients = oracle.gradients(expected, probe, wanted, learns)
-
-    layer = build(p, cfs=cfs, router_grad=router_grad)
-    calls: list[int] = []
-    if base == "called":
-        layer.base_layer.register_forward_hook(lambda *_: calls.append(1))
-    own_input = hidden.clone().requires_grad_()
-    with layer.context.within(ForwardInfo(tokens=mask)):
-        output = layer(own_input)
-    (output * probe).sum().backward()
-    assert len(calls) == (base == "called")
-
-    selection = layer.last_selection["default"]
-    assert selection.index_a.tolist() == expected.index_a
-    assert selection.index_b.tolist() == expected.index_b
-    stacked = torch.stack([torch.stack([torch.stack(row) for row in rows]) for rows in expected.output])
-    torch.testing.assert_close(output, stacked, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(own_input.grad, expected_gradients["hidden"], rtol=1e-4, atol=1e-4)
-    own = dict(layer.named_parameters())
-    for field, name in NAMES.items():
-        if field == "router_ab" and cfs == "none":
-            assert name not in own
-        elif field.startswith("router") and not learns:
-            assert own[name].grad is None
-            assert not own[name].requires_grad
-        else:
-            assert own[name].grad.abs().max() > 1e-4
-            torch.testing.assert_close(own[name].grad, expected_gradients[field], rtol=1e-4, atol=1e-4)
-    assert own["base_layer.weight"].grad is None
+def inputs(seed: int) -> tuple[Tensor, Tensor]:
+    """Hidden states (3, 4, d_in) and what the outputs are multiplied with for a loss (3, 4, d_out)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(3, 4, D_IN, generator=generator), torch.randn(3, 4, D_OUT, generator=generator)
 
 
-@pytest.mark.parametrize("cfs", ["paper", "released", "none"])
-@pytest.mark.parametrize("router_grad", ["none", "straight_through"])
-def test_task_routing_equals_the_oracle(cfs: str, router_grad: str) -> None:
-    """The routers read the task's embedding, of a width of its own; the input only goes through the factors."""
-    width, learns = 7, router_grad == "straight_through"
-    p = oracle.parameters(D_IN, D_OUT, NUM_FACTORS, RANK, seed=11, width=width)
-    generator = torch.Generator().manual_seed(14)
-    hidden, task = torch.randn(3, 4, D_IN, generator=generator), torch.randn(3, width, generator=generator)
-    probe = torch.randn(3, 4, D_OUT, generator=generator)
-    expected = oracle.layer(p, hidden, None, RANK, ALPHA, cfs, task=task)
-    wanted = {field: getattr(p, field) for field in NAMES}
-    expected_gradients = oracle.gradients(expected, probe, wanted, learns)
-
-    layer = build(p, cfs=cfs, router_grad=router_grad, routing="task", task_embedding_dim=width)
-    with layer.context.within(ForwardInfo(task=task)):
-        output = layer(hidden)
-    (output * probe).sum().backward()
-    _assert_as_expected(layer, output, expected, expected_gradients)
-
-
-@pytest.mark.parametrize("cfs", ["paper", "released", "none"])
-def test_pool_prompt_equals_the_oracle_on_the_prompts_tokens(cfs: str) -> None:
-    p = oracle.parameters(D_IN, D_OUT, NUM_FACTORS, RANK, seed=11)
-    generator = torch.Generator().manual_seed(15)
-    hidden = torch.randn(3, 4, D_IN, generator=generator)
-    probe = torch.randn(3, 4, D_OUT, generator=generator)
-    prompt = torch.tensor(
-        [[1, 0, 1, 0], [1, 1, 0, 0], [0, 1, 1, 0]]
-    ).bool()  # two turns, one turn, left padding
-    expected = oracle.layer(p, hidden, prompt, RANK, ALPHA, cfs)
-    wanted = {field: getattr(p, field) for field in NAMES}
-    expected_gradients = oracle.gradients(expected, probe, wanted, True)
-
-    layer = build(p, cfs=cfs, router_grad="straight_through", pool="prompt")
-    with layer.context.within(ForwardInfo(tokens=torch.ones(3, 4).bool(), prompt=prompt)):
-        output = layer(hidden)
-    (output * probe).sum().backward()
-    _assert_as_expected(layer, output, expected, expected_gradients)
-
-
-def test_random_routing_equals_the_oracle_on_what_was_drawn() -> None:
-    p = oracle.parameters(D_IN, D_OUT, NUM_FACTORS, RANK, seed=11)
-    generator = torch.Generator().manual_seed(16)
-    hidden = torch.randn(3, 4, D_IN, generator=generator)
-    probe = torch.randn(3, 4, D_OUT, generator=generator)
-    layer = build(p, routing="random")
-    output = layer(hidden)
-    (output * probe).sum().backward()
-    drawn = layer.last_selection["default"]
-    picked = list(zip(drawn.index_a.tolist(), drawn.index_b.tolist(), strict=True))
-    expected = oracle.layer(p, hidden, None, RANK, ALPHA, "none", picked=picked)
-    wanted = {"factors_a": p.factors_a, "factors_b": p.factors_b}
-    _assert_as_expected(layer, output, expected, oracle.gradients(expected, probe, wanted, False))
-
-
-def _assert_as_expected(
+def check(
     layer: MixLoraLinear,
-    output: Tensor,
+    info: ForwardInfo,
+    hidden: Tensor,
+    probe: Tensor,
     expected: oracle.Result,
     gradients: dict[str, Tensor | None],
 ) -> None:
+    """The layer's output, selection and gradients are the oracle's; what has none there has none here."""
+    hidden = hidden.detach().clone().requires_grad_()
+    with layer.context.within(info):
+        output = layer(hidden)
+    (output * probe).sum().backward()
     selection = layer.last_selection["default"]
     assert selection.index_a.tolist() == expected.index_a
     assert selection.index_b.tolist() == expected.index_b
@@ -155,12 +66,82 @@ def _assert_as_expected(
     torch.testing.assert_close(output, stacked, rtol=1e-5, atol=1e-5)
     own = dict(layer.named_parameters())
     for field, gradient in gradients.items():
-        parameter = own.get(NAMES[field])
+        parameter = hidden if field == "hidden" else own.get(NAMES[field])
         if parameter is None or gradient is None:
             assert parameter is None or parameter.grad is None
         else:
             assert gradient.abs().max() > 1e-4
             torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-4)
+    assert own["base_layer.weight"].grad is None
+
+
+@pytest.mark.parametrize("base", ["fused", "called"])
+@pytest.mark.parametrize("padding", MASKS)
+@pytest.mark.parametrize("cfs", ["paper", "released", "none"])
+@pytest.mark.parametrize("router_grad", ["none", "straight_through"])
+def test_forward_and_gradients_equal_the_oracle(padding: str, cfs: str, router_grad: str, base: str) -> None:
+    """Both with the base layer's product taken along and with a base layer that has to be called."""
+    p = oracle.parameters(D_IN, D_OUT, NUM_FACTORS, RANK, seed=11)
+    hidden, probe = inputs(12)
+    learns = router_grad == "straight_through"
+    loop_input = hidden.clone().requires_grad_()
+    expected = oracle.layer(p, loop_input, MASKS[padding], RANK, ALPHA, cfs)
+    wanted = {field: getattr(p, field) for field in NAMES} | {"hidden": loop_input}
+    layer = build(p, cfs=cfs, router_grad=router_grad)
+    calls: list[int] = []
+    if base == "called":
+        layer.base_layer.register_forward_hook(lambda *_: calls.append(1))
+    gradients = oracle.gradients(expected, probe, wanted, learns)
+    check(layer, ForwardInfo(tokens=MASKS[padding]), hidden, probe, expected, gradients)
+    assert len(calls) == (base == "called")
+    own = dict(layer.named_parameters())
+    assert (NAMES["router_ab"] in own) == (cfs != "none")
+    for field in ("router_a", "router_b", "router_ab"):
+        router = own.get(NAMES[field])
+        assert router is None or router.requires_grad == learns == (router.grad is not None)
+
+
+@pytest.mark.parametrize("cfs", ["paper", "released", "none"])
+@pytest.mark.parametrize("router_grad", ["none", "straight_through"])
+def test_task_routing_equals_the_oracle(cfs: str, router_grad: str) -> None:
+    """The routers read the task's embedding, of a width of its own; the input only goes through the factors."""
+    width = 7
+    p = oracle.parameters(D_IN, D_OUT, NUM_FACTORS, RANK, seed=11, width=width)
+    hidden, probe = inputs(14)
+    task = torch.randn(3, width, generator=torch.Generator().manual_seed(17))
+    expected = oracle.layer(p, hidden, None, RANK, ALPHA, cfs, task=task)
+    wanted = {field: getattr(p, field) for field in NAMES}
+    gradients = oracle.gradients(expected, probe, wanted, router_grad == "straight_through")
+    layer = build(p, cfs=cfs, router_grad=router_grad, routing="task", task_embedding_dim=width)
+    check(layer, ForwardInfo(task=task), hidden, probe, expected, gradients)
+
+
+@pytest.mark.parametrize("cfs", ["paper", "released", "none"])
+def test_pool_prompt_equals_the_oracle_on_the_prompts_tokens(cfs: str) -> None:
+    p = oracle.parameters(D_IN, D_OUT, NUM_FACTORS, RANK, seed=11)
+    hidden, probe = inputs(15)
+    prompt = torch.tensor(
+        [[1, 0, 1, 0], [1, 1, 0, 0], [0, 1, 1, 0]]
+    ).bool()  # two turns, one turn, left padding
+    expected = oracle.layer(p, hidden, prompt, RANK, ALPHA, cfs)
+    gradients = oracle.gradients(expected, probe, {field: getattr(p, field) for field in NAMES}, True)
+    layer = build(p, cfs=cfs, router_grad="straight_through", pool="prompt")
+    info = ForwardInfo(tokens=torch.ones(3, 4).bool(), prompt=prompt)
+    check(layer, info, hidden, probe, expected, gradients)
+
+
+def test_random_routing_equals_the_oracle_on_what_was_drawn() -> None:
+    p = oracle.parameters(D_IN, D_OUT, NUM_FACTORS, RANK, seed=11)
+    hidden, probe = inputs(16)
+    layer = build(p, routing="random")
+    torch.manual_seed(0)
+    layer(hidden)
+    drawn = layer.last_selection["default"]
+    picked = list(zip(drawn.index_a.tolist(), drawn.index_b.tolist(), strict=True))
+    expected = oracle.layer(p, hidden, None, RANK, ALPHA, "none", picked=picked)
+    wanted = {"factors_a": p.factors_a, "factors_b": p.factors_b}
+    torch.manual_seed(0)  # the same draw
+    check(layer, ForwardInfo(), hidden, probe, expected, oracle.gradients(expected, probe, wanted, False))
 
 
 def test_the_three_conditional_forms_select_differently() -> None:

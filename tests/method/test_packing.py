@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from method_models import adapt, build_llama
+from method_models import adapt, assert_same_choice, build_llama
 from torch import Tensor
 
 LENGTHS = (5, 9, 1, 7)
@@ -111,9 +111,7 @@ def test_packed_equals_alone(fields: dict[str, Any], how: str) -> None:
         torch.testing.assert_close(
             logits[row, start : start + LENGTHS[i]], alone_logits[0], rtol=1e-5, atol=1e-5
         )
-        for name, selection in model.base_model.selections().items():
-            assert torch.equal(chosen[name].index_a[i], selection.index_a[0]), name
-            assert torch.equal(chosen[name].index_b[i], selection.index_b[0]), name
+        assert_same_choice(chosen, i, model.base_model.selections())
         for name, value in alone.items():
             expected[name] = expected.get(name, 0) + value
     # Whatever the seeds are, instances differ; else the above would hold without segments.

@@ -13,7 +13,7 @@ import torch
 from parallel_runs import Case, Trained, run
 
 from mixlora_cli.config import LaunchConfig
-from mixlora_cli.launch.workers import run_workers
+from mixlora_cli.launch import run_workers
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from method_models import adapt, batch, build_llava, strengthen
+from method_models import adapt, adapted_layers, batch, build_llava, logits, strengthen
 from peft import AutoPeftModel, PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -19,11 +19,6 @@ from mixlora_cli import MixLoraConfig
 from mixlora_cli.method.layer import CANNOT_MERGE, MixLoraLinear
 
 SOURCE = Path(__file__).parents[2] / "src"
-
-
-def logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    with torch.no_grad():
-        return model(**inputs).logits
 
 
 def in_a_fresh_process(code: str, *arguments: str) -> str:
@@ -92,7 +87,7 @@ def test_a_bad_field_is_named(fields, message) -> None:
 
 def test_only_the_language_model_is_adapted() -> None:
     model = get_peft_model(build_llava(), MixLoraConfig(r=2, factors=8))
-    adapted = [name for name, m in model.named_modules() if isinstance(m, MixLoraLinear)]
+    adapted = adapted_layers(model)
     assert len(adapted) == 14
     assert all(".language_model.layers." in name for name in adapted)
     with pytest.raises(ValueError, match=r"only torch\.nn\.Linear can be adapted"):

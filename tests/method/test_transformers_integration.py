@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import method_models
 import pytest
 import torch
-from method_models import adapt, build_llama, strengthen
+from method_models import NEW, adapt, build_llama, generate, strengthen
 from peft import PeftModel, get_layer_status, get_model_status, get_peft_model
 from peft.utils.hotswap import hotswap_adapter
 from torch import Tensor
@@ -19,7 +20,6 @@ from mixlora_cli.method.layer import MixLoraLinear
 
 FIELDS: dict[str, Any] = {"r": 2, "factors": 8}
 PROMPT = "w5 w9 w20 w31 w7"
-NEW = 6
 
 
 def inputs() -> dict[str, Tensor]:
@@ -29,8 +29,7 @@ def inputs() -> dict[str, Tensor]:
 
 
 def logits(model: Any) -> Tensor:
-    with torch.no_grad():
-        return model(**inputs()).logits
+    return method_models.logits(model, inputs())
 
 
 @pytest.fixture
@@ -65,8 +64,7 @@ def test_add_adapter_is_get_peft_model(added: LlamaForCausalLM) -> None:
     expected = adapt(build_llama())
     assert torch.equal(logits(added), logits(expected))
     assert (logits(added) - logits(build_llama())).abs().max() > 0.1
-    generated = added.generate(**inputs(), max_new_tokens=NEW, do_sample=False)
-    assert torch.equal(generated, expected.generate(**inputs(), max_new_tokens=NEW, do_sample=False))
+    assert torch.equal(generate(added, inputs()), generate(expected, inputs()))
 
 
 def test_disable_enable_and_delete(added: LlamaForCausalLM) -> None:

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlavaProcessor
 
 from mixlora_cli.config import ModelConfig
 from mixlora_cli.errors import UserError
-from mixlora_cli.models.build import build_base
+from mixlora_cli.models.load import build_base
 from mixlora_cli.models.tiny import build_tiny
 
 

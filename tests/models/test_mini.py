@@ -13,8 +13,7 @@ from mixlora_cli.alignment.pictures import draw
 from mixlora_cli.config import AdapterConfig, ModelConfig, RoutingConfig
 from mixlora_cli.data.template import Turn, segments
 from mixlora_cli.models.adapters import attach_adapter, num_parameters
-from mixlora_cli.models.base import Base
-from mixlora_cli.models.build import build_base
+from mixlora_cli.models.load import Base, build_base
 from mixlora_cli.paths import cache_root
 
 

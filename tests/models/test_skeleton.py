@@ -10,8 +10,8 @@ from torch import nn
 from mixlora_cli.config import AdapterConfig, ModelConfig, RoutingConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.adapters import num_parameters
-from mixlora_cli.models.build import build_base
-from mixlora_cli.models.linear_llava import LinearProjector
+from mixlora_cli.models.load import build_base
+from mixlora_cli.models.networks import LinearProjector
 from mixlora_cli.models.skeleton import attach_to_skeleton, build_skeleton
 
 V1 = ModelConfig("llava_v1_7b", "prepared")

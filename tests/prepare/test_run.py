@@ -11,7 +11,7 @@ import pytest
 from mixlora_cli import cli
 from mixlora_cli.config import ModelConfig, PrepareConfig, PrepareOptions
 from mixlora_cli.errors import UserError
-from mixlora_cli.models.build import build_base
+from mixlora_cli.models.load import build_base
 from mixlora_cli.prepare import parts as parts_module
 from mixlora_cli.prepare.run import prepare
 

@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from mixlora_cli.checking.findings import Remark
-from mixlora_cli.checking.run import run_check
 from mixlora_cli.config import (
     AdapterConfig,
     CheckConfig,
@@ -21,9 +19,10 @@ from mixlora_cli.config import (
     TrainConfig,
 )
 from mixlora_cli.data.problems import Kind
+from mixlora_cli.prepare.check import Remark, run_check
 from mixlora_cli.prepare.vision_flan import prepare_vision_flan
-from mixlora_cli.training.metrics import read_metrics
-from mixlora_cli.training.run import train
+from mixlora_cli.training.run_folder import read_metrics
+from mixlora_cli.training.train import train
 
 from .conftest import png, record, vision_flan_records
 
@@ -74,7 +73,7 @@ def test_the_check_counts_exactly(make_copy, configure, tmp_path: Path) -> None:
     data = replace(config.data, heldout=str(heldout), images=str(tmp_path / "pictures"))
     report = run_check(CheckConfig(TINY, data, str(tmp_path / "out"), CheckOptions(workers=1)))
     training, _ = report.splits
-    assert {sort: found.count for sort, found in training.findings.of().items()} == {
+    assert {sort: found.count for sort, found in training.found.items()} == {
         Kind.CORRUPT_IMAGE: 1,
         Remark.DUPLICATE: 1,
         Remark.OVER_LENGTH: 1,

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))  # for published_code
-
 import published_code
-
 from mixlora_cli.config import ImportConfig
+from mixlora_cli.errors import UserError
 from mixlora_cli.prepare.original_checkpoint import import_checkpoint
 
 
@@ -36,3 +33,17 @@ def run_import(tmp_path: Path) -> Callable[..., Path]:
         return import_checkpoint(ImportConfig(folder, tmp_path / "adapter", **options))  # type: ignore[arg-type]
 
     return run
+
+
+@pytest.fixture
+def refuses(run_import: Callable[..., Path]) -> Callable[..., None]:
+    """`refuses(folder, expected, **options)`: one line that matches, and nothing is left behind."""
+
+    def check(folder: Path, expected: str, **options: object) -> None:
+        before = sorted(folder.parent.iterdir())
+        with pytest.raises(UserError, match=expected) as error:
+            run_import(folder, **options)
+        assert "\n" not in str(error.value)
+        assert sorted(folder.parent.iterdir()) == before
+
+    return check

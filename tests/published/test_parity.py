@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import published_code as code
 import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from mixlora_cli.models.linear_llava import LinearLlava, LinearLlavaConfig
+import published_code as code
+from mixlora_cli.models.networks import LinearLlava, LinearLlavaConfig
 from mixlora_cli.models.tiny import build_tiny
 
 RunImport = Callable[..., Path]

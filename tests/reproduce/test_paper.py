@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mixlora_cli.analysis.planning.counts import count_parameters, num_trained
+from mixlora_cli.analysis.plan import count_parameters, total
 from mixlora_cli.config import EvalConfig, OptimConfig, ReproduceConfig, SpeedConfig, TableConfig, TrainConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.skeleton import attach_to_skeleton, build_skeleton
@@ -225,7 +225,8 @@ def num_parameters(name: str) -> tuple[int, int]:
     base = build_skeleton(config.model)
     adapted = attach_to_skeleton(base, config.adapter, config.routing, config.rank, config.factors)
     counts = count_parameters(adapted)
-    return num_trained(counts), sum(c.trained + c.frozen for c in counts if c.kind in ("factors", "routers"))
+    added = sum(sum(counts[kind].values()) for kind in ("factors", "routers") if kind in counts)
+    return total(counts)[0], added
 
 
 def test_lora_of_equal_size() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mixlora_cli.analysis.selections.layout import fitting_perplexity, places, spread
-from mixlora_cli.analysis.selections.palette import HUES, in_legend_order, styles_of
-from mixlora_cli.analysis.selections.space import make_space
+from mixlora_cli.analysis.selections.figures import in_legend_order, styles_of
+from mixlora_cli.analysis.selections.maps import fitting_perplexity, make_space, places, spread
+from mixlora_cli.plots import HUES
 
 
 def test_perplexity_fits_the_number_of_points() -> None:

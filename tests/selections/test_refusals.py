@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from mixlora_cli.analysis.selections.inputs import choose_instances
+from mixlora_cli.analysis.selections.reading import Layer, choose_instances, choose_layers, find_layers
 from mixlora_cli.analysis.selections.run import tsne
-from mixlora_cli.analysis.selections.source import Layer, choose_layers, find_source
 from mixlora_cli.config import MapConfig, TsneConfig
 from mixlora_cli.errors import UserError
 from tiny_runs import TINY
@@ -52,7 +51,7 @@ def test_the_base_has_no_selections(make_config: MakeConfig, tmp_path: Path) -> 
 def test_chance_needs_a_seed(make_run: MakeRun, make_config: MakeConfig) -> None:
     run = make_run(routing="random")
     assert "give tsne.routing_seed=<number>" in refused(make_config(run.root))
-    assert find_source(make_config(run.root, routing_seed=1)).adapter.routing == "random"
+    assert find_layers(make_config(run.root, routing_seed=1))[0].routing == "random"
 
 
 def test_tasks_that_are_not_there(make_run: MakeRun, make_config: MakeConfig) -> None:

@@ -15,7 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from mixlora_cli.analysis.selections import reading
-from mixlora_cli.analysis.selections.inputs import choose_instances
+from mixlora_cli.analysis.selections.reading import choose_instances
 from mixlora_cli.analysis.selections.run import tsne
 from mixlora_cli.config import DataConfig, TsneConfig
 from mixlora_cli.data.collate import PixelLoader
@@ -24,6 +24,7 @@ from mixlora_cli.evaluation.generate import Generator
 from mixlora_cli.hydra_app import Command, run_command
 from mixlora_cli.method.layer import MixLoraLinear
 from mixlora_cli.models.adapters import load_adapter
+from mixlora_cli.models.session import Session
 from mixlora_cli.models.tiny import build_tiny
 from tiny_runs import NUM_FACTORS, RANK
 
@@ -37,13 +38,13 @@ COMMAND = Command("tsne", TsneConfig, "mixlora_cli.analysis.selections.run:tsne"
 def forwards(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Sizes of the batches that were put to a model."""
     sizes: list[int] = []
-    original = reading.selections_at_prompt
+    original = Session.selections
 
-    def counted(model: Any, items: Any, collate: Any) -> Any:
+    def counted(self: Session, items: Any) -> Any:
         sizes.append(len(items))
-        return original(model, items, collate)
+        return original(self, items)
 
-    monkeypatch.setattr(reading, "selections_at_prompt", counted)
+    monkeypatch.setattr(Session, "selections", counted)
     yield sizes
 
 
@@ -166,7 +167,7 @@ def test_a_stopped_reading_goes_on_with_the_next_task(
     make_run: MakeRun, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, forwards: list[int]
 ) -> None:
     config = make_config(make_run().root, tasks=[*UNSEEN, SEEN[0]])
-    counted = reading.selections_at_prompt
+    counted = Session.selections
 
     def stopped(*arguments: Any) -> Any:
         if len(forwards) == 3:
@@ -174,7 +175,7 @@ def test_a_stopped_reading_goes_on_with_the_next_task(
         return counted(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(reading, "selections_at_prompt", stopped)
+        patch.setattr(Session, "selections", stopped)
         with pytest.raises(KeyboardInterrupt):
             tsne(config)
     forwards.clear()

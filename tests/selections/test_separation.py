@@ -6,9 +6,22 @@ import numpy as np
 import pytest
 from sklearn.metrics import silhouette_samples
 
-from mixlora_cli.analysis.selections.factor_use import factor_use, match_pairs, mean_similarity, overlap
-from mixlora_cli.analysis.selections.separation import purities, separation, silhouettes
-from mixlora_cli.analysis.selections.space import Floats, Ints, Space, contingency, make_space
+from mixlora_cli.analysis.selections.maps import (
+    INFORMATION,
+    KNN_PURITY,
+    SILHOUETTE,
+    Floats,
+    Ints,
+    Space,
+    factor_use,
+    knn_purity,
+    make_space,
+    match_pairs,
+    mean_similarity,
+    overlap,
+    separation,
+    silhouettes,
+)
 
 NUM_FACTORS, RANK = 8, 3
 
@@ -43,7 +56,7 @@ def test_vectors_and_distances_by_hand() -> None:
 def test_silhouettes_are_those_of_scikit_learn() -> None:
     index, labels = example()
     space = make_space(index, NUM_FACTORS)
-    found = per_instance(silhouettes(space.distance, contingency(space.group, labels, 3)), space, labels)
+    found = per_instance(silhouettes(space.distance, space.table(labels, 3)), space, labels)
     distance = space.distance[space.group][:, space.group]
     np.testing.assert_allclose(found, silhouette_samples(distance, labels, metric="precomputed"), atol=1e-12)
     assert found.std() > 0.05
@@ -52,7 +65,7 @@ def test_silhouettes_are_those_of_scikit_learn() -> None:
 def test_purity_is_the_mean_over_random_orders_of_ties() -> None:
     index, labels = example(count=40)
     space = make_space(index, NUM_FACTORS)
-    found = per_instance(purities(space.shared, RANK, contingency(space.group, labels, 3), 7), space, labels)
+    found = per_instance(knn_purity(space.shared, RANK, space.table(labels, 3), 7), space, labels)
     distance = space.distance[space.group][:, space.group]
     np.fill_diagonal(distance, np.inf)
     generator, draws = np.random.default_rng(0), 600
@@ -70,21 +83,21 @@ def test_purity_without_ties_is_a_count() -> None:
     index = np.array([[0, 1, 2], [0, 1, 3], [0, 4, 5], [5, 6, 7]])
     labels = np.array([0, 0, 1, 1])
     space = make_space(index, NUM_FACTORS)
-    table = contingency(space.group, labels, 2)
+    table = space.table(labels, 2)
     for neighbours, expected in ((1, 1.0), (2, 1 / 2), (3, 1 / 3)):
-        found = per_instance(purities(space.shared, 3, table, neighbours), space, labels)
+        found = per_instance(knn_purity(space.shared, 3, table, neighbours), space, labels)
         assert found[0] == pytest.approx(expected)
 
 
 def test_perfect_separation_is_one() -> None:
     index = np.repeat([[0, 1, 2], [3, 4, 5], [5, 6, 7]], 12, axis=0)
     labels = np.repeat([0, 1, 2], 12)
-    found = separation(make_space(index, NUM_FACTORS), labels, 3, 10, permutations=99, seed=0)
-    for measured in (found.silhouette, found.purity, found.information):
+    found = separation(make_space(index, NUM_FACTORS), labels, 3, 10, shuffles=99, seed=0)
+    for measured in (found[SILHOUETTE], found[KNN_PURITY], found[INFORMATION]):
         assert measured.value == pytest.approx(1)
         assert measured.p == pytest.approx(0.01)
-        assert measured.low <= measured.chance <= measured.high < 0.5
-    assert found.purity.by_task == pytest.approx((1, 1, 1))
+        assert measured.low <= measured.mean <= measured.high < 0.5
+    assert found[KNN_PURITY].by_task == pytest.approx((1, 1, 1))
 
 
 def test_labels_without_meaning_are_at_chance() -> None:
@@ -92,28 +105,28 @@ def test_labels_without_meaning_are_at_chance() -> None:
     p_values = []
     for seed in range(4):
         labels = np.random.default_rng(100 + seed).integers(3, size=120)
-        found = separation(make_space(index, NUM_FACTORS), labels, 3, 10, permutations=60, seed=seed)
-        assert found.purity.value == pytest.approx(1 / 3, abs=0.06)
-        assert found.purity.chance == pytest.approx(1 / 3, abs=0.02)
+        found = separation(make_space(index, NUM_FACTORS), labels, 3, 10, shuffles=60, seed=seed)
+        assert found[KNN_PURITY].value == pytest.approx(1 / 3, abs=0.06)
+        assert found[KNN_PURITY].mean == pytest.approx(1 / 3, abs=0.02)
         # With this many distinct selections information is far from 0 by chance alone.
-        assert found.information.chance > 0.15
-        p_values += [found.silhouette.p, found.purity.p, found.information.p]
+        assert found[INFORMATION].mean > 0.15
+        p_values += [found[SILHOUETTE].p, found[KNN_PURITY].p, found[INFORMATION].p]
     assert min(p_values) > 0.02 and sum(p < 0.05 for p in p_values) <= 2
 
 
 def test_one_selection_for_all_tells_nothing() -> None:
     index, labels = np.tile([0, 1, 2], (20, 1)), np.repeat([0, 1], 10)
-    found = separation(make_space(index, NUM_FACTORS), labels, 2, 5, permutations=20, seed=0)
-    assert (found.silhouette.value, found.silhouette.p) == (0, 1)
-    assert found.purity.value == pytest.approx(9 / 19)
-    assert (found.information.value, found.information.p) == (0, 1)
+    found = separation(make_space(index, NUM_FACTORS), labels, 2, 5, shuffles=20, seed=0)
+    assert (found[SILHOUETTE].value, found[SILHOUETTE].p) == (0, 1)
+    assert found[KNN_PURITY].value == pytest.approx(9 / 19)
+    assert (found[INFORMATION].value, found[INFORMATION].p) == (0, 1)
 
 
 def test_use_and_overlap_by_hand() -> None:
     index = np.array([[0, 1], [0, 2], [2, 3], [2, 3], [0, 1]])
     labels = np.array([0, 0, 1, 1, 2])
     space = make_space(index, 4)
-    table = contingency(space.group, labels, 3)
+    table = space.table(labels, 3)
     use = factor_use(space, table)
     np.testing.assert_allclose(use, [[1, 0.5, 0.5, 0], [0, 0, 1, 1], [1, 1, 0, 0]])
     np.testing.assert_allclose(overlap(use, 2), [[1, 0.25, 0.75], [0.25, 1, 0], [0.75, 0, 1]])

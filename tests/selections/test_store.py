@@ -8,9 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from mixlora_cli.analysis.selections.inputs import Instances
-from mixlora_cli.analysis.selections.source import Layer
-from mixlora_cli.analysis.selections.store import SelectionStore, TaskSelections
+from mixlora_cli.analysis.selections.reading import Instances, Layer, Selections, SelectionStore
 from mixlora_cli.data.records import Record
 from mixlora_cli.data.template import Turn
 
@@ -26,25 +24,25 @@ def instances() -> Instances:
 
 
 @pytest.fixture
-def selections() -> TaskSelections:
+def selections() -> Selections:
     generator = np.random.default_rng(0)
     read = {(layer.name, side): generator.integers(16, size=(3, 4)) for layer in LAYERS for side in "ab"}
-    return TaskSelections([4, 7, 9], read)
+    return Selections([4, 7, 9], read)
 
 
-def test_round_trip(tmp_path: Path, instances: Instances, selections: TaskSelections) -> None:
+def test_round_trip(tmp_path: Path, instances: Instances, selections: Selections) -> None:
     store = SelectionStore(tmp_path / "selections")
     assert store.base_of(instances, PRINT) is None
     store.write(instances, LAYERS, selections, PRINT, base="one")
     found = store.read(instances, LAYERS[1:], ["a"])
-    assert list(found.indices) == [4, 7, 9] and list(found.read) == [(LAYERS[1].name, "a")]
-    np.testing.assert_array_equal(found.read[LAYERS[1].name, "a"], selections.read[LAYERS[1].name, "a"])
+    assert list(found.indices) == [4, 7, 9] and list(found.factors) == [(LAYERS[1].name, "a")]
+    np.testing.assert_array_equal(found.factors[LAYERS[1].name, "a"], selections.factors[LAYERS[1].name, "a"])
     both = store.read(instances, LAYERS, ["b", "a"])
-    for key, value in selections.read.items():
-        np.testing.assert_array_equal(both.read[key], value)
+    for key, value in selections.factors.items():
+        np.testing.assert_array_equal(both.factors[key], value)
 
 
-def test_file_is_readable_by_others(tmp_path: Path, instances: Instances, selections: TaskSelections) -> None:
+def test_file_is_readable_by_others(tmp_path: Path, instances: Instances, selections: Selections) -> None:
     store = SelectionStore(tmp_path)
     store.write(instances, LAYERS, selections, PRINT, base="one")
     assert [path.name for path in tmp_path.iterdir()] == [store.path(instances).name]
@@ -58,11 +56,11 @@ def test_file_is_readable_by_others(tmp_path: Path, instances: Instances, select
         "layer": LAYERS[0].name,
         "block": 0,
         "side": "b",
-        "factors": selections.read[LAYERS[0].name, "b"][1].tolist(),
+        "factors": selections.factors[LAYERS[0].name, "b"][1].tolist(),
     }
 
 
-def test_only_what_fits_is_used(tmp_path: Path, instances: Instances, selections: TaskSelections) -> None:
+def test_only_what_fits_is_used(tmp_path: Path, instances: Instances, selections: Selections) -> None:
     store = SelectionStore(tmp_path)
     store.write(instances, LAYERS, selections, PRINT, base="one")
     assert store.base_of(instances, PRINT) == "one"

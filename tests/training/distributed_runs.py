@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from mixlora_cli.config import TrainConfig
 from mixlora_cli.method import layer
-from mixlora_cli.training.run import train
+from mixlora_cli.training.train import train
 
 
 def run_all(configs: list[TrainConfig]) -> dict[str, dict[str, Any]]:

@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 
 from mixlora_cli.config import TrainConfig
 from mixlora_cli.errors import UserError
-from mixlora_cli.training import run as run_module
+from mixlora_cli.training import train as run_module
 from mixlora_cli.training.trainer import AdapterTrainer
 
 USER_ERROR = 2

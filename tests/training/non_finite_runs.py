@@ -8,7 +8,7 @@ from typing import Any
 
 from mixlora_cli.config import TrainConfig
 from mixlora_cli.training import trainer
-from mixlora_cli.training.run import train
+from mixlora_cli.training.train import train
 
 RANK = 1
 BATCH = 2

@@ -4,7 +4,7 @@ import pytest
 
 from mixlora_cli.config import OptimConfig
 from mixlora_cli.errors import UserError
-from mixlora_cli.training.accumulation import accumulation, accumulation_for
+from mixlora_cli.training.arguments import accumulation, accumulation_for
 
 
 @pytest.mark.parametrize(("processes", "passes"), [(1, 16), (2, 8), (4, 4), (8, 2), (16, 1)])

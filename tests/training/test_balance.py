@@ -21,11 +21,9 @@ from mixlora_cli.method.selection import load_balance
 from mixlora_cli.models.adapters import attach_adapter
 from mixlora_cli.models.tiny import build_tiny
 from mixlora_cli.training.arguments import build_arguments
-from mixlora_cli.training.balance import BalanceLoss
-from mixlora_cli.training.metrics import read_metrics
-from mixlora_cli.training.run import build_trainer, train
-from mixlora_cli.training.run_folder import RunFolder
-from mixlora_cli.training.trainer import AdapterTrainer
+from mixlora_cli.training.run_folder import RunFolder, read_metrics
+from mixlora_cli.training.train import build_trainer, train
+from mixlora_cli.training.trainer import AdapterTrainer, BalanceLoss
 
 from .conftest import MakeConfig
 

@@ -12,9 +12,8 @@ from safetensors import SafetensorError
 
 from mixlora_cli.errors import UserError
 from mixlora_cli.store import publish_folder, remove_temporary, temp_of, write_errors, write_text
-from mixlora_cli.training.checkpoints import SEAL, drafts_of, flaw, newest_complete, publish, seal
-from mixlora_cli.training.run import train
-from mixlora_cli.training.run_folder import RunFolder
+from mixlora_cli.training.run_folder import SEAL, RunFolder, drafts_of, flaw, newest_complete, publish, seal
+from mixlora_cli.training.train import train
 
 from .conftest import MakeConfig
 

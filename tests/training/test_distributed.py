@@ -24,12 +24,12 @@ from mixlora_cli.config import (
     RoutingConfig,
     TrainConfig,
 )
-from mixlora_cli.launch.workers import run_workers
+from mixlora_cli.launch import run_workers
 from mixlora_cli.models.adapters import load_adapter
 from mixlora_cli.models.tiny import build_tiny
 from mixlora_cli.paths import conf_dir
-from mixlora_cli.training.metrics import read_metrics
-from mixlora_cli.training.run import train
+from mixlora_cli.training.run_folder import read_metrics
+from mixlora_cli.training.train import train
 
 from .conftest import write_data
 

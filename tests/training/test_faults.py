@@ -19,9 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from mixlora_cli.config import RoutingConfig, TrainConfig
-from mixlora_cli.training.checkpoints import flaw
-from mixlora_cli.training.metrics import read_metrics
-from mixlora_cli.training.run_folder import RunFolder
+from mixlora_cli.training.run_folder import RunFolder, flaw, read_metrics
 
 from .conftest import MakeConfig
 

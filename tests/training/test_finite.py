@@ -13,11 +13,10 @@ import yaml
 
 from mixlora_cli.config import DeepspeedConfig, LaunchConfig
 from mixlora_cli.errors import UserError
-from mixlora_cli.launch.workers import run_workers
+from mixlora_cli.launch import run_workers
 from mixlora_cli.paths import conf_dir
-from mixlora_cli.training.finite import FiniteGuard
-from mixlora_cli.training.metrics import read_metrics
-from mixlora_cli.training.run_folder import RunFolder
+from mixlora_cli.training.run_folder import RunFolder, read_metrics
+from mixlora_cli.training.trainer import FiniteGuard
 
 from . import non_finite_runs
 from .conftest import MakeConfig

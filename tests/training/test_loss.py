@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixlora_cli.models.forward import head_sees_only, label_positions, token_loss
 from mixlora_cli.models.tiny import build_tiny
-from mixlora_cli.training.loss import head_sees_only, label_positions, token_loss
 
 
 def test_label_positions_by_hand() -> None:

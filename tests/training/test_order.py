@@ -15,8 +15,8 @@ from mixlora_cli.data.encode import EncodedDataset, Item
 from mixlora_cli.models.adapters import attach_adapter
 from mixlora_cli.models.tiny import build_tiny
 from mixlora_cli.training.arguments import build_arguments
-from mixlora_cli.training.run import build_trainer
 from mixlora_cli.training.run_folder import RunFolder
+from mixlora_cli.training.train import build_trainer
 
 from .conftest import MakeConfig
 

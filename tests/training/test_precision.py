@@ -8,8 +8,8 @@ from torch import nn
 
 from mixlora_cli.config import AdapterConfig, RoutingConfig
 from mixlora_cli.models.adapters import attach_adapter
+from mixlora_cli.models.forward import choose_dtype, inputs_keep_their_dtype, matrix_products_in
 from mixlora_cli.models.tiny import build_tiny
-from mixlora_cli.training.precision import choose_dtype, inputs_keep_their_dtype, matrix_products_in
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,10 @@ from torch import Tensor
 
 from mixlora_cli.config import TrainConfig
 from mixlora_cli.method.model import MixLoraModel
-from mixlora_cli.training import run as run_module
-from mixlora_cli.training.metrics import read_metrics
-from mixlora_cli.training.routing_health import RoutingHealth
-from mixlora_cli.training.routing_probe import adapted_layers
-from mixlora_cli.training.run import train
-from mixlora_cli.training.run_folder import RunFolder
+from mixlora_cli.training import train as run_module
+from mixlora_cli.training.routing_stats import RoutingHealth, adapted_layers
+from mixlora_cli.training.run_folder import RunFolder, read_metrics
+from mixlora_cli.training.train import train
 from mixlora_cli.training.trainer import AdapterTrainer
 
 from .conftest import MakeConfig

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mixlora_cli.training.routing_summary import collapse_warning, has_collapsed, summarise
+from mixlora_cli.training.routing_stats import collapse_warning, has_collapsed, summarise
 
 
 def look(

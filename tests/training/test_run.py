@@ -21,11 +21,10 @@ from mixlora_cli.data.loading import load_records
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.adapters import attach_adapter, load_adapter
 from mixlora_cli.models.tiny import build_tiny
-from mixlora_cli.training import run as run_module
-from mixlora_cli.training.interrupt import Interrupted
-from mixlora_cli.training.metrics import read_metrics
-from mixlora_cli.training.run import train
-from mixlora_cli.training.run_folder import RunFolder
+from mixlora_cli.training import train as run_module
+from mixlora_cli.training.callbacks import Interrupted
+from mixlora_cli.training.run_folder import RunFolder, read_metrics
+from mixlora_cli.training.train import train
 
 from .conftest import NUM_RECORDS, MakeConfig
 

@@ -15,11 +15,10 @@ import torch
 from omegaconf import OmegaConf
 
 from mixlora_cli.errors import UserError
+from mixlora_cli.models import forward as precision
 from mixlora_cli.output import LOCK
-from mixlora_cli.training import precision
-from mixlora_cli.training.checkpoints import seal
-from mixlora_cli.training.run import train
-from mixlora_cli.training.run_folder import RunFolder, versions
+from mixlora_cli.training.run_folder import RunFolder, seal, versions
+from mixlora_cli.training.train import train
 
 from .conftest import MakeConfig
 

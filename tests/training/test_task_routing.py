@@ -19,15 +19,14 @@ from mixlora_cli.data.definitions import load_definitions
 from mixlora_cli.data.encode import encode_records
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.errors import UserError
-from mixlora_cli.models import task_embeddings
+from mixlora_cli.models import definitions as task_embeddings
 from mixlora_cli.models.adapters import load_adapter
-from mixlora_cli.models.task_routing import routing_of_adapter
+from mixlora_cli.models.definitions import routing_of_adapter
 from mixlora_cli.models.tiny import build_tiny
-from mixlora_cli.training import run as run_module
-from mixlora_cli.training.interrupt import Interrupted
-from mixlora_cli.training.metrics import read_metrics
-from mixlora_cli.training.run import train
-from mixlora_cli.training.run_folder import RunFolder
+from mixlora_cli.training import train as run_module
+from mixlora_cli.training.callbacks import Interrupted
+from mixlora_cli.training.run_folder import RunFolder, read_metrics
+from mixlora_cli.training.train import train
 
 from .conftest import NUM_RECORDS, MakeConfig
 from .test_run import adapter_weights, assert_same_bits, each_step

@@ -14,7 +14,7 @@ from mixlora_cli.data.encode import encode_prompts
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.data.mini.captions import Captioned, plural
 from mixlora_cli.evaluation.generate import Generator
-from mixlora_cli.models.base import Base
+from mixlora_cli.models.load import Base
 
 _BATCH = 20
 

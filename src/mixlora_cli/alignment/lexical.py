@@ -25,7 +25,7 @@ from mixlora_cli.config import AlignConfig
 from mixlora_cli.data.collate import Features
 from mixlora_cli.data.mini.canvas import SIZE, Item, Scene, text_width
 from mixlora_cli.data.mini.captions import Captioned
-from mixlora_cli.models.base import Base
+from mixlora_cli.models.load import Base
 
 Weights = dict[int, float]
 """Token id -> weight, relative to the others of its cell."""

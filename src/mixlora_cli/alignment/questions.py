@@ -11,9 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mixlora_cli.data.mini.canvas import SIZE, Item, Scene
-from mixlora_cli.data.mini.captions import NINTHS, NUMBER_WORDS
-from mixlora_cli.data.mini.objects import COLOURS, all_objects, shapes, words
-from mixlora_cli.data.mini.vocabulary import capitalised, is_or_are, with_article
+from mixlora_cli.data.mini.captions import NINTHS
+from mixlora_cli.data.mini.objects import (
+    COLOURS,
+    NUMBER_WORDS,
+    all_objects,
+    capitalised,
+    is_or_are,
+    shapes,
+    with_article,
+    words,
+)
 
 _APART = 30
 """Pixels between two centres from which on one counts as left of, or above, the other."""

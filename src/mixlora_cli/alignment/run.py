@@ -31,14 +31,13 @@ from mixlora_cli.config import (
     TrainConfig,
 )
 from mixlora_cli.models.adapters import load_adapter
-from mixlora_cli.models.base import Base
 from mixlora_cli.models.features import FeatureCache
-from mixlora_cli.models.mini_base import unaligned_base, with_stage_one
-from mixlora_cli.models.stage_one import StageOne, load_stage_one, stacked
+from mixlora_cli.models.load import Base
+from mixlora_cli.models.mini import StageOne, load_stage_one, stacked, unaligned_base, with_stage_one
 from mixlora_cli.output import alone_in
 from mixlora_cli.store import write_text
-from mixlora_cli.training.changes import refuse_changes
-from mixlora_cli.training.run import train
+from mixlora_cli.training.run_folder import refuse_changes
+from mixlora_cli.training.train import train
 
 RESULT = "stage_one.safetensors"
 HARMLESS = ("output_dir", "log_every", "save_every", "check_pictures")

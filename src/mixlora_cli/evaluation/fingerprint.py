@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mixlora_cli.data.images import stamp
 from mixlora_cli.data.records import Record
-from mixlora_cli.models.base import Base
+from mixlora_cli.models.load import Base
 
 _CHUNK = 1 << 20
 

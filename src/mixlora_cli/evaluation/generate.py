@@ -17,8 +17,8 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from mixlora_cli.data.collate import Collator, Features, generation_collator
 from mixlora_cli.data.encode import Item
-from mixlora_cli.models.base import Base
-from mixlora_cli.models.head import head_reads
+from mixlora_cli.models.forward import head_reads
+from mixlora_cli.models.load import Base
 
 
 def longest_first(items: Sequence[Item]) -> list[Item]:

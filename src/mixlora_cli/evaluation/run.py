@@ -43,17 +43,15 @@ from mixlora_cli.evaluation.scoring import score
 from mixlora_cli.evaluation.shards import open_team_predictions, take_in_shards
 from mixlora_cli.evaluation.subject import Subject, find_subject
 from mixlora_cli.evaluation.table import print_comparison
-from mixlora_cli.launch.team import Team, joined
+from mixlora_cli.launch import Team, joined
 from mixlora_cli.models.adapters import load_adapter
-from mixlora_cli.models.base import Base
-from mixlora_cli.models.build import build_base
+from mixlora_cli.models.definitions import TaskRouting, routes_by_chance, routing_of_adapter
 from mixlora_cli.models.features import FeatureCache, pictures_from
-from mixlora_cli.models.prepared import require_prepared
-from mixlora_cli.models.task_routing import TaskRouting, routes_by_chance, routing_of_adapter
+from mixlora_cli.models.forward import choose_dtype, matrix_products_in
+from mixlora_cli.models.load import Base, build_base, require_prepared
 from mixlora_cli.output import alone_in
 from mixlora_cli.paths import require_cache
 from mixlora_cli.report.finish import finish
-from mixlora_cli.training.precision import choose_dtype, matrix_products_in
 from mixlora_cli.training.run_folder import versions
 
 

@@ -18,7 +18,7 @@ from mixlora_cli.evaluation.predictions import (
     read_header,
     resume_predictions,
 )
-from mixlora_cli.launch.team import Team
+from mixlora_cli.launch import Team
 
 _TAKEN_IN_AT_ONCE = 256
 

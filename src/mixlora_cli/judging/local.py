@@ -21,8 +21,8 @@ from mixlora_cli.errors import UserError
 from mixlora_cli.judging import prompt
 from mixlora_cli.judging.identity import Identity, question_to
 from mixlora_cli.judging.judge import Questions
-from mixlora_cli.models.hub import checkpoint_fingerprint
-from mixlora_cli.training.precision import choose_dtype
+from mixlora_cli.models.forward import choose_dtype
+from mixlora_cli.models.load import checkpoint_fingerprint
 
 
 @dataclass

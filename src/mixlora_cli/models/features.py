@@ -22,7 +22,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from mixlora_cli.data.collate import PixelLoader
 from mixlora_cli.data.images import PIXELS, read_picture
 from mixlora_cli.errors import UserError
-from mixlora_cli.models.base import Base
+from mixlora_cli.models.load import Base
 from mixlora_cli.paths import WITHOUT_FEATURES, cache_root, unusable
 
 

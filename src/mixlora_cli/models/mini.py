@@ -6,14 +6,19 @@ the projector, and a low-rank update of the language model that is merged here.
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import (
@@ -30,8 +35,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from mixlora_cli.data.template import SMOLLM
 from mixlora_cli.errors import UserError
-from mixlora_cli.models import tower
+from mixlora_cli.models.load import Base
+from mixlora_cli.models.networks import STRIDE, EfficientNetLiteConfig, EfficientNetLiteTower, register_models
+from mixlora_cli.paths import STAGE_ONE, cache_root
+from mixlora_cli.store import folder_beside, rename_unless_there
 
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # A token that SmolLM2 reserves and its instruction tuning never used becomes the image token.
@@ -107,7 +116,7 @@ def build_processor(tokenizer: PreTrainedTokenizerBase, image_size: int) -> Llav
     return LlavaProcessor(
         image_processor=images,
         tokenizer=tokenizer,
-        patch_size=tower.STRIDE,
+        patch_size=STRIDE,
         vision_feature_select_strategy="full",
         num_additional_image_tokens=0,
         image_token=IMAGE_TOKEN,
@@ -119,16 +128,16 @@ def build_unaligned(
     tokenizer: PreTrainedTokenizerBase, image_size: int, seed: int
 ) -> LlavaForConditionalGeneration:
     """The assembled model in fp32 with a projector that is still random (from `seed`)."""
-    tower.register()
+    register_models()
     text = _language_model()
-    vision = tower.EfficientNetLiteConfig(image_size=image_size)
+    vision = EfficientNetLiteConfig(image_size=image_size)
     config = LlavaConfig(  # type: ignore[call-arg]  # mypy does not see the fields that all configurations share
         vision_config=vision,
         text_config=text.config,
         image_token_index=tokenizer.encode(IMAGE_TOKEN, add_special_tokens=False)[0],
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
-        image_seq_length=(image_size // tower.STRIDE) ** 2,
+        image_seq_length=(image_size // STRIDE) ** 2,
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -140,7 +149,7 @@ def build_unaligned(
         model = LlavaForConditionalGeneration(config)
     model.model.language_model.load_state_dict(text.model.state_dict())
     model.tie_weights()
-    model.model.vision_tower.load_state_dict(tower.EfficientNetLiteTower.imagenet(vision).state_dict())
+    model.model.vision_tower.load_state_dict(EfficientNetLiteTower.imagenet(vision).state_dict())
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.requires_grad_(False).eval()
@@ -168,3 +177,143 @@ def merge_update(model: PreTrainedModel, update: dict[str, tuple[Tensor, Tensor]
         for name, (up, down) in update.items():
             weight = modules[name].weight
             weight += (up.float() @ down.float()).to(weight.dtype)
+
+
+_PROJECTOR, _UP, _DOWN = "projector.", "update.up.", "update.down."
+
+Update = dict[str, tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class StageOne:
+    """What stage one trained."""
+
+    projector: dict[str, Tensor]
+    """State of `multi_modal_projector`."""
+    update: Update
+    """Module of the language model -> (up (d_out, r), down (r, d_in)); their product, scale included, is added to
+    its weight."""
+    metadata: dict[str, str]
+
+    def save(self, path: Path) -> None:
+        """Write the file; quantises."""
+        tensors: dict[str, Tensor] = {}
+        for name, value in self.projector.items():
+            _put(tensors, _PROJECTOR + name, value)
+        for name, (up, down) in self.update.items():
+            _put(tensors, _UP + name, up)
+            _put(tensors, _DOWN + name, down)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        save_file(tensors, partial, metadata=self.metadata)
+        partial.replace(path)
+
+
+def load_stage_one(path: Path = STAGE_ONE) -> StageOne:
+    """Read the file.
+
+    Raises:
+        UserError: it is not there, or is no safetensors file.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no stage-one weights; make them with: mixlora align")
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a file, not a dict)
+            metadata = dict(file.metadata() or {})
+    except Exception as error:
+        raise UserError(
+            f"{path}: cannot be read as stage-one weights ({error}); make them with: mixlora align"
+        ) from error
+    plain = {name: _get(stored, name) for name in stored if not name.endswith(".scale")}
+    ups = {name.removeprefix(_UP): value for name, value in plain.items() if name.startswith(_UP)}
+    return StageOne(
+        projector={n.removeprefix(_PROJECTOR): v for n, v in plain.items() if n.startswith(_PROJECTOR)},
+        update={name: (up, plain[_DOWN + name]) for name, up in ups.items()},
+        metadata=metadata,
+    )
+
+
+def stacked(first: Update, then: Update) -> Update:
+    """One update that is the sum of both, of the same modules; their ranks add up."""
+    return {
+        name: (torch.cat([first[name][0], up], dim=1), torch.cat([first[name][1], down], dim=0))
+        for name, (up, down) in then.items()
+    }
+
+
+def _put(tensors: dict[str, Tensor], name: str, value: Tensor) -> None:
+    value = value.detach().float().cpu()
+    if value.ndim != 2:
+        tensors[name] = value.contiguous()
+        return
+    scale = value.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
+    tensors[name] = torch.round(value / scale).to(torch.int8)
+    tensors[f"{name}.scale"] = scale.contiguous()
+
+
+def _get(tensors: dict[str, Tensor], name: str) -> Tensor:
+    value = tensors[name]
+    return value.float() * tensors[f"{name}.scale"] if value.dtype == torch.int8 else value
+
+
+IMAGE_SIZE = 160
+_LAYOUT = "1"  # raise when the assembly below changes
+
+
+def unaligned_base(seed: int) -> Base:
+    """The assembled model before stage one: its projector is random (from `seed`)."""
+    tokenizer = build_tokenizer()
+    model = build_unaligned(tokenizer, IMAGE_SIZE, seed)
+    digest = hashlib.sha256(f"{_LAYOUT} {sources()} unaligned".encode()).hexdigest()
+    return _as_base(model, build_processor(tokenizer, IMAGE_SIZE), "mini-unaligned", digest)
+
+
+def with_stage_one(base: Base, stage_one: StageOne) -> Base:
+    """The same base, changed in place: stage one's projector, its update merged into the language model."""
+    base.model.model.multi_modal_projector.load_state_dict(stage_one.projector)
+    merge_update(base.model, stage_one.update)
+    return base
+
+
+def mini_base(dtype: torch.dtype) -> Base:
+    """The small model after stage one.
+
+    Raises:
+        UserError: one of the packages that carry its weights is missing.
+    """
+    digest = hashlib.sha256(f"{_LAYOUT} {sources()} ".encode() + STAGE_ONE.read_bytes()).hexdigest()
+    folder = cache_root() / f"mini-base-{digest[:16]}"
+    if not folder.is_dir():
+        _assemble(folder)
+    register_models()
+    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
+    return _as_base(
+        model.requires_grad_(False).eval(), LlavaProcessor.from_pretrained(folder), "mini", digest
+    )
+
+
+def _assemble(folder: Path) -> None:
+    """Build from the packages and write a checkpoint that `from_pretrained` reads; complete or not there at all."""
+    Console(stderr=True).print("assembling the small model (once, about a minute)", markup=False)
+    stage_one = load_stage_one()
+    base = with_stage_one(unaligned_base(seed=0), stage_one)
+    with folder_beside(folder) as draft:
+        base.model.save_pretrained(draft)
+        build_processor(base.tokenizer, IMAGE_SIZE).save_pretrained(draft)
+        rename_unless_there(draft, folder, Path.is_dir)
+
+
+def _as_base(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, name: str, fingerprint: str
+) -> Base:
+    return Base(
+        model=model,
+        tokenizer=processor.tokenizer,
+        image_processor=processor.image_processor,
+        num_image_tokens=(IMAGE_SIZE // STRIDE) ** 2,
+        image_token_id=model.config.image_token_id,
+        template=SMOLLM,
+        name=name,
+        fingerprint=fingerprint,
+    )

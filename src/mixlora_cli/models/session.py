@@ -28,12 +28,16 @@ from mixlora_cli.method.config import PEFT_TYPE, MixLoraConfig
 from mixlora_cli.method.model import MixLoraModel
 from mixlora_cli.method.selection import Selection
 from mixlora_cli.models.adapters import load_adapter, unload_adapter
-from mixlora_cli.models.base import Base
+from mixlora_cli.models.definitions import ADAPTER_CONFIG, TaskRouting
 from mixlora_cli.models.features import FeatureCache
-from mixlora_cli.models.prepared import require_prepared
-from mixlora_cli.models.task_routing import ADAPTER_CONFIG, TaskRouting
-from mixlora_cli.training.loss import head_sees_only, label_positions, token_loss
-from mixlora_cli.training.precision import choose_dtype, matrix_products_in
+from mixlora_cli.models.forward import (
+    choose_dtype,
+    head_sees_only,
+    label_positions,
+    matrix_products_in,
+    token_loss,
+)
+from mixlora_cli.models.load import Base, require_prepared
 from mixlora_cli.training.run_folder import RunFolder
 
 BASE_LABEL = "base"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import (
     AutoConfig,
+    CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -18,13 +20,83 @@ from transformers import (
 
 from mixlora_cli.config import AdapterConfig, ModelConfig, RoutingConfig
 from mixlora_cli.errors import UserError
-from mixlora_cli.models import linear_llava, tower
 from mixlora_cli.models.adapters import attach_adapter
-from mixlora_cli.models.architectures import ARCHITECTURES, llava_config
-from mixlora_cli.models.linear_llava import LinearLlava, LinearLlavaConfig
-from mixlora_cli.models.mini_base import IMAGE_SIZE
-from mixlora_cli.models.prepared import prepared_folder
+from mixlora_cli.models.load import prepared_folder
+from mixlora_cli.models.mini import IMAGE_SIZE
+from mixlora_cli.models.networks import (
+    STRIDE,
+    EfficientNetLiteConfig,
+    LinearLlava,
+    LinearLlavaConfig,
+    register_models,
+)
 from mixlora_cli.models.tiny import build_tiny
+
+VOCABULARY = 32_064
+"""LLaMA's 32,000 tokens, `<image>`, and rows up to the next multiple of 64."""
+IMAGE_TOKEN_ID = 32_000
+PATCH_SIZE = 14
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """LLaMA, CLIP ViT-L/14 and a projector."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    max_positions: int
+    rms_norm_eps: float
+    image_size: int
+    """Side of the picture in pixels; 224 -> 256 patches, 336 -> 576."""
+    linear_projector: bool
+    """One linear layer (LLaVA-v1), or two with GELU between them (LLaVA-1.5)."""
+
+
+LLAVA_V1_7B = Architecture(4096, 11_008, 32, 32, 2048, 1e-6, 224, linear_projector=True)
+LLAVA_1_5_7B = Architecture(4096, 11_008, 32, 32, 4096, 1e-5, 336, linear_projector=False)
+LLAVA_1_5_13B = Architecture(5120, 13_824, 40, 40, 4096, 1e-5, 336, linear_projector=False)
+
+ARCHITECTURES = {
+    "llava_v1_7b": LLAVA_V1_7B,
+    "llava-hf/llava-1.5-7b-hf": LLAVA_1_5_7B,
+    "llava-hf/llava-1.5-13b-hf": LLAVA_1_5_13B,
+}
+"""By the name of a model that is prepared, or by hub id."""
+
+
+def llava_config(architecture: Architecture) -> LlavaConfig:
+    """The transformers configuration of a published model."""
+    text = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=architecture.hidden_size,
+        intermediate_size=architecture.intermediate_size,
+        num_hidden_layers=architecture.num_layers,
+        num_attention_heads=architecture.num_heads,
+        num_key_value_heads=architecture.num_heads,
+        max_position_embeddings=architecture.max_positions,
+        rms_norm_eps=architecture.rms_norm_eps,
+        tie_word_embeddings=False,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=architecture.image_size,
+        patch_size=PATCH_SIZE,
+        projection_dim=768,
+    )
+    config_class = LinearLlavaConfig if architecture.linear_projector else LlavaConfig
+    return config_class(
+        text_config=text,
+        vision_config=vision,
+        image_token_index=IMAGE_TOKEN_ID,
+        image_seq_length=(architecture.image_size // PATCH_SIZE) ** 2,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+    )
 
 
 def build_skeleton(model: ModelConfig) -> PreTrainedModel:
@@ -76,8 +148,7 @@ def _config(model: ModelConfig) -> LlavaConfig:
 
 
 def _read_config(source: str, revision: str | None) -> LlavaConfig:
-    tower.register()
-    linear_llava.register()
+    register_models()
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(source, revision=revision or "main")
     except (OSError, ValueError) as error:
@@ -93,7 +164,7 @@ def _read_config(source: str, revision: str | None) -> LlavaConfig:
 
 def _mini_config() -> LlavaConfig:
     """SmolLM2-135M and the small tower, as `models/mini.py` puts them together."""
-    tower.register()
+    register_models()
     text = LlamaConfig(
         vocab_size=49_152,
         hidden_size=576,
@@ -106,8 +177,8 @@ def _mini_config() -> LlavaConfig:
     )
     return LlavaConfig(
         text_config=text,
-        vision_config=tower.EfficientNetLiteConfig(image_size=IMAGE_SIZE),
-        image_seq_length=(IMAGE_SIZE // tower.STRIDE) ** 2,
+        vision_config=EfficientNetLiteConfig(image_size=IMAGE_SIZE),
+        image_seq_length=(IMAGE_SIZE // STRIDE) ** 2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         tie_word_embeddings=True,

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from mixlora_cli.data.template import TEMPLATES
-from mixlora_cli.models.base import Base
+from mixlora_cli.models.load import Base
 
 IMAGE_SIZE = 16
 PATCH_SIZE = 8

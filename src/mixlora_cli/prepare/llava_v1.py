@@ -27,7 +27,7 @@ from transformers import (
 
 from mixlora_cli.data.template import IMAGE_MARKER
 from mixlora_cli.errors import UserError
-from mixlora_cli.models.linear_llava import LinearLlava, LinearLlavaConfig
+from mixlora_cli.models.networks import LinearLlava, LinearLlavaConfig
 from mixlora_cli.prepare.parts import Part
 from mixlora_cli.prepare.tokenizer import Vocabulary, build_vocabulary
 from mixlora_cli.prepare.weight_files import read_weights

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from mixlora_cli.config import ModelConfig, PrepareConfig, PrepareOptions
 from mixlora_cli.errors import UserError
-from mixlora_cli.models.prepared import prepared_folder
+from mixlora_cli.models.load import prepared_folder
 from mixlora_cli.output import one_line_errors
 from mixlora_cli.progress import say
 from mixlora_cli.store import publish_folder, sync_files, temp_of, write_errors, write_json

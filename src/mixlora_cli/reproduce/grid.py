@@ -9,7 +9,7 @@ from rich.console import Console
 
 from mixlora_cli.config import MOST_JOBS, ReproduceConfig, TableConfig
 from mixlora_cli.errors import WorkerFailed
-from mixlora_cli.launch.environment import threads_each
+from mixlora_cli.launch import threads_each
 from mixlora_cli.output import require_writable
 from mixlora_cli.progress import say
 from mixlora_cli.reproduce.jobs import Job, build_grid

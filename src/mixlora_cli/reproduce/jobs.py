@@ -25,15 +25,13 @@ from mixlora_cli.config import EvalConfig, PlanConfig, ReproduceConfig, TrainCon
 from mixlora_cli.config.load import load
 from mixlora_cli.data.mini.build import generator_digest, mini_root
 from mixlora_cli.data.mini.plan import Counts
-from mixlora_cli.data.mini.tasks import SEEN_TASKS as MINI_TASKS
+from mixlora_cli.data.mini.seen import SEEN_TASKS as MINI_TASKS
 from mixlora_cli.errors import UserError
 from mixlora_cli.hydra_app import CONFIG_ERRORS, explain, register_resolvers
-from mixlora_cli.models.stage_one import stage_one_digest
-from mixlora_cli.paths import conf_dir
+from mixlora_cli.paths import conf_dir, stage_one_digest
 from mixlora_cli.reproduce.paper import BASE, ROWS, SEEN_TASKS, TABLES, Row, register_experiments, rows_of
 from mixlora_cli.store import write_json
-from mixlora_cli.training.changes import essentials
-from mixlora_cli.training.run_folder import RunFolder
+from mixlora_cli.training.run_folder import RunFolder, essentials
 
 T = TypeVar("T")
 RECORD = "cell.json"
@@ -237,7 +235,7 @@ def _training(config: ReproduceConfig, experiment: str, seed: int, task: str | N
 
 def _planned(arguments: Sequence[str]) -> float | None:
     """What `mixlora plan` says of a training; None where it refuses."""
-    from mixlora_cli.analysis.planning.run import make_plan  # loads libraries that mini does without
+    from mixlora_cli.analysis.plan import make_plan  # loads libraries that mini does without
 
     kept = [text for text in arguments if not text.startswith("resume=")]
     try:

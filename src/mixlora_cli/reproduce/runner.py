@@ -27,10 +27,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from mixlora_cli.launch.environment import threads_each
+from mixlora_cli.launch import threads_each
 from mixlora_cli.progress import say
 from mixlora_cli.reproduce.jobs import Job, Step
-from mixlora_cli.training.metrics import read_metrics
+from mixlora_cli.training.run_folder import read_metrics
 
 PROGRAM = (sys.executable, "-m", "mixlora_cli.cli")
 """What `mixlora` is, whichever environment this runs in."""

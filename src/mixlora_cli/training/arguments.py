@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
+from peft import PeftModel
+from torch import Tensor, nn
 from transformers import SchedulerType, TrainingArguments
 
-from mixlora_cli.config import TrainConfig
+from mixlora_cli.config import OptimConfig, TrainConfig
 from mixlora_cli.errors import UserError
-from mixlora_cli.training.accumulation import accumulation
-from mixlora_cli.training.deepspeed import start_deepspeed
+from mixlora_cli.launch import launched_processes
 from mixlora_cli.training.run_folder import RunFolder
 
 
@@ -74,3 +82,169 @@ def build_arguments(config: TrainConfig, run: RunFolder, dtype: torch.dtype) -> 
 def _has_tf32() -> bool:
     """fp32 products (routers, norms of the gradient) run in TF32, as in the paper, where the GPU has it."""
     return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 8
+
+
+def accumulation_for(effective_batch: int, batch_size: int, world_size: int) -> int:
+    """Forward passes that each process does per optimizer step, so that the step sees `effective_batch` instances.
+
+    Args:
+        effective_batch: instances per optimizer step, over all processes.
+        batch_size: instances per process and forward pass.
+        world_size: processes, one for each GPU.
+
+    Raises:
+        UserError: they do not divide; names the nearest splits that do.
+    """
+    together = batch_size * world_size
+    if effective_batch % together == 0:
+        return effective_batch // together
+    raise UserError(
+        f"train.effective_batch={effective_batch}: cannot be split over {world_size} processes with "
+        f"train.batch_size={batch_size}, a multiple of {together} is needed; the nearest possible ones: "
+        f"{', or '.join(_possible(effective_batch, batch_size, world_size))}"
+    )
+
+
+def accumulation(numbers: OptimConfig, world_size: int | None = None) -> int:
+    """`train.accumulation`, or what `train.effective_batch` makes of it for this many processes.
+
+    Args:
+        world_size: processes; None takes what the launcher put into the environment, 1 without launcher.
+
+    Raises:
+        UserError: `train.effective_batch` cannot be split.
+    """
+    if numbers.effective_batch is None:
+        return numbers.accumulation
+    processes = launched_processes() if world_size is None else world_size
+    return accumulation_for(numbers.effective_batch, numbers.batch_size, processes)
+
+
+def _possible(effective_batch: int, batch_size: int, world_size: int) -> list[str]:
+    """The changes of a single number that give a possible split, each as near as can be."""
+    found = []
+    if effective_batch % world_size == 0:
+        near = _nearest_divisors(effective_batch // world_size, batch_size)
+        found.append(f"train.batch_size={' or '.join(map(str, near))}")
+    if effective_batch % batch_size == 0:
+        near = _nearest_divisors(effective_batch // batch_size, world_size)
+        found.append(f"{' or '.join(map(str, near))} processes")
+    together = batch_size * world_size
+    below = effective_batch // together * together
+    near = [size for size in (below, below + together) if size > 0]
+    found.append(f"train.effective_batch={' or '.join(map(str, near))}")
+    return found
+
+
+def _nearest_divisors(number: int, wanted: int) -> list[int]:
+    """The next divisor of `number` below `wanted` and the next above, where there are such."""
+    divisors = [n for n in range(1, number + 1) if number % n == 0]
+    return [n for n in divisors if n < wanted][-1:] + [n for n in divisors if n > wanted][:1]
+
+
+def start_deepspeed(config: TrainConfig) -> dict[str, Any] | None:
+    """Join the processes under DeepSpeed, before the Trainer's arguments do it otherwise.
+
+    Returns:
+        The settings for the Trainer, fit for this machine; None without DeepSpeed.
+
+    Raises:
+        UserError: DeepSpeed is not installed, nobody started the process for it, or the settings exclude one another.
+    """
+    settings = config.deepspeed.config
+    if settings is None:
+        return None
+    _refuse_what_cannot_be(config, settings)
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise UserError(
+            f"deepspeed={config.deepspeed.name} needs the package deepspeed: pip install 'mixlora-cli[deepspeed]'"
+        ) from error
+    if "RANK" not in os.environ:
+        raise UserError(
+            f"deepspeed={config.deepspeed.name}: start it with `mixlora train`, torchrun or deepspeed; "
+            "this process belongs to no group"
+        )
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    # DeepSpeed's use of old names is not the user's to mend.
+    warnings.filterwarnings(
+        "ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning
+    )
+    if torch.cuda.is_available():
+        return dict(settings)
+    # Its shared-memory kernels would be compiled for a minute or more, or fail without a compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
+    fit: dict[str, Any] = _without_pinned_memory(settings)
+    return fit
+
+
+def _refuse_what_cannot_be(config: TrainConfig, settings: dict[str, Any]) -> None:
+    if _stage(settings) == 3 and config.train.cache_features:
+        raise UserError(
+            f"deepspeed={config.deepspeed.name} spreads the vision tower over the processes, which then cannot compute "
+            "features one by one: set train.cache_features=false"
+        )
+
+
+def _stage(settings: dict[str, Any]) -> int:
+    zero: Any = settings.get("zero_optimization") or {}
+    return int(zero.get("stage", 0))
+
+
+def _without_pinned_memory(value: Any) -> Any:
+    """A machine without GPU has no memory to pin for it."""
+    if isinstance(value, dict):
+        return {
+            key: False if key == "pin_memory" else _without_pinned_memory(child)
+            for key, child in value.items()
+        }
+    return value
+
+
+@contextmanager
+def loads_whole_weights() -> Iterator[None]:
+    """Inside, transformers builds models whole on every process also under ZeRO-3, which spreads them later.
+
+    Spread from the start, neither the adapter nor a trained projector could be made from the base's weights.
+    """
+    from transformers.integrations import deepspeed as integration
+
+    before = integration._hf_deepspeed_config_weak_ref
+    integration.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        integration._hf_deepspeed_config_weak_ref = before
+
+
+def gather_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Whole fp32 copies of the adapter's and all trained weights; every process has to ask, the first one gets them.
+
+    DeepSpeed trains copies of the weights in fp32, of which the model's own are roundings (bf16) or parts (ZeRO-3).
+    Its own gathering leaves out what is not trained: frozen routers, without which an adapter is another one.
+    """
+    import deepspeed
+
+    keep = torch.distributed.get_rank() == 0
+    prefix: str | None = model.base_model.prefix if isinstance(model, PeftModel) else None  # type: ignore[assignment]
+    gathered = {}
+    for name, parameter in model.named_parameters():
+        if not (parameter.requires_grad or (prefix is not None and prefix in name)):
+            continue
+        full = deepspeed.utils.safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
+        if full is not None:
+            weight = full
+        else:
+            with deepspeed.zero.GatheredParameters([parameter]):
+                weight = parameter.detach().clone() if keep else parameter
+        if keep:
+            gathered[name] = weight.detach().float().cpu().reshape(_shape(parameter)).clone()
+    return gathered
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    """Of the whole parameter, of which ZeRO-3 leaves nothing in its place."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape

@@ -16,30 +16,31 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from transformers.trainer_utils import rotate_checkpoints
 
 from mixlora_cli import __version__
 from mixlora_cli.config import TrainConfig
 from mixlora_cli.errors import UserError
+from mixlora_cli.launch import launched_processes
 from mixlora_cli.store import (
+    TEMP,
     publish_folder,
     remove_temporary,
     sync_files,
     temp_of,
     write_text,
 )
-from mixlora_cli.training.accumulation import launched_processes
-from mixlora_cli.training.changes import refuse_changes
-from mixlora_cli.training.checkpoints import flaw, newest_complete
 
 RECORDED_PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "tokenizers")
 
@@ -125,7 +126,7 @@ class RunFolder:
                 f"resume: the run began with {before['processes']} processes, now there are {processes}; start as many "
                 f"(launch.nproc x launch.nnodes = {before['processes']}), or give another output_dir="
             )
-        from mixlora_cli.training.precision import number_format  # not above, as in `begin`
+        from mixlora_cli.models.forward import number_format
 
         here = number_format(config.train.precision)
         if before.get("number_format", here) != here:
@@ -156,7 +157,7 @@ class RunFolder:
         write_text(self.config, OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
         import torch  # not above: who only looks at a run folder need not wait for it
 
-        from mixlora_cli.training.precision import number_format
+        from mixlora_cli.models.forward import number_format
 
         circumstances = {
             "threads": torch.get_num_threads(),
@@ -231,3 +232,150 @@ def _git(folder: Path, *arguments: str) -> str:
         ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
     )
     return done.stdout.strip()
+
+
+SEAL = "complete.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def drafts_of(checkpoints: Path) -> Path:
+    """The folder in which a checkpoint is written, under its own name, before it is put among the others."""
+    return checkpoints / f"new{TEMP}"
+
+
+def publish(draft: Path, checkpoints: Path, keep: int | None) -> Path:
+    """Put a finished checkpoint among the others; only then delete older ones, and torn ones.
+
+    Args:
+        draft: the checkpoint in `drafts_of(checkpoints)`, on the disk.
+        keep: checkpoints that may stay; None = all.
+    """
+    seal(draft)
+    checkpoint = checkpoints / draft.name
+    publish_folder(draft, checkpoint)
+    draft.parent.rmdir()
+    for other in _by_steps(checkpoints):
+        if flaw(other) is not None:
+            shutil.rmtree(other, ignore_errors=True)
+    rotate_checkpoints(str(checkpoints), save_total_limit=keep, use_mtime=True)
+    return checkpoint
+
+
+def seal(folder: Path) -> None:
+    """Note the files of a checkpoint and their sizes in bytes, in a last file."""
+    sizes = {
+        str(path.relative_to(folder)): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != SEAL
+    }
+    write_text(folder / SEAL, json.dumps(sizes, indent=2) + "\n")
+
+
+def flaw(checkpoint: Path) -> str | None:
+    """What a checkpoint lacks; None if it is whole."""
+    try:
+        sizes: dict[str, int] = json.loads((checkpoint / SEAL).read_text())
+    except (OSError, ValueError):
+        return f"it has no readable {SEAL}, which is written last"
+    for name, size in sizes.items():
+        file = checkpoint / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} of {size} bytes"
+    return None
+
+
+def newest_complete(checkpoints: Path) -> tuple[Path | None, dict[Path, str]]:
+    """The whole checkpoint with the most steps, and the flaws of those with more."""
+    torn: dict[Path, str] = {}
+    for checkpoint in reversed(_by_steps(checkpoints)):
+        found = flaw(checkpoint)
+        if found is None:
+            return checkpoint, torn
+        torn[checkpoint] = found
+    return None, torn
+
+
+def _by_steps(checkpoints: Path) -> list[Path]:
+    named = [(_NAME.fullmatch(path.name), path) for path in checkpoints.glob("checkpoint-*") if path.is_dir()]
+    return [path for _, path in sorted((int(match[1]), path) for match, path in named if match)]
+
+
+# Keys that may differ when a run is resumed, because they do not change what it computes; prefixes end with a dot.
+HARMLESS_KEYS = (
+    "output_dir",
+    "resume",
+    "overwrite",
+    "wandb.",
+    "launch.",  # the number of processes is compared itself, whoever started them
+    "train.log_every",
+    "train.save_every",
+    "train.keep_checkpoints",
+    "train.workers",
+    "routing.health_every",
+)
+
+
+def refuse_changes(before: Any, now: Any, harmless: tuple[str, ...] = HARMLESS_KEYS) -> None:
+    """Compare the nested configuration that a run began with to the one that it is resumed with.
+
+    Args:
+        before: the former.
+        now: the latter.
+        harmless: keys that may differ; prefixes end with a dot.
+
+    Raises:
+        UserError: they differ in what changes the run; names each key with both values.
+    """
+    old, new = _flat(before), _flat(now)
+    changed = [
+        f"{key} (was {old.get(key)}, now {new.get(key)})"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not _harmless(key, harmless)
+    ]
+    if changed:
+        raise UserError(
+            f"resume: the configuration is not the one that the run began with: {', '.join(changed)}; "
+            "give the same values, or another output_dir="
+        )
+
+
+def essentials(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys and values of a training's configuration that decide what it computes."""
+    return {key: value for key, value in _flat(config).items() if not _harmless(key)}
+
+
+def _harmless(key: str, harmless: tuple[str, ...] = HARMLESS_KEYS) -> bool:
+    return any(key.startswith(allowed) if allowed.endswith(".") else key == allowed for allowed in harmless)
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings -> one mapping with dotted keys."""
+
+    def walk(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(node, Mapping) and node:
+            for key, child in node.items():
+                yield from walk(child, f"{path}.{key}" if path else str(key))
+        else:
+            yield path, list(node) if isinstance(node, tuple) else node
+
+    return dict(walk(value, prefix))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Rows of a metrics file, in order; none if there is no file. A last line cut short by a kill is left out."""
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def drop_rows_after(path: Path, step: int) -> list[dict[str, Any]]:
+    """Cut a file of rows with a `step` down to those up to `step`, which are returned; creates an empty file."""
+    kept = [row for row in read_metrics(path) if row["step"] <= step]
+    write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+    return kept

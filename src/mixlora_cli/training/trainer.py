@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from peft import PeftModel
+from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from mixlora_cli.config import RoutingConfig
+from mixlora_cli.data.collate import DummyImage, Features, build_dummy_image
 from mixlora_cli.data.encode import IGNORE, EncodedDataset
+from mixlora_cli.errors import UserError
+from mixlora_cli.method.context import RoutingContext
 from mixlora_cli.method.model import MixLoraModel
 from mixlora_cli.models.adapters import TRAINED_WEIGHTS, load_trained_weights, save_adapter
+from mixlora_cli.models.forward import head_sees_only, label_positions, token_loss
+from mixlora_cli.models.load import Base
 from mixlora_cli.store import sync_files
-from mixlora_cli.training.balance import BalanceLoss
-from mixlora_cli.training.checkpoints import drafts_of, publish
-from mixlora_cli.training.deepspeed import gather_weights
-from mixlora_cli.training.finite import FiniteGuard
-from mixlora_cli.training.loss import head_sees_only, label_positions, token_loss
-from mixlora_cli.training.routing_health import RoutingHealth
+from mixlora_cli.training.arguments import gather_weights
+from mixlora_cli.training.routing_stats import RoutingHealth, adapted_layers
+from mixlora_cli.training.run_folder import drafts_of, publish
 
 
 class AdapterTrainer(Trainer):
@@ -195,3 +201,122 @@ def _base_model(model: nn.Module) -> PreTrainedModel:
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     assert isinstance(base, PreTrainedModel)
     return base
+
+
+class BalanceLoss:
+    """`weight` times the mean of the batches' `RoutingContext.balance_loss`, over all that a step accumulates."""
+
+    def __init__(self, context: RoutingContext, weight: float) -> None:
+        self.weight = weight
+        self._context = context
+        self._sum: Tensor | None = None
+        self._num_steps = 0.0
+        context.collect_balance = True
+
+    def share(self, num_batches: int) -> Tensor:
+        """What the forward pass that has just run adds to its loss.
+
+        Losses of a step's batches are added up, and gradients are averaged over processes: a share of 1 / num_batches
+        makes this the mean over both. (The answers' loss is a sum over the step's tokens instead.)
+
+        Args:
+            num_batches: batches that the present step accumulates on each process.
+        """
+        loss: Tensor = self._context.balance_loss()
+        seen = loss.detach() / num_batches
+        self._sum = seen if self._sum is None else self._sum + seen
+        self._num_steps += 1 / num_batches
+        return loss * (self.weight / num_batches)
+
+    def read(self) -> Tensor:
+        """Unweighted mean over the steps of this process since the last call."""
+        assert self._sum is not None
+        mean = self._sum / self._num_steps
+        self._sum, self._num_steps = None, 0.0
+        return mean
+
+
+class FiniteGuard:
+    """Looks at every loss and at every step's gradient, and remembers which records they came from."""
+
+    def __init__(self) -> None:
+        self._records: list[int | None] = []
+
+    def check_loss(self, loss: Tensor, indices: Tensor | None, step: int) -> None:
+        """Look at the loss of one batch.
+
+        Args:
+            indices: positions of the batch's records in the data; None where the collator gives none.
+            step: the step that is being done, from 1.
+
+        Raises:
+            UserError: the loss is NaN or infinite.
+        """
+        records = [None] if indices is None else indices.tolist()
+        self._records += records
+        if not torch.isfinite(loss):
+            raise UserError(_message(f"loss is {loss.item()}", f"the batch of {_names(records)}", step))
+
+    def check_gradient(self, norm: Tensor | float | None, step: int) -> None:
+        """Look at the norm of a whole step's gradient, the same one in all processes; starts the next step.
+
+        Raises:
+            UserError: it is NaN or infinite, for which DeepSpeed gives -1.
+        """
+        records, self._records = self._records, []
+        if norm is None or (math.isfinite(norm) and norm >= 0):
+            return
+        everywhere = gather_object(records)
+        value = "not finite" if norm < 0 else float(norm)
+        raise UserError(_message(f"the gradient's norm is {value}", _names(everywhere), step))
+
+
+def _names(records: list[int | None]) -> str:
+    return "records " + ", ".join("?" if record is None else str(record) for record in records)
+
+
+def _message(what: str, where: str, step: int) -> str:
+    return (
+        f"{what} at step {step}, in {where}: training stopped; "
+        "lower train.learning_rate, or look at these records (counted from 0 in their file)"
+    )
+
+
+def dummy_image_for_text(
+    model: nn.Module,
+    base: Base,
+    dataset: EncodedDataset,
+    features: Features,
+    arguments: TrainingArguments,
+) -> DummyImage | None:
+    """A dummy image where a text-only batch can occur and would leave out weights that processes share; else None."""
+    has_text = any(item.image is None for item in dataset.items)
+    if has_text and (trains_beside_the_language_model(model) or _spreads_weights(arguments)):
+        return build_dummy_image(base.image_token_id, base.num_image_tokens, features)
+    return None
+
+
+def trains_beside_the_language_model(model: nn.Module) -> bool:
+    """Whether a parameter of projector or tower is trained: a text-only batch gives it no gradient."""
+    return any(
+        parameter.requires_grad and "language_model" not in name and "lm_head" not in name
+        for name, parameter in model.named_parameters()
+    )
+
+
+def _spreads_weights(arguments: TrainingArguments) -> bool:
+    """ZeRO-3: each process holds a part of every weight and joins in when a layer that another one runs is gathered."""
+    settings = getattr(arguments, "hf_deepspeed_config", None)
+    return settings is not None and bool(settings.is_zero3())
+
+
+def tend_routing(trainer: AdapterTrainer, routing: RoutingConfig, path: Path, console: Console) -> None:
+    """Give the trainer of a MixLoRA model what `routing` asks for: a balance loss, and reports into `path`."""
+    model = getattr(trainer.model, "base_model", None)
+    if not isinstance(model, MixLoraModel):
+        return
+    if routing.balance_loss:
+        trainer.balance = BalanceLoss(model.context, routing.balance_loss)
+    if routing.health_every and adapted_layers(model):
+        trainer.health = RoutingHealth(trainer, model, routing.health_every, path, console)
+        trainer.add_callback(trainer.health)

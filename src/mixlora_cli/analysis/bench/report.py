@@ -1,61 +1,656 @@
-"""Everything a finished (or interrupted) benchmark hands over: console, results.json, performance.md, plots."""
+"""What follows from the measurements: ratios, verdicts on the goals, tables, a plot, performance.md, results.json.
+
+    {"format", "machine": {processor, cores, torch_threads, bf16_in_hardware, versions, ...},
+     "cases": [{"part", "case": {...},
+                "seconds": {variant: {"median", "lower_quartile", "upper_quartile", "rounds"}},
+                "extra_seconds": {variant: {"value", "low", "high"}},       layers: above the frozen linear alone
+                "counts": {variant: {name: integer}},
+                "ratios": [{"name", "factors", "value", "low", "high"}]}],
+     "goals": [{"goal", "verdict", "certain", "value", "low", "high", "case", "num_met", "num_cases"}]}
+
+Seconds of every single round are in `measurements.jsonl`. `low` and `high` are the ends of a 95 % interval; null is a
+number that the rounds do not tell (LoRA was not slower than the frozen layer alone).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal
 
-from rich.console import Console
+import numpy as np
 
-from mixlora_cli.analysis.bench.plots import draw_ratios
-from mixlora_cli.analysis.bench.results import FILE_NAME, Findings, write_results
-from mixlora_cli.analysis.bench.tables import all_grids
-from mixlora_cli.store import write_text
+from mixlora_cli.analysis.bench.counters import Measurement
+from mixlora_cli.analysis.bench.layers import LINEAR, LORA, PUBLISHED, mixlora
+from mixlora_cli.analysis.bench.whole import (
+    BASE,
+    BATCHED,
+    ONE_BY_ONE,
+    ONE_BY_ONE_PUBLISHED,
+    SAME_ANSWERS,
+    SCORING,
+)
+from mixlora_cli.config import Part
+from mixlora_cli.plots import HUES, figure
+from mixlora_cli.stats import ABSENT, Estimate, ratio_of_medians
+from mixlora_cli.store import write_json, write_text
+from mixlora_cli.tables import Table, markdown, show
 
-MARKDOWN = "performance.md"
-FILE_WIDTH = 170
-"""Characters of a line where the output is no terminal."""
+FORMAT = "mixlora-bench/1"
+RESULTS, MARKDOWN, PLOT = "results.json", "performance.md", "ratio"
+MIXLORA = "mixlora"
+
+EXTRA = "extra time, MixLoRA / LoRA"
+TIME = "time, MixLoRA / LoRA"
+FASTER = "time, published form / MixLoRA"
+FLAT = "time, largest pool / smallest"
+FLAT_EXTRA = "extra time, largest pool / smallest"
+FLOPS = "operations, MixLoRA / LoRA"
+SAVED = "bytes kept for backward, MixLoRA / LoRA"
+PEAK = "peak memory, MixLoRA / LoRA"
+STEP_MEMORY = "memory above the resting state, MixLoRA / LoRA"
+OVER_BASE = "time, MixLoRA / base"
+LORA_OVER_BASE = "time, LoRA / base"
+BATCHING = "time, one by one / batched"
+SCORING_SECONDS = "seconds to score what is stored"
+EVALUATION = "time, one by one in the published form / batched"
+
+Verdict = Literal["met", "not met", "not measured"]
+
+
+# -- ratios -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One ratio of one case; of the scoring, the seconds themselves."""
+
+    name: str
+    """One of the constants above."""
+    measurement: Measurement
+    factors: int
+    """E of the MixLoRA in it, 0 where there is none."""
+    estimate: Estimate
+
+
+def compare(done: Measurement) -> list[Comparison]:
+    """All ratios of a finished case."""
+    factors = int(done.case.get("factors", 0))
+    return [
+        Comparison(name, done, factors if pool is None else pool, estimate)
+        for name, pool, estimate in _COMPARE[done.part](done)
+    ]
+
+
+_Ratio = tuple[str, int | None, Estimate]
+"""Name, E where it is not the case's own, and the ratio."""
+
+
+def _compare_layer(done: Measurement) -> Iterator[_Ratio]:
+    times, pools = done.seconds, done.pools
+    above = {name: _above(seconds, times[LINEAR]) for name, seconds in times.items()}
+    for pool in pools:
+        yield EXTRA, pool, ratio_of_medians(above[mixlora(pool)], above[LORA])
+        yield TIME, pool, ratio_of_medians(times[mixlora(pool)], times[LORA])
+    if PUBLISHED in times:
+        ours = times[mixlora(done.number("factors"))]
+        yield FASTER, None, ratio_of_medians(times[PUBLISHED], ours)
+    if len(pools) > 1:
+        few, many = mixlora(pools[0]), mixlora(pools[-1])
+        yield FLAT, pools[-1], ratio_of_medians(times[many], times[few])
+        yield FLAT_EXTRA, pools[-1], ratio_of_medians(above[many], above[few])
+
+
+def _compare_operations(done: Measurement) -> Iterator[_Ratio]:
+    for pool in done.pools:
+        ours, lora = done.counts[mixlora(pool)], done.counts[LORA]
+        flops, lora_flops = (each["forward_flops"] + each["backward_flops"] for each in (ours, lora))
+        yield FLOPS, pool, _exact(flops / lora_flops)
+        yield SAVED, pool, _exact(ours["saved_bytes"] / lora["saved_bytes"])
+
+
+def _compare_memory(done: Measurement) -> Iterator[_Ratio]:
+    for name, count in ((PEAK, "peak_bytes"), (STEP_MEMORY, "step_bytes"), (SAVED, "saved_bytes")):
+        yield name, None, _exact(done.counts[MIXLORA][count] / done.counts[LORA][count])
+
+
+def _compare_times(*ratios: tuple[str, str, str]) -> Callable[[Measurement], Iterator[_Ratio]]:
+    """Ratios of whole times: (name, above, below) each."""
+
+    def compared(done: Measurement) -> Iterator[_Ratio]:
+        for name, above, below in ratios:
+            yield name, None, ratio_of_medians(done.seconds[above], done.seconds[below])
+
+    return compared
+
+
+def _compare_scoring(done: Measurement) -> Iterator[_Ratio]:
+    seconds = done.seconds[SCORING]
+    yield SCORING_SECONDS, 0, ratio_of_medians(seconds, [1.0] * len(seconds))
+
+
+_COMPARE: dict[Part, Callable[[Measurement], Iterator[_Ratio]]] = {
+    "layer": _compare_layer,
+    "operations": _compare_operations,
+    "memory": _compare_memory,
+    "step": _compare_times((TIME, MIXLORA, LORA)),
+    "generation": _compare_times(
+        (TIME, MIXLORA, LORA), (OVER_BASE, MIXLORA, BASE), (LORA_OVER_BASE, LORA, BASE)
+    ),
+    "evaluation": _compare_times(
+        (BATCHING, ONE_BY_ONE, BATCHED), (EVALUATION, ONE_BY_ONE_PUBLISHED, BATCHED)
+    ),
+    "scoring": _compare_scoring,
+}
+
+
+def _above(seconds: Sequence[float], linear: Sequence[float]) -> list[float]:
+    """Seconds above the frozen linear layer alone; within a round the machine was in the same mood for both."""
+    return [one - other for one, other in zip(seconds, linear, strict=True)]
+
+
+def _exact(value: float) -> Estimate:
+    """A ratio of counts, which do not vary."""
+    return Estimate(value, value, value)
+
+
+# -- goals ------------------------------------------------------------------------------------------------------------
+
+
+def _as_asked(one: Comparison) -> bool:
+    """MixLoRA with E = `factors`."""
+    return one.factors == one.measurement.number("factors")
+
+
+def _wide(dtype: str) -> Callable[[Comparison], bool]:
+    return lambda one: (
+        _as_asked(one) and one.measurement.case["dtype"] == dtype and one.measurement.number("d_in") >= 1024
+    )
+
+
+def _at_4096(one: Comparison) -> bool:
+    return _as_asked(one) and one.measurement.number("d_in") == one.measurement.number("d_out") == 4096
+
+
+def _from_16_to_64(one: Comparison) -> bool:
+    return (one.measurement.pools[0], one.measurement.pools[-1]) == (16, 64)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A bound on one ratio, for all cases that it speaks of."""
+
+    text: str
+    part: Part
+    comparison: str
+    limit: float
+    at_most: bool = True
+    """Else at least."""
+    applies: Callable[[Comparison], bool] = _as_asked
+
+    def holds(self, value: float) -> bool:
+        """Whether a ratio is on the right side."""
+        return value <= self.limit if self.at_most else value >= self.limit
+
+    def speaks_of(self, one: Comparison) -> bool:
+        """Whether this ratio is one that the goal bounds."""
+        return (one.name, one.measurement.part) == (self.comparison, self.part) and self.applies(one)
+
+
+GOALS = (
+    Goal(
+        "extra time over the frozen layer <= 0.8x of LoRA's, fp32, widths >= 1024",
+        "layer",
+        EXTRA,
+        0.8,
+        applies=_wide("fp32"),
+    ),
+    Goal(
+        "extra time over the frozen layer <= 1.0x of LoRA's, bf16, widths >= 1024",
+        "layer",
+        EXTRA,
+        1.0,
+        applies=_wide("bf16"),
+    ),
+    Goal("layer >= 3x faster than the published form, width 4096", "layer", FASTER, 3.0, False, _at_4096),
+    Goal("layer with E=64 within 1.05x of E=16", "layer", FLAT, 1.05, applies=_from_16_to_64),
+    Goal("peak memory of a training step <= 1.02x of LoRA's", "memory", PEAK, 1.02),
+    Goal("whole training step <= 1.05x of LoRA's", "step", TIME, 1.05),
+    Goal("whole generation <= 1.05x of LoRA's", "generation", TIME, 1.05),
+    Goal(
+        "evaluation in batches >= 5x faster than one by one in the published form",
+        "evaluation",
+        EVALUATION,
+        5.0,
+        at_most=False,
+    ),
+    Goal(
+        "100,000 stored predictions scored in <= 5 s",
+        "scoring",
+        SCORING_SECONDS,
+        5.0,
+        applies=lambda one: one.measurement.number("predictions") == 100_000,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What became of a goal."""
+
+    goal: Goal
+    verdict: Verdict
+    num_met: int = 0
+    num_cases: int = 0
+    worst: Comparison | None = None
+    """The case farthest on the wrong side; None if nothing was measured."""
+
+    @property
+    def certain(self) -> bool:
+        """The interval of the worst case lies whole on the side that the verdict says."""
+        if self.worst is None:
+            return False
+        ends = (self.worst.estimate.low, self.worst.estimate.high)
+        return None not in ends and len({self.goal.holds(end) for end in ends if end is not None}) == 1
+
+
+def judge(goal: Goal, found: Sequence[Comparison]) -> Judgement:
+    """Met if every case meets it; a ratio that could not be told does not."""
+    cases = [comparison for comparison in found if goal.speaks_of(comparison)]
+    if not cases:
+        return Judgement(goal, "not measured")
+
+    def badness(case: Comparison) -> float:
+        value = case.estimate.value
+        return float("inf") if value is None else value if goal.at_most else -value
+
+    met = [case for case in cases if case.estimate.value is not None and goal.holds(case.estimate.value)]
+    verdict: Verdict = "met" if len(met) == len(cases) else "not met"
+    return Judgement(goal, verdict, len(met), len(cases), max(cases, key=badness))
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The measured cases and what follows from them."""
+
+    machine: Mapping[str, Any]
+    measurements: tuple[Measurement, ...]
+    comparisons: tuple[Comparison, ...]
+    judgements: tuple[Judgement, ...]
+
+    def estimates(self, done: Measurement) -> dict[tuple[str, int], Estimate]:
+        """The ratios of a case, by name and E."""
+        own = (one for one in self.comparisons if one.measurement is done)
+        return {(one.name, one.factors): one.estimate for one in own}
+
+
+def find(machine: Mapping[str, Any], measurements: Sequence[Measurement]) -> Findings:
+    """Compare the variants of each case, and judge the goals."""
+    found = [comparison for measurement in measurements for comparison in compare(measurement)]
+    return Findings(machine, tuple(measurements), tuple(found), tuple(judge(goal, found) for goal in GOALS))
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def print_report(findings: Findings) -> None:
+    """All tables."""
+    show(all_tables(findings))
 
 
 def write_report(findings: Findings, folder: Path) -> list[Path]:
-    """Write the files; returns their paths."""
-    results, markdown = folder / FILE_NAME, folder / MARKDOWN
-    write_results(findings, results)
+    """Write results.json, performance.md and the plot, complete or not at all; returns their paths."""
+    write_json(folder / RESULTS, as_dict(findings))
     plots = draw_ratios(findings.comparisons, folder)
-    write_text(markdown, as_markdown(findings, plots))
-    return [results, markdown, *plots]
+    write_text(folder / MARKDOWN, as_markdown(findings, has_plot=bool(plots)))
+    return [folder / RESULTS, folder / MARKDOWN, *plots]
 
 
-def print_report(findings: Findings, console: Console) -> None:
-    """All tables."""
-    if not console.is_terminal:
-        console.width = FILE_WIDTH
-    for grid in all_grids(findings):
-        console.print(grid.rich())
+def as_dict(findings: Findings) -> dict[str, Any]:
+    """The content of results.json."""
+    return {
+        "format": FORMAT,
+        "machine": dict(findings.machine),
+        "cases": [
+            {
+                "part": done.part,
+                "case": dict(done.case),
+                "seconds": {name: _spread(times) for name, times in done.seconds.items()},
+                "extra_seconds": {name: asdict(estimate) for name, estimate in _extras(done).items()},
+                "counts": {name: dict(counts) for name, counts in done.counts.items()},
+                "ratios": [
+                    {"name": name, "factors": factors, **asdict(estimate)}
+                    for (name, factors), estimate in findings.estimates(done).items()
+                ],
+            }
+            for done in findings.measurements
+        ],
+        "goals": [
+            {
+                "goal": one.goal.text,
+                "verdict": one.verdict,
+                "certain": one.certain,
+                **asdict(Estimate(None) if one.worst is None else one.worst.estimate),
+                "case": None if one.worst is None else dict(one.worst.measurement.case),
+                "num_met": one.num_met,
+                "num_cases": one.num_cases,
+            }
+            for one in findings.judgements
+        ],
+    }
 
 
-def as_markdown(findings: Findings, plots: Sequence[Path]) -> str:
+def _spread(seconds: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles of one variant over the counted rounds."""
+    low, middle, high = (float(value) for value in np.percentile(np.asarray(seconds), (25, 50, 75)))
+    return {"median": middle, "lower_quartile": low, "upper_quartile": high, "rounds": len(seconds)}
+
+
+def _extras(done: Measurement) -> dict[str, Estimate]:
+    """Seconds above the frozen linear layer alone, by variant; empty where there is no such layer."""
+    if LINEAR not in done.seconds:
+        return {}
+    linear, ones = done.seconds[LINEAR], [1.0] * len(done.seconds[LINEAR])
+    return {
+        name: ratio_of_medians(_above(times, linear), ones)
+        for name, times in done.seconds.items()
+        if name != LINEAR
+    }
+
+
+def as_markdown(findings: Findings, has_plot: bool) -> str:
     """Machine, command, goals, tables and the plot: ready to be put into a document."""
-    grids = all_grids(findings)
-    parts = [_machine(findings), _command(findings), grids[0].markdown()]
-    if plots:
-        svg = next(path for path in plots if path.suffix == ".svg")
-        parts.append(f"![Extra time of MixLoRA over that of LoRA, by width]({svg.name})\n")
-    return "\n".join([*parts, *(grid.markdown() for grid in grids[1:])])
-
-
-def _machine(findings: Findings) -> str:
     about = findings.machine
     bf16 = "with" if about["bf16_in_hardware"] else "without"
     where = "" if about["device"] == "cpu" else f", on {about['device']}"
     packages = about["versions"]["packages"]
-    return (
+    command = " ".join(["mixlora bench", *about["versions"]["command"][1:]])
+    goals, *others = all_tables(findings)
+    parts = [
         f"Measured on {about['processor']} ({about['cores']} cores, {about['memory_gib']} GiB, "
         f"{about['instructions']}, {bf16} bf16 in hardware){where}, {about['torch_threads']} threads; "
-        f"torch {packages['torch']}, PEFT {packages['peft']}, transformers {packages['transformers']}.\n"
+        f"torch {packages['torch']}, PEFT {packages['peft']}, transformers {packages['transformers']}.\n",
+        f"To measure again:\n\n```bash\n{command}\n```\n",
+        markdown(goals, level=3),
+    ]
+    if has_plot:
+        parts.append(f"![Extra time of MixLoRA over that of LoRA, by width]({PLOT}.svg)\n")
+    return "\n".join([*parts, markdown(others, level=3)] if others else parts)
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+def all_tables(findings: Findings) -> list[Table]:
+    """Goals first, then each part that was measured."""
+    makers: dict[Part, Sequence[Callable[[Findings, list[Measurement]], Table]]] = {
+        "layer": (_layer_ratios, _layer_times),
+        "operations": (_layer_operations,),
+        "memory": (_memory,),
+        "scoring": (_scoring,),
+    }
+    tables = [_goals(findings)]
+    for part, wanted in makers.items():
+        cases = [done for done in findings.measurements if done.part == part]
+        tables += [make(findings, cases) for make in wanted if cases]
+    timed = [done for done in findings.measurements if done.part in ("step", "generation", "evaluation")]
+    return [*tables, _whole_model(findings, timed)] if timed else tables
+
+
+def _goals(findings: Findings) -> Table:
+    rows: list[tuple[str, ...]] = []
+    for one in findings.judgements:
+        if one.worst is None:
+            rows.append((one.goal.text, one.verdict, ABSENT, ABSENT, ABSENT))
+            continue
+        case = one.worst.measurement.case
+        layer = ", ".join(_layer_labels(one.worst.measurement)) if "shape" in case else ""
+        rows.append(
+            (
+                one.goal.text,
+                one.verdict if one.certain else f"{one.verdict} (?)",
+                _ratio_text(one.worst.estimate),
+                f"{one.num_met}/{one.num_cases}",
+                layer or (f"model {case['model']}" if "model" in case else one.worst.measurement.part),
+            )
+        )
+    return Table(
+        "Goals",
+        ("goal", "verdict", "measured", "cases met", "worst case"),
+        tuple(rows),
+        notes=(
+            "Measured: the worst of the cases that a goal speaks of, with its 95 % interval. "
+            "(?): the interval reaches over the bound, more rounds would tell.",
+        ),
     )
 
 
-def _command(findings: Findings) -> str:
-    arguments = findings.machine["versions"]["command"][1:]
-    return "To measure again:\n\n```bash\n" + " ".join(["mixlora bench", *arguments]) + "\n```\n"
+def _layer_table(
+    title: str, note: str, cases: list[Measurement], cells: Callable[[Measurement, list[int]], dict[str, str]]
+) -> Table:
+    """A row for each layer; `cells` gives its numbers by heading, told the E of all cases."""
+    pools = sorted({pool for done in cases for pool in done.pools})
+    found = [cells(done, pools) for done in cases]
+    rows = [(*_layer_labels(done), *row.values()) for done, row in zip(cases, found, strict=True)]
+    return Table(title, ("layer", "format", "batch x tokens", *found[0]), tuple(rows), 3, (note,))
+
+
+def _layer_labels(done: Measurement) -> tuple[str, str, str]:
+    return str(done.case["shape"]), str(done.case["dtype"]), f"{done.case['batch']} x {done.case['tokens']}"
+
+
+def _layer_ratios(findings: Findings, cases: list[Measurement]) -> Table:
+    def cells(done: Measurement, pools: list[int]) -> dict[str, str]:
+        found, factors = findings.estimates(done), done.number("factors")
+        return {
+            **{f"extra E={pool}": _ratio_text(found.get((EXTRA, pool))) for pool in pools},
+            "time": _ratio_text(found.get((TIME, factors))),
+            "pools": _ratio_text(found.get((FLAT, done.pools[-1])), 3),
+            "published": _ratio_text(found.get((FASTER, factors))),
+        }
+
+    return _layer_table(
+        "One layer, forward and backward: ratios",
+        "Extra: time above the frozen linear layer alone, MixLoRA over LoRA of the same rank. Time: whole layer, "
+        "MixLoRA over LoRA. Pools: whole layer, largest pool over smallest. Published: whole layer, published form "
+        "over MixLoRA. [...]: 95 % interval. Not resolved: LoRA was not slower than the frozen layer alone.",
+        cases,
+        cells,
+    )
+
+
+def _layer_times(findings: Findings, cases: list[Measurement]) -> Table:
+    def cells(done: Measurement, pools: list[int]) -> dict[str, str]:
+        above, linear = _extras(done), _spread(done.seconds[LINEAR])
+        headings = {
+            LORA: "+ LoRA",
+            **{mixlora(pool): f"+ MixLoRA E={pool}" for pool in pools},
+            PUBLISHED: "+ published",
+        }
+        return {
+            "rounds": str(linear["rounds"]),
+            "linear": _milliseconds(linear["median"]),
+            **{
+                heading: _milliseconds(above[name].value) if name in above else ABSENT
+                for name, heading in headings.items()
+            },
+        }
+
+    return _layer_table(
+        "One layer, forward and backward: milliseconds",
+        "Medians over the rounds. linear: the frozen layer alone; the others: what they take more, in the same round.",
+        cases,
+        cells,
+    )
+
+
+def _layer_operations(findings: Findings, cases: list[Measurement]) -> Table:
+    def cells(done: Measurement, pools: list[int]) -> dict[str, str]:
+        found, factors = findings.estimates(done), done.number("factors")
+        return {
+            **{f"operations E={pool}": _ratio_text(found.get((FLOPS, pool)), 4) for pool in pools},
+            "kept LoRA": _mebibytes(done.counts[LORA]["saved_bytes"]),
+            "kept MixLoRA": _mebibytes(done.counts[mixlora(factors)]["saved_bytes"]),
+            "ratio": _ratio_text(found[SAVED, factors], 3),
+        }
+
+    return _layer_table(
+        "One layer: operations and memory, counted",
+        "Operations: matrix products, forward and backward, MixLoRA over LoRA. Kept: MiB that stay allocated for the "
+        "backward pass, parameters left out.",
+        cases,
+        cells,
+    )
+
+
+def _memory(findings: Findings, cases: list[Measurement]) -> Table:
+    titles = {
+        "peak_bytes": "peak",
+        "resting_bytes": "  weights and optimizer state",
+        "step_bytes": "  above them, during a step",
+        "saved_bytes": "kept for the backward pass",
+    }
+    pairs = [(done.counts[MIXLORA], done.counts[LORA]) for done in cases]
+    return Table(
+        f"Memory of a training step, {_about(cases[0])}: MiB",
+        ("", "LoRA", "MixLoRA", "ratio"),
+        tuple(
+            (title, _mebibytes(lora[name]), _mebibytes(ours[name]), f"{ours[name] / lora[name]:.3f}")
+            for ours, lora in pairs
+            for name, title in titles.items()
+        ),
+        notes=("Every allocation of a step is counted; weights that do not move are in the peak.",),
+    )
+
+
+def _scoring(findings: Findings, cases: list[Measurement]) -> Table:
+    return Table(
+        "Scoring stored predictions: milliseconds",
+        ("predictions", "ms", "rounds"),
+        tuple((f"{done.number('predictions'):,}", *_median_text(done.seconds[SCORING])) for done in cases),
+        notes=(
+            "Medians, [quartiles]. From the predictions file to results.json, intervals included; one process.",
+        ),
+    )
+
+
+def _whole_model(findings: Findings, cases: list[Measurement]) -> Table:
+    rows: list[tuple[str, ...]] = []
+    for done in cases:
+        rows += [(done.part, name, *_median_text(times)) for name, times in done.seconds.items()]
+        rounds = str(len(next(iter(done.seconds.values()))))
+        rows += [
+            (done.part, name, _ratio_text(estimate, 3), rounds)
+            for (name, _), estimate in findings.estimates(done).items()
+        ]
+    return Table(
+        f"The whole model, {_about(cases[0])}: milliseconds and ratios",
+        ("part", "what", "ms or ratio", "rounds"),
+        tuple(rows),
+        2,
+        (
+            "Medians, [quartiles]; ratios of medians, [95 % interval]. step: from a batch to updated weights. "
+            "generation: one batch of prompts, untrained adapters, so that all answer the same."
+            f"{_other_answers(cases)} evaluation: all instances once.",
+        ),
+    )
+
+
+def _about(done: Measurement) -> str:
+    return f"model {done.case['model']}, {done.case['precision']}, batch {done.case['batch_size']}"
+
+
+def _other_answers(cases: Sequence[Measurement]) -> str:
+    for done in cases:
+        equal = [counts[SAME_ANSWERS] for counts in done.counts.values() if SAME_ANSWERS in counts]
+        if equal and min(equal) < max(equal):
+            return f" (Here rounding made {max(equal) - min(equal)} of {max(equal)} answers differ.)"
+    return ""
+
+
+def _ratio_text(estimate: Estimate | None, digits: int = 2) -> str:
+    """`0.53 [0.41, 0.66]`; a count's ratio, which does not vary, has no interval."""
+    if estimate is None:
+        return ABSENT
+    return "not resolved" if estimate.value is None else estimate.text(digits)
+
+
+def _median_text(seconds: Sequence[float]) -> tuple[str, str]:
+    """Median and quartiles in milliseconds, and the number of rounds."""
+    one = _spread(seconds)
+    quartiles = f"[{_milliseconds(one['lower_quartile'])}, {_milliseconds(one['upper_quartile'])}]"
+    return f"{_milliseconds(one['median'])} {quartiles}", str(one["rounds"])
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return ABSENT if seconds is None else _three_digits(1e3 * seconds)
+
+
+def _mebibytes(count: int) -> str:
+    return _three_digits(count / 2**20)
+
+
+def _three_digits(value: float) -> str:
+    """Three significant digits, or whole ones from 1,000 on."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
+
+
+# -- plot -------------------------------------------------------------------------------------------------------------
+
+
+def draw_ratios(found: Sequence[Comparison], folder: Path) -> list[Path]:
+    """Write `ratio.png` and `ratio.svg`: the layers' extra time by width, a panel for each number format.
+
+    Nothing where no layer was measured.
+    """
+    shown = [one for one in found if one.name == EXTRA and _as_asked(one)]
+    dtypes = [dtype for dtype in ("fp32", "bf16") if any(_dtype(one) == dtype for one in shown)]
+    if not dtypes:
+        return []
+    paths = [folder / f"{PLOT}.png", folder / f"{PLOT}.svg"]
+    size = (4.6 * len(dtypes), 4.2)
+    with figure(paths, 1, len(dtypes), font_size=10, dpi=160, figsize=size, sharey=True) as (_, panels):
+        for axes, dtype in zip(panels[0], dtypes, strict=True):
+            _panel(axes, dtype, [one for one in shown if _dtype(one) == dtype])
+        panels[0][0].set_ylabel("extra time, MixLoRA / LoRA\n(above the frozen layer alone)")
+    return paths
+
+
+def _dtype(one: Comparison) -> str:
+    return str(one.measurement.case["dtype"])
+
+
+def _panel(axes: Any, dtype: str, found: Sequence[Comparison]) -> None:
+    shapes = list(dict.fromkeys(str(one.measurement.case["shape"]) for one in found))
+    batches = sorted({one.measurement.number("batch") for one in found})
+    for number, batch in enumerate(batches):
+        points = [
+            (shapes.index(str(one.measurement.case["shape"])), one.estimate.value, one.estimate)
+            for one in found
+            if one.measurement.case["batch"] == batch and one.estimate.value is not None
+        ]
+        if not points:
+            continue
+        shift = 0.08 * (number - (len(batches) - 1) / 2)
+        # An end that is not known is left out.
+        below = [0.0 if one.low is None else value - one.low for _, value, one in points]
+        over = [0.0 if one.high is None else one.high - value for _, value, one in points]
+        axes.errorbar(
+            [place + shift for place, _, _ in points],
+            [value for _, value, _ in points],
+            yerr=[below, over],
+            marker="o",
+            capsize=3,
+            color=HUES[number % 4],
+            label=f"batch {batch}",
+        )
+    for goal in GOALS:
+        if goal.comparison == EXTRA and dtype in goal.text:
+            axes.axhline(goal.limit, linestyle="--", color="0.3", label=f"goal: at most {goal.limit}")
+    axes.axhline(0, color="0.8", linewidth=0.8)
+    axes.set_title(f"{dtype}, E={found[0].factors}, r={found[0].measurement.case['rank']}")
+    axes.set_xticks(range(len(shapes)), shapes)
+    axes.set_xlabel("width of the layer")
+    axes.grid(axis="y", color="0.9")
+    axes.legend(frameon=False)

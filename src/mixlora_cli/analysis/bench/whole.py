@@ -1,12 +1,16 @@
-"""The whole model in the forms that are compared: base, LoRA on it, MixLoRA on it, all around one set of weights."""
+"""How each part is measured, and the whole model in the forms that are compared.
+
+Base, LoRA on it and MixLoRA on it share one set of frozen weights.
+"""
 
 from __future__ import annotations
 
 import copy
 import random
 import tempfile
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,24 +19,190 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, set_seed
 
-from mixlora_cli.analysis.bench.published import into_published_form
-from mixlora_cli.config import AdapterConfig, BenchConfig, OptimConfig, RoutingConfig, TrainConfig
+from mixlora_cli.analysis.bench.counters import (
+    Measurement,
+    Variant,
+    count_operations,
+    free_bytes,
+    interleave,
+    peak_bytes,
+    resting_bytes,
+    saved_bytes,
+)
+from mixlora_cli.analysis.bench.layers import DTYPES, Bench, LayerCase, build_bench, into_published_form
+from mixlora_cli.config import AdapterConfig, BenchConfig, OptimConfig, Part, RoutingConfig, TrainConfig
 from mixlora_cli.data.encode import EncodedDataset, Item, encode_prompts, encode_records
 from mixlora_cli.data.loading import load_records
-from mixlora_cli.evaluation.generate import Generator
+from mixlora_cli.evaluation.benchmarks import BENCHMARKS, FROM_THE_PAPER
+from mixlora_cli.evaluation.generate import Generator, batches
+from mixlora_cli.evaluation.metrics import MME, POPE, VQA
+from mixlora_cli.evaluation.predictions import FILE_NAME, Header, Prediction, open_predictions
+from mixlora_cli.evaluation.scoring import score
 from mixlora_cli.models.adapters import attach_adapter
-from mixlora_cli.models.base import Base
-from mixlora_cli.models.build import build_base
 from mixlora_cli.models.features import FeatureCache
+from mixlora_cli.models.forward import choose_dtype, label_positions, matrix_products_in
+from mixlora_cli.models.load import Base, build_base
 from mixlora_cli.training.arguments import build_arguments
-from mixlora_cli.training.loss import label_positions
-from mixlora_cli.training.precision import choose_dtype, matrix_products_in
-from mixlora_cli.training.run import build_trainer
 from mixlora_cli.training.run_folder import RunFolder
+from mixlora_cli.training.train import build_trainer
 
 AdapterName = Literal["lora", "mixlora", "none"]
 NUM_BATCHES = 4
 """Batches that the training steps take in turn."""
+ADAPTERS: tuple[AdapterName, ...] = ("lora", "mixlora")
+BASE, BATCHED, ONE_BY_ONE = "base", "batched", "one_by_one"
+ONE_BY_ONE_PUBLISHED = "one_by_one_published"
+SCORING = "scoring"
+SAME_ANSWERS = "same_answers"
+"""Answers that are those of the base."""
+PUBLISHED_COPIES = 4
+"""(B, d_in, d_out) tensors alive at once in the published form: matrices, their gradient, working space for both."""
+_CHUNK = 1_000
+"""Predictions that are written at once."""
+
+
+def measure(case: Measurement, whole: WholeModel) -> Measurement:
+    """Measure one case on `whole.device`."""
+    return _MEASURES[case.part](case, whole)
+
+
+def _layer(case: Measurement, whole: WholeModel) -> Measurement:
+    bench = _bench(case, whole.device)
+    return replace(case, seconds=interleave(bench.variants(), case.rounds, whole.device))
+
+
+def _operations(case: Measurement, whole: WholeModel) -> Measurement:
+    """Operations and bytes kept for the backward pass of each variant of a layer."""
+    bench = _bench(case, whole.device)
+    counts = {}
+    for name, model in bench.models.items():
+        bench.clear(name)
+        operations = count_operations(partial(bench.forward, name), bench.gradient)
+        bench.clear(name)
+        counts[name] = {
+            "forward_flops": operations.forward,
+            "backward_flops": operations.backward,
+            "saved_bytes": saved_bytes(partial(bench.forward, name), model),
+        }
+    return replace(case, counts=counts)
+
+
+def _bench(case: Measurement, device: torch.device) -> Bench:
+    sizes = {name: case.number(name) for name in ("d_in", "d_out", "batch", "tokens", "rank", "seed")}
+    layer = LayerCase(**sizes, dtype=str(case.case["dtype"]))
+    return build_bench(layer, case.number("factors"), case.pools, device, published_fits(layer, device))
+
+
+def published_fits(layer: LayerCase, device: torch.device) -> bool:
+    """Whether the published form's matrices, one for each instance, have room in the memory that is free."""
+    matrices = layer.batch * layer.d_in * layer.d_out * DTYPES[layer.dtype].itemsize
+    return PUBLISHED_COPIES * matrices < free_bytes(device)
+
+
+def _memory(case: Measurement, whole: WholeModel) -> Measurement:
+    counts: dict[str, dict[str, int]] = {}
+    for name in ADAPTERS:
+        step = whole.step(name, case.number("batch_size"))
+        step()  # the optimizer makes its state in its first step
+        step.optimizer.zero_grad(set_to_none=True)
+        resting = resting_bytes(step.resting())
+        peak = peak_bytes(step, whole.device)
+        counts[name] = {
+            "saved_bytes": saved_bytes(step.loss, step.model),
+            "resting_bytes": resting,
+            "step_bytes": peak,
+            "peak_bytes": resting + peak,
+        }
+    return replace(case, counts=counts)
+
+
+def _timed(
+    case: Measurement, whole: WholeModel, runs: Mapping[str, Callable[[], object]], **counted: Any
+) -> Measurement:
+    variants = {name: Variant(run) for name, run in runs.items()}
+    return replace(case, seconds=interleave(variants, case.rounds, whole.device), **counted)
+
+
+def _step(case: Measurement, whole: WholeModel) -> Measurement:
+    return _timed(case, whole, {name: whole.step(name, case.number("batch_size")) for name in ADAPTERS})
+
+
+def _generation(case: Measurement, whole: WholeModel) -> Measurement:
+    items = whole.prompts(case.number("batch_size"))
+    tokens = case.number("max_new_tokens")
+    models = {BASE: whole.generator("none", tokens)}
+    models |= {name: whole.generator(name, tokens) for name in ADAPTERS}
+    answers = {name: answering(items) for name, answering in models.items()}
+    # Untrained adapters change nothing; where rounding makes an answer longer, its time says less.
+    counts = {
+        name: {SAME_ANSWERS: sum(map(str.__eq__, texts, answers[BASE]))} for name, texts in answers.items()
+    }
+    runs = {name: partial(answering, items) for name, answering in models.items()}
+    return _timed(case, whole, runs, counts=counts)
+
+
+def _evaluation(case: Measurement, whole: WholeModel) -> Measurement:
+    """MixLoRA answers all instances in batches, one at a time, and one at a time in the published code's form."""
+    items, tokens = whole.prompts(case.number("instances")), case.number("max_new_tokens")
+    answering, published = (whole.generator("mixlora", tokens, published=form) for form in (False, True))
+    grouped, alone = batches(items, case.number("batch_size")), [[item] for item in items]
+    runs = {
+        BATCHED: lambda: [answering(group) for group in grouped],
+        ONE_BY_ONE: lambda: [answering(group) for group in alone],
+        ONE_BY_ONE_PUBLISHED: lambda: [published(group) for group in alone],
+    }
+    return _timed(case, whole, runs)
+
+
+def _scoring(case: Measurement, whole: WholeModel) -> Measurement:
+    """Scores of stored answers, with their intervals, from the file to `results.json`."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_predictions(folder, case.number("predictions"), case.number("seed"))
+        return _timed(case, whole, {SCORING: partial(score, folder)})
+
+
+_MEASURES: dict[Part, Callable[[Measurement, WholeModel], Measurement]] = {
+    "layer": _layer,
+    "operations": _operations,
+    "memory": _memory,
+    "step": _step,
+    "generation": _generation,
+    "evaluation": _evaluation,
+    "scoring": _scoring,
+}
+
+
+def write_predictions(folder: Path, count: int, seed: int) -> None:
+    """`count` answers to the paper's eight benchmarks in turn, right and wrong, as `mixlora eval` writes them."""
+    header = Header({"made up": str(seed)}, count, {"label": "made up"})
+    predictions = _predictions(count, random.Random(seed))
+    with open_predictions(folder / FILE_NAME, header) as writer:
+        while chunk := [prediction for _, prediction in zip(range(_CHUNK), predictions, strict=False)]:
+            writer.append(chunk)
+
+
+def _predictions(count: int, rng: random.Random) -> Iterator[Prediction]:
+    labels = tuple(f"label {number}" for number in range(10))
+    for number in range(count):
+        benchmark = BENCHMARKS[FROM_THE_PAPER[number % len(FROM_THE_PAPER)]]
+        pair = number // len(FROM_THE_PAPER) // 2
+        yes_no = benchmark.metric in (MME, POPE)
+        choices = ("yes", "no") if yes_no else labels
+        target = rng.choice(choices)
+        yield Prediction(
+            split="unseen",
+            index=number,
+            benchmark=benchmark.name,
+            id=f"{benchmark.name}-{number}",
+            question="What is the object in the image? Please only answer a single object.",
+            target=target,
+            prediction=f"It is {rng.choice(choices)}." if rng.random() < 0.5 else target,
+            category=f"part {pair % 14}" if yes_no else "",
+            image_id=f"image {pair}" if yes_no else "",
+            answers=(target,) * 10 if benchmark.metric is VQA else (),
+            labels=() if yes_no or benchmark.metric is VQA else labels,
+        )
 
 
 class WholeModel:

@@ -1,52 +1,171 @@
-"""How the static adapter fares beside the base and the MixLoRA adapter, with 95 % intervals and paired differences."""
+"""Base, MixLoRA and static adapter on the same held-out examples: are answers right, how unlikely were true ones."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
-from mixlora_cli.analysis.export.exam import Answers
-from mixlora_cli.evaluation.metrics import EXACT
+from mixlora_cli.config import FitConfig
+from mixlora_cli.data.encode import IGNORE, Item, encode, encode_prompts
+from mixlora_cli.data.records import Record
+from mixlora_cli.evaluation.generate import Generator, batches
 from mixlora_cli.evaluation.scorers import exact_match
-from mixlora_cli.evaluation.scoring import score_predictions
-from mixlora_cli.stats import SEED, Floats, bootstrap_means, wilson
+from mixlora_cli.models.load import Base
+from mixlora_cli.models.session import Session
+from mixlora_cli.stats import SEED, Estimate, Floats, bootstrap_means, percentile, wilson
 
 BASE, MIXLORA, STATIC = "base", "mixlora", "static"
 KINDS = (BASE, MIXLORA, STATIC)
 """What is compared: no adapter, the MixLoRA adapter, the static LoRA made of it."""
+MEAN = ""
+"""Stands for the mean over tasks where there is a number for each."""
+
+
+@dataclass(frozen=True)
+class HeldOutExample:
+    """One held-out instance."""
+
+    prompt: Item
+    answered: Item
+    """The prompt and its true answer; the answer alone has labels."""
+    target: str
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one model did with one task's examples, in their order."""
+
+    right: Floats
+    """(n,): 1 where the answer matches exactly, else 0."""
+    losses: Floats
+    """(n, 2): summed cross entropy of the true answer's tokens in nats, and how many these are."""
+
+
 ByTask = Mapping[str, Answers]
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A number with its 95 % interval, of n instances."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-    def scaled(self, factor: float) -> Estimate:
-        """Value and interval times `factor`."""
-        return Estimate(self.value * factor, self.low * factor, self.high * factor, self.n)
-
-
-@dataclass(frozen=True)
 class Measure:
-    """By adapter kind and by task, and the paired difference static - mixlora; "" stands for the mean over tasks."""
+    """A number of each adapter kind by task, and the paired difference static - mixlora; MEAN is among the tasks."""
 
     name: str
     unit: str
     rule: str
     kinds: Mapping[str, Mapping[str, Estimate]]
     difference: Mapping[str, Estimate]
+    counts: Mapping[str, int]
+    """Instances."""
 
 
-def compare(answers: Mapping[str, ByTask]) -> tuple[Measure, Measure]:
+def make_examples(
+    task: str, records: Sequence[Record], base: Base, on_error: Literal["stop", "skip"]
+) -> list[HeldOutExample]:
+    """Examples of one task, neither prompt nor answer truncated.
+
+    Raises:
+        UserError: a record cannot be encoded and `on_error` is "stop".
+    """
+    known = {record.index: record for record in records}
+    examples = []
+    for prompt in encode_prompts(records, base, on_error, f"the held-out data of {task}").items:
+        record = known[prompt.index]
+        # Earlier answers of a conversation are part of the prompt, here as in generation.
+        whole = list(encode(record, base).input_ids)
+        labels = [IGNORE] * prompt.length + whole[prompt.length :]
+        answered = replace(prompt, input_ids=whole, labels=labels)
+        examples.append(HeldOutExample(prompt, answered, record.conversation[-1].text.strip()))
+    return examples
+
+
+def answer(session: Session, examples: Mapping[str, Sequence[HeldOutExample]], settings: FitConfig) -> ByTask:
+    """Let the session's model answer the examples of each task, and measure its loss on the true answers."""
+    generator = Generator(
+        session.model,
+        session.base,
+        session.features,
+        settings.max_new_tokens,
+        embeddings=session.embeddings,
+    )
+    found = {}
+    with session.products():
+        for task, asked in examples.items():
+            answers: dict[int, str] = {}
+            losses: dict[int, Floats] = {}
+            for batch in batches([example.prompt for example in asked], settings.batch_size):
+                answers |= zip((item.index for item in batch), generator(batch), strict=True)
+            for batch in batches([example.answered for example in asked], settings.batch_size):
+                losses |= zip((item.index for item in batch), _answer_losses(session, batch), strict=True)
+            right = [exact_match(answers[each.prompt.index], each.target) for each in asked]
+            summed = np.stack([losses[each.prompt.index] for each in asked])
+            found[task] = Answers(np.array(right, dtype=np.float64), summed)
+    return found
+
+
+@torch.inference_mode()
+def _answer_losses(session: Session, items: Sequence[Item]) -> Floats:
+    """(B, 2): each row's summed cross entropy over its labels, and how many labels it has."""
+    logits, predicts, targets = session.label_logits(items)
+    losses = F.cross_entropy(logits.float(), targets, reduction="none")
+    summed = torch.zeros(len(items), device=losses.device).index_add(0, predicts.nonzero()[:, 0], losses)
+    result: Floats = torch.stack([summed, predicts.sum(dim=1).float()], dim=1).double().cpu().numpy()
+    return result
+
+
+def compare(answers: Mapping[str, ByTask]) -> list[Measure]:
     """Exact match and answer loss of every kind, all on the same instances: answers by kind and task."""
-    return _exact_match(answers), _answer_loss(answers)
+    counts = {task: len(each.right) for task, each in answers[STATIC].items()}
+    counts[MEAN] = sum(counts.values())
+    right = {kind: {task: a.right for task, a in by_task.items()} for kind, by_task in answers.items()}
+    gained = {
+        task: np.stack([static - right[MIXLORA][task], np.ones(len(static))], axis=1)
+        for task, static in right[STATIC].items()
+    }
+    losses = {kind: {task: a.losses for task, a in by_task.items()} for kind, by_task in answers.items()}
+    added = {
+        task: np.stack([static[:, 0] - losses[MIXLORA][task][:, 0], static[:, 1]], axis=1)
+        for task, static in losses[STATIC].items()
+    }
+    return [
+        Measure(
+            "exact match",
+            "%",
+            "accuracy: exact match after normalisation; Wilson interval; mean over tasks: bootstrap interval",
+            {kind: _per_cent(by_task) for kind, by_task in right.items()},
+            {task: estimate.scaled(100) for task, estimate in _each_and_mean(gained).items()},
+            counts,
+        ),
+        Measure(
+            "answer loss",
+            "nats a token",
+            "cross entropy of the true answer's tokens, summed over instances, by their number; bootstrap interval "
+            "over instances within tasks",
+            {kind: _each_and_mean(by_task) for kind, by_task in losses.items()},
+            _each_and_mean(added),
+            counts,
+        ),
+    ]
+
+
+def _per_cent(right: Mapping[str, Floats]) -> dict[str, Estimate]:
+    """Per cent right by task, and their mean, whose interval resamples the instances within each task."""
+    each = {
+        task: replace(wilson(int(r.sum()), len(r)).scaled(100), value=100 * int(r.sum()) / len(r))
+        for task, r in right.items()
+    }
+    rng = np.random.default_rng(SEED)
+    samples = [100 * bootstrap_means(right[task][:, None], rng)[:, 0] for task in sorted(right)]
+    value = 100 * float(np.mean([right[task].mean() for task in sorted(right)]))
+    return {**each, MEAN: percentile(value, np.mean(samples, axis=0))}
+
+
+def _each_and_mean(rows: Mapping[str, Floats]) -> dict[str, Estimate]:
+    each = {task: mean_over_tasks([values]) for task, values in rows.items()}
+    return {**each, MEAN: mean_over_tasks(list(rows.values()))}
 
 
 def mean_over_tasks(tasks: Sequence[Floats]) -> Estimate:
@@ -56,67 +175,10 @@ def mean_over_tasks(tasks: Sequence[Floats]) -> Estimate:
     resample, which is no certainty: they are taken as a proportion that is 0 or 1 (Wilson).
     """
     value = float(np.mean([rows[:, 0].sum() / rows[:, 1].sum() for rows in tasks]))
-    count = sum(map(len, tasks))
     numerators = np.concatenate([rows[:, 0] for rows in tasks])
     if np.ptp(numerators) == 0 and numerators[0] in (-1.0, 0.0, 1.0):
-        low, high = _of_one_value(float(numerators[0]), count)
-    else:
-        rng = np.random.default_rng(SEED)
-        samples = [bootstrap_means(rows, rng) for rows in tasks]
-        ratios = np.mean([sums[:, 0] / sums[:, 1] for sums in samples], axis=0)
-        low, high = (float(end) for end in np.percentile(ratios, (2.5, 97.5)))
-    return Estimate(value, low, high, count)
-
-
-def _of_one_value(value: float, count: int) -> tuple[float, float]:
-    """Interval of a mean of n differences of marks that are all 0, 1 or -1."""
-    unseen = wilson(0, count).high or 0.0
-    return max(value - unseen, -1.0), min(value + unseen, 1.0)
-
-
-def _each_and_all(rows: Mapping[str, Floats]) -> dict[str, Estimate]:
-    each = {task: mean_over_tasks([values]) for task, values in rows.items()}
-    return {**each, "": mean_over_tasks(list(rows.values()))}
-
-
-def _exact_match(answers: Mapping[str, ByTask]) -> Measure:
-    kinds = {kind: _match_of(by_task) for kind, by_task in answers.items()}
-    marks = {kind: {task: _marks(a) for task, a in by_task.items()} for kind, by_task in answers.items()}
-    changes = {
-        task: np.stack([static - marks[MIXLORA][task], np.ones(len(static))], axis=1)
-        for task, static in marks[STATIC].items()
-    }
-    difference = {task: estimate.scaled(100) for task, estimate in _each_and_all(changes).items()}
-    return Measure(
-        "exact match", "%", f"{EXACT.rule}; mean over tasks: bootstrap interval", kinds, difference
-    )
-
-
-def _match_of(by_task: ByTask) -> dict[str, Estimate]:
-    """Per cent right by task and, under "", their mean."""
-    predictions = [prediction for answers in by_task.values() for prediction in answers.predictions]
-    seen = score_predictions(predictions, {}).seen
-    assert seen is not None  # there is at least one held-out instance
-    parts = {
-        task: Estimate(part["accuracy"], part["low"], part["high"], int(part["n"]))
-        for task, part in seen.parts.items()
-    }
-    return {**{task: parts[task] for task in by_task}, "": Estimate(seen.value, seen.low, seen.high, seen.n)}
-
-
-def _marks(answers: Answers) -> Floats:
-    return np.array([exact_match(p.prediction, p.target) for p in answers.predictions], dtype=np.float64)
-
-
-def _answer_loss(answers: Mapping[str, ByTask]) -> Measure:
-    losses = {kind: {task: a.losses for task, a in by_task.items()} for kind, by_task in answers.items()}
-    kinds = {kind: _each_and_all(by_task) for kind, by_task in losses.items()}
-    changes = {
-        task: np.stack([static[:, 0] - losses[MIXLORA][task][:, 0], static[:, 1]], axis=1)
-        for task, static in losses[STATIC].items()
-    }
-    rule = (
-        "cross entropy of the true answer's tokens, summed over instances, by their number; bootstrap interval over "
-        "instances within tasks"
-    )
-    return Measure("answer loss", "nats a token", rule, kinds, _each_and_all(changes))
+        unseen, alike = wilson(0, len(numerators)).high or 0.0, float(numerators[0])
+        return Estimate(value, max(alike - unseen, -1.0), min(alike + unseen, 1.0))
+    rng = np.random.default_rng(SEED)
+    samples = [bootstrap_means(rows, rng) for rows in tasks]
+    return percentile(value, np.mean([sums[:, 0] / sums[:, 1] for sums in samples], axis=0))

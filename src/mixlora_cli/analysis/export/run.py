@@ -1,60 +1,86 @@
-"""`mixlora export`: from a MixLoRA run to static LoRA adapters, and what they lose."""
+"""`mixlora export`: from a MixLoRA run to static LoRA adapters for stock PEFT, and what they lose."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import json
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
-from peft import PeftModel
+from peft import LoraConfig
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 from transformers import set_seed
 
-from mixlora_cli.analysis.export.collect import ByLayer, collect, random_moments, read_pools
-from mixlora_cli.analysis.export.comparison import BASE, MIXLORA, STATIC, ByTask, compare
-from mixlora_cli.analysis.export.exam import Model, Question, Reading, examine, make_questions
-from mixlora_cli.analysis.export.fit import MeanUpdate, Pools
-from mixlora_cli.analysis.export.inputs import Inputs, choose_inputs
-from mixlora_cli.analysis.export.moments import total
-from mixlora_cli.analysis.export.report import Exported, print_report, write_report
-from mixlora_cli.analysis.export.source import begin_output, check_output, find_source
-from mixlora_cli.analysis.export.static_lora import (
-    folder_names,
-    lora_config,
-    modules_trained_whole,
-    write_static_lora,
+from mixlora_cli.analysis.export.comparison import (
+    BASE,
+    KINDS,
+    MEAN,
+    MIXLORA,
+    STATIC,
+    Answers,
+    Measure,
+    answer,
+    compare,
+    make_examples,
 )
-from mixlora_cli.config import ExportConfig
-from mixlora_cli.data.collate import PixelLoader
+from mixlora_cli.analysis.export.fit import (
+    Energies,
+    MeanUpdate,
+    Moments,
+    Pools,
+    expected_at_random,
+    observed,
+    total,
+)
+from mixlora_cli.config import ExportConfig, FitConfig
 from mixlora_cli.data.encode import Item, encode_prompts
-from mixlora_cli.evaluation.fingerprint import adapter_digest
-from mixlora_cli.evaluation.subject import MixLoraSubject
-from mixlora_cli.models.adapters import load_adapter, unload_adapter
-from mixlora_cli.models.build import build_base
-from mixlora_cli.models.features import FeatureCache
-from mixlora_cli.models.task_routing import TaskRouting, routing_of_adapter
-from mixlora_cli.output import alone_in
-from mixlora_cli.training.precision import choose_dtype, matrix_products_in
+from mixlora_cli.data.loading import load_records
+from mixlora_cli.data.records import Record
+from mixlora_cli.errors import UserError, cut, hint_at
+from mixlora_cli.evaluation.generate import batches
+from mixlora_cli.evaluation.sampling import benchmark_of, grouped, stratified
+from mixlora_cli.method.config import MixLoraConfig
+from mixlora_cli.method.layer import MixLoraLinear
+from mixlora_cli.method.model import MixLoraModel
+from mixlora_cli.models.adapters import ADAPTER_WEIGHTS
+from mixlora_cli.models.load import build_base
+from mixlora_cli.models.session import ADAPTER, Run, Session, find_mixlora, refuse_adapter_folder
+from mixlora_cli.output import LOCK, alone_in
+from mixlora_cli.progress import say, with_bar
+from mixlora_cli.stats import Estimate
+from mixlora_cli.store import readable_as_usual, write_json
+from mixlora_cli.tables import Cell, Table, show
 from mixlora_cli.training.run_folder import versions
 
+FILE_NAME = "export.json"
+FORMAT = "mixlora-export/1"
 ALL_INPUTS = "adapter"
 """Folder of the adapter that is fitted to all inputs together."""
+Split = Literal["heldout", "unseen"]
+Records = Mapping[str, list[Record]]
+"""By task, or by benchmark where they have one."""
 
 
 @dataclass(frozen=True)
-class _Work:
-    """A loaded base and everything that is put to it."""
+class Exported:
+    """One static adapter."""
 
-    config: ExportConfig
-    source: MixLoraSubject
-    reading: Reading
-    dtype: torch.dtype
-    prompts: Mapping[str, Sequence[Item]]
-    """What the adapter is fitted to, by task; empty where no input matters."""
-    questions: Mapping[str, Sequence[Question]]
-    """What is compared on, by task; empty without a comparison."""
+    folder: str
+    """Its name inside `output_dir`."""
+    instances: Mapping[str, int]
+    """Inputs that it was fitted to, by task; empty where chance selects."""
+    rank: int
+    layers: Mapping[str, Energies]
+
+    @property
+    def energies(self) -> Energies:
+        """Of all layers together."""
+        return reduce(Energies.__add__, self.layers.values())
 
 
 def export(config: ExportConfig) -> Path:
@@ -65,168 +91,394 @@ def export(config: ExportConfig) -> Path:
             before a model is loaded.
     """
     folder = Path(config.output_dir).expanduser()
-    source = find_source(config)
+    run, source, adapter = _find(config)
     with alone_in(folder, "export"):
-        return _export(config, folder, source)
-
-
-def _export(config: ExportConfig, folder: Path, source: MixLoraSubject) -> Path:
-    console = Console(stderr=True, soft_wrap=True)
-    check_output(folder, config.overwrite)
-    inputs = choose_inputs(config, input_matters=source.adapter.routing != "random")
-    tasks = {
-        r.task for group in (inputs.fitted, inputs.compared) for records in group.values() for r in records
-    }
-    routing = routing_of_adapter(source.folder, config.data, tasks)
-    _say_what_to_know(source, console)
-
-    work = _prepare(config, source, inputs, routing)
-    answers = {BASE: _answers(work, work.reading.base.model, work.questions)}
-    pools, moments, answers[MIXLORA] = _read_with_mixlora(work)
-    adapters = _write_adapters(work, folder, pools, moments)
-    answers[STATIC] = _answers_of_static(work, folder, adapters)
-
-    measures = compare(answers) if work.questions else ()
-    write_report(folder, _about(work, inputs), adapters, measures)
-    print_report(adapters, measures)
-    console.print(f"adapters and export.json are in {folder}", markup=False, highlight=False)
+        _export(config, folder, run, source, adapter)
     return folder
 
 
-def _prepare(
-    config: ExportConfig, source: MixLoraSubject, inputs: Inputs, routing: TaskRouting | None
-) -> _Work:
-    """Load the base and encode what it will read."""
+def _export(config: ExportConfig, folder: Path, run: Run, source: Path, adapter: MixLoraConfig) -> None:
     settings, on_error = config.export, config.data.on_error
-    dtype = choose_dtype(source.subject.precision)
-    base = build_base(source.subject.model, dtype)
-    fitted = {} if source.adapter.routing == "random" else inputs.fitted
+    console = Console(stderr=True, soft_wrap=True)
+    _check_output(folder, config.overwrite)
+    by_chance = adapter.routing == "random"
+    fitted, compared, compared_split = choose_inputs(config, input_matters=not by_chance)
+    tasks = {record.task for group in (fitted, compared) for records in group.values() for record in records}
+    routing = run.task_routing(config.data, tasks)
+    _say_what_to_know(adapter, console)
+
+    base = build_base(run.model, run.dtype)
     prompts = {
         task: encode_prompts(records, base, on_error, f"the {settings.split} data of {task}").items
         for task, records in fitted.items()
+        if not by_chance
     }
-    questions = {task: make_questions(task, r, base, on_error) for task, r in inputs.compared.items()}
-    reading = Reading(
-        base=base,
-        # The cache changes the model, and definitions are read without an adapter: both come before it.
-        features=FeatureCache(base) if settings.cache_features else PixelLoader(base.image_processor),
-        batch_size=settings.batch_size,
-        max_new_tokens=settings.max_new_tokens,
-        embeddings=None if routing is None else routing.embeddings(base),
-    )
-    if torch.cuda.is_available():
-        module: torch.nn.Module = base.model
-        module.cuda()
-    return _Work(config, source, reading, dtype, prompts, questions)
+    examples = {task: make_examples(task, records, base, on_error) for task, records in compared.items()}
+    session = Session(base, run.dtype, settings.cache_features, routing=routing)
+    answers = {BASE: answer(session, examples, settings)}
 
-
-def _answers(work: _Work, model: Model, questions: Mapping[str, Sequence[Question]]) -> ByTask:
-    with matrix_products_in(model, work.dtype, model.device.type):
-        return {task: examine(model, asked, work.reading) for task, asked in questions.items()}
-
-
-def _read_with_mixlora(work: _Work) -> tuple[dict[str, Pools], dict[str, ByLayer], ByTask]:
-    """The pools of every layer, the moments of its selections by task, and the answers; the adapter is off again."""
     # A prompt is all that inference pools, so `all` and `prompt` are one there. `prompt` makes the pass that reads the
     # true answer, too, for its loss, select as generation does.
-    settings = replace(work.source.adapter, pool="prompt")
-    model = load_adapter(work.reading.base.model, work.source.folder, settings)
-    assert isinstance(model, PeftModel)
-    set_seed(work.config.seed)  # routing=random draws
-    pools = read_pools(model)
-    if work.source.adapter.routing == "random":
-        moments = {ALL_INPUTS: random_moments(pools, work.source.adapter.r)}
+    session.put_on(source, replace(adapter, pool="prompt"))
+    assert session.tuner is not None
+    set_seed(config.seed)  # routing=random draws
+    pools = _read_pools(session.tuner, adapter.scaling)
+    if by_chance:
+        at_random = {
+            name: expected_at_random(pool.gram_a, pool.gram_b, adapter.r) for name, pool in pools.items()
+        }
+        moments = {ALL_INPUTS: at_random}
     else:
-        with matrix_products_in(model, work.dtype, model.device.type):
-            collate, batch_size = work.reading.prompts(), work.reading.batch_size
-            moments = collect(model, work.prompts, pools, collate, batch_size)
-    answers = _answers(work, model, work.questions)
-    unload_adapter(model)
-    return pools, moments, answers
+        moments = _collect(session, prompts, pools, settings.batch_size, alike=adapter.routing == "task")
+    answers[MIXLORA] = answer(session, examples, settings)
+    session.take_off()
 
-
-def _write_adapters(
-    work: _Work, folder: Path, pools: Mapping[str, Pools], moments: Mapping[str, ByLayer]
-) -> list[Exported]:
-    """One adapter for all tasks, or one for each."""
-    tasks = list(work.prompts)
-    if work.config.export.per_task:
-        groups = {name: [task] for task, name in folder_names(tasks).items()}
-    else:
-        groups = {ALL_INPUTS: tasks}
-    begin_output(folder, list(groups))
-    others = modules_trained_whole(work.source.folder)
-    model = work.source.subject.model
-    base = model.name_or_path or work.reading.base.model.name_or_path or work.reading.base.name
-    adapters = []
+    groups = {name: [task] for task, name in folder_names(prompts).items()}
+    groups = groups if settings.per_task else {ALL_INPUTS: list(prompts)}
+    _begin_output(folder, list(groups))
+    name_of_base = run.model.name_or_path or base.model.name_or_path or base.name
+    adapters: list[Exported] = []
+    static: dict[str, Answers] = {}
     for name, members in groups.items():
         chosen = [moments[task] for task in members] or list(moments.values())
         updates = {layer: MeanUpdate(pool, total(m[layer] for m in chosen)) for layer, pool in pools.items()}
-        rank = work.config.export.rank or max(1, *(update.rank for update in updates.values()))
-        settings = lora_config(work.source.adapter, pools, rank, base, model.revision)
-        write_static_lora(folder / name, settings, updates, others)
+        rank = settings.rank or max(1, *(update.rank for update in updates.values()))
+        lora = _lora_config(adapter, pools, rank, name_of_base, run.model.revision)
+        _write_static_lora(folder / name, lora, updates, source)
         energies = {layer: update.energies(rank) for layer, update in updates.items()}
-        instances = {task: len(work.prompts[task]) for task in members}
-        adapters.append(Exported(name, members, instances, rank, energies))
-    return adapters
+        adapters.append(Exported(name, {task: len(prompts[task]) for task in members}, rank, energies))
+        if (
+            examples
+        ):  # each task is answered with the adapter that is meant for it, as read back from its folder
+            session.put_on(folder / name)
+            own = {task: asked for task, asked in examples.items() if task in members or not members}
+            static |= answer(session, own, settings)
+            session.take_off()
+    measures = compare({**answers, STATIC: static}) if examples else []
 
-
-def _answers_of_static(work: _Work, folder: Path, adapters: Sequence[Exported]) -> ByTask:
-    """Each task's questions, answered with the adapter that is meant for it, as read back from its folder."""
-    answers: ByTask = {}
-    if not work.questions:
-        return answers
-    for adapter in adapters:
-        model = load_adapter(work.reading.base.model, folder / adapter.folder)
-        assert isinstance(model, PeftModel)
-        own = {
-            task: asked
-            for task, asked in work.questions.items()
-            if task in adapter.tasks or not adapter.tasks
-        }
-        answers = {**answers, **_answers(work, model, own)}
-        unload_adapter(model)
-    return answers
-
-
-def _about(work: _Work, inputs: Inputs) -> dict[str, Any]:
-    """What `export.json` says of where the adapters come from."""
-    config, source, base = work.config, work.source, work.reading.base
-    return {
+    content = {
+        "format": FORMAT,
+        "finished": True,
         "run": str(config.run),
-        "label": source.subject.label,
+        "label": run.label,
         "base": {"name": base.name, "fingerprint": base.fingerprint},
         "adapter": {
-            "digest": adapter_digest(source.folder),
-            "factors": source.adapter.factors,
-            "rank": source.adapter.r,
-            "routing": source.adapter.routing,
-            "decode": source.adapter.decode,
+            "digest": run.digest,
+            "factors": adapter.factors,
+            "rank": adapter.r,
+            "routing": adapter.routing,
+            "decode": adapter.decode,
         },
-        "number format": str(work.dtype).removeprefix("torch."),
-        "fitted": {"split": config.export.split, "per_task": config.export.per_task, "seed": config.seed},
+        "number format": str(run.dtype).removeprefix("torch."),
+        "fitted": {"split": settings.split, "per_task": settings.per_task, "seed": config.seed},
         "compared": {
-            "split": inputs.compared_split,
-            "instances": {task: len(questions) for task, questions in work.questions.items()},
+            "split": compared_split,
+            "instances": {task: len(asked) for task, asked in examples.items()},
         },
         "versions": versions(),
+        "adapters": [_adapter(each) for each in adapters],
+        "comparison": [_measure(measure) for measure in measures] or None,
+    }
+    write_json(folder / FILE_NAME, content)
+    show([_energy_table(adapters), *map(_measure_table, measures)])
+    say(f"adapters and export.json are in {folder}", console)
+
+
+def _find(config: ExportConfig) -> tuple[Run, Path, MixLoraConfig]:
+    """The adapter, its folder and its configuration; UserError where it cannot be exported as it is asked for."""
+    assert config.run is not None  # the configuration's own check
+    run, folder, adapter = find_mixlora(
+        config.run,
+        config.model,
+        own_weights="they are static already, there is nothing to export",
+        other_kind="is static already: serve {folder} as it is",
+    )
+    rank = config.export.rank
+    if rank is not None and rank > adapter.factors:
+        raise UserError(
+            f"export.rank={rank}: must be <= {adapter.factors}, the factors in a pool; the mean update has no more"
+        )
+    if adapter.routing == "random" and config.export.per_task:
+        raise UserError(
+            "export.per_task=true: with routing=random chance selects alike for every task, so all adapters would be "
+            "one; give export.per_task=false"
+        )
+    return run, folder, adapter
+
+
+def _check_output(folder: Path, overwrite: bool) -> None:
+    """Raise UserError unless an export may be written into `folder`."""
+    refuse_adapter_folder(folder)
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} <= {LOCK}:
+        return
+    if not (folder / FILE_NAME).is_file():
+        raise UserError(f"output_dir={folder} holds files that no export wrote; give a folder of its own")
+    if not overwrite:
+        raise UserError(
+            f"output_dir={folder} holds an export; choose another output_dir=, or overwrite=true to replace it"
+        )
+    _adapters_in(folder / FILE_NAME)
+
+
+def _begin_output(folder: Path, adapters: Sequence[str]) -> None:
+    """Remove an earlier export's adapters and note the names of those to come; other files stay."""
+    file = folder / FILE_NAME
+    if file.is_file():
+        for name in _adapters_in(file):
+            shutil.rmtree(folder / name, ignore_errors=True)
+    write_json(file, {"format": FORMAT, "finished": False, "adapters": [{"folder": n} for n in adapters]})
+
+
+def _adapters_in(file: Path) -> list[str]:
+    """Names of the adapter folders that an export wrote beside `file`; UserError where it is another's file."""
+    try:
+        content: Any = json.loads(file.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise ValueError(content["format"])
+        names = [str(entry["folder"]) for entry in content["adapters"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file} is no file of this version's export: move it away, or give another output_dir="
+        ) from error
+    return [name for name in names if name == Path(name).name and name not in ("", ".", "..")]
+
+
+def choose_inputs(config: ExportConfig, input_matters: bool = True) -> tuple[Records, Records, Split]:
+    """Seeded samples of what is fitted to and of what is compared on (never the same ones), and the latter's split.
+
+    Instances to fit to come from `export.split`, those to compare on from the held-out ones, or from the unseen ones
+    where the fit does; from one split at most half are fitted to.
+
+    Args:
+        input_matters: False where chance selects: without a comparison, no data is read.
+
+    Raises:
+        UserError: an unknown task, or too few instances of one to do both.
+    """
+    settings, split = config.export, config.export.split
+    compared_split: Split = "unseen" if split == "unseen" else "heldout"
+    if not (input_matters or settings.evaluate):
+        return {}, {}, compared_split
+    available = _wanted(grouped(load_records(config.data, split, config.seed), benchmark_of), settings)
+    if settings.evaluate and split == compared_split:
+        fitted, rest = _halves(available, settings, config.seed)
+    else:
+        fitted = {task: stratified(r, settings.instances, config.seed) for task, r in available.items()}
+        rest = _heldout(config, list(available)) if settings.evaluate else {}
+    if settings.limit is not None:
+        rest = {task: stratified(records, settings.limit, config.seed) for task, records in rest.items()}
+    return fitted, rest, compared_split
+
+
+def _wanted(available: Records, settings: FitConfig) -> Records:
+    if settings.tasks is None:
+        return dict(sorted(available.items()))
+    for task in settings.tasks:
+        if task not in available:
+            hint = hint_at(task, available, "tasks")
+            raise UserError(f"export.tasks={cut(task)}: no such task in the {settings.split} data; {hint}")
+    return {task: available[task] for task in dict.fromkeys(settings.tasks)}
+
+
+def _halves(available: Records, settings: FitConfig, seed: int) -> tuple[Records, Records]:
+    fitted, rest = {}, {}
+    for task, records in available.items():
+        # Half of them, whatever `export.instances` says, remain to be answered.
+        fitted[task] = stratified(records, max(min(settings.instances, len(records) // 2), 1), seed)
+        used = {record.index for record in fitted[task]}
+        rest[task] = [record for record in records if record.index not in used]
+        if not rest[task]:
+            raise UserError(
+                f"export.split={settings.split}: task {cut(task)} has too few instances ({len(records)}) to "
+                "fit to some and compare on others; leave it out of export.tasks, or export.evaluate=false"
+            )
+    return fitted, rest
+
+
+def _heldout(config: ExportConfig, tasks: Sequence[str]) -> Records:
+    if config.data.source == "json" and config.data.heldout is None:
+        raise UserError(
+            "data.heldout=null: comparing needs held-out records; give data.heldout=<file>, or export.evaluate=false"
+        )
+    heldout = grouped(load_records(config.data, "heldout"), benchmark_of)
+    if missing := [task for task in tasks if task not in heldout]:
+        raise UserError(
+            f"the held-out data has no instance of {', '.join(missing)}: choose others with export.tasks, "
+            "or export.evaluate=false"
+        )
+    return {task: heldout[task] for task in tasks}
+
+
+def _say_what_to_know(adapter: MixLoraConfig, console: Console) -> None:
+    if adapter.routing == "random":
+        say(
+            "note: routing=random: the export is the exact expectation over all choices; no input changes it",
+            console,
+        )
+    elif adapter.decode == "step":
+        say(
+            "note: decode=step: this adapter selects anew for each decoded token; the export has the prompt's "
+            "selection",
+            console,
+        )
+    if adapter.modules_to_save:
+        names = ", ".join(adapter.modules_to_save)
+        say(
+            f"note: {names}: trained whole and exported whole; servers that take low-rank weights alone refuse it",
+            console,
+        )
+
+
+def _read_pools(tuner: MixLoraModel, scaling: float) -> dict[str, Pools]:
+    """The pools of every adapted layer, by the layer's name in the base model."""
+    return {
+        name: Pools(
+            layer.mixlora_factors_a[ADAPTER].weight,  # type: ignore[arg-type]  # a FactorPool's Parameter
+            layer.mixlora_factors_b[ADAPTER].weight,  # type: ignore[arg-type]
+            scaling,
+        )
+        for name, layer in tuner.model.named_modules()
+        if isinstance(layer, MixLoraLinear)
     }
 
 
-def _say_what_to_know(source: MixLoraSubject, console: Console) -> None:
-    notes = []
-    if source.adapter.routing == "random":
-        notes.append(
-            "routing=random: the export is the exact expectation over all choices; no input changes it"
+def _collect(
+    session: Session,
+    prompts: Mapping[str, Sequence[Item]],
+    pools: Mapping[str, Pools],
+    batch_size: int,
+    alike: bool,
+) -> dict[str, dict[str, Moments]]:
+    """Moments of every layer over the prompts of each task; where all of a task are `alike`, its first is read."""
+    found = {}
+    for task, items in with_bar(prompts.items(), "reading prompts"):
+        read = items[:1] if alike else items
+        parts: dict[str, list[Moments]] = {name: [] for name in pools}
+        for batch in batches(read, batch_size):
+            selections = session.selections(batch)
+            for name, pool in pools.items():
+                parts[name].append(observed(selections[name], pool.gram_a, pool.gram_b))
+        copies = len(items) // len(read)
+        found[task] = {name: total(of_layer).times(copies) for name, of_layer in parts.items()}
+    return found
+
+
+def folder_names(tasks: Iterable[str]) -> dict[str, str]:
+    """A folder name for each task: characters that file systems dislike become "_", and no two are alike."""
+    names: dict[str, str] = {}
+    for task in tasks:
+        plain = name = re.sub(r"[^\w+-]+", "_", task).strip("_") or "task"
+        taken = {other.lower() for other in names.values()}
+        number = 2
+        while name.lower() in taken:
+            name, number = f"{plain}-{number}", number + 1
+        names[task] = name
+    return names
+
+
+def _lora_config(
+    adapter: MixLoraConfig, layers: Iterable[str], rank: int, base: str | None, revision: str | None
+) -> LoraConfig:
+    """LoRA of this rank at scale alpha / r = 1 on the layers that the MixLoRA adapter has.
+
+    Args:
+        layers: their full names; used where the adapter leaves them to PEFT's table of architectures.
+        base: what `base_model_name_or_path` says where the adapter does not know; `revision` likewise.
+    """
+    targets = adapter.target_modules or layers
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        lora_dropout=0.0,
+        target_modules=targets if isinstance(targets, str) else sorted(targets),
+        exclude_modules=adapter.exclude_modules,
+        modules_to_save=adapter.modules_to_save,
+        base_model_name_or_path=adapter.base_model_name_or_path or base,
+        revision=adapter.revision or revision,
+        inference_mode=True,
+    )
+    config.auto_mapping = adapter.auto_mapping
+    return config
+
+
+def _write_static_lora(
+    folder: Path, config: LoraConfig, updates: Mapping[str, MeanUpdate], source: Path
+) -> None:
+    """Write the adapter, with what is not the method's own in `source`: a projector that was trained with it."""
+    trained = load_file(source / ADAPTER_WEIGHTS)
+    weights = {name: tensor for name, tensor in trained.items() if f".{MixLoraModel.prefix}" not in name}
+    for layer, update in updates.items():
+        lora_a, lora_b = update.factors(config.r)
+        weights[f"base_model.model.{layer}.lora_A.weight"] = lora_a
+        weights[f"base_model.model.{layer}.lora_B.weight"] = lora_b
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(str(folder))
+    save_file(weights, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    readable_as_usual(folder / ADAPTER_WEIGHTS)
+
+
+def _adapter(adapter: Exported) -> dict[str, Any]:
+    return {
+        "folder": adapter.folder,
+        "tasks": list(adapter.instances),
+        "instances": dict(adapter.instances),
+        "rank": adapter.rank,
+        "energy": _energies(adapter.energies),
+        "layers": {name: _energies(energies) for name, energies in adapter.layers.items()},
+    }
+
+
+def _energies(energies: Energies) -> dict[str, float]:
+    return {
+        "selected": energies.selected,
+        "lost_by_averaging": energies.lost_by_averaging,
+        "kept_by_rank": energies.kept_by_rank,
+        "kept_in_all": energies.kept_in_all,
+    }
+
+
+def _measure(measure: Measure) -> dict[str, Any]:
+    def nested(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
+        tasks = {task: {**asdict(e), "n": measure.counts[task]} for task, e in estimates.items()}
+        return {"mean": tasks.pop(MEAN), "tasks": tasks}
+
+    return {
+        "name": measure.name,
+        "unit": measure.unit,
+        "rule": measure.rule,
+        "adapter kind": {kind: nested(estimates) for kind, estimates in measure.kinds.items()},
+        f"{STATIC} - {MIXLORA}, paired": nested(measure.difference),
+    }
+
+
+def _energy_table(adapters: Sequence[Exported]) -> Table:
+    """A row for each adapter: all layers together, and the layer that keeps least."""
+    rows = []
+    for adapter in adapters:
+        energies = adapter.energies
+        inputs = str(sum(adapter.instances.values())) if adapter.instances else "any"
+        shares = (
+            energies.lost_by_averaging,
+            energies.kept_by_rank,
+            energies.kept_in_all,
+            min(layer.kept_in_all for layer in adapter.layers.values()),
         )
-    elif source.adapter.decode == "step":
-        notes.append(
-            "decode=step: this adapter selects anew for each decoded token; the export has the prompt's selection"
-        )
-    if source.adapter.modules_to_save:
-        names = ", ".join(source.adapter.modules_to_save)
-        notes.append(
-            f"{names}: trained whole and exported whole; servers that take low-rank weights alone refuse it"
-        )
-    for note in notes:
-        console.print(f"note: {note}", markup=False, highlight=False)
+        rows.append((adapter.folder, str(adapter.rank), inputs, *(f"{100 * s:.1f} %" for s in shares)))
+    headings = ("adapter", "rank", "inputs", "lost by averaging", "kept by rank", "kept in all")
+    note = (
+        "Shares of the selected updates' squared Frobenius norm. Lost by averaging: how far instances' updates lie "
+        "from their mean."
+    )
+    return Table("Static adapters", (*headings, "least in a layer"), tuple(rows), notes=(note,))
+
+
+def _measure_table(measure: Measure) -> Table:
+    """A row for each task and their mean: every adapter kind, and the paired difference."""
+    digits = 1 if measure.unit == "%" else 3
+    title = f"Held-out instances: {measure.name} ({measure.unit}) [95 % interval]"
+    rows: list[tuple[Cell | str, ...]] = []
+    for task in measure.difference:
+        estimates = [*(measure.kinds[kind][task] for kind in KINDS), measure.difference[task]]
+        cells = [Cell(f"{e.value:.{digits}f}", e.interval_text(digits)) for e in estimates]
+        rows.append((cut(task) if task != MEAN else "mean", *cells))
+    return Table(title, ("task", *KINDS, f"{STATIC} - {MIXLORA}"), tuple(rows), last_apart=True)

@@ -1,40 +1,110 @@
-"""Loss and gradients of one batch: the training's own loss, in eval mode, so that dropout adds no noise."""
+"""Gradients of the adapter's factors, the two streaming passes of Eq. 2 and 3 over them, and real steps.
+
+With P parameters and T tasks the passes hold T mean directions u_j of P numbers and the gradient of the present batch,
+whatever the number of batches.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from peft import PeftModel
-from torch import Tensor
-from transformers import PreTrainedModel
+from peft.tuners.lora.layer import LoraLayer
+from torch import Tensor, nn
 
-from mixlora_cli.analysis.interference.groups import Factors
-from mixlora_cli.data.collate import Collator
-from mixlora_cli.data.encode import IGNORE, Item
-from mixlora_cli.method.model import MixLoraModel
-from mixlora_cli.training.loss import head_sees_only, label_positions, token_loss
-from mixlora_cli.training.precision import matrix_products_in
+from mixlora_cli.data.encode import Item
+from mixlora_cli.method.layer import MixLoraLayer
+from mixlora_cli.models.session import ADAPTER, Session
 
+Floats = NDArray[np.float64]
 Gradient = Sequence[Tensor]
 """One flat vector (d,) for each group of parameters."""
+MATRICES = ("A", "B")
+_NUMBER = re.compile(r"(?:^|\.)layers\.(\d+)(?:\.|$)")
+
+
+@dataclass(frozen=True)
+class Group:
+    """One matrix of one adapted layer, whose gradients are compared; for MixLoRA the pool of all its E factors."""
+
+    layer: str
+    """Name of the adapted linear layer in the base model."""
+    matrix: str
+    """"A" or "B"."""
+
+    @property
+    def number(self) -> int | None:
+        """Number of the transformer layer that it is in, counted from 0."""
+        found = _NUMBER.search(self.layer)
+        return None if found is None else int(found[1])
+
+    @property
+    def block(self) -> str:
+        """The part of a transformer layer that it belongs to: "attention", "mlp" or "other"."""
+        parts = self.layer.split(".")
+        if any("attn" in part or "attention" in part for part in parts):
+            return "attention"
+        return "mlp" if "mlp" in parts else "other"
+
+    @property
+    def name(self) -> str:
+        """Name that is unique in a model."""
+        return f"{self.layer}.{self.matrix}"
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The groups of an adapted model and, in their order, the parameters."""
+
+    groups: tuple[Group, ...]
+    parameters: tuple[nn.Parameter, ...]
+    """LoRA: A (r, d_in) and B (d_out, r). MixLoRA: A (E, d_in) and B (E, d_out)."""
+
+
+def require_gradients(model: PeftModel) -> Factors:
+    """Freeze everything but the factors of the adapter, which stay in fp32, and return these.
+
+    Routers, and a projector that was trained too, are shared by all tasks but are no factors: they stay frozen.
+    """
+    model.requires_grad_(False)
+    groups, parameters = [], []
+    for name, module in model.named_modules():
+        for matrix, parameter in zip(MATRICES, _factors_of(module), strict=False):
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+            groups.append(Group(name.removeprefix("base_model.model."), matrix))
+            parameters.append(parameter)
+    return Factors(tuple(groups), tuple(parameters))
+
+
+def _factors_of(module: nn.Module) -> Sequence[nn.Parameter]:
+    """A and B of an adapted layer; nothing for other modules."""
+    pools: Any = ()
+    if isinstance(module, MixLoraLayer):
+        pools = module.mixlora_factors_a, module.mixlora_factors_b
+    elif isinstance(module, LoraLayer):
+        pools = module.lora_A, module.lora_B
+    return [pool[ADAPTER].weight for pool in pools if ADAPTER in pool]
 
 
 @dataclass(frozen=True)
 class GradientTaker:
-    """An adapted model in eval mode whose factors alone require gradients."""
+    """An adapted model in eval mode, so that dropout adds no noise, whose factors alone require gradients."""
 
-    model: PeftModel
+    session: Session
     factors: Factors
-    collate: Collator
-    dtype: torch.dtype
     seed: int
 
     def loss(self, task: str, number: int, items: Sequence[Item]) -> Tensor:
-        """Mean cross entropy of the batch's answer tokens, with its graph where gradients are enabled.
+        """The training's loss of a batch, with its graph where gradients are enabled.
 
         Args:
             task: whose batch it is.
@@ -42,17 +112,14 @@ class GradientTaker:
                 factors whenever it is read, in whichever process.
             items: the batch's instances.
         """
-        device = self.model.device
-        batch = {name: tensor.to(device) for name, tensor in self.collate(items).items()}
-        with _seeded(self.seed, task, number), matrix_products_in(self.model, self.dtype, device.type):
-            return batch_loss(self.model, batch)
+        with _seeded(self.seed, task, number):
+            return self.session.loss(items)
 
     def selected(self) -> list[Tensor]:
         """The factors that each instance of the last batch got, A's and B's in each layer; nothing for LoRA."""
-        tuner = self.model.base_model
-        if not isinstance(tuner, MixLoraModel):
-            return []
-        return [index for s in tuner.selections().values() for index in (s.index_a, s.index_b)]
+        tuner = self.session.tuner
+        found = () if tuner is None else tuner.selections().values()
+        return [index for selection in found for index in (selection.index_a, selection.index_b)]
 
     def gradient(self, task: str, number: int, items: Sequence[Item]) -> list[Tensor]:
         """Gradient of `loss` for each group, flat and in fp32; zero for parameters that took no part."""
@@ -65,24 +132,6 @@ class GradientTaker:
         ]
 
 
-def batch_loss(model: PeftModel, batch: dict[str, Tensor]) -> Tensor:
-    """What training minimises on this batch, taken as a whole optimizer step: see `AdapterTrainer.compute_loss`.
-
-    Args:
-        batch: of a training `Collator`, on the model's device; it is emptied of its labels.
-    """
-    labels = batch.pop("labels")
-    if isinstance(model.base_model, MixLoraModel):
-        batch["prompt_mask"] = labels == IGNORE
-    predicts, targets = label_positions(labels)
-    base = model.get_base_model()
-    assert isinstance(base, PreTrainedModel)
-    head: torch.nn.Module = base.get_output_embeddings()
-    with head_sees_only(head, predicts):
-        logits = model(**batch, use_cache=False).logits
-    return token_loss(logits, targets, len(targets))
-
-
 @contextmanager
 def _seeded(seed: int, task: str, number: int) -> Iterator[None]:
     """Inside, torch draws as it always does for this batch; outside, its generators are what they were."""
@@ -91,3 +140,187 @@ def _seeded(seed: int, task: str, number: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(int.from_bytes(digest[:8], "big") % 2**63)
         yield
+
+
+@dataclass(frozen=True)
+class Products:
+    """Second pass over the n batches of one task i, with G groups and T tasks."""
+
+    projections: Floats
+    """(n, G, T): u_j . g / |g|, between -1 and 1; 0 where g is zero."""
+    norms: Floats
+    """(n, G): |g|."""
+
+
+def mean_unit_gradient(gradients: Iterable[Gradient]) -> list[Tensor]:
+    """First pass: u_j = mean over batches of g / |g| in each group, in fp32. A gradient of zero adds a zero."""
+    total: list[Tensor] = []
+    count = 0
+    for gradient in gradients:
+        units = [_unit(vector)[0] for vector in gradient]
+        if count == 0:
+            total = [unit.float() for unit in units]
+        else:
+            for summed, unit in zip(total, units, strict=True):
+                summed.add_(unit)
+        count += 1
+    return [summed.div_(count) for summed in total]
+
+
+def stack_directions(by_task: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """u_j of every task j -> for each group (T, d)."""
+    return [torch.stack(list(directions)) for directions in zip(*by_task, strict=True)]
+
+
+def products(gradients: Iterable[Gradient], directions: Sequence[Tensor]) -> Products:
+    """Second pass: every batch's gradient against every task's direction.
+
+    Args:
+        gradients: of the batches of one task.
+        directions: for each group (T, d), of `stack_directions`.
+    """
+    projections, norms = [], []
+    for gradient in gradients:
+        units = [_unit(vector) for vector in gradient]
+        rows = zip(directions, units, strict=True)
+        projections.append([(toward.double() @ unit).tolist() for toward, (unit, _) in rows])
+        norms.append([norm for _, norm in units])
+    return Products(np.array(projections, dtype=np.float64), np.array(norms, dtype=np.float64))
+
+
+def _unit(vector: Tensor) -> tuple[Tensor, float]:
+    """The unit vector g / |g| in double precision, and |g|; zero stays zero."""
+    wide = vector.double()
+    norm = float(wide.norm())
+    return (wide / norm if norm > 0 else torch.zeros_like(wide)), norm
+
+
+@dataclass(frozen=True)
+class Step:
+    """Eq. 2's first line: a real step on a batch of task j, seen from the batch of task i with the same number.
+
+    The step is lambda g_j / |g_j| over all A together, or all B together. It may also change which factors are
+    selected; gradients know nothing of that jump, so such steps are marked.
+    """
+
+    matrix: str
+    length: float
+    """lambda."""
+    task_i: str
+    task_j: str
+    batch: int
+    before: float
+    """Loss of task i."""
+    after: float
+    estimated: float
+    """lambda g_j . g_i / |g_j|."""
+    rerouted: bool = False
+    """Some instance of task i got other factors in some layer after the step."""
+
+    @property
+    def measured(self) -> float:
+        """By how much the loss fell."""
+        return self.before - self.after
+
+
+def measure_steps(
+    taker: GradientTaker,
+    batches: Mapping[str, Sequence[Sequence[Item]]],
+    lengths: Sequence[float],
+    num_batches: int,
+    advance: Callable[[], None] = lambda: None,
+) -> list[Step]:
+    """Take and undo every step; the weights are afterwards what they were, bit for bit.
+
+    Memory: the gradients of one batch of each task, and a copy of the weights that are moved.
+
+    Args:
+        batches: by task.
+        lengths: of the steps.
+        num_batches: so many batches of each task, no more than each has.
+        advance: called after each step.
+    """
+    steps: list[Step] = []
+    for matrix in dict.fromkeys(group.matrix for group in taker.factors.groups):
+        chosen = [k for k, group in enumerate(taker.factors.groups) if group.matrix == matrix]
+        for number in range(num_batches):
+            items = {task: b[number] for task, b in batches.items()}
+            steps += _steps_of_batch(taker, matrix, chosen, number, items, lengths, advance)
+    return steps
+
+
+def _steps_of_batch(
+    taker: GradientTaker,
+    matrix: str,
+    chosen: Sequence[int],
+    number: int,
+    items: Mapping[str, Sequence[Item]],
+    lengths: Sequence[float],
+    advance: Callable[[], None],
+) -> list[Step]:
+    gradients = {}
+    for task, batch in items.items():
+        whole = taker.gradient(task, number, batch)
+        gradients[task] = [whole[k] for k in chosen]
+
+    @torch.no_grad()
+    def losses() -> dict[str, tuple[float, list[Tensor]]]:
+        """By task: the loss of its batch, and what its instances selected."""
+        return {i: (float(taker.loss(i, number, batch)), taker.selected()) for i, batch in items.items()}
+
+    before = losses()
+    parameters = [taker.factors.parameters[k] for k in chosen]
+    kept = [parameter.detach().clone() for parameter in parameters]
+    steps = []
+    for j, gradient in gradients.items():
+        norm = _dot(gradient, gradient) ** 0.5
+        for length in lengths:
+            try:
+                _move(parameters, kept, gradient, length / norm if norm > 0 else 0.0)
+                after = losses()
+            finally:
+                _move(parameters, kept, gradient, 0.0)
+            for i, (loss, selected) in after.items():
+                estimated = length * _dot(gradient, gradients[i]) / norm if norm > 0 else 0.0
+                rerouted = not all(map(torch.equal, selected, before[i][1]))
+                steps.append(Step(matrix, length, i, j, number, before[i][0], loss, estimated, rerouted))
+            advance()
+    return steps
+
+
+@torch.no_grad()
+def _move(
+    parameters: Sequence[Tensor], kept: Sequence[Tensor], gradient: Sequence[Tensor], factor: float
+) -> None:
+    """Set kept - factor * gradient; the kept values themselves for a factor of zero."""
+    for parameter, value, vector in zip(parameters, kept, gradient, strict=True):
+        parameter.copy_(value if factor == 0 else value - factor * vector.view_as(value))
+
+
+def _dot(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    return sum(float(a.double() @ b.double()) for a, b in zip(one, other, strict=True))
+
+
+def summarise_steps(steps: Sequence[Step]) -> list[dict[str, Any]]:
+    """For A and B and each length: how far the estimate is from what happened, over all pairs i, j and batches."""
+    rows = []
+    for matrix, length in dict.fromkeys((step.matrix, step.length) for step in steps):
+        found = [step for step in steps if (step.matrix, step.length) == (matrix, length)]
+        same = [step for step in found if not step.rerouted]
+        rows.append(
+            {
+                "matrix": matrix,
+                "lambda": length,
+                "steps": len(found),
+                "rerouted": len(found) - len(same),
+                "relative_error": _relative_error(found),
+                "relative_error_same_factors": _relative_error(same),
+            }
+        )
+    return rows
+
+
+def _relative_error(steps: Sequence[Step]) -> float | None:
+    """Sum of |measured - estimated| over the sum of |estimated|."""
+    size = sum(abs(step.estimated) for step in steps)
+    return sum(abs(step.measured - step.estimated) for step in steps) / size if size > 0 else None

@@ -2,33 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+import hashlib
+import json
+import random
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from peft import PeftModel
 from rich.console import Console
 
-from mixlora_cli.analysis.interference.comparison import check_comparable, compare_scores, open_other
-from mixlora_cli.analysis.interference.draw import choose_layers, draw_all
-from mixlora_cli.analysis.interference.files import NUMBER_FORMAT, Stored, read_stored
-from mixlora_cli.analysis.interference.measured import cover, read_steps, summarise_steps
-from mixlora_cli.analysis.interference.plan import Plan
-from mixlora_cli.analysis.interference.report import print_comparison, print_result, write_result
-from mixlora_cli.analysis.interference.sample import Sample, draw_samples
-from mixlora_cli.analysis.interference.subject import Measured, find_measured
-from mixlora_cli.analysis.interference.summary import averages, summarise
-from mixlora_cli.config import InterferenceConfig
-from mixlora_cli.errors import UserError
-from mixlora_cli.evaluation.fingerprint import adapter_digest
-from mixlora_cli.launch.team import Team, joined
-from mixlora_cli.models.prepared import require_prepared
-from mixlora_cli.models.task_routing import TaskRouting, routing_of_adapter
+from mixlora_cli.analysis.interference.figures import choose_layers, draw_all
+from mixlora_cli.analysis.interference.files import (
+    NUMBER_FORMAT,
+    STEPS,
+    Stored,
+    TaskFiles,
+    check_comparable,
+    open_other,
+    read_steps,
+    read_stored,
+    task_files,
+    write_result,
+    write_steps,
+    write_tables,
+)
+from mixlora_cli.analysis.interference.gradients import (
+    GradientTaker,
+    Step,
+    mean_unit_gradient,
+    measure_steps,
+    products,
+    require_gradients,
+    stack_directions,
+    summarise_steps,
+)
+from mixlora_cli.analysis.interference.scores import (
+    Measurement,
+    Scores,
+    averages,
+    compare_scores,
+    summarise,
+)
+from mixlora_cli.config import InterferenceConfig, MeasureConfig
+from mixlora_cli.data.encode import Item, encode_records
+from mixlora_cli.data.loading import load_records, locate_files
+from mixlora_cli.data.records import Record
+from mixlora_cli.errors import UserError, cut
+from mixlora_cli.evaluation.fingerprint import prompt_digest, records_digest
+from mixlora_cli.evaluation.sampling import grouped
+from mixlora_cli.launch import Team, joined
+from mixlora_cli.method.config import PEFT_TYPE
+from mixlora_cli.models import forward as precision
+from mixlora_cli.models.definitions import TaskRouting
+from mixlora_cli.models.features import pictures_from
+from mixlora_cli.models.load import Base, build_base
+from mixlora_cli.models.session import Run, Session, find_run
 from mixlora_cli.output import alone_in
+from mixlora_cli.progress import Advance, counting, say
+from mixlora_cli.store import digest_of
+from mixlora_cli.tables import Table, show
+from mixlora_cli.training.run_folder import versions
 
 _PATIENCE = timedelta(days=2)
 """Processes wait for one another's tasks, which may take hours."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One task's instances in the order in which they are put into batches."""
+
+    task: str
+    records: tuple[Record, ...]
+    digest: str
+    """Changes with an instance, with their order and with the size of a batch."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One measurement, as far as it is known before a model is loaded."""
+
+    config: InterferenceConfig
+    folder: Path
+    run: Run
+    samples: Sequence[Sample]
+    routing: TaskRouting | None
+    """Where the adapter selects by task."""
+    request: Mapping[str, Any]
+    """All that the gradients depend on but the base's weights; kept to recognise the measurement later."""
 
 
 def interference(config: InterferenceConfig) -> Path:
@@ -44,64 +113,124 @@ def interference(config: InterferenceConfig) -> Path:
     folder = Path(config.output_dir).expanduser()
     with alone_in(folder, "measurement"), joined(_PATIENCE) as team:
         console = Console(stderr=True, quiet=not team.leads, soft_wrap=True)
-        stored = _stored(folder) if config.draw_only else _measured(config, folder, team, console)
+        stored = read_stored(folder)
+        if not config.draw_only:
+            stored = _measured(config, folder, stored, team, console)
+        elif stored is None:
+            raise UserError(
+                f"draw_only=true: nothing was measured in {folder}; give its output_dir=, or draw_only=false to "
+                "measure"
+            )
         if team.leads:
             _report(config, folder, stored, console)
     return folder
 
 
-def _stored(folder: Path) -> Stored:
-    stored = read_stored(folder)
-    if stored is None:
-        raise UserError(
-            f"draw_only=true: nothing was measured in {folder}; give its output_dir=, or draw_only=false to measure"
-        )
-    return stored
-
-
-def _measured(config: InterferenceConfig, folder: Path, team: Team, console: Console) -> Stored:
+def _measured(
+    config: InterferenceConfig, folder: Path, stored: Stored | None, team: Team, console: Console
+) -> Stored:
     """What the folder holds, if it is what is asked for; else a new measurement, kept there."""
-    measured = find_measured(config)
-    require_prepared(measured.subject.model)
+    run = _find(config)
     with team.leader_first():
         samples = draw_samples(config)
-    routing = routing_of_adapter(measured.folder, config.data, [sample.task for sample in samples])
-    request = _request(config, measured, samples, routing)
-    from mixlora_cli.training.precision import number_format  # heavy, and mistakes need not wait for it
-
-    here = number_format(request["precision"])
+    routing = run.task_routing(config.data, [sample.task for sample in samples])
+    request = _request(config, run, samples, routing)
+    here = precision.number_format(request["precision"])
     if config.compare is not None:
         check_comparable(config.compare, open_other(config.compare), dict(request["samples"]), here)
-    stored = read_stored(folder)
-    asked = {**request, NUMBER_FORMAT: here}
-    before = (
-        None if stored is None else {**stored.about["request"], NUMBER_FORMAT: stored.about[NUMBER_FORMAT]}
-    )
-    if stored is not None and before == asked:
-        if _has_steps(config, folder, stored):
-            console.print("measured before with these settings: drawing from the stored scores")
+    if stored is not None:
+        asked = {**request, NUMBER_FORMAT: here}
+        before = {**stored.about["request"], NUMBER_FORMAT: stored.about[NUMBER_FORMAT]}
+        available = min(len(products.norms) for products in stored.measurement.products)
+        if before != asked and not config.overwrite:
+            raise UserError(
+                f"output_dir={folder} holds a measurement with other {_changed(before, asked)}; give another "
+                "output_dir=, or overwrite=true to replace it"
+            )
+        if before == asked and (
+            config.measure.lambdas is None or _cover(read_steps(folder), config.measure, available)
+        ):
+            say("measured before with these settings: drawing from the stored scores", console)
             return stored
-    elif stored is not None and not config.overwrite:
-        raise UserError(
-            f"output_dir={folder} holds a measurement with other {_changed(before or {}, asked)}; give "
-            "another output_dir=, or overwrite=true to replace it"
-        )
-    _say_what_to_know(config, measured, here, console)
-    from mixlora_cli.analysis.interference.measure import measure  # what loads the model
+    _say_what_to_know(config, run, here, console)
+    return _measure(Plan(config, folder, run, samples, routing, request), team, console)
 
-    return measure(Plan(config, folder, measured, samples, routing, request), team, console)
+
+def _find(config: InterferenceConfig) -> Run:
+    """The finished LoRA or MixLoRA adapter; UserError where there is none."""
+    run = find_run(config.run, config.model)
+    kind = run.settings.get("peft_type")
+    if not run.settings:
+        raise UserError(
+            f"run={config.run} trained the model's own weights and has no low-rank adapter; expected a run of "
+            "adapter=lora or adapter=mixlora"
+        )
+    if kind not in ("LORA", PEFT_TYPE):
+        raise UserError(
+            f"run={config.run} holds an adapter of kind {kind}; expected LORA or {PEFT_TYPE.value}"
+        )
+    return run
+
+
+def draw_samples(config: InterferenceConfig) -> list[Sample]:
+    """At most `batches` whole batches of each task, in the order of `tasks`. No model is needed.
+
+    Raises:
+        UserError: an unknown task, only one, or a task that has not enough instances for two batches.
+    """
+    settings = config.interference
+    if settings.split == "heldout" and config.data.source == "json" and config.data.heldout is None:
+        raise UserError(
+            "interference.split=heldout needs held-out records: give data.heldout=<file>, or interference.split=train"
+        )
+    by_task = grouped(_load(config), lambda record: record.task)
+    tasks = list(by_task) if config.tasks is None else list(dict.fromkeys(config.tasks))
+    if len(tasks) < 2:
+        raise UserError(
+            f"tasks=[{','.join(map(cut, tasks))}]: the {settings.split} data has no other task, and one "
+            "cannot disturb itself; expected at least two"
+        )
+    images = locate_files(config.data, settings.split).images
+    samples = []
+    for task in tasks:
+        records = by_task.get(task, [])
+        num_batches = min(len(records) // settings.batch_size, settings.batches)
+        if num_batches < 2:
+            raise UserError(
+                f"tasks: {cut(task)} has {len(records)} instances in the {settings.split} data, too few for "
+                f"two batches of interference.batch_size={settings.batch_size}: leave the task out, or lower "
+                "the batch size"
+            )
+        # A generator of its own: other tasks change nothing. Hashed by the generator, so alike in every process.
+        order = random.Random(f"interference/{config.seed}/{task}").sample(
+            records, num_batches * settings.batch_size
+        )
+        digest = hashlib.sha256(f"{records_digest(order, images)}/{settings.batch_size}".encode())
+        samples.append(Sample(task, tuple(order), digest.hexdigest()[:16]))
+    return samples
+
+
+def _load(config: InterferenceConfig) -> list[Record]:
+    """Checked records of the wanted tasks; the pictures of other tasks are not opened."""
+    data = config.data
+    tasks = data.tasks if config.tasks is None else list(dict.fromkeys(config.tasks))
+    try:
+        return load_records(replace(data, tasks=tasks), config.interference.split, config.seed)
+    except UserError as error:
+        if config.tasks is not None:
+            raise UserError(str(error).replace("data.tasks=", "tasks=", 1)) from None
+        raise
 
 
 def _request(
-    config: InterferenceConfig, measured: Measured, samples: Sequence[Sample], routing: TaskRouting | None
+    config: InterferenceConfig, run: Run, samples: Sequence[Sample], routing: TaskRouting | None
 ) -> dict[str, Any]:
     """All that the gradients depend on, as far as it is known without the model. Plain values, as JSON gives them."""
     settings = config.interference
-    run_precision = measured.subject.precision
     return {
-        "adapter": adapter_digest(measured.folder),
-        "model": asdict(measured.subject.model),
-        "precision": run_precision if settings.precision == "run" else settings.precision,
+        "adapter": run.digest,
+        "model": asdict(run.model),
+        "precision": run.precision if settings.precision == "run" else settings.precision,
         "split": settings.split,
         "cache_features": settings.cache_features,
         "max_length": config.data.max_length,
@@ -120,10 +249,191 @@ def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     return ", ".join(names.get(key, key) for key in new if old.get(key) != new[key]) or "settings"
 
 
-def _has_steps(config: InterferenceConfig, folder: Path, stored: Stored) -> bool:
-    """Whether the real steps that are asked for were taken, or none are."""
-    available = min(len(products.norms) for products in stored.measurement.products)
-    return config.measure.lambdas is None or cover(read_steps(folder), config.measure, available)
+def _cover(steps: Sequence[Step] | None, wanted: MeasureConfig, available: int) -> bool:
+    """Whether these steps are the wanted ones, of at least as many batches; `available`: how many a task has."""
+    if not steps or {step.length for step in steps} != set(wanted.lambdas or ()):
+        return False
+    return 1 + max(step.batch for step in steps) >= min(wanted.batches, available)
+
+
+def _say_what_to_know(config: InterferenceConfig, run: Run, dtype: str, console: Console) -> None:
+    if run.trained_on not in (None, config.data.source):
+        say(
+            f"note: this run was trained on data={run.trained_on}, its gradients are taken on {config.data.name}",
+            console,
+        )
+    if run.routing == "random":
+        say(
+            f"note: routing=random: each batch draws its factors with seed={config.seed}, alike in both passes",
+            console,
+        )
+    if config.interference.cache_features and dtype == "float32":
+        say(
+            "note: pictures are features of the frozen tower, kept in fp16, as a training with "
+            "train.cache_features=true reads them, too; "
+            "interference.cache_features=false takes them from the pixels in fp32",
+            console,
+        )
+
+
+def _measure(plan: Plan, team: Team, console: Console) -> Stored:
+    """Both passes over all tasks, each process its share; the first one writes the Parquet files.
+
+    Raises:
+        UserError: a record cannot be encoded, or the steps that are asked for would drown in rounding.
+    """
+    config, run, settings = plan.config, plan.run, plan.config.interference
+    dtype = precision.choose_dtype(plan.request["precision"])
+    if config.measure.lambdas is not None and dtype != torch.float32:
+        raise UserError(
+            "measure.lambdas: in bf16 rounding is larger than what a small step changes; "
+            "add interference.precision=fp32"
+        )
+    with team.leader_first():
+        base = build_base(run.model, dtype)
+    batches = {sample.task: _encode(sample, base, config) for sample in plan.samples}
+    own = _dependencies(plan, base, dtype)  # before the adapter is on
+    session = Session(base, dtype, settings.cache_features, run.adapter, plan.routing)
+    assert isinstance(session.model, PeftModel)
+    taker = GradientTaker(session, require_gradients(session.model), config.seed)
+    files = task_files(plan.folder, own)
+    _run_passes(taker, batches, files, plan.folder, team, console)
+    if team.leads:  # alone: steps move the weights that all tasks share
+        _take_steps(taker, batches, config.measure, plan.folder, digest_of(own), console)
+    team.wait()
+    found = [each.read_products() for each in files.values()]
+    measurement = Measurement(tuple(files), found[0][0], tuple(part for _, part in found))
+    if team.leads:
+        write_tables(plan.folder, measurement)
+    about = {
+        "label": run.label,
+        "run": str(config.run),
+        "base": {"name": base.name, "fingerprint": base.fingerprint},
+        NUMBER_FORMAT: str(dtype).removeprefix("torch."),
+        "batch_size": settings.batch_size,
+        "pictures": pictures_from(settings.cache_features),
+        "request": dict(plan.request),
+        "versions": versions(),
+    }
+    return Stored(about, measurement)
+
+
+def _encode(sample: Sample, base: Base, config: InterferenceConfig) -> list[list[Item]]:
+    """Batches of one task as training reads them, in the order of the sample."""
+    data, size = config.data, config.interference.batch_size
+    source = f"the {config.interference.split} data of {sample.task}"
+    items = encode_records(sample.records, base, data.max_length, data.on_error, source).items
+    if len(items) < 2 * size:
+        raise UserError(
+            f"tasks: {sample.task} has {len(items)} instances that can be encoded, too few for two batches of "
+            f"interference.batch_size={size}: leave the task out, or lower the batch size"
+        )
+    return [list(items[start : start + size]) for start in range(0, len(items) - size + 1, size)]
+
+
+def _dependencies(plan: Plan, base: Base, dtype: torch.dtype) -> dict[str, Any]:
+    """For each task, all that its direction depends on."""
+    shared = {
+        **{key: value for key, value in plan.request.items() if key not in ("samples", "definitions")},
+        "base": base.fingerprint,
+        "prompt": prompt_digest(base),
+        "dtype": str(dtype),
+    }
+    routing = plan.routing
+    definitions = {} if routing is None else routing.definitions
+    alone = {
+        task: replace(routing, definitions={task: text}).fingerprint(base)
+        for task, text in definitions.items()
+        if routing is not None
+    }
+    return {s.task: {**shared, "definition": alone.get(s.task), "sample": s.digest} for s in plan.samples}
+
+
+def _run_passes(
+    taker: GradientTaker,
+    batches: Mapping[str, Sequence[Sequence[Item]]],
+    files: Mapping[str, TaskFiles],
+    folder: Path,
+    team: Team,
+    console: Console,
+) -> None:
+    """Both passes over this process's tasks; what is on the disk already is not computed again."""
+    mine = team.share(list(batches))
+    first = [task for task in mine if not files[task].has_direction()]
+    second = [task for task in mine if not files[task].has_products()]
+    if len(first) < len(mine):
+        say(
+            f"continuing: of {len(mine)} tasks, the first pass over {len(mine) - len(first)} and the second over "
+            f"{len(mine) - len(second)} are there already",
+            console,
+        )
+    groups = taker.factors.groups
+
+    def gradients(task: str, advance: Advance) -> Iterator[list[torch.Tensor]]:
+        for number, items in enumerate(batches[task]):
+            yield taker.gradient(task, number, items)
+            advance()
+
+    with counting("gradients", sum(len(batches[task]) for task in first + second), console=console) as done:
+        for task in first:
+            with _timed(folder, console, "first pass", task, len(batches[task])):
+                files[task].write_direction(groups, mean_unit_gradient(gradients(task, done)))
+        team.wait()
+        if not second:
+            return
+        device = taker.session.device
+        directions = stack_directions([each.read_direction(groups, device) for each in files.values()])
+        for task in second:
+            with _timed(folder, console, "second pass", task, len(batches[task])):
+                files[task].write_products(groups, products(gradients(task, done), directions))
+
+
+@contextmanager
+def _timed(folder: Path, console: Console, name: str, task: str, batches: int) -> Iterator[None]:
+    """Note what a task took in `timing.jsonl` of `folder`, and say it."""
+    start = time.monotonic()
+    yield
+    seconds = time.monotonic() - start
+    row = {
+        "pass": name,
+        "task": task,
+        "batches": batches,
+        "seconds": round(seconds, 3),
+        "peak_bytes": _peak_memory(),
+    }
+    with (folder / "timing.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    say(f"{name}: {cut(task)}, {batches} batches in {seconds:.1f} s", console)
+
+
+def _peak_memory() -> int:
+    """Most bytes that were in use so far: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    scale = 1 if sys.platform == "darwin" else 1024
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * scale
+
+
+def _take_steps(
+    taker: GradientTaker,
+    batches: Mapping[str, Sequence[Sequence[Item]]],
+    settings: MeasureConfig,
+    folder: Path,
+    fingerprint: str,
+    console: Console,
+) -> None:
+    available = min(map(len, batches.values()))
+    taken = read_steps(folder, fingerprint)
+    if taken is None:
+        (folder / STEPS).unlink(missing_ok=True)  # of another measurement
+    if settings.lambdas is None or _cover(taken, settings, available):
+        return
+    matrices = len({group.matrix for group in taker.factors.groups})
+    num_batches = min(settings.batches, available)
+    total = matrices * num_batches * len(batches) * len(settings.lambdas)
+    with counting("real steps", total, console=console) as advance:
+        steps = measure_steps(taker, batches, settings.lambdas, num_batches, advance)
+    write_steps(folder, fingerprint, steps)
 
 
 def _report(config: InterferenceConfig, folder: Path, stored: Stored, console: Console) -> None:
@@ -142,28 +452,73 @@ def _report(config: InterferenceConfig, folder: Path, stored: Stored, console: C
         content["compare"] = {"with": other.label, "folder": config.compare, "scores": compared}
     write_result(folder, stored.about, content)
     draw_all([stored], folder, config.draw)
-    print_result(console, stored.label, content, average, config.draw.score)
+    _print_result(console, stored.label, content, average, config.draw.score)
     if other is not None:
         draw_all([other, stored], folder, config.draw)
-        print_comparison(console, stored.label, other.label, compared)
-    console.print(f"scores and figures are in {folder}", markup=False, highlight=False)
+        _print_comparison(console, stored.label, other.label, compared)
+    say(f"scores and figures are in {folder}", console)
 
 
-def _say_what_to_know(config: InterferenceConfig, measured: Measured, dtype: str, console: Console) -> None:
-    notes = []
-    if measured.trained_on not in (None, config.data.source):
-        notes.append(
-            f"this run was trained on data={measured.trained_on}, its gradients are taken on {config.data.name}"
+def _print_result(
+    console: Console,
+    label: str,
+    content: Mapping[str, Any],
+    average: Mapping[str, Mapping[str, Scores]],
+    variant: str,
+) -> None:
+    """Averages over all layers, negative interference with its interval, and warnings about denominators."""
+    tasks = [cut(task) for task in content["tasks"]]
+    for matrix, scores in average.items():
+        title = f"{label}, {matrix}: effect of task j (column) on task i (row), {variant}"
+        values = [[f"{x:.2f}" if np.isfinite(x) else "?" for x in row] for row in scores[variant].value]
+        rows = tuple((task, *row) for task, row in zip(tasks, values, strict=True))
+        show(Table(title, ("", *tasks), rows), console)
+    for matrix, by_variant in content["negative"].items():
+        for name, found in by_variant.items():
+            text = _text(found["value"])
+            if found.get("low") is not None:
+                text += f" (95 % over batches: {_text(found['low'])} to {_text(found['high'])})"
+            text += f", {found['negative_pairs']} of {found['pairs']} pairs below zero"
+            say(f"negative interference, {matrix}, {name}: {text}", console)
+    for matrix, found in content["denominators"].items():
+        counts = {key: sum(row[key] for row in found["tasks"]) for key in found["tasks"][0] if key in _COUNTS}
+        say(
+            f"denominators, {matrix}: of {counts['total']}, {counts['undefined']} are zero (left out), "
+            f"{counts['near_zero']} near zero (cosine below {found['near_zero']:g}, kept), "
+            f"{counts['negative']} negative (kept)",
+            console,
         )
-    if measured.routing == "random":
-        notes.append(
-            f"routing=random: each batch draws its factors with seed={config.seed}, alike in both passes"
+    for row in content.get("measured", ()):
+        all_steps, same = (
+            "?" if row[key] is None else f"{row[key]:.1%}"
+            for key in ("relative_error", "relative_error_same_factors")
         )
-    if config.interference.cache_features and dtype == "float32":
-        notes.append(
-            "pictures are features of the frozen tower, kept in fp16, as a training with "
-            "train.cache_features=true reads them, too; "
-            "interference.cache_features=false takes them from the pixels in fp32"
+        say(
+            f"real steps, {row['matrix']}, lambda={row['lambda']:g}: the estimate is off by {all_steps}; by {same} "
+            f"without the {row['rerouted']} of {row['steps']} losses that other factors were selected for",
+            console,
         )
-    for note in notes:
-        console.print(f"note: {note}", markup=False, highlight=False)
+
+
+_COUNTS = ("total", "undefined", "near_zero", "negative")
+
+
+def _print_comparison(
+    console: Console, label: str, other: str, compared: Mapping[str, Mapping[str, Mapping[str, Any]]]
+) -> None:
+    """How much negative interference has gone, for each matrix and variant."""
+    for matrix, by_variant in compared.items():
+        for variant, row in by_variant.items():
+            removed, ends = row["removed"], row.get("removed_over_batches")
+            if removed is None:
+                change = "there was none to remove"
+            else:
+                change = f"{removed:.0%} of it removed" if removed >= 0 else f"{-removed:.0%} more of it"
+                if ends is not None:
+                    change += f" (removed, 95 % over batches: {ends[0]:.0%} to {ends[1]:.0%})"
+            before, after = f"{other} {_text(row['before'])}", f"{label} {_text(row['after'])}"
+            say(f"negative interference, {matrix}, {variant}: {before}, {after}: {change}", console)
+
+
+def _text(value: float | None) -> str:
+    return "?" if value is None else f"{value:.3g}"

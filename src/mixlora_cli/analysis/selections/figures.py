@@ -1,183 +1,191 @@
-"""The pictures: maps, use of factors and overlap of tasks, as PNG and SVG."""
+"""The pictures: maps, use of factors and overlap of tasks, as PNG and SVG; pairs of tasks share a hue."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from mixlora_cli.analysis.selections.atlas import Atlas, Panel
-from mixlora_cli.analysis.selections.palette import in_legend_order
-from mixlora_cli.analysis.selections.separation import Measured
+from mixlora_cli import plots
+from mixlora_cli.analysis.selections.maps import Map, Maps
 
-_Inches = tuple[float, float]
-_SHAPES = {"circle": "o", "triangle": "^", "square": "s", "diamond": "D"}
+Marker = Literal["circle", "triangle", "square", "diamond"]
+Pairs = Sequence[Sequence[str]] | None
+_SHAPES: dict[Marker, str] = {"circle": "o", "triangle": "^", "square": "s", "diamond": "D"}
+_PALE = 0.5
+"""Share of white in an unseen partner's colour."""
 _LEGEND_COLUMNS = 5
 _WRITTEN_OUT = 10
 """Tables of at most so many tasks get their numbers written into the cells."""
 
 
-def draw_all(atlas: Atlas, pairs: Sequence[Sequence[str]] | None, folder: Path, heading: str) -> list[Path]:
-    """Write map, use and overlap into `folder`, PNG and SVG of each."""
-    import matplotlib
+@dataclass(frozen=True)
+class Style:
+    """How a task's instances are drawn."""
 
-    matplotlib.use("Agg")
-    with matplotlib.rc_context({"svg.hashsalt": "mixlora", "font.size": 9, "axes.titlesize": 9}):
-        return [
-            *_draw_map(atlas, pairs, folder, heading),
-            *_draw_use(atlas, folder, heading),
-            *_draw_overlap(atlas, folder, heading),
-        ]
+    colour: str
+    """#rrggbb."""
+    marker: Marker = "circle"
 
 
-@contextmanager
-def _figure(
-    atlas: Atlas, panel: _Inches, around: _Inches, folder: Path, name: str, made: list[Path]
-) -> Iterator[Any]:
-    """A grid with a row for each side and a column for each layer, and space for names and titles around it;
-    written when the block ends.
+def styles_of(tasks: Sequence[str], pairs: Pairs) -> dict[str, Style]:
+    """By task: one hue each, markers change when the hues begin again; of a pair, both take the hue of its seen task,
+    which is dark and round, and the unseen one is pale and a triangle.
     """
-    from matplotlib import pyplot
+    hues, markers = plots.HUES, list(_SHAPES)
+    if pairs is None:
+        return {
+            task: Style(hues[number % len(hues)], markers[number // len(hues) % len(markers)])
+            for number, task in enumerate(tasks)
+        }
+    seen = {
+        task: Style(hues[number % len(hues)])
+        for number, task in enumerate(dict.fromkeys(p[0] for p in pairs))
+    }
+    unseen = {pair[1]: Style(_pale(seen[pair[0]].colour), "triangle") for pair in reversed(pairs)}
+    return unseen | seen
 
-    rows = len({one.side for one in atlas.panels})
-    columns = len(atlas.panels) // rows
+
+def _pale(colour: str) -> str:
+    channels = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
+    return "#" + "".join(f"{round(value + (255 - value) * _PALE):02x}" for value in channels)
+
+
+def in_legend_order(tasks: Sequence[str], pairs: Pairs) -> list[str]:
+    """Tasks as a legend filled column by column wants them: each seen task above its unseen partner."""
+    return list(dict.fromkeys(tasks if pairs is None else (task for pair in pairs for task in pair)))
+
+
+def draw_all(maps: Maps, styles: Mapping[str, Style], pairs: Pairs, folder: Path, heading: str) -> None:
+    """Write map, use and overlap into `folder`, PNG and SVG of each."""
+    _draw_map(maps, styles, pairs, folder, heading)
+    _draw_use(maps, folder, heading)
+    _draw_overlap(maps, folder, heading)
+
+
+def _figure(
+    maps: Maps, panel: tuple[float, float], around: tuple[float, float], path: Path
+) -> AbstractContextManager[tuple[Any, Any]]:
+    """A row for each side and a column for each layer, and space for names and titles around it; in inches."""
+    rows = len({one.side for one in maps.each})
+    columns = len(maps.each) // rows
     size = (around[0] + panel[0] * columns, around[1] + panel[1] * rows)
-    figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-    yield figure, axes
-    folder.mkdir(parents=True, exist_ok=True)
-    made += [folder / f"{name}.png", folder / f"{name}.svg"]
-    figure.savefig(made[-2], dpi=160)
-    figure.savefig(made[-1], metadata={"Date": None})
-    pyplot.close(figure)
+    return plots.figure(
+        [path.with_suffix(".png"), path.with_suffix(".svg")], rows, columns, dpi=160, figsize=size
+    )
 
 
-def _draw_map(atlas: Atlas, pairs: Sequence[Sequence[str]] | None, folder: Path, heading: str) -> list[Path]:
+def _draw_map(maps: Maps, styles: Mapping[str, Style], pairs: Pairs, folder: Path, heading: str) -> None:
     from matplotlib.lines import Line2D
 
-    made: list[Path] = []
-    with _figure(atlas, (3.5, 3.75), (0, 0.9), folder, "map", made) as (figure, axes):
-        for panel, place in zip(atlas.panels, axes.flat, strict=True):
-            _scatter(atlas, panel, place)
-        names = in_legend_order([one.task for one in atlas.tasks], pairs)
-        splits = {one.task: one.split for one in atlas.tasks}
+    with _figure(maps, (3.5, 3.75), (0, 0.9), folder / "map") as (figure, axes):
+        for one, place in zip(maps.each, axes.flat, strict=True):
+            _scatter(maps, one, styles, place)
+        names = in_legend_order(maps.names, pairs)
+        kinds = {one.task: "seen" if one.split == "heldout" else "unseen" for one in maps.tasks}
         handles = [
             Line2D(
                 [],
                 [],
                 linestyle="",
-                marker=_SHAPES[atlas.styles[name].marker],
-                color=atlas.styles[name].colour,
-                label=f"{name} ({_kind(splits[name])})" if len(set(splits.values())) > 1 else name,
+                marker=_SHAPES[styles[name].marker],
+                color=styles[name].colour,
+                label=f"{name} ({kinds[name]})" if len(set(kinds.values())) > 1 else name,
             )
             for name in names
         ]
-        most = min(_LEGEND_COLUMNS, 2 * axes.shape[1])
+        # As few rows as there can be, and these as even as they can be.
+        most, count = min(_LEGEND_COLUMNS, 2 * axes.shape[1]), len(names) if pairs is None else len(pairs)
         figure.legend(
             handles=handles,
             loc="outside lower center",
-            ncols=_columns(len(names) if pairs is None else len(pairs), most),
+            ncols=math.ceil(count / math.ceil(count / most)),
             frameon=False,
             markerscale=1.2,
         )
         figure.suptitle(
-            f"{heading}\nt-SNE of selected factors, Jaccard distance, perplexity {atlas.perplexity:.3g}; "
+            f"{heading}\nt-SNE of selected factors, Jaccard distance, perplexity {maps.perplexity:.3g}; "
             "identical selections spread over a disc",
             fontsize=10,
         )
-    return made
 
 
-def _columns(count: int, most: int) -> int:
-    """Columns of a legend that has as few rows as it can, and these as even as they can be."""
-    return math.ceil(count / math.ceil(count / most))
-
-
-def _scatter(atlas: Atlas, panel: Panel, axes: Any) -> None:
-    size = float(np.clip(9000 / len(atlas.labels), 2.5, 24))
+def _scatter(maps: Maps, one: Map, styles: Mapping[str, Style], axes: Any) -> None:
+    size = float(np.clip(9000 / len(maps.labels), 2.5, 24))
     # In a seeded order, so that no task lies on top of all others.
-    order = np.random.default_rng(0).permutation(len(atlas.labels))
-    styles = [atlas.styles[one.task] for one in atlas.tasks]
-    for marker in dict.fromkeys(style.marker for style in styles):
-        mine = [place for place in order if styles[atlas.labels[place]].marker == marker]
+    order = np.random.default_rng(0).permutation(len(maps.labels))
+    of_task = [styles[name] for name in maps.names]
+    for marker in dict.fromkeys(style.marker for style in of_task):
+        mine = [place for place in order if of_task[maps.labels[place]].marker == marker]
         axes.scatter(
-            *panel.points[mine].T,
+            *one.points[mine].T,
             s=size,
-            c=[styles[atlas.labels[place]].colour for place in mine],
+            c=[of_task[maps.labels[place]].colour for place in mine],
             marker=_SHAPES[marker],
             linewidths=0,
         )
     axes.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), aspect="equal", xticks=[], yticks=[])
     axes.spines[:].set_color("0.75")
-    found = panel.separation
-    axes.set_title(f"{panel.title}: {len(panel.space.vectors)} selections of {len(atlas.labels)} instances")
-    axes.set_xlabel(
-        f"silhouette {_beside_chance(found.silhouette)}\nneighbour purity {_beside_chance(found.purity)}\n"
-        f"mutual information {_beside_chance(found.information)}"
-    )
+    title = f"{one.title}: {len(one.space.vectors)} selections of {len(maps.labels)} instances"
+    axes.set_title(title, fontsize=9)
+    lines = [
+        f"{name} {found.value:.2f} (chance {found.low:.2f} to {found.high:.2f})".replace("-", "\u2212")
+        for name, found in one.separation.items()
+    ]
+    axes.set_xlabel("\n".join(lines))
 
 
-def _draw_use(atlas: Atlas, folder: Path, heading: str) -> list[Path]:
-    made: list[Path] = []
-    num_factors = atlas.panels[0].use.shape[1]
-    size = (0.5 + 0.17 * num_factors, 0.5 + 0.26 * len(atlas.tasks))
-    with _figure(atlas, size, (_room(atlas) + 1, 0.8), folder, "use", made) as (figure, axes):
+def _draw_use(maps: Maps, folder: Path, heading: str) -> None:
+    num_factors = maps.each[0].use.shape[1]
+    size = (0.5 + 0.17 * num_factors, 0.5 + 0.26 * len(maps.tasks))
+    with _figure(maps, size, (_room(maps) + 1, 0.8), folder / "use") as (figure, axes):
         image = None
-        for panel, place in zip(atlas.panels, axes.flat, strict=True):
-            image = place.imshow(panel.use, vmin=0, vmax=1, cmap="Blues", aspect="auto")
-            place.set_title(panel.title)
+        for one, place in zip(maps.each, axes.flat, strict=True):
+            image = place.imshow(one.use, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+            place.set_title(one.title, fontsize=9)
             place.set_xticks(range(0, num_factors, max(1, num_factors // 8)))
             place.tick_params(length=2)
-        _name_rows(atlas, axes)
+        _name_rows(maps, axes)
         for place in axes[-1]:
             place.set_xlabel("factor")
         figure.colorbar(image, ax=axes, label="share of the task's\ninstances", shrink=0.9, aspect=30)
         figure.suptitle(f"{heading}\nuse of the factors", fontsize=10)
-    return made
 
 
-def _draw_overlap(atlas: Atlas, folder: Path, heading: str) -> list[Path]:
-    made: list[Path] = []
-    names = [one.task for one in atlas.tasks]
+def _draw_overlap(maps: Maps, folder: Path, heading: str) -> None:
+    names = maps.names
     side = max(1.8, 0.4 * len(names))
-    around = (_room(atlas) + 1, _room(atlas) + 0.6)
-    with _figure(atlas, (side + 0.2, side + 0.3), around, folder, "overlap", made) as (figure, axes):
+    around = (_room(maps) + 1, _room(maps) + 0.6)
+    with _figure(maps, (side + 0.2, side + 0.3), around, folder / "overlap") as (figure, axes):
         image = None
-        for panel, place in zip(atlas.panels, axes.flat, strict=True):
-            image = place.imshow(panel.overlap, vmin=0, vmax=1, cmap="viridis")
-            place.set_title(panel.title)
+        for one, place in zip(maps.each, axes.flat, strict=True):
+            image = place.imshow(one.overlap, vmin=0, vmax=1, cmap="viridis")
+            place.set_title(one.title, fontsize=9)
             place.set_xticks([])
             if len(names) <= _WRITTEN_OUT:
-                for (row, column), value in np.ndenumerate(panel.overlap):
+                for (row, column), value in np.ndenumerate(one.overlap):
                     colour = "white" if value < 0.6 else "black"
                     shown = f"{value:.2f}".lstrip("0")
                     place.text(column, row, shown, ha="center", va="center", color=colour, fontsize=7)
-        _name_rows(atlas, axes)
+        _name_rows(maps, axes)
         for place in axes[-1]:
             place.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor")
         figure.colorbar(image, ax=axes, label="overlap (1 = the same use)", shrink=0.9, aspect=30)
         figure.suptitle(f"{heading}\noverlap of the factors that two tasks use", fontsize=10)
-    return made
 
 
-def _room(atlas: Atlas) -> float:
+def _room(maps: Maps) -> float:
     """Inches that the longest task name takes."""
-    return 0.075 * max(len(one.task) for one in atlas.tasks)
+    return 0.075 * max(map(len, maps.names))
 
 
-def _name_rows(atlas: Atlas, axes: Any) -> None:
+def _name_rows(maps: Maps, axes: Any) -> None:
     for row in axes:
         for place in row:
             place.set_yticks([])
-        row[0].set_yticks(range(len(atlas.tasks)), [one.task for one in atlas.tasks])
-
-
-def _beside_chance(measured: Measured) -> str:
-    return f"{measured.value:.2f} (chance {measured.low:.2f} to {measured.high:.2f})".replace("-", "\u2212")
-
-
-def _kind(split: str) -> str:
-    return "seen" if split == "heldout" else "unseen"
+        row[0].set_yticks(range(len(maps.tasks)), maps.names)

@@ -2,55 +2,51 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import json
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from mixlora_cli.analysis.selections.atlas import Atlas, Panel
-from mixlora_cli.analysis.selections.separation import Measured
-from mixlora_cli.analysis.selections.thumbnails import Thumbnails
+from PIL import Image
+from rich.console import Console
+
+from mixlora_cli.analysis.selections.figures import Style
+from mixlora_cli.analysis.selections.maps import Map, Maps
+from mixlora_cli.data.images import as_shown, open_picture
 from mixlora_cli.data.records import Record
 from mixlora_cli.data.template import IMAGE_MARKER
+from mixlora_cli.progress import with_bar
+from mixlora_cli.report.thumbnails import encoded
+from mixlora_cli.store import write_text
 
-NAME = "tsne.html"
-_TEMPLATE = "page.html"
 _QUESTION = 400
 """Characters of a question that are shown."""
 _GRID = 10_000
 """Places are whole numbers from 0 to this: half the bytes of fractions."""
+_SIDES = (128, 96, 64, 48)
+"""Longest sides of pictures in pixels that are tried, the largest first."""
 
 
-def write_page(atlas: Atlas, thumbnails: Thumbnails, folder: Path, heading: str) -> Path:
-    """Write `tsne.html`; every text of the data goes in as JSON that cannot end its script element."""
-    template = files("mixlora_cli.analysis.selections").joinpath(_TEMPLATE).read_text(encoding="utf-8")
-    content = json.dumps(_content(atlas, thumbnails, heading), ensure_ascii=False, separators=(",", ":"))
-    for sign in "<>&\u2028\u2029":
-        content = content.replace(sign, f"\\u{ord(sign):04x}")
-    path = folder / NAME
-    page = template.replace("{{heading}}", html.escape(heading)).replace("{{content}}", content)
-    path.write_text(page, encoding="utf-8")
-    return path
+def write_page(
+    maps: Maps, styles: Mapping[str, Style], megabytes: float, folder: Path, heading: str, console: Console
+) -> None:
+    """Write `tsne.html`; every text of the data goes in as JSON that cannot end its script element.
 
-
-def question_of(record: Record) -> str:
-    """The last question, without the picture's marker, cut where it is long."""
-    *_, question, _ = record.conversation
-    text = question.text.replace(IMAGE_MARKER, "").strip()
-    return text if len(text) <= _QUESTION else text[: _QUESTION - 1] + "…"
-
-
-def _content(atlas: Atlas, thumbnails: Thumbnails, heading: str) -> dict[str, Any]:
+    Args:
+        megabytes: of pictures, which get smaller, and then fewer, until they fit.
+    """
+    uris, numbers, left_out = make_thumbnails([record.image for record in maps.records], megabytes, console)
     notes = [
-        f"t-SNE of Jaccard distances, perplexity {atlas.perplexity:.3g}. Identical selections have one place and are "
+        f"t-SNE of Jaccard distances, perplexity {maps.perplexity:.3g}. Identical selections have one place and are "
         "spread over a disc there, so that their number shows. Distances between far places mean little.",
-        *atlas.notes,
+        *maps.notes,
     ]
-    if thumbnails.left_out:
-        notes.append(f"{thumbnails.left_out} pictures had no room in this page (tsne.page_mb)")
-    counts = [int((atlas.labels == number).sum()) for number in range(len(atlas.tasks))]
-    return {
+    if left_out:
+        notes.append(f"{left_out} pictures had no room in this page (tsne.page_mb)")
+    content = {
         "heading": heading,
         "notes": notes,
         "grid": _GRID,
@@ -58,37 +54,96 @@ def _content(atlas: Atlas, thumbnails: Thumbnails, heading: str) -> dict[str, An
             {
                 "name": one.task,
                 "seen": one.split == "heldout",
-                "count": count,
-                "colour": atlas.styles[one.task].colour,
-                "marker": atlas.styles[one.task].marker,
+                "count": size,
+                "colour": styles[one.task].colour,
+                "marker": styles[one.task].marker,
             }
-            for one, count in zip(atlas.tasks, counts, strict=True)
+            for one, size in zip(maps.tasks, maps.sizes, strict=True)
         ],
         "instances": [
-            {"task": int(label), "id": record.id, "question": question_of(record), "picture": number}
-            for label, record, number in zip(atlas.labels, atlas.records, thumbnails.number, strict=True)
+            {"task": int(label), "id": record.id, "question": _question(record), "picture": number}
+            for label, record, number in zip(maps.labels, maps.records, numbers, strict=True)
         ],
-        "pictures": list(thumbnails.uris),
-        "panels": [_panel(panel) for panel in atlas.panels],
+        "pictures": uris,
+        "panels": [_panel(one) for one in maps.each],
     }
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    template = files("mixlora_cli.analysis.selections").joinpath("page.html").read_text(encoding="utf-8")
+    page = template.replace("{{heading}}", html.escape(heading)).replace("{{content}}", text)
+    write_text(folder / "tsne.html", page)
 
 
-def _panel(panel: Panel) -> dict[str, Any]:
-    found = panel.separation
+def _question(record: Record) -> str:
+    """The last question, without the picture's marker, cut where it is long."""
+    *_, question, _ = record.conversation
+    text = question.text.replace(IMAGE_MARKER, "").strip()
+    return text if len(text) <= _QUESTION else text[: _QUESTION - 1] + "…"
+
+
+def _panel(one: Map) -> dict[str, Any]:
+    x, y = (one.points.T * _GRID).round().astype(int).tolist()
     return {
-        "title": panel.title,
-        "x": (panel.points[:, 0] * _GRID).round().astype(int).tolist(),
-        "y": (panel.points[:, 1] * _GRID).round().astype(int).tolist(),
-        "factors": panel.index.tolist(),
-        "group": panel.space.group.tolist(),
+        "title": one.title,
+        "x": x,
+        "y": y,
+        "factors": one.index.tolist(),
+        "group": one.space.group.tolist(),
         "numbers": [
-            _row("silhouette", found.silhouette),
-            _row("neighbour purity", found.purity),
-            _row("mutual information", found.information),
+            [name, f"{found.value:.3f}", f"{found.low:.3f} to {found.high:.3f}", f"{found.p:.3f}"]
+            for name, found in one.separation.items()
         ],
     }
 
 
-def _row(name: str, measured: Measured) -> list[str]:
-    chance = f"{measured.low:.3f} to {measured.high:.3f}"
-    return [name, f"{measured.value:.3f}", chance, f"{measured.p:.3f}"]
+def make_thumbnails(
+    pictures: Sequence[Path | None], megabytes: float, console: Console
+) -> tuple[list[str], list[int | None], int]:
+    """Shrink all pictures as far as the budget asks; if the smallest size is too large still, the last are left out.
+
+    Returns:
+        Data URIs of the distinct pictures, the number of each of `pictures` among them (None without one), and how
+        many distinct ones were left out.
+    """
+    paths = list(dict.fromkeys(path for path in pictures if path is not None)) if megabytes > 0 else []
+    distinct: dict[str, Image.Image] = {}
+    digest_of: dict[Path | None, str] = {}
+    for path in with_bar(paths, "shrinking pictures", console):
+        picture = shrunk(path)
+        # Copies of one picture under several names are one picture.
+        digest_of[path] = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
+        distinct[digest_of[path]] = picture
+    budget = megabytes * 1_000_000
+    uris: dict[str, str] = {}
+    for side in _SIDES:
+        uris = {digest: _as_uri(picture, side) for digest, picture in distinct.items()}
+        if sum(map(len, uris.values())) <= budget:
+            break
+    kept: dict[str, int] = {}
+    for digest, uri in uris.items():
+        budget -= len(uri)
+        if budget < 0:
+            break
+        kept[digest] = len(kept)
+    numbers = [kept.get(digest_of.get(path, "")) for path in pictures]
+    return [uris[digest] for digest in kept], numbers, len(uris) - len(kept)
+
+
+def shrunk(path: Path) -> Image.Image:
+    """A picture file as RGB, turned upright, on white where it is transparent, at most as large as the page shows."""
+    with open_picture(path) as opened:
+        opened.draft("RGB", (_SIDES[0], _SIDES[0]))
+        shown = as_shown(opened, path)
+        picture = shown.convert("RGBA" if shown.mode in ("LA", "P", "PA", "RGBA") else "RGB")
+    if picture.mode == "RGBA":
+        ground = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(ground, picture).convert("RGB")
+    picture.thumbnail((_SIDES[0], _SIDES[0]))
+    return picture
+
+
+def _as_uri(picture: Image.Image, side: int) -> str:
+    small = picture.copy()
+    small.thumbnail((side, side))
+    return encoded(small, "JPEG", quality=75)

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from rich.console import Console
 
-from mixlora_cli.analysis.selections.atlas import make_atlas
-from mixlora_cli.analysis.selections.figures import draw_all
-from mixlora_cli.analysis.selections.inputs import choose_instances
+from mixlora_cli.analysis.selections.figures import draw_all, styles_of
+from mixlora_cli.analysis.selections.maps import INFORMATION, BesideChance, Floats, Map, Maps, make_maps
 from mixlora_cli.analysis.selections.page import write_page
-from mixlora_cli.analysis.selections.reading import read_missing
-from mixlora_cli.analysis.selections.report import print_report, write_report
-from mixlora_cli.analysis.selections.source import Source, find_source
-from mixlora_cli.analysis.selections.store import SelectionStore
-from mixlora_cli.analysis.selections.thumbnails import make_thumbnails
+from mixlora_cli.analysis.selections.reading import (
+    SelectionStore,
+    choose_instances,
+    find_layers,
+    read_missing,
+)
 from mixlora_cli.config import TsneConfig
-from mixlora_cli.evaluation.fingerprint import adapter_digest
-from mixlora_cli.evaluation.subject import refuse_adapter_folder
+from mixlora_cli.models.session import refuse_adapter_folder
 from mixlora_cli.output import alone_in
+from mixlora_cli.progress import say
+from mixlora_cli.store import atomic, write_text
+from mixlora_cli.tables import Cell, Table, show
 from mixlora_cli.training.run_folder import versions
 
-SELECTIONS = "selections"
+FORMAT = "mixlora-tsne/1"
 
 
 def tsne(config: TsneConfig) -> Path:
@@ -33,49 +40,131 @@ def tsne(config: TsneConfig) -> Path:
         UserError: there is no finished MixLoRA adapter, or tasks or layers do not fit. Found before a model is loaded.
     """
     folder = Path(config.output_dir).expanduser()
-    source = find_source(config)
+    run, adapter, layers, drawn = find_layers(config)
     refuse_adapter_folder(folder)
     with alone_in(folder, "map"):
-        return _tsne(config, folder, source)
+        console = Console(stderr=True, soft_wrap=True)
+        chosen = choose_instances(config)
+        store = SelectionStore(folder / "selections")
+        if read_missing(config, run, layers, chosen, store, console) == 0:
+            say("all selections were read before: drawn without the model", console)
+        selections = [store.read(instances, drawn, config.tsne.sides) for instances in chosen]
 
-
-def _tsne(config: TsneConfig, folder: Path, source: Source) -> Path:
-    console = Console(stderr=True, soft_wrap=True)
-    chosen = choose_instances(config)
-    store = SelectionStore(folder / SELECTIONS)
-    if read_missing(config, source, chosen, store, console) == 0:
-        console.print("all selections were read before: drawn without the model", markup=False)
-    selections = [store.read(instances, source.drawn, config.tsne.sides) for instances in chosen]
-
-    atlas = make_atlas(config, source, chosen, selections, console)
-    heading = f"{source.subject.label}: selections of {config.tsne.linear}"
-    write_report(atlas, _about(config, source), folder)
-    draw_all(atlas, config.pairs, folder, heading)
-    pictures = make_thumbnails([record.image for record in atlas.records], config.tsne.page_mb, console)
-    write_page(atlas, pictures, folder, heading)
-    for note in atlas.notes:
-        console.print(f"note: {note}", markup=False, highlight=False)
-    print_report(atlas)
-    console.print(
-        f"map, use and overlap (.png, .svg), tsne.html and tsne.json are in {folder}",
-        markup=False,
-        highlight=False,
-    )
+        maps = make_maps(config, adapter, drawn, chosen, selections, console)
+        heading = f"{run.label}: selections of {config.tsne.linear}"
+        about = {
+            "run": str(config.run),
+            "label": run.label,
+            "adapter": {
+                "digest": run.digest,
+                "factors": adapter.factors,
+                "rank": adapter.r,
+                "routing": adapter.routing,
+                "decode": adapter.decode,
+            },
+            "settings": asdict(config.tsne) | {"seed": config.seed, "pairs": config.pairs},
+            "versions": versions(),
+        }
+        _write_numbers(maps, about, folder / "tsne.json")
+        _write_points(maps, folder / "points.parquet")
+        styles = styles_of(maps.names, config.pairs)
+        draw_all(maps, styles, config.pairs, folder, heading)
+        write_page(maps, styles, config.tsne.page_mb, folder, heading, console)
+        for note in maps.notes:
+            say(f"note: {note}", console)
+        _print(maps)
+        say(f"map, use and overlap (.png, .svg), tsne.html and tsne.json are in {folder}", console)
     return folder
 
 
-def _about(config: TsneConfig, source: Source) -> dict[str, Any]:
-    """What `tsne.json` says of where the selections come from."""
-    return {
-        "run": str(config.run),
-        "label": source.subject.label,
-        "adapter": {
-            "digest": adapter_digest(source.folder),
-            "factors": source.adapter.factors,
-            "rank": source.adapter.r,
-            "routing": source.adapter.routing,
-            "decode": source.adapter.decode,
-        },
-        "settings": asdict(config.tsne) | {"seed": config.seed, "pairs": config.pairs},
-        "versions": versions(),
+def _write_numbers(maps: Maps, about: Mapping[str, Any], path: Path) -> None:
+    content = {
+        "format": FORMAT,
+        **about,
+        "tasks": [
+            {"task": one.task, "split": one.split, "instances": size, "available": one.available}
+            for one, size in zip(maps.tasks, maps.sizes, strict=True)
+        ],
+        "perplexity": maps.perplexity,
+        "neighbours": maps.neighbours,
+        "notes": list(maps.notes),
+        "maps": [_numbers(one, maps.names) for one in maps.each],
     }
+    write_text(path, json.dumps(content, indent=1))
+
+
+def _numbers(one: Map, names: Sequence[str]) -> dict[str, Any]:
+    return {
+        "layer": one.layer.name,
+        "block": one.layer.block,
+        "side": one.side,
+        "distinct selections": len(one.space.vectors),
+        "factors never selected": int((one.use.sum(axis=0) == 0).sum()),
+        **{
+            f"normalised {name}" if name == INFORMATION else name: _beside_chance(found, names)
+            for name, found in one.separation.items()
+        },
+        "factor use": dict(zip(names, one.use.round(6).tolist(), strict=True)),
+        "overlap": _square(one.overlap, names),
+        "mean Jaccard similarity": _square(one.similarity, names),
+        "pairs": None if one.matching is None else asdict(one.matching),
+    }
+
+
+def _beside_chance(found: BesideChance, names: Sequence[str]) -> dict[str, Any]:
+    chance = {"mean": found.mean, "low": found.low, "high": found.high}
+    tasks = {"tasks": dict(zip(names, found.by_task, strict=True))} if found.by_task else {}
+    return {"value": found.value, "chance": chance, "p": found.p, **tasks}
+
+
+def _square(values: Floats, names: Sequence[str]) -> dict[str, dict[str, float | None]]:
+    rows = [[None if math.isnan(x) else round(x, 6) for x in row] for row in values.tolist()]
+    return {name: dict(zip(names, row, strict=True)) for name, row in zip(names, rows, strict=True)}
+
+
+def _write_points(maps: Maps, path: Path) -> None:
+    """The place of every instance on every map."""
+    tasks = [maps.tasks[label] for label in maps.labels]
+    tables = [
+        pa.table(
+            {
+                "index": [record.index for record in maps.records],
+                "id": [record.id for record in maps.records],
+                "split": [one.split for one in tasks],
+                "task": [one.task for one in tasks],
+                "block": [one.layer.block] * len(tasks),
+                "side": [one.side] * len(tasks),
+                "x": one.points[:, 0],
+                "y": one.points[:, 1],
+            }
+        )
+        for one in maps.each
+    ]
+    with atomic(path) as temp:
+        pq.write_table(pa.concat_tables(tables), temp, compression="zstd")
+
+
+def _print(maps: Maps) -> None:
+    """The numbers of each map beside those of shuffled labels."""
+    rows: list[tuple[Cell | str, ...]] = [
+        (
+            one.title,
+            f"{len(one.space.vectors)} of {len(maps.labels)}",
+            *(
+                Cell(f"{found.value:.3f}", f"[{found.low:.3f}, {found.high:.3f}]", f"p={found.p:.3f}")
+                for found in one.separation.values()
+            ),
+        )
+        for one in maps.each
+    ]
+    title = f"How far selections tell {len(maps.tasks)} tasks apart [shuffled labels, 95 %]"
+    headings = ("map", "selections", *maps.each[0].separation)
+    console = Console(highlight=False)
+    show(Table(title, headings, tuple(rows)), console)
+    for one in maps.each:
+        if (match := one.matching) is not None:
+            say(
+                f"{one.title}: overlap with the seen partner {match.partner:.2f}, with the other seen tasks "
+                f"{match.others:.2f} (p={match.p:.3f}); the partner is nearest for {match.nearest} of {match.count}",
+                console,
+            )

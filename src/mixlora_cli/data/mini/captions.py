@@ -11,10 +11,19 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from mixlora_cli.data.mini.canvas import SIZE, Item, Scene, text_width
-from mixlora_cli.data.mini.objects import BACKGROUNDS, COLOURS, FLAGS, MiniObject, all_objects, shapes, words
-from mixlora_cli.data.mini.vocabulary import capitalised, with_article
+from mixlora_cli.data.mini.objects import (
+    BACKGROUNDS,
+    COLOURS,
+    FLAGS,
+    NUMBER_WORDS,
+    MiniObject,
+    all_objects,
+    capitalised,
+    shapes,
+    with_article,
+    words,
+)
 
-NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six")
 PROMPTS = (
     "Describe the picture.",
     "What is in the picture?",

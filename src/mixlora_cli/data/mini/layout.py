@@ -31,7 +31,7 @@ def background(rng: Random) -> str:
     return rng.choice(tuple(BACKGROUNDS))
 
 
-def shape_colour(rng: Random, ground: str) -> str:
+def colour_on(rng: Random, ground: str) -> str:
     """A colour that does not vanish on this background."""
     return rng.choice([colour for colour in COLOURS if colour != ground])
 

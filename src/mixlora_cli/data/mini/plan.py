@@ -13,12 +13,10 @@ from functools import partial
 from random import Random
 from typing import Any, TypeVar
 
-from mixlora_cli.data.mini.benchmark import Benchmark, Picture
-from mixlora_cli.data.mini.digits import Digit
+from mixlora_cli.data.mini.canvas import Digit, Picture
 from mixlora_cli.data.mini.objects import MiniObject
-from mixlora_cli.data.mini.task import Task
-from mixlora_cli.data.mini.tasks import SEEN_TASKS
-from mixlora_cli.data.mini.unseen import UNSEEN_BENCHMARKS
+from mixlora_cli.data.mini.seen import SEEN_TASKS, Task
+from mixlora_cli.data.mini.unseen import UNSEEN_BENCHMARKS, Benchmark
 
 _ATTEMPTS = 1000
 Record = dict[str, Any]

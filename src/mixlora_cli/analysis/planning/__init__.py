@@ -1,1 +1,0 @@
-"""What a training needs before it is started: parameters, memory, operations, hours."""

@@ -1,0 +1,173 @@
+"""A base model ready to be adapted: what every command needs to know of it, whatever it is."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LlavaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils.logging import disable_progress_bar
+
+from mixlora_cli.config import ModelConfig
+from mixlora_cli.data.template import TEMPLATES, Template
+from mixlora_cli.errors import UserError
+from mixlora_cli.models.networks import register_models
+from mixlora_cli.paths import cache_root
+
+
+@dataclass(frozen=True)
+class Base:
+    """A vision-language model of LLaVA class with every parameter frozen, in eval mode, and how to feed it."""
+
+    model: PreTrainedModel
+    """Has `.model.language_model`, `.model.vision_tower`, `.model.multi_modal_projector` and `.lm_head`."""
+    tokenizer: PreTrainedTokenizerBase
+    image_processor: Callable[..., Any]
+    """`image_processor(images=[PIL], return_tensors="pt")["pixel_values"]` -> (n, 3, H, W)."""
+    num_image_tokens: int
+    """Tokens that one picture expands to in the sequence."""
+    image_token_id: int
+    template: Template
+    name: str
+    fingerprint: str
+    """Hex digest that identifies weights and preprocessing, for caches and prediction files."""
+
+
+def build_base(model: ModelConfig, dtype: torch.dtype = torch.float32) -> Base:
+    """Load the base model with frozen weights of `dtype`, in eval mode.
+
+    Raises:
+        UserError: weights or packages are missing, a model is not prepared, or the checkpoint is not of LLaVA class.
+    """
+    _quiet_libraries()
+    if model.source == "mini":
+        from mixlora_cli.models.mini import mini_base
+
+        return mini_base(dtype)
+    if model.source == "tiny":
+        from mixlora_cli.models.tiny import build_tiny
+
+        return build_tiny(model.template, dtype)
+
+    if model.source == "prepared":
+        require_prepared(model)
+        model = replace(model, source="hub", name_or_path=str(prepared_folder(model)))
+    return hub_base(model, dtype)
+
+
+def _quiet_libraries() -> None:
+    """Bars of loading parts say nothing to a person, and PEFT's use of an old name is not the user's to mend."""
+    disable_progress_bar()
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+
+
+_HEAD_BYTES = (
+    1 << 20
+)  # of each weight file, enough for a safetensors header with every tensor's name, shape and place
+
+
+def hub_base(model: ModelConfig, dtype: torch.dtype) -> Base:
+    """Load a LLaVA checkpoint with its processor.
+
+    Raises:
+        UserError: it cannot be found or read, is of another class, or the template is unknown.
+    """
+    if model.template not in TEMPLATES:
+        raise UserError(f"model.template={model.template}: must be one of {', '.join(TEMPLATES)}")
+    assert model.name_or_path is not None
+    register_models()  # a saved copy of the small model is a checkpoint like any other
+    source, revision = model.name_or_path, model.revision or "main"
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision)
+    except (OSError, ValueError) as error:
+        raise UserError(_unreadable(source, error)) from error
+    if not isinstance(config, LlavaConfig):
+        raise UserError(
+            f"model.name_or_path={source} is a {config.model_type} model; expected a LLaVA checkpoint (model_type "
+            "llava), such as llava-hf/llava-1.5-7b-hf"
+        )
+    try:
+        network = AutoModelForImageTextToText.from_pretrained(
+            source, revision=revision, dtype=dtype, attn_implementation=model.attn_implementation
+        )
+        processor = AutoProcessor.from_pretrained(source, revision=revision)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(_unreadable(source, error)) from error
+    return Base(
+        model=network.requires_grad_(False).eval(),
+        tokenizer=processor.tokenizer,
+        image_processor=processor.image_processor,
+        num_image_tokens=num_image_tokens(config),
+        image_token_id=network.config.image_token_id,
+        template=TEMPLATES[model.template],
+        name=source,
+        fingerprint=checkpoint_fingerprint(network.config, source),
+    )
+
+
+def num_image_tokens(config: LlavaConfig) -> int:
+    """Tokens of one picture: CLIP's CLS token is dropped by the `default` strategy and kept by `full`."""
+    vision: Any = config.vision_config
+    patches = int((vision.image_size // vision.patch_size) ** 2)
+    has_cls = vision.model_type == "clip_vision_model"
+    return patches + int(has_cls and config.vision_feature_select_strategy == "full")
+
+
+def checkpoint_fingerprint(config: PreTrainedConfig, source: str) -> str:
+    """Of a hub checkpoint its commit; of a local folder all settings and the heads of its weight files."""
+    digest = hashlib.sha256(config.to_json_string().encode())
+    digest.update(str(getattr(config, "_commit_hash", None)).encode())
+    folder = Path(source)
+    if folder.is_dir():
+        for file in sorted([*folder.glob("*.json"), *folder.glob("*.jinja")]):
+            digest.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}".encode())
+        for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+            status = file.stat()
+            digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}".encode())
+            with file.open("rb") as stream:
+                digest.update(stream.read(_HEAD_BYTES))
+    return digest.hexdigest()
+
+
+def _unreadable(source: str, error: Exception) -> str:
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return (
+        f"model.name_or_path={source} cannot be loaded: {reason} Give a Hugging Face id that this machine can reach, "
+        "or a local folder with config.json, weights and processor files"
+    )
+
+
+def prepared_folder(model: ModelConfig) -> Path:
+    """`model.name_or_path` where it is given, else `models/<name>` under the cache: `models/llava-v1-7b`."""
+    if model.name_or_path is not None:
+        return Path(model.name_or_path).expanduser()
+    return cache_root() / "models" / model.name.replace("_", "-")
+
+
+def require_prepared(model: ModelConfig) -> None:
+    """Do nothing for a model that needs no preparation, or whose preparation is complete.
+
+    Raises:
+        UserError: it has not been prepared; names the command that does it.
+    """
+    if model.source != "prepared":
+        return
+    folder = prepared_folder(model)
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"model={model.name} is not in {folder}: assemble it once with `mixlora prepare model={model.name}`; "
+            "if it is somewhere else, give model.name_or_path=<that folder> (or set MIXLORA_CACHE)"
+        )
