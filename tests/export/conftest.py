@@ -1,19 +1,17 @@
-"""A small data set, and finished runs of the tiny model with adapters so large that routing decides their output."""
+"""Ten training and six held-out instances of each of two tasks; runs whose routing decides their output."""
 
 from __future__ import annotations
 
-import json
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
 from mixlora_cli.config import DataConfig, ExportConfig, FitConfig
 from mixlora_cli.training.run_folder import RunFolder
+from tiny_data import settings_of, tiny_data
 from tiny_runs import TINY, finished_run
 
 TASKS = ("counting", "naming things/now")
@@ -29,37 +27,7 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    """Ten training and six held-out instances of each of two tasks; every seventh is without a picture."""
-    root = tmp_path_factory.mktemp("data")
-    (root / "images").mkdir()
-    generator = random.Random(0)
-    for split, count in (("train", 20), ("heldout", 12)):
-        records = []
-        for number in range(count):
-            name = f"{split}{number}.png"
-            Image.frombytes("RGB", (16, 16), generator.randbytes(16 * 16 * 3)).save(root / "images" / name)
-            question = "What is it? " + " ".join(
-                generator.choices(["red", "big", "dog", "left", "seven"], k=number % 5)
-            )
-            turns = [("human", question), ("gpt", generator.choice(["yes", "seven dogs", "no"]))]
-            record: dict[str, Any] = {
-                "id": str(number),
-                "task_name": TASKS[number % 2],
-                "conversations": [{"from": who, "value": text} for who, text in turns],
-            }
-            if number % 7:
-                record["image"] = name
-            records.append(record)
-        (root / f"{split}.json").write_text(json.dumps(records))
-    (root / "definitions.json").write_text(json.dumps({t: {"definition": f"Do {t}."} for t in TASKS}))
-    return DataConfig(
-        name="json",
-        source="json",
-        train=str(root / "train.json"),
-        heldout=str(root / "heldout.json"),
-        images=str(root / "images"),
-        metadata=str(root / "definitions.json"),
-    )
+    return tiny_data(tmp_path_factory.mktemp("data") / "records", train=TASKS * 10, heldout=TASKS * 6)
 
 
 @pytest.fixture(autouse=True)
@@ -82,13 +50,8 @@ def make_config(data: DataConfig) -> MakeConfig:
     """`make_config(run.root, per_task=True, overwrite=True)`: keywords of `FitConfig` or `ExportConfig`."""
 
     def make(run: Path, **values: Any) -> ExportConfig:
-        top = {
-            key: values.pop(key)
-            for key in ("output_dir", "overwrite", "seed", "data", "model")
-            if key in values
-        }
-        fit = FitConfig(**{"batch_size": 4, "max_new_tokens": 2, "cache_features": False, **values})
-        whole = {"model": TINY, "data": data, "output_dir": str(run / "export"), **top}
+        fit = settings_of(FitConfig, values, batch_size=4, max_new_tokens=2, cache_features=False)
+        whole = {"model": TINY, "data": data, "output_dir": str(run / "export"), **values}
         return ExportConfig(export=fit, run=str(run), **whole)
 
     return make

@@ -7,24 +7,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from peft import LoraConfig, PeftConfig, PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mixlora_cli.analysis.export.run import choose_inputs, export
-from mixlora_cli.config import DataConfig, EvalConfig, ExportConfig
+from mixlora_cli.analysis.export.comparison import mean_over_tasks
+from mixlora_cli.analysis.export.run import choose_inputs, export, folder_names
+from mixlora_cli.config import DataConfig, EvalConfig, ExportConfig, FitConfig
+from mixlora_cli.config.load import load
 from mixlora_cli.data.collate import PixelLoader, generation_collator
 from mixlora_cli.data.encode import encode_prompts
+from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.results import read_results
-from mixlora_cli.hydra_app import Command, run_command
+from mixlora_cli.hydra_app import Command, register_resolvers, run_command
 from mixlora_cli.models.adapters import load_adapter, unload_adapter
 from mixlora_cli.models.tiny import build_tiny
+from mixlora_cli.paths import conf_dir
+from mixlora_cli.stats import wilson
 from tiny_runs import NUM_FACTORS, RANK
 
 from .conftest import TASKS, MakeConfig, MakeRun
 
+COMMAND = Command("export", ExportConfig, "mixlora_cli.analysis.export.run:export")
 NUM_LAYERS = 14
 """Adapted layers of the tiny model: seven in each of two blocks."""
 
@@ -240,17 +248,16 @@ def test_command_line_and_evaluation_of_the_result(
         f"data.heldout={data.heldout}",
         f"data.images={data.images}",
     ]
-    command = Command("export", ExportConfig, "mixlora_cli.analysis.export.run:export")
     arguments = [f"run={run.root}", *given, "export.instances=2", "export.evaluate=false", "export.rank=2"]
-    assert run_command(command, arguments) == 0, capsys.readouterr().err
+    assert run_command(COMMAND, arguments) == 0, capsys.readouterr().err
     folder = run.root / "export"
     assert PeftConfig.from_pretrained(str(folder / "adapter")).r == 2
 
-    assert run_command(command, arguments) == 2
+    assert run_command(COMMAND, arguments) == 2
     assert "holds an export; choose another output_dir=, or overwrite=true" in capsys.readouterr().err
     (folder / "adapter" / "stale").touch()
     (folder / "mine.txt").touch()
-    assert run_command(command, [*arguments, "overwrite=true"]) == 0
+    assert run_command(COMMAND, [*arguments, "overwrite=true"]) == 0
     assert sorted(path.name for path in folder.iterdir()) == ["adapter", "export.json", "mine.txt"]
     assert not (folder / "adapter" / "stale").exists()
 
@@ -260,3 +267,135 @@ def test_command_line_and_evaluation_of_the_result(
     assert run_command(evaluate, [*wanted, f"output_dir={run.root}/scores"]) == 0, capsys.readouterr().err
     results = read_results(run.root / "scores")
     assert results.seen is not None and results.seen.n == 12
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(*_: object) -> None:
+        raise AssertionError("a model was built")
+
+    monkeypatch.setattr("mixlora_cli.analysis.export.run.build_base", build)
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("run", "values", "message"),
+    [
+        (["lora"], {}, "LORA adapter, which is static already: serve "),
+        (["full"], {}, "there is nothing to export"),
+        ([], {"rank": NUM_FACTORS + 1}, f"export.rank={NUM_FACTORS + 1}: must be <= {NUM_FACTORS}"),
+        (
+            [],
+            {"tasks": ["countin"]},
+            "export.tasks=countin: no such task in the train data; did you mean counting?",
+        ),
+        ([], {"heldout": None}, "data.heldout=null: comparing needs"),
+        ([], {"split": "unseen"}, "data.unseen=null"),
+        (["mixlora", "random"], {"per_task": True}, "chance selects alike for every task"),
+        (["mixlora", "task"], {"metadata": None}, "definition"),
+        ([], {"output_dir": "."}, "holds a trained adapter"),
+        ([], {"output_dir": "adapter"}, "holds a trained adapter"),
+        ([], {"output_dir": "notes"}, "holds files that no export wrote"),
+        ([], {"output_dir": "others"}, "is no file of this version's export"),
+    ],
+)
+def test_refused_in_one_line_before_a_model_is_built(
+    run: list[str], values: dict[str, Any], message: str, make_run: MakeRun, make_config: MakeConfig
+) -> None:
+    root = make_run(*run).root
+    for name, file in (("notes", "mine.txt"), ("others", "export.json")):
+        (root / name).mkdir()
+        (root / name / file).write_text('{"format": "of another program"}')
+    changes = {key: value for key, value in values.items() if key in ("heldout", "metadata")}
+    values = {key: value for key, value in values.items() if key not in changes}
+    if "output_dir" in values:
+        values |= {"output_dir": str(root / values["output_dir"]), "overwrite": True}
+    config = make_config(root, **values)
+    with pytest.raises(UserError) as caught:
+        export(replace(config, data=replace(config.data, **changes)))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "run=null: give run=<folder of a finished `mixlora train adapter=mixlora`>"),
+        (["run=nowhere"], "run=nowhere: must be an existing folder"),
+        (["run=here", "export.rank=0"], "export.rank=0: must be > 0 or null"),
+        (["run=here", "export.limit=0"], "export.limit=0: must be > 0 or null"),
+        (["run=here", "export.instances=0"], "export.instances=0: must be > 0"),
+        (["run=here", "export.batch_size=0"], "export.batch_size=0: must be > 0"),
+        (["run=here", "export.max_new_tokens=0"], "export.max_new_tokens=0: must be > 0"),
+        (["run=here", "export.tasks=[]"], "export.tasks=[]: must name at least one task"),
+        (["run=here", "export.split=test"], "export.split=test: must be one of train, heldout, unseen"),
+        (["run=here", "export.pertask=true"], "did you mean export.per_task?"),
+    ],
+)
+def test_mistakes_on_the_command_line(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    assert run_command(COMMAND, arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_yaml_repeats_the_defaults(tmp_path: Path) -> None:
+    register_resolvers()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = load(ExportConfig, compose("export", [f"run={tmp_path}"]))
+    assert config.export == FitConfig()
+    assert (config.output_dir, config.seed, config.overwrite) == (f"{tmp_path}/export", 0, False)
+
+
+def test_fitted_and_compared_instances_never_overlap(make_run: MakeRun, make_config: MakeConfig) -> None:
+    config = make_config(make_run().root, split="heldout", instances=100, limit=2)
+    groups = choose_inputs(config)[:2]
+    for task in TASKS:
+        fitted, compared = ({r.index for r in group[task]} for group in groups)
+        assert (len(fitted), len(compared)) == (3, 2)
+        assert not fitted & compared
+    whole, nothing, _ = choose_inputs(replace(config, export=replace(config.export, evaluate=False)))
+    assert [len(records) for records in whole.values()] == [6, 6] and nothing == {}
+
+
+def test_samples_are_seeded(make_run: MakeRun, make_config: MakeConfig) -> None:
+    run = make_run().root
+    chosen = [
+        [r.index for r in choose_inputs(make_config(run, instances=3, seed=seed))[0][TASKS[0]]]
+        for seed in (0, 0, 1, 2, 3)
+    ]
+    assert chosen[0] == chosen[1] and len(chosen[0]) == 3
+    assert any(other != chosen[0] for other in chosen[2:])
+
+
+def test_folder_names_are_safe_and_distinct() -> None:
+    names = folder_names(["a/b", "a b", "A_b", "..", "visual+question", "é"])
+    assert names == {
+        "a/b": "a_b",
+        "a b": "a_b-2",
+        "A_b": "A_b-3",
+        "..": "task",
+        "visual+question": "visual+question",
+        "é": "é",
+    }
+
+
+def test_mean_over_tasks_by_hand() -> None:
+    first = np.array([[2.0, 1.0], [4.0, 2.0]])
+    second = np.array([[1.0, 1.0], [3.0, 1.0], [2.0, 1.0]])
+    both = mean_over_tasks([first, second])
+    # 6 / 3 and 6 / 3; the first task's ratio is the same however it is resampled.
+    assert both.value == 2.0
+    assert both.low is not None and both.high is not None
+    assert 1.5 <= both.low < 2.0 < both.high <= 2.5
+    unseen = wilson(0, 8).high or 0.0
+    alike = mean_over_tasks([np.array([[0.0, 1.0]] * 8)])
+    assert (alike.value, alike.low, alike.high) == (0.0, -unseen, unseen)
+    certain = mean_over_tasks([np.array([[1.0, 1.0]] * 8)])
+    assert (certain.value, certain.high) == (1.0, 1.0) and certain.low == pytest.approx(wilson(8, 8).low)

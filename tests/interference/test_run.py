@@ -10,18 +10,19 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from interference_data import TASKS, MakeConfig, MakeRun
 
 from mixlora_cli.analysis.interference import run
 from mixlora_cli.analysis.interference.files import read_stored
 from mixlora_cli.analysis.interference.gradients import GradientTaker
 from mixlora_cli.analysis.interference.run import interference
 from mixlora_cli.analysis.interference.scores import score
-from mixlora_cli.config import DataConfig, InterferenceConfig
+from mixlora_cli.config import DataConfig, InterferenceConfig, parse
 from mixlora_cli.errors import UserError
 from mixlora_cli.hydra_app import Command, run_command
 from mixlora_cli.models import forward as precision
 from tiny_runs import NUM_FACTORS, RANK
+
+from .conftest import TASKS, MakeConfig, MakeRun
 
 FIGURES = [f"{name}.{kind}" for name in ("average", "layers") for kind in ("png", "svg")]
 
@@ -74,7 +75,7 @@ def test_lora_and_mixlora_through_the_command_line(
     found = result(folder)
     assert found["tasks"] == list(TASKS) and set(found["batches"].values()) == {3}
     assert set(found["blocks"]) == {"attention", "mlp"} and len(found["layers"]) == 2 * 2 * 2
-    assert found["compare"]["with"] == f"LoRA r={RANK}"
+    assert found["compare"]["with"] == f"LoRA r={RANK}" and found["about"]["pictures"] == "pixels"
     for row in found["measured"]:
         assert row["steps"] == 9 and row["relative_error_same_factors"] < 0.1
     before = result(lora.root / "interference")["negative"]
@@ -225,17 +226,13 @@ def test_other_tasks_reuse_the_directions_that_are_there(make_run: MakeRun, make
 
 
 @pytest.mark.usefixtures("no_figures")
-@pytest.mark.parametrize("cached", [True, False])
-def test_what_the_pictures_were_is_said_and_kept(
-    make_run: MakeRun, make_config: MakeConfig, cached: bool, capsys: pytest.CaptureFixture[str]
+def test_that_pictures_are_features_is_said_and_kept(
+    make_run: MakeRun, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     done = make_run("lora")
-    interference(make_config(done.root, cache_features=cached))
-    said = result(done.root / "interference")["about"]["pictures"]
-    assert said == ("tower features, cached in fp16" if cached else "pixels")
-    assert (
-        "note: pictures are features of the frozen tower, kept in fp16" in capsys.readouterr().err
-    ) == cached
+    interference(make_config(done.root, cache_features=True))
+    assert result(done.root / "interference")["about"]["pictures"] == "tower features, cached in fp16"
+    assert "note: pictures are features of the frozen tower, kept in fp16" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -248,3 +245,53 @@ def test_two_processes_find_what_one_finds(make_run: MakeRun, make_config: MakeC
     launched(replace(config, launch=replace(config.launch, nproc=2)))
     one, two = (result(Path(folder)) for folder in (config.output_dir + "-one", config.output_dir))
     assert {k: v for k, v in one.items() if k != "about"} == {k: v for k, v in two.items() if k != "about"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"tasks": ["countng", "reading"]}, "tasks=countng: no such task in .*did you mean counting"),
+        (
+            {"tasks": ["rare", "reading"]},
+            "tasks: rare has 1 instances in the train data, too few for two batches",
+        ),
+        ({"split": "heldout"}, "interference.split=heldout needs held-out records"),
+        ({"compare": "/nowhere"}, "compare=/nowhere: no interference.json there; measure that run first"),
+        ({"draw_only": True}, "draw_only=true: nothing was measured in"),
+        ({"only": TASKS[0]}, r"tasks=\[counting\]: the train data has no other task"),
+        ({"name": "full"}, "run=.* trained the model's own weights and has no low-rank adapter"),
+    ],
+)
+def test_refused_in_one_line_before_a_model_is_loaded(
+    make_run: MakeRun,
+    make_config: MakeConfig,
+    data: DataConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    values: dict[str, Any],
+    message: str,
+) -> None:
+    monkeypatch.setattr(run, "build_base", no_model)
+    values = dict(values)
+    if "only" in values:
+        values |= {"tasks": None, "data": replace(data, tasks=[values.pop("only")])}
+    with pytest.raises(UserError, match=f"^{message}") as caught:
+        interference(make_config(make_run(values.pop("name", "lora")).root, **values))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"run": None}, "run=null: .*untuned base has no adapter"),
+        ({"tasks": ["counting"]}, r"tasks=\[counting\]: must name at least two"),
+        ({"tasks": ["counting", "counting"]}, "must name at least two"),
+        ({"seed": None}, "seed=null: must be an integer"),
+        ({"interference": {"batches": 1}}, "interference.batches=1: must be >= 2"),
+        ({"draw": {"score": "max"}}, "draw.score=max: must be one of"),
+        ({"measure": {"lambdas": [0.1, 0.0]}}, "measure.lambdas=0.0: must be > 0"),
+    ],
+)
+def test_configuration(values: dict[str, Any], message: str) -> None:
+    model, source = {"name": "tiny", "source": "tiny"}, {"name": "mini", "source": "mini"}
+    with pytest.raises(UserError, match=message):
+        parse(InterferenceConfig, {"run": "x", "output_dir": "x", "model": model, "data": source, **values})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +13,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from mixlora_cli.analysis.selections import reading
 from mixlora_cli.analysis.selections.reading import choose_instances
 from mixlora_cli.analysis.selections.run import tsne
 from mixlora_cli.config import DataConfig, TsneConfig
-from mixlora_cli.data.collate import PixelLoader
 from mixlora_cli.data.encode import encode_prompts
-from mixlora_cli.evaluation.generate import Generator
 from mixlora_cli.hydra_app import Command, run_command
-from mixlora_cli.method.layer import MixLoraLinear
-from mixlora_cli.models.adapters import load_adapter
 from mixlora_cli.models.session import Session
 from mixlora_cli.models.tiny import build_tiny
 from tiny_runs import NUM_FACTORS, RANK
 
-from .conftest import SEEN, UNSEEN, MakeConfig, MakeRun
+from .conftest import ATTACK, SEEN, UNSEEN, MakeConfig, MakeRun
 
 LAYER = "model.language_model.layers.1.mlp.gate_proj"
 COMMAND = Command("tsne", TsneConfig, "mixlora_cli.analysis.selections.run:tsne")
@@ -62,37 +59,24 @@ def report(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("batch_size", [1, 8])
-@pytest.mark.parametrize(
-    "fields", [{}, {"pool": "prompt", "decode": "step"}], ids=["all-prefill", "prompt-step"]
-)
 @pytest.mark.usefixtures("no_pictures")
-def test_selections_are_the_layers_own(
-    make_run: MakeRun, make_config: MakeConfig, batch_size: int, fields: dict[str, Any]
+def test_stored_are_the_selections_of_each_prompt(
+    make_run: MakeRun, make_config: MakeConfig, batch_size: int
 ) -> None:
-    """What each layer has chosen when generation, one prompt at a time without padding, begins its first new token."""
-    run = make_run(**fields)
+    """Whatever is in a batch with it; that these are the layers' own is for the session's tests."""
+    run = make_run()
     config = make_config(run.root, tasks=[UNSEEN[0], SEEN[1]], batch_size=batch_size)
     found = stored(tsne(config))
-    base = build_tiny()
-    model = load_adapter(base.model, run.adapter)
-    assert isinstance(model, PeftModel)
-    features = PixelLoader(base.image_processor)
-    generate = Generator(model, base, features, max_new_tokens=1)
-    layers = {name: m for name, m in model.base_model.model.named_modules() if isinstance(m, MixLoraLinear)}
-    compared, lengths = 0, set()
+    session = Session(build_tiny(), torch.float32, cache_features=False, adapter=run.adapter)
+    compared = 0
     for instances in choose_instances(config):
-        for item in encode_prompts(instances.records, base).items:
-            generate([item])
-            lengths.add(item.length)
-            for name, layer in layers.items():
-                selection = layer.last_selection["default"]
-                if "gate_proj" not in name or selection is None:
-                    continue
-                for side, index in (("a", selection.index_a), ("b", selection.index_b)):
-                    assert found[instances.task, item.index, name, side] == index[0].tolist()
-                    compared += 1
+        for item in encode_prompts(instances.records, session.base).items:
+            for name, selection in session.selections([item]).items():
+                if "gate_proj" in name:
+                    for side, index in (("a", selection.index_a), ("b", selection.index_b)):
+                        assert found[instances.task, item.index, name, side] == index[0].tolist()
+                        compared += 1
     assert compared == len(found) == 16 * 2 * 2
-    assert len(lengths) > 4  # so batches of 8 hold padding
     assert len({tuple(factors) for key, factors in found.items() if key[2:] == (LAYER, "a")}) > 1
 
 
@@ -279,3 +263,71 @@ def test_command_line(make_run: MakeRun, data: DataConfig, capsys: pytest.Captur
         run_command(COMMAND, [f"run={run.root}", *given, "pairs=[[counting,mini_pope]]", "tsne.sides=[a]"])
         == 0
     )
+
+
+class _Page(HTMLParser):
+    """Elements, their addresses, and what stands in script elements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.scripts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [
+            value or "" for name, value in attrs if name in ("src", "href", "action", "srcset")
+        ]
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.lasttag == "script" and self.tags[-1] == "script":
+            self.scripts[-1] += data
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_page_holds_everything_and_nothing_foreign(
+    make_run: MakeRun, make_config: MakeConfig, data: DataConfig
+) -> None:
+    folder = tsne(make_config(make_run().root, tasks=[*UNSEEN, *SEEN], sides=["b", "a"]))
+    text = (folder / "tsne.html").read_text()
+    assert not re.search(r"https?:|//[a-z]", text) and "import(" not in text and "fetch(" not in text
+    page = _Page()
+    page.feed(text)
+    assert page.tags.count("script") == 2 and page.addresses == []
+    content = json.loads(page.scripts[0])
+    assert len(content["instances"]) == 32
+    assert all(
+        len(panel[axis]) == 32 for panel in content["panels"] for axis in ("x", "y", "factors", "group")
+    )
+    points = pq.read_table(folder / "points.parquet").to_pylist()
+    for panel, start in zip(content["panels"], range(0, len(points), 32), strict=True):
+        mine = points[start : start + 32]
+        np.testing.assert_allclose(panel["x"], [point["x"] * content["grid"] for point in mine], atol=0.5)
+        np.testing.assert_allclose(panel["y"], [point["y"] * content["grid"] for point in mine], atol=0.5)
+    # The attack of the data arrives as text.
+    assert ATTACK not in text and sum(ATTACK in one["question"] for one in content["instances"]) == 2
+    assert "innerHTML" not in page.scripts[1]
+    records = [
+        r for split in ("unseen", "heldout") for r in json.loads(Path(str(getattr(data, split))).read_text())
+    ]
+    with_picture = {r["id"] for r in records if "image" in r}
+    assert {one["id"] for one in content["instances"] if one["picture"] is not None} == with_picture
+    # 26 files with a picture; copies are embedded once.
+    distinct = len(
+        {(i, int(r["id"].split("-")[1]) // 2) for r in records if "image" in r for i in [r["id"][0]]}
+    )
+    assert len(content["pictures"]) == distinct == len(set(content["pictures"])) < len(with_picture)
+    assert all(uri.startswith("data:image/jpeg;base64,") for uri in content["pictures"])
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_pictures_keep_to_their_budget(make_run: MakeRun, make_config: MakeConfig) -> None:
+    folder = tsne(make_config(make_run().root, page_mb=0.003))
+    page = _Page()
+    page.feed((folder / "tsne.html").read_text())
+    content = json.loads(page.scripts[0])
+    assert 0 < sum(map(len, content["pictures"])) <= 3000
+    assert any("pictures had no room in this page" in note for note in content["notes"])

@@ -1,0 +1,102 @@
+"""A run is found and opened: mistakes in one line before a model loads, then what training and generation compute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mixlora_cli.config import DataConfig, ModelConfig
+from mixlora_cli.data.encode import encode_prompts
+from mixlora_cli.data.loading import load_records
+from mixlora_cli.errors import UserError
+from mixlora_cli.evaluation.generate import Generator
+from mixlora_cli.method.layer import MixLoraLinear
+from mixlora_cli.models.session import Session, find_mixlora, find_run
+from mixlora_cli.models.tiny import build_tiny
+from tiny_data import tiny_data
+from tiny_runs import NUM_FACTORS, RANK, TINY, finished_run
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataConfig:
+    return tiny_data(tmp_path / "data", heldout=["counting", "reading"] * 6)
+
+
+def test_what_is_known_without_a_model(data: DataConfig, tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run", data, routing="task")
+    found = find_run(str(run.root), ModelConfig("other", "mini"))
+    assert (found.label, found.model) == (f"MixLoRA E={NUM_FACTORS} r={RANK} task", TINY)
+    assert (found.adapter, found.root, found.trained_on) == (run.adapter, run.root, "json")
+    assert (found.dtype, found.routing) == (torch.float32, "task")
+    routing = found.task_routing(data, ["reading"])
+    assert routing is not None and routing.definitions == {"reading": "Do reading."}
+    with pytest.raises(UserError, match="definition"):
+        found.task_routing(data, ["unknown"])
+
+    bare = find_run(str(run.adapter), TINY)
+    assert (bare.label, bare.model, bare.digest) == ("adapter", TINY, found.digest)
+    base = find_run(None, TINY)
+    assert (base.label, base.adapter, base.digest, base.routing) == ("base", None, "none", None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("nowhere", "run=.*nowhere: no such folder; expected the run folder that `mixlora train` printed"),
+        ("empty", "run=.*empty is no run folder: expected config.yaml in it"),
+        ("unfinished", "has not finished: continue it with `mixlora train"),
+        ("damaged", "config.yaml is not a configuration that `mixlora train` wrote: "),
+        ("unreadable", "adapter_config.json: cannot be read as an adapter's configuration"),
+        ("lora", "run=.*lora holds a LORA adapter, which is other: .*/lora/adapter"),
+        ("full", "run=.*full trained the model's own weights: own"),
+        ("unprepared", "model=llava_v1_7b is not in .*assemble it once"),
+    ],
+)
+def test_refused_in_one_line(
+    kind: str, message: str, data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MIXLORA_CACHE", str(tmp_path / "cache"))
+    model = ModelConfig("llava_v1_7b", "prepared") if kind == "unprepared" else TINY
+    folder = tmp_path / kind
+    if kind == "empty":
+        folder.mkdir()
+    elif kind != "nowhere":
+        run = finished_run(folder, data, kind if kind in ("lora", "full") else "mixlora")
+        if kind == "unfinished":
+            run.result.unlink()
+        elif kind == "damaged":
+            run.config.write_text("model: 3\n")
+        elif kind == "unreadable":
+            (run.adapter / "adapter_config.json").write_text("{")
+        elif kind == "unprepared":
+            folder = run.adapter
+    with pytest.raises(UserError, match=message) as caught:
+        find_mixlora(str(folder), model, "own", "is other: {folder}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("fields", [{}, {"pool": "prompt", "decode": "step"}])
+def test_selections_are_those_of_the_first_new_token(
+    fields: dict[str, str], data: DataConfig, tmp_path: Path
+) -> None:
+    """What each layer has chosen when generation, one prompt at a time without padding, begins."""
+    adapter = finished_run(tmp_path / "run", data, router_spread=50, **fields).adapter
+    session = Session(build_tiny(), torch.float32, cache_features=False, adapter=adapter)
+    items = encode_prompts(load_records(data, "heldout"), session.base).items
+    assert (
+        session.tuner is not None and len({item.length for item in items}) > 4
+    )  # so the batch holds padding
+    together = session.selections(items)
+    generate = Generator(session.model, session.base, session.features, max_new_tokens=1)
+    layers = {n: m for n, m in session.tuner.model.named_modules() if isinstance(m, MixLoraLinear)}
+    assert layers.keys() == together.keys()
+    for row, item in enumerate(items):
+        generate([item])
+        for name, layer in layers.items():
+            alone = layer.last_selection["default"]
+            assert alone is not None
+            assert alone.index_a[0].tolist() == together[name].index_a[row].tolist()
+            assert alone.index_b[0].tolist() == together[name].index_b[row].tolist()
+    assert any(len(set(map(tuple, found.index_a.tolist()))) > 1 for found in together.values())
