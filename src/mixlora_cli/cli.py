@@ -91,7 +91,7 @@ _configured_by_hydra(
     "judge",
     "Have the answers of a finished evaluation judged: by a rule, a local language model or a server.",
     "mixlora_cli.config:JudgeCommandConfig",
-    "mixlora_cli.judging.run:judge",
+    "mixlora_cli.judging.judge:judge",
 )
 _configured_by_hydra(
     "report",
@@ -103,7 +103,7 @@ _configured_by_hydra(
     "align",
     "Stage one of the small model, picture -> caption; its result ships with the package.",
     "mixlora_cli.config:AlignConfig",
-    "mixlora_cli.alignment.run:align",
+    "mixlora_cli.prepare.align.run:align",
 )
 _configured_by_hydra(
     "bench",

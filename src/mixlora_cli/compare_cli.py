@@ -28,8 +28,7 @@ def compare_command(
 ) -> None:
     """Compare evaluated runs: differences with intervals and paired tests; over seeds, their means."""
     from mixlora_cli.errors import USER_MISTAKE, report
-    from mixlora_cli.evaluation.comparison import compare, read_group
-    from mixlora_cli.evaluation.comparison_table import print_comparisons, write_comparisons
+    from mixlora_cli.evaluation.compare import compare, print_comparisons, read_group, write_comparisons
     from mixlora_cli.output import one_line_errors
 
     try:

@@ -9,13 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from mixlora_cli.alignment.check import count_names
-from mixlora_cli.alignment.lexical import Tokens, cell_targets, train_lexical
-from mixlora_cli.alignment.pictures import draw, write_pictures
 from mixlora_cli.config import AlignConfig
 from mixlora_cli.data.mini.canvas import Item, Scene
 from mixlora_cli.data.mini.captions import plural
 from mixlora_cli.models.tiny import build_tiny
+from mixlora_cli.prepare.align.projector_pretraining import Tokens, cell_targets, pretrain_projector
+from mixlora_cli.prepare.align.run import count_names, draw, write_pictures
 
 
 def _tokens(**ids: int) -> dict[str, list[int]]:
@@ -109,7 +108,7 @@ def test_the_projector_learns_to_say_the_words(tmp_path: Path) -> None:
         config = AlignConfig(
             output_dir=str(tmp_path), lexical_steps=steps, lexical_batch_size=12, lexical_learning_rate=1e-2
         )
-        value = train_lexical(fresh, lookup, pictures, paths, config)
+        value = pretrain_projector(fresh, lookup, pictures, paths, config)
         assert not any(parameter.requires_grad for parameter in projector.parameters())
         return value
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from mixlora_cli.alignment.pictures import ANNOTATION, asked_first, draw, write_pictures
-from mixlora_cli.alignment.questions import ask
 from mixlora_cli.data.mini.canvas import Item, Scene
 from mixlora_cli.data.mini.captions import Captioned
 from mixlora_cli.data.mini.objects import MiniObject, all_objects
 from mixlora_cli.data.mini.seen import SEEN_TASKS
 from mixlora_cli.data.mini.unseen import UNSEEN_BENCHMARKS
+from mixlora_cli.prepare.align.questions import ask
+from mixlora_cli.prepare.align.run import ANNOTATION, asked_first, draw, write_pictures
 
 
 def _object(name: str) -> MiniObject:

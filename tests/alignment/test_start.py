@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from mixlora_cli.alignment.run import align, remember
 from mixlora_cli.config import AlignConfig
 from mixlora_cli.errors import UserError
+from mixlora_cli.prepare.align.run import align, remember
 
 
 def test_a_start_that_is_not_there_is_said_before_anything_is_drawn(tmp_path: Path) -> None:

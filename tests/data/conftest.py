@@ -1,3 +1,5 @@
+"""Records, pictures and small tokenizers of every kind that language models have."""
+
 from __future__ import annotations
 
 import json
@@ -129,7 +131,7 @@ def any_tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
     return train_sentence_piece(legacy=request.param.endswith("legacy"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def word_base(words: PreTrainedTokenizerFast) -> Base:
     return Base(words)
 
@@ -137,9 +139,8 @@ def word_base(words: PreTrainedTokenizerFast) -> Base:
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache folder of the test's own, so that it neither reads nor writes the user's."""
-    cache = tmp_path / "cache"
-    monkeypatch.setenv("MIXLORA_CACHE", str(cache))
-    return cache
+    monkeypatch.setenv("MIXLORA_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.fixture
@@ -147,29 +148,23 @@ def images(tmp_path: Path) -> Path:
     """A folder with red.png and blue.png."""
     folder = tmp_path / "images"
     folder.mkdir()
-    Image.new("RGB", (8, 6), "red").save(folder / "red.png")
-    Image.new("RGB", (8, 6), "blue").save(folder / "blue.png")
+    for colour in ("red", "blue"):
+        Image.new("RGB", (8, 6), colour).save(folder / f"{colour}.png")
     return folder
 
 
-def raw_record(image: str | None = "red.png", **changes: Any) -> dict[str, Any]:
-    record: dict[str, Any] = {
-        "id": "a",
-        "task_name": "colour",
-        "image": image,
-        "conversations": [
-            {"from": "human", "value": "<image>\nwhat colour?" if image else "what colour?"},
-            {"from": "gpt", "value": "red"},
-        ],
-    }
+def turns(*texts: str) -> dict[str, list[dict[str, str]]]:
+    roles = ("human", "gpt")
+    return {"conversations": [{"from": roles[n % 2], "value": text} for n, text in enumerate(texts)]}
+
+
+def raw(image: str | None = "red.png", **changes: Any) -> dict[str, Any]:
+    """A good record, and what is different in it."""
+    question = "<image>\nwhat colour?" if image else "what colour?"
+    record = {"id": "a", "task_name": "colour", "image": image, **turns(question, "red")}
     if image is None:
         del record["image"]
     return record | changes
-
-
-@pytest.fixture
-def make_raw() -> Callable[..., dict[str, Any]]:
-    return raw_record
 
 
 @pytest.fixture

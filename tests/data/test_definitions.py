@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from mixlora_cli.data.definitions import definitions_of, parse_definitions
+from mixlora_cli.data.definitions import definitions_of, load_definitions, parse_definitions
 from mixlora_cli.errors import UserError
 
 WANTED = {"GQA": "Answer the question.", "MNIST-M+number_recognition": "Name the digit."}
@@ -18,6 +18,7 @@ WANTED = {"GQA": "Answer the question.", "MNIST-M+number_recognition": "Name the
         WANTED,
         {task: {"definition": text, "split": "seen"} for task, text in WANTED.items()},
         {task: {"description": text} for task, text in WANTED.items()},
+        {task: {"description": "d", "definition": text} for task, text in WANTED.items()},
         [{"task_name": task, "instruction": text} for task, text in WANTED.items()],
         # The definition repeated in each record of its task.
         [{"task_name": task, "id": n, "definition": text} for n in range(2) for task, text in WANTED.items()],
@@ -27,19 +28,7 @@ def test_every_form_gives_the_same_definitions(raw) -> None:
     assert parse_definitions(raw, "f.json") == WANTED
 
 
-def test_a_definition_goes_before_a_description() -> None:
-    assert parse_definitions({"a": {"description": "d", "definition": "x"}}, "f") == {"a": "x"}
-
-
-def test_published_vision_flan_metadata_holds_records_and_is_refused_as_such() -> None:
-    record = {
-        "id": "1",
-        "task_name": "GQA",
-        "image": "a.jpg",
-        "conversations": [{"from": "human", "value": "q"}],
-    }
-    with pytest.raises(UserError, match=r"got a list of 3 training records without any definition"):
-        parse_definitions([record] * 3, "data.metadata=metadata.json")
+PUBLISHED = {"id": "1", "task_name": "GQA", "image": "a.jpg", "conversations": []}
 
 
 @pytest.mark.parametrize(
@@ -47,10 +36,14 @@ def test_published_vision_flan_metadata_holds_records_and_is_refused_as_such() -
     [
         (3, "f.json: expected an object of task names, got a int"),
         ([], "got a list"),
+        ([PUBLISHED] * 3, "got a list of 3 training records without any definition"),
         ([{"definition": "x"}], "entry 0 names no task; expected one of task_name, task, name"),
         (["x"], "entry 0 names no task"),
         ([{"task": "a", "definition": "x"}, {"task": "b"}], "task b has no text in 'definition'"),
         ([{"task": "a", "definition": "x"}, {"task": "a", "definition": "y"}], "task a has two different"),
+        ({"colour": {"definition": " "}}, "task colour has no text in 'definition'"),
+        ({"colour": 3}, "task colour has no text in 'definition'"),
+        ({"x" * 300: 3}, rf": task {'x' * 77}\.\.\. has no text"),
     ],
 )
 def test_other_forms_are_refused(raw, message: str) -> None:
@@ -58,11 +51,37 @@ def test_other_forms_are_refused(raw, message: str) -> None:
         parse_definitions(raw, "f.json")
 
 
-def test_definitions_of_the_configured_data(make_data, tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "cannot be read as JSON"),
+        (b'{"colour": "caf\xe9"}', "not UTF-8 text at byte 15; expected a JSON file of task definitions"),
+        ('{"colour": "é"}'.encode("utf-16"), "not UTF-8 text at byte 0"),
+        (b'{"colour": "\\ud83d"}', r"text that is no Unicode: lone surrogate U\+D83D"),
+        (b'{"colour": ' + b"9" * 5000 + b"}", "malformed JSON: a number with thousands of digits"),
+        (b"[" * 100_000, "malformed JSON: nested too deeply"),
+    ],
+)
+def test_definitions_are_read_by_the_rule_of_records(make_data, tmp_path, content, message) -> None:
+    file = tmp_path / "metadata.json"
+    data = make_data([], metadata=str(file))
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        load_definitions(data)
+    assert str(caught.value).startswith(f"data.metadata={file}: ")
+    assert "\n" not in str(caught.value)
+    file.write_bytes(b"\xef\xbb\xbf" + '{"colour": "é"}'.encode())
+    assert load_definitions(data) == {"colour": "é"}
+
+
+def test_definitions_of_the_data_s_tasks(make_data, tmp_path) -> None:
     (tmp_path / "metadata.json").write_text(json.dumps({"colour": "Say the colour.", "shape": "Say it."}))
     data = make_data([], metadata=str(tmp_path / "metadata.json"))
-    assert definitions_of(data, ["colour"]) == {"colour": "Say the colour."}
-    with pytest.raises(UserError, match=r"\(size\): add them to .*/metadata.json"):
-        definitions_of(data, ["colour", "size"])
-    with pytest.raises(UserError, match=r"\(colour\): give data.metadata=<file>"):
-        definitions_of(make_data([]), ["colour"])
+    assert definitions_of(data, ["colour", "colour"]) == {"colour": "Say the colour."}
+    with pytest.raises(
+        UserError, match=r"1 of 2 tasks have none \(size\): add them to .*/metadata.json, by the"
+    ):
+        definitions_of(data, ["colour", "size", "colour"])
+    assert load_definitions(make_data([])) == {}
+    with pytest.raises(UserError, match=r"\(t0, t1, t2, t3, t4 and 2 more\): give data.metadata=<file>"):
+        definitions_of(make_data([]), [f"t{n}" for n in range(7)])

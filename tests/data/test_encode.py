@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from mixlora_cli.data.encode import IGNORE, Item, encode, encode_prompt, verify_labels
+from mixlora_cli.data import encode as module
+from mixlora_cli.data.encode import (
+    IGNORE,
+    Item,
+    encode,
+    encode_prompt,
+    encode_prompts,
+    encode_records,
+    verify_labels,
+)
 from mixlora_cli.data.problems import BadRecord, Kind
 from mixlora_cli.data.records import Record
 from mixlora_cli.data.template import SMOLLM, V1, Turn
@@ -14,82 +23,75 @@ from mixlora_cli.errors import UserError
 PICTURE = Path("red.png")
 
 
-def made(input_ids, labels, num_dropped=0) -> Item:
-    return Item(input_ids, labels, PICTURE, "colour", 5, num_dropped)
-
-
-def record(*texts: str, image: Path | None = PICTURE) -> Record:
+def record(*texts: str, image: Path | None = PICTURE, index: int = 5, task: str = "colour") -> Record:
     turns = tuple(Turn("gpt" if number % 2 else "human", text) for number, text in enumerate(texts))
-    return Record(index=5, id="a", task="colour", image=image, conversation=turns)
+    return Record(index=index, id="a", task=task, image=image, conversation=turns)
+
+
+def made(input_ids: list[int], labels: list[int], num_dropped: int = 0) -> Item:
+    return Item(input_ids, labels, PICTURE, "colour", 5, num_dropped)
 
 
 # "<s>", "Hi. USER: ", three image tokens, "\nwhat colour? ASSISTANT:"
 PROMPT = [1, 10, 11, 12, 14, 15, 4, 4, 4, 16, 17, 18, 19, 20, 14]
+TEXT_PROMPT = [1, 10, 11, 12, 14, 24, 18, 19, 20, 14]
+NONE = [IGNORE] * 15
 
 
-def test_ids_and_labels(word_base) -> None:
-    encoded = encode(record("<image>\nwhat colour?", "red and blue"), word_base)
-    assert encoded.input_ids == [*PROMPT, 21, 22, 23, 2]
-    assert encoded.labels == [IGNORE] * 15 + [21, 22, 23, 2]
-    assert encoded.num_dropped == 0
-
-
-def test_several_answers_carry_loss(word_base) -> None:
-    encoded = encode(record("<image>\nwhat colour?", "red", "what number?", "7"), word_base)
-    assert encoded.input_ids == [*PROMPT, 21, 2, 13, 14, 24, 25, 19, 20, 14, 26, 2]
-    assert encoded.labels == [IGNORE] * 15 + [21, 2] + [IGNORE] * 7 + [26, 2]
+@pytest.mark.parametrize(
+    ("turns", "max_length", "rest", "labels", "dropped"),
+    [
+        (["red and blue"], None, [21, 22, 23, 2], [21, 22, 23, 2], 0),
+        (["red and blue"], 19, [21, 22, 23, 2], [21, 22, 23, 2], 0),
+        # image tokens count, and the end of the answer goes
+        (["red and blue"], 17, [21, 22], [21, 22], 2),
+        (
+            ["red", "what number?", "7"],
+            None,
+            [21, 2, 13, 14, 24, 25, 19, 20, 14, 26, 2],
+            [21, 2, *[IGNORE] * 7, 26, 2],
+            0,
+        ),
+        # a later question that lost its answer goes with it
+        (["red", "what number?", "7"], 22, [21, 2], [21, 2], 9),
+    ],
+)
+def test_ids_and_labels(word_base, turns, max_length, rest, labels, dropped) -> None:
+    encoded = encode(record("<image>\nwhat colour?", *turns), word_base, max_length)
+    assert encoded == made([*PROMPT, *rest], [*NONE, *labels], dropped)
+    assert encoded.length == 15 + len(rest)
 
 
 @pytest.mark.parametrize(
     "question", ["what colour?<image>", "what colour?\n<image>", " <image> what colour?", "what colour?"]
 )
 def test_the_image_comes_first_wherever_the_marker_stood(word_base, question) -> None:
-    assert encode_prompt(record(question, "red"), word_base).input_ids == PROMPT
+    assert encode_prompt(record(question, "red"), word_base) == made(PROMPT, NONE)
 
 
-def test_text_only(word_base) -> None:
+def test_text_only_and_no_bos_where_the_template_has_none(word_base) -> None:
     encoded = encode(record("what colour?", "red", image=None), word_base)
-    assert encoded.input_ids == [1, 10, 11, 12, 14, 24, 18, 19, 20, 14, 21, 2]
+    assert encoded.input_ids == [*TEXT_PROMPT, 21, 2]
     assert encoded.labels == [IGNORE] * 10 + [21, 2]
-
-
-def test_no_bos_where_the_template_has_none(word_base) -> None:
     base = replace(word_base, template=replace(word_base.template, bos=False))
     assert encode_prompt(record("what colour?", "red"), base).input_ids == PROMPT[1:]
 
 
-def test_truncation_drops_the_end_of_the_answer_and_counts_image_tokens(word_base) -> None:
-    instance = record("<image>\nwhat colour?", "red and blue")
-    assert encode(instance, word_base, max_length=19) == encode(instance, word_base)
-    cut = encode(instance, word_base, max_length=17)
-    assert cut == made([*PROMPT, 21, 22], [IGNORE] * 15 + [21, 22], num_dropped=2)
-
-
-def test_truncation_inside_a_later_question_drops_that_turn(word_base) -> None:
-    instance = record("<image>\nwhat colour?", "red", "what number?", "7")
-    cut = encode(instance, word_base, max_length=22)
-    assert cut == made([*PROMPT, 21, 2], [IGNORE] * 15 + [21, 2], num_dropped=9)
-
-
-@pytest.mark.parametrize("max_length", [15, 8])
-def test_an_instance_without_label_is_a_problem(word_base, max_length) -> None:
+@pytest.mark.parametrize(
+    ("texts", "max_length", "image_token", "kind", "detail"),
+    [
+        (("what?", "red"), 13, 4, Kind.NO_LABEL, "the prompt alone fills the 13 tokens allowed (all: 16)"),
+        (("what?", "red"), 8, 4, Kind.NO_LABEL, "the prompt alone fills the 8 tokens allowed (all: 16)"),
+        (("what</s>?", "red"), None, 4, Kind.CONTROL_TEXT, "'</s>' in a human turn"),
+        (("what?", "red</s> and"), None, 4, Kind.CONTROL_TEXT, "'</s>' in a gpt turn"),
+        # the model's own image token is 5, written "<|im_start|>"
+        (("what <|im_start|>?", "red"), None, 5, Kind.CONTROL_TEXT, "the image token in a turn's text"),
+    ],
+)
+def test_what_cannot_be_encoded(word_base, texts, max_length, image_token, kind, detail) -> None:
     with pytest.raises(BadRecord) as caught:
-        encode(record("<image>\nwhat colour?", "red"), word_base, max_length)
-    assert caught.value.kind is Kind.NO_LABEL
-    assert caught.value.detail == f"the prompt alone fills the {max_length} tokens allowed (all: 17)"
-
-
-@pytest.mark.parametrize("texts", [("what</s> colour?", "red"), ("what colour?", "red</s> and")])
-def test_control_text_in_a_turn_is_a_problem(word_base, texts) -> None:
-    with pytest.raises(BadRecord) as caught:
-        encode(record(*texts), word_base)
-    assert caught.value.kind is Kind.CONTROL_TEXT
-
-
-def test_the_models_own_image_token_in_a_turn_is_a_problem(word_base) -> None:
-    base = replace(word_base, image_token_id=5)  # written "<|im_start|>"
-    with pytest.raises(BadRecord, match="the image token in a turn's text"):
-        encode(record("what <|im_start|>?", "red"), base)
+        encode(record(*texts), replace(word_base, image_token_id=image_token), max_length)
+    assert (caught.value.kind, caught.value.detail) == (kind, detail)
 
 
 QUESTION = "what colour is written in the picture?"
@@ -98,75 +100,77 @@ ANSWERS = ["red", "7", "two words: café", "  blue, naïve.\n", "日本", "red\n
 
 @pytest.mark.parametrize("template", [V1, SMOLLM], ids=["v1", "smollm"])
 @pytest.mark.parametrize("answer", ANSWERS)
-def test_pieces_give_the_ids_of_the_whole_text(word_base, any_tokenizer, template, answer) -> None:
+def test_pieces_give_the_ids_of_the_whole_text_and_loss_on_the_answers(
+    word_base, any_tokenizer, template, answer
+) -> None:
     base = replace(word_base, tokenizer=any_tokenizer, template=template, num_image_tokens=1)
-    encoded = encode(record(QUESTION, answer, "what number?", "7"), base)
+    instance = record(QUESTION, answer, "what number?", "7")
+    encoded = encode(instance, base)
     ask, close = template.user_open, template.user_close + template.assistant_open
-    end = template.answer_lead, template.end
+    lead, end = template.answer_lead, template.end
     whole = (
-        f"{template.system}{ask}<image>\n{QUESTION}{close}{end[0]}{answer.strip()}{end[1]}{template.between}"
-        f"{ask}what number?{close}{end[0]}7{end[1]}"
+        f"{template.system}{ask}<image>\n{QUESTION}{close}{lead}{answer.strip()}{end}{template.between}"
+        f"{ask}what number?{close}{lead}7{end}"
     )
     bos = [1] if template.bos else []
     assert encoded.input_ids == bos + any_tokenizer(whole, add_special_tokens=False)["input_ids"]
-
-
-@pytest.mark.parametrize("template", [V1, SMOLLM], ids=["v1", "smollm"])
-@pytest.mark.parametrize("answer", ANSWERS)
-def test_unmasked_text_is_answer_and_end(word_base, any_tokenizer, template, answer) -> None:
-    base = replace(word_base, tokenizer=any_tokenizer, template=template)
-    instance = record(QUESTION, answer)
-    encoded = encode(instance, base)
-    labels = [label for label in encoded.labels if label != IGNORE]
-    assert any_tokenizer.decode(labels).lstrip(" ") == answer.strip() + template.end
     verify_labels(encoded, instance, base)
-    prompt = encode_prompt(instance, base).input_ids
-    assert encoded.input_ids == prompt + labels
-    assert encoded.labels[: len(prompt)] == [IGNORE] * len(prompt)
+
+    single = encode(record(QUESTION, answer), base)
+    labels = [label for label in single.labels if label != IGNORE]
+    assert any_tokenizer.decode(labels).lstrip(" ") == answer.strip() + end
+    prompt = encode_prompt(record(QUESTION, answer), base)
+    assert single.input_ids == [*prompt.input_ids, *labels]
+    assert single.labels == [*prompt.labels, *labels]
+    assert set(prompt.labels) == {IGNORE}
 
 
-def test_a_token_across_the_border_cannot_slip_the_mask(word_base, words) -> None:
+def test_a_token_across_the_border_cannot_slip_the_mask(word_base) -> None:
     joined = replace(word_base.template, assistant_open="ASSISTANT: re", answer_lead="")
     base = replace(word_base, template=joined)
     encoded = encode(record("what colour?", "d"), base)  # "red" is one word, its letters are unknown
-    assert encoded.labels[-2:] == [3, 2]
-    assert encoded.labels[:-2] == [IGNORE] * (len(encoded.labels) - 2)
-    assert encoded.input_ids[:-2] == encode_prompt(record("what colour?", "d"), base).input_ids
+    prompt = encode_prompt(record("what colour?", "d"), base)
+    assert encoded.labels == [*prompt.labels, 3, 2]
+    assert encoded.input_ids[:-2] == prompt.input_ids
 
 
-def test_a_mask_that_slipped_by_one_is_refused(word_base) -> None:
+@pytest.mark.parametrize(
+    ("ids", "labels", "dropped", "message"),
+    [
+        # slipped by one
+        (
+            [21, 22, 23, 2],
+            [*NONE[1:], 14, 21, 22, 23, IGNORE],
+            0,
+            r"record 5 \(task colour\) is wrong: .*': red and blue'.*'red and blue</s>'",
+        ),
+        ([21, 22, 23, 2], [IGNORE] * 19, 0, "label mask of record 5"),  # empty
+        ([21, 23], [*NONE, 21, 23], 2, "label mask"),  # truncated, but no beginning of the answer
+        # the right text, one place early
+        (
+            [21, 22, 23, 2],
+            [*NONE[1:], 21, 22, 23, 2, IGNORE],
+            0,
+            "at position 14 the label is 21, the token 14",
+        ),
+    ],
+)
+def test_a_wrong_mask_is_refused(word_base, ids, labels, dropped, message) -> None:
     instance = record("what colour?", "red and blue")
-    good = encode(instance, word_base)
-    slipped = made(good.input_ids, [IGNORE] * 14 + [14, 21, 22, 23, IGNORE])
-    with pytest.raises(
-        UserError, match=r"record 5 \(task colour\) is wrong: .*': red and blue'.*'red and blue</s>'"
-    ):
-        verify_labels(slipped, instance, word_base)
-
-
-def test_an_empty_mask_is_refused(word_base) -> None:
-    instance = record("what colour?", "red")
-    nothing = made(encode(instance, word_base).input_ids, [IGNORE] * 17)
-    with pytest.raises(UserError, match="label mask of record 5"):
-        verify_labels(nothing, instance, word_base)
-
-
-def test_a_truncated_answer_is_verified_as_a_beginning(word_base) -> None:
-    instance = record("what colour?", "red and blue")
+    verify_labels(encode(instance, word_base), instance, word_base)
     verify_labels(encode(instance, word_base, max_length=17), instance, word_base)
-    wrong = made([*PROMPT, 21, 23], [IGNORE] * 15 + [21, 23], num_dropped=2)
-    with pytest.raises(UserError, match="label mask"):
-        verify_labels(wrong, instance, word_base)
+    with pytest.raises(UserError, match=message):
+        verify_labels(made([*PROMPT, *ids], labels, dropped), instance, word_base)
 
 
 def test_a_split_character_at_the_cut_is_no_error(word_base, byte_level) -> None:
     base = replace(word_base, tokenizer=byte_level)
     instance = record("what colour?", "日本")
-    whole = encode(instance, base)
-    cut = encode(instance, base, max_length=len(whole.input_ids) - 2)  # without </s> and the last byte
-    assert byte_level.decode([label for label in cut.labels if label != IGNORE]).endswith(
-        "\N{REPLACEMENT CHARACTER}"
-    )
+    cut = encode(
+        instance, base, max_length=encode(instance, base).length - 2
+    )  # without </s> and the last byte
+    text = byte_level.decode([label for label in cut.labels if label != IGNORE])
+    assert text.endswith("\N{REPLACEMENT CHARACTER}")
     verify_labels(cut, instance, base)
 
 
@@ -177,9 +181,56 @@ def test_a_template_that_is_not_the_tokenizers_is_refused(word_base) -> None:
         verify_labels(encode(instance, base), instance, base)
 
 
-def test_labels_moved_against_their_tokens_are_refused(word_base) -> None:
-    instance = record("what colour?", "red and blue")
-    good = encode(instance, word_base)
-    moved = made(good.input_ids, [*good.labels[1:], IGNORE])  # the right text, one place early
-    with pytest.raises(UserError, match=r"record 5 .* at position 14 the label is 21, the token 14"):
-        verify_labels(moved, instance, word_base)
+def texts(*answers: str, **changes) -> list[Record]:
+    return [record("what colour?", each, image=None, index=n, **changes) for n, each in enumerate(answers)]
+
+
+def test_a_dataset_has_all_records_in_few_objects(word_base) -> None:
+    records = [*texts("red"), record("what colour?", "red and blue", index=8)]
+    dataset = encode_records(records, word_base, 64)
+    assert [replace(each, input_ids=[*each.input_ids], labels=[*each.labels]) for each in dataset.items] == [
+        encode(each, word_base) for each in records
+    ]
+    assert (len(dataset), dataset[1].index, dataset.lengths, dataset.num_truncated) == (2, 8, [12, 19], 0)
+    assert {each.input_ids.itemsize for each in dataset.items} == {4}
+    (prompt,) = encode_prompts(records[:1], word_base).items
+    assert (list(prompt.input_ids), list(prompt.labels)) == (TEXT_PROMPT, [IGNORE] * 10)
+
+
+def test_truncation_is_reported(word_base, capsys) -> None:
+    dataset = encode_records(texts("red and blue", "red"), word_base, 12, source="train.json")
+    assert [list(item.input_ids[10:]) for item in dataset.items] == [[21, 22], [21, 2]]
+    shown = capsys.readouterr().err
+    assert "1 of 2 instances of train.json are longer than data.max_length=12 tokens and lost" in shown
+
+
+def test_an_instance_without_label_stops_or_is_left_out(word_base, capsys) -> None:
+    records = [
+        record("what colour?", "red", index=4),
+        *texts("red"),
+    ]  # the picture makes the first one longer
+    with pytest.raises(UserError) as caught:
+        encode_records(records, word_base, 12, source="train.json")
+    assert str(caught.value) == (
+        "1 bad record in train.json: 1 no answer token left after truncation (record 4, the prompt alone "
+        "fills the 12 tokens allowed (all: 17)); fix them or pass data.on_error=skip to go on without them"
+    )
+    dataset = encode_records(records, word_base, 12, on_error="skip", source="train.json")
+    assert [item.index for item in dataset.items] == [0]
+    assert "left out 1 of 2 records; 1 bad record in train.json" in capsys.readouterr().err
+
+
+def test_the_first_instances_of_every_task_are_verified_whatever_on_error_says(
+    word_base, monkeypatch
+) -> None:
+    verified: list[int] = []
+    monkeypatch.setattr(module, "verify_labels", lambda encoded, record, base: verified.append(record.index))
+    records = texts(*["red"] * 7)
+    records[5] = replace(records[5], task="shape")
+    encode_records(records, word_base, 64)
+    assert verified == [0, 1, 5]
+    monkeypatch.undo()
+    slipped = made([*TEXT_PROMPT, 21, 2], [*[IGNORE] * 9, 14, 21, IGNORE])
+    monkeypatch.setattr(module, "encode", lambda record, base, max_length: slipped)
+    with pytest.raises(UserError, match="label mask of record 0"):
+        encode_records(records, word_base, 64, on_error="skip")

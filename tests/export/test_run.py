@@ -206,18 +206,10 @@ def test_random_routing_exports_its_expectation(
     assert compared["compared"]["instances"] == dict.fromkeys(TASKS, 2)
 
 
-def test_decode_step_is_said(
+def test_a_projector_that_was_trained_travels_along_and_decode_step_is_said(
     make_run: MakeRun, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = make_run(decode="step")
-    export(make_config(run.root, instances=1, evaluate=False))
-    assert "selects anew for each decoded token" in capsys.readouterr().err
-
-
-def test_a_projector_that_was_trained_travels_along(
-    make_run: MakeRun, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = make_run(train_projector=True)
+    run = make_run(train_projector=True, decode="step")
     config = make_config(run.root, tasks=[TASKS[0]], instances=1, rank=NUM_FACTORS, limit=1)
     folder = export(config)
     batch = fitted_batch(config)
@@ -228,7 +220,9 @@ def test_a_projector_that_was_trained_travels_along(
         name for name in load_file(folder / "adapter" / "adapter_model.safetensors") if "projector" in name
     ]
     assert len(kept) == 4
-    assert "multi_modal_projector: trained whole" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "multi_modal_projector: trained whole" in said
+    assert "selects anew for each decoded token" in said
     # The comparison's base has its own projector again, and so does what the static adapter was put on.
     model = build_tiny().model
     own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -262,7 +256,7 @@ def test_command_line_and_evaluation_of_the_result(
     assert not (folder / "adapter" / "stale").exists()
 
     # A static adapter is a PEFT adapter like any other.
-    evaluate = Command("eval", EvalConfig, "mixlora_cli.evaluation.run:evaluate")
+    evaluate = Command("eval", EvalConfig, "mixlora_cli.evaluation.evaluate:evaluate")
     wanted = [f"run={folder}/adapter", "model=tiny", *given, "eval.seen=true", "eval.max_new_tokens=2"]
     assert run_command(evaluate, [*wanted, f"output_dir={run.root}/scores"]) == 0, capsys.readouterr().err
     results = read_results(run.root / "scores")

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from mixlora_cli.benchmarks.metrics import InstanceScores, mean_over
+from mixlora_cli.benchmarks.registry import MEAN_TITLE, seen_title
 from mixlora_cli.config import TableConfig
 from mixlora_cli.errors import UserError
-from mixlora_cli.evaluation.benchmarks import MEAN_TITLE, seen_title
-from mixlora_cli.evaluation.comparison import Group, paired_over_seeds
-from mixlora_cli.evaluation.marks import Marks, pairs, read_run, shared_by_all
+from mixlora_cli.evaluation.compare import Group, paired_over_seeds, read_run, shared_by_all
 from mixlora_cli.evaluation.results import FILE_NAME, JudgedScore, Results, Score, read_results
 from mixlora_cli.plots import figure
 from mixlora_cli.progress import say
@@ -33,19 +33,15 @@ from mixlora_cli.reproduce.paper import (
     rows_of,
 )
 from mixlora_cli.stats import (
-    SEED,
     Difference,
     Estimate,
     Floats,
-    bootstrap_means,
     compare_means,
     compare_right_over_seeds,
     compare_seeds,
     holm,
     over_seeds,
-    percentile,
     why_untested,
-    wilson,
 )
 from mixlora_cli.tables import Cell, Table, latex, markdown, show, to_csv
 
@@ -104,7 +100,7 @@ class RowValues:
     values: Columns
     evaluations: Mapping[int, Path]
     """Folder of each seed's evaluation on the unseen benchmarks."""
-    marks: Mapping[int, Mapping[str, Marks]]
+    scores: Mapping[int, Mapping[str, InstanceScores]]
     """By seed and task, for tables about seen tasks."""
 
     def seeds(self, column: str | None = None) -> list[int]:
@@ -199,11 +195,11 @@ def _read_row(
 ) -> RowValues:
     by_seed: dict[int, Columns] = {}
     evaluations: dict[int, Path] = {}
-    marks: dict[int, Mapping[str, Marks]] = {}
+    scores: dict[int, Mapping[str, InstanceScores]] = {}
     for seed in cells.seeds(row.name):
         if tasks:
-            marks[seed] = _seen_marks(cells, row, seed, tasks)
-            by_seed[seed] = _of_marks(marks[seed], tasks)
+            scores[seed] = _seen_scores(cells, row, seed, tasks)
+            by_seed[seed] = _of_scores(scores[seed], tasks)
         elif place := cells.evaluation((row.name, seed, None), EVALUATION):
             evaluations[seed] = place
             results = read_results(place)
@@ -217,7 +213,7 @@ def _read_row(
         for column in columns
         if (found := [seeds[column] for seeds in by_seed.values() if column in seeds])
     }
-    return RowValues(row, by_seed, values, evaluations, marks)
+    return RowValues(row, by_seed, values, evaluations, scores)
 
 
 def _number(estimate: Estimate) -> float:
@@ -228,37 +224,35 @@ def _number(estimate: Estimate) -> float:
 def _score(results: Results, column: str, judge: str | None) -> Score | JudgedScore | None:
     """By a judge where one is named, MME by its rule."""
     if judge is None or column == "MME":
-        return results.mean if column == MEAN_TITLE else results.column(column)
+        return results.column(column)
     judged = next((each for each in results.judged if each.title == judge), None)
     if judged is None or column == MEAN_TITLE:
         return None if judged is None else judged.mean
     return next((score for score in judged.scores if score.column == column), None)
 
 
-def _seen_marks(cells: Cells, row: Row, seed: int, tasks: Sequence[str]) -> dict[str, Marks]:
+def _seen_scores(cells: Cells, row: Row, seed: int, tasks: Sequence[str]) -> dict[str, InstanceScores]:
     """Of the held-out instances of each task; specialists have a cell for each, the others one for all."""
-    marks: dict[str, Marks] = {}
+    scores: dict[str, InstanceScores] = {}
     for task in tasks if row.per_task else (None,):
         if place := cells.evaluation((row.name, seed, task), SEEN_EVALUATION):
             run = read_run(str(place))
-            marks |= {name: run.tasks["heldout", name] for name in tasks if ("heldout", name) in run.tasks}
-    return marks
+            scores |= {name: run.tasks["heldout", name] for name in tasks if ("heldout", name) in run.tasks}
+    return scores
 
 
-def _of_marks(marks: Mapping[str, Marks], tasks: Sequence[str]) -> Columns:
+def _of_scores(scores: Mapping[str, InstanceScores], tasks: Sequence[str]) -> Columns:
     """Per cent right on each seen task, and the average where all are there."""
-    values: dict[str, Estimate] = {}
-    arrays: list[Floats] = []
-    for task in [task for task in tasks if task in marks]:
-        right = np.array(list(marks[task].by_index.values()), dtype=np.float64)
-        interval = wilson(int(right.sum()), len(right)).scaled(100)
-        values[seen_title(task)] = replace(interval, value=100 * float(right.mean()))
-        arrays.append(right)
+    arrays = {task: scores[task].array() for task in tasks if task in scores}
+    # The values as they always were, to the last digit: 100 * mean, and the mean of these.
+    per_cent = {task: 100 * float(array.mean()) for task, array in arrays.items()}
+    values = {
+        seen_title(task): replace(scores[task].compute().score, value=value)
+        for task, value in per_cent.items()
+    }
     if len(arrays) == len(tasks):
-        rng = np.random.default_rng(SEED)
-        samples = np.mean([100 * bootstrap_means(each[:, None], rng)[:, 0] for each in arrays], axis=0)
-        mean = float(np.mean([_number(value) for value in values.values()]))
-        values[AVERAGE_TITLE] = percentile(mean, samples)
+        mean = float(np.mean(list(per_cent.values())))
+        values[AVERAGE_TITLE] = replace(mean_over(list(arrays.values())), value=mean)
     return values
 
 
@@ -356,9 +350,9 @@ def _seen_difference(
 ) -> Difference:
     def by_seed(task: str) -> list[Floats]:
         """Left minus right (n,) for each pair of trainings, on the instances that all of them answered."""
-        both = [(right.marks[theirs][task], left.marks[ours][task]) for ours, theirs in seeds]
-        indices = shared_by_all([marks for each in both for marks in each], task)
-        return [after - before for before, after in (pairs(*each, indices) for each in both)]
+        both = [(right.scores[theirs][task], left.scores[ours][task]) for ours, theirs in seeds]
+        indices = shared_by_all([scores for each in both for scores in each], task)
+        return [after.array(indices) - before.array(indices) for before, after in both]
 
     tasks = SEEN_TASKS[table.scale]
     if column == AVERAGE_TITLE:

@@ -30,12 +30,12 @@ from mixlora_cli.analysis.bench.counters import (
     saved_bytes,
 )
 from mixlora_cli.analysis.bench.layers import DTYPES, Bench, LayerCase, build_bench, into_published_form
+from mixlora_cli.benchmarks.metrics import MME, POPE, VQA
+from mixlora_cli.benchmarks.registry import BENCHMARKS, FROM_THE_PAPER
 from mixlora_cli.config import AdapterConfig, BenchConfig, OptimConfig, Part, RoutingConfig, TrainConfig
 from mixlora_cli.data.encode import EncodedDataset, Item, encode_prompts, encode_records
 from mixlora_cli.data.loading import load_records
-from mixlora_cli.evaluation.benchmarks import BENCHMARKS, FROM_THE_PAPER
 from mixlora_cli.evaluation.generate import Generator, batches
-from mixlora_cli.evaluation.metrics import MME, POPE, VQA
 from mixlora_cli.evaluation.predictions import FILE_NAME, Header, Prediction, open_predictions
 from mixlora_cli.evaluation.scoring import score
 from mixlora_cli.models.adapters import attach_adapter

@@ -17,7 +17,6 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
 
@@ -26,6 +25,7 @@ from mixlora_cli.data.collate import Features
 from mixlora_cli.data.mini.canvas import SIZE, Item, Scene, text_width
 from mixlora_cli.data.mini.captions import Captioned
 from mixlora_cli.models.load import Base
+from mixlora_cli.progress import counting, say
 
 Weights = dict[int, float]
 """Token id -> weight, relative to the others of its cell."""
@@ -75,11 +75,10 @@ def cell_targets(scene: Scene, cells: int, tokens_of: dict[str, list[int]]) -> l
     return targets
 
 
-class Tokens(defaultdict[str, list[int]]):
+class Tokens(dict[str, list[int]]):
     """Word -> ids; a word is tokenised as it stands inside a sentence, with the space before it; digits without."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        super().__init__()
         self._tokenizer = tokenizer
 
     def __missing__(self, word: str) -> list[int]:
@@ -88,14 +87,10 @@ class Tokens(defaultdict[str, list[int]]):
         return self[word]
 
 
-def train_lexical(
+def pretrain_projector(
     base: Base, features: Features, pictures: Sequence[Captioned], paths: Sequence[Path], config: AlignConfig
 ) -> float:
-    """Train the base's projector in place, on the pictures at `paths`.
-
-    Returns:
-        Mean loss of the last tenth of the steps.
-    """
+    """Train the base's projector in place, on the pictures at `paths`; the mean loss of the last tenth of the steps."""
     projector: nn.Module = base.model.model.multi_modal_projector
     embeddings = base.model.get_input_embeddings().get_parameter("weight").detach()
     cells = round(base.num_image_tokens**0.5)
@@ -114,8 +109,8 @@ def train_lexical(
         optimizer, int(config.warmup_ratio * config.lexical_steps), config.lexical_steps
     )
     losses: list[float] = []
-    with Progress(console=Console(stderr=True)) as progress:
-        bar = progress.add_task("projector to words", total=config.lexical_steps)
+    console = Console(stderr=True)
+    with counting("projector to words", config.lexical_steps, console=console) as advance:
         for step in range(config.lexical_steps):
             chosen = np.sort(generator.choice(len(pictures), config.lexical_batch_size, replace=False))
             wanted = _dense([targets[i] for i in chosen], column)
@@ -129,10 +124,9 @@ def train_lexical(
             optimizer.step()
             schedule.step()
             losses.append(loss.item())
-            if step % config.log_every == 0:
-                progress.update(bar, completed=step, description=f"projector to words, loss {losses[-1]:.3f}")
-                if not progress.console.is_terminal:
-                    progress.console.print(f"projector to words: step {step}, loss {losses[-1]:.3f}")
+            advance(1, f"projector to words, loss {losses[-1]:.3f}")
+            if step % config.log_every == 0 and not console.is_terminal:
+                say(f"projector to words: step {step}, loss {losses[-1]:.3f}", console)
     projector.requires_grad_(False).eval()
     return float(np.mean(losses[-max(1, len(losses) // 10) :]))
 

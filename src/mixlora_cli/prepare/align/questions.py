@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from mixlora_cli.data.mini.canvas import SIZE, Item, Scene
 from mixlora_cli.data.mini.captions import NINTHS
@@ -27,16 +27,10 @@ _APART = 30
 """Pixels between two centres from which on one counts as left of, or above, the other."""
 _AT_MOST = 3
 """Questions of one kind about one picture."""
-_OPPOSITES = {
-    "left of": "right of",
-    "right of": "left of",
-    "above": "below",
-    "below": "above",
-}
+_OPPOSITES = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(NamedTuple):
     """A question with its short answer."""
 
     kind: str
@@ -44,7 +38,8 @@ class Asked:
     answer: str
 
 
-_Maker = Callable[[random.Random, Scene], "tuple[str, str] | None"]
+_Made = tuple[str, str] | None
+"""A question and its answer; None where this kind does not fit the picture."""
 
 
 def ask(rng: random.Random, scene: Scene, count: int) -> list[Asked]:
@@ -55,9 +50,8 @@ def ask(rng: random.Random, scene: Scene, count: int) -> list[Asked]:
             break
         kind, make, _ = rng.choices(_KINDS, [weight for _, _, weight in _KINDS])[0]
         made = make(rng, scene)
-        question = None if made is None else Asked(kind, *made)
-        if question is not None and _is_new(question, asked):
-            asked.append(question)
+        if made is not None and _is_new(Asked(kind, *made), asked):
+            asked.append(Asked(kind, *made))
     return asked
 
 
@@ -71,8 +65,8 @@ def _is_new(question: Asked, asked: list[Asked]) -> bool:
     return all(other.answer != question.answer for other in asked)
 
 
-def _objects(scene: Scene) -> list[Item]:
-    return [item for item in scene.items if item.kind == "object"]
+def _of_kind(scene: Scene, *kinds: str) -> list[Item]:
+    return [item for item in scene.items if item.kind in kinds]
 
 
 def _once(items: list[Item]) -> list[Item]:
@@ -96,16 +90,15 @@ def _absent(rng: random.Random, shown: list[Item]) -> str:
     return rng.choice(free).name
 
 
-def _presence(rng: random.Random, scene: Scene) -> tuple[str, str] | None:
-    shown = _objects(scene)
+def _presence(rng: random.Random, scene: Scene) -> _Made:
+    shown = _of_kind(scene, "object")
     if not shown:
         return None
     there = rng.random() < 0.5
     name = rng.choice(shown).name if there else _absent(rng, shown)
     form = rng.choice(("Do you find {} in it?", "{a} here, yes or no?", "Look: {is_} {} in view?"))
     phrase = with_article(name)
-    text = form.format(phrase, a=capitalised(phrase), is_=is_or_are(name))
-    return text, "yes" if there else "no"
+    return form.format(phrase, a=capitalised(phrase), is_=is_or_are(name)), "yes" if there else "no"
 
 
 def _relations(first: Item, second: Item) -> list[str]:
@@ -119,7 +112,7 @@ def _relations(first: Item, second: Item) -> list[str]:
 
 
 def _related(rng: random.Random, scene: Scene) -> tuple[Item, Item, str] | None:
-    items = _once(_objects(scene))
+    items = _once(_of_kind(scene, "object"))
     if len(items) < 2:
         return None
     first, second = rng.sample(items, 2)
@@ -127,9 +120,8 @@ def _related(rng: random.Random, scene: Scene) -> tuple[Item, Item, str] | None:
     return (first, second, rng.choice(relations)) if relations else None
 
 
-def _relation(rng: random.Random, scene: Scene) -> tuple[str, str] | None:
-    related = _related(rng, scene)
-    if related is None:
+def _relation(rng: random.Random, scene: Scene) -> _Made:
+    if (related := _related(rng, scene)) is None:
         return None
     first, second, relation = related
     true = rng.random() < 0.5
@@ -137,10 +129,9 @@ def _relation(rng: random.Random, scene: Scene) -> tuple[str, str] | None:
     return _yes_no(rng, f"the {first.name} {is_or_are(first.name)} {told} the {second.name}", true)
 
 
-def _which_side(rng: random.Random, scene: Scene) -> tuple[str, str] | None:
+def _which_side(rng: random.Random, scene: Scene) -> _Made:
     """Of two things, the one that is further in a direction; either order of the names."""
-    related = _related(rng, scene)
-    if related is None:
+    if (related := _related(rng, scene)) is None:
         return None
     first, second, relation = related
     further = {"left of": "left", "right of": "right", "above": "up", "below": "down"}[relation]
@@ -149,9 +140,9 @@ def _which_side(rng: random.Random, scene: Scene) -> tuple[str, str] | None:
     return f"Further {further}: {names[0]} or {names[1]}?", first.name
 
 
-def _next_to(rng: random.Random, scene: Scene) -> tuple[str, str] | None:
+def _next_to(rng: random.Random, scene: Scene) -> _Made:
     """Only where one other thing alone can be meant."""
-    items = _once(_objects(scene))
+    items = _once(_of_kind(scene, "object"))
     if len(items) != len(scene.items) or len(items) < 2:
         return None
     here = rng.choice(items)
@@ -166,26 +157,25 @@ def _place_of(item: Item) -> str:
     return NINTHS[3 * row + column].name
 
 
-def _at_place(rng: random.Random, scene: Scene) -> tuple[str, str] | None:
-    items = [item for item in scene.items if item.kind in ("object", "shape")]
+def _at_place(rng: random.Random, scene: Scene) -> _Made:
+    items = _of_kind(scene, "object", "shape")
     if not items:
         return None
     item = rng.choice(items)
     place = _place_of(item)
-    if sum(_place_of(other) == place for other in items) != 1:
-        return None
-    return f"Look at the {place}. What is it?", item.name
+    alone = sum(_place_of(other) == place for other in items) == 1
+    return (f"Look at the {place}. What is it?", item.name) if alone else None
 
 
-def _naming(rng: random.Random, scene: Scene) -> tuple[str, str] | None:
-    names = {item.name for item in scene.items if item.kind == "object"}
+def _naming(rng: random.Random, scene: Scene) -> _Made:
+    names = {item.name for item in _of_kind(scene, "object")}
     if len(names) != 1:
         return None
     return rng.choice(("What thing is it?", "Say its name.", "What would you call it?")), names.pop()
 
 
-def _from_list(rng: random.Random, scene: Scene) -> tuple[str, str] | None:
-    shown = _objects(scene)
+def _from_list(rng: random.Random, scene: Scene) -> _Made:
+    shown = _of_kind(scene, "object")
     if not shown:
         return None
     right = rng.choice(shown).name
@@ -194,12 +184,11 @@ def _from_list(rng: random.Random, scene: Scene) -> tuple[str, str] | None:
     return f"Choose from {', '.join(options)}: which one is here?", right
 
 
-def _colour(rng: random.Random, scene: Scene) -> tuple[str, str] | None:
-    items = _once([item for item in scene.items if item.kind == "shape"])
-    written = [item for item in scene.items if item.kind == "text"]
-    if not items and not written:
+def _colour(rng: random.Random, scene: Scene) -> _Made:
+    items = [*_once(_of_kind(scene, "shape")), *_of_kind(scene, "text")]
+    if not items:
         return None
-    item = rng.choice(items + written)
+    item = rng.choice(items)
     what = item.name if item.kind == "shape" else "text"
     if rng.random() < 0.5:
         return f"In what colour do you see the {what}?", item.colour
@@ -208,8 +197,8 @@ def _colour(rng: random.Random, scene: Scene) -> tuple[str, str] | None:
     return _yes_no(rng, f"the {what} is {told}", true)
 
 
-def _form(rng: random.Random, scene: Scene) -> tuple[str, str] | None:
-    found = {item.name for item in scene.items if item.kind == "shape"}
+def _form(rng: random.Random, scene: Scene) -> _Made:
+    found = {item.name for item in _of_kind(scene, "shape")}
     if len(found) != 1:
         return None
     shape = found.pop()
@@ -220,8 +209,8 @@ def _form(rng: random.Random, scene: Scene) -> tuple[str, str] | None:
     return _yes_no(rng, f"the form is {with_article(told)}", true)
 
 
-def _number(rng: random.Random, scene: Scene) -> tuple[str, str] | None:
-    if any(item.kind == "text" for item in scene.items):
+def _number(rng: random.Random, scene: Scene) -> _Made:
+    if _of_kind(scene, "text"):
         return None
     count = len(scene.items)
     if rng.random() < 0.5:
@@ -231,28 +220,25 @@ def _number(rng: random.Random, scene: Scene) -> tuple[str, str] | None:
     return _yes_no(rng, f"the number of things is {told if rng.random() < 0.5 else NUMBER_WORDS[told]}", true)
 
 
-def _reading(rng: random.Random, scene: Scene) -> tuple[str, str] | None:
-    written = [item for item in scene.items if item.kind == "text"]
+def _reading(rng: random.Random, scene: Scene) -> _Made:
+    written = _of_kind(scene, "text")
     if not written:
         return None
     text = written[0].name
     if rng.random() < 0.6:
         return rng.choice(("Spell out the text.", "Copy what stands there.")), text
     true = rng.random() < 0.5
-    wrong = (
-        rng.choice([word for word in words() if word != text]) if text.isalpha() else str(rng.randint(0, 99))
-    )
-    if wrong == text:
-        return None
-    return _yes_no(rng, f'it reads "{text if true else wrong}"', true)
+    others = [word for word in words() if word != text]
+    wrong = rng.choice(others) if text.isalpha() else str(rng.randint(0, 99))
+    return None if wrong == text else _yes_no(rng, f'it reads "{text if true else wrong}"', true)
 
 
-def _flag(rng: random.Random, scene: Scene) -> tuple[str, str] | None:
-    flags = [item for item in scene.items if item.kind == "flag"]
+def _flag(rng: random.Random, scene: Scene) -> _Made:
+    flags = _of_kind(scene, "flag")
     return ("Which nation is meant?", flags[0].name) if flags else None
 
 
-_KINDS: tuple[tuple[str, _Maker, int], ...] = (
+_KINDS: tuple[tuple[str, Callable[[random.Random, Scene], _Made], int], ...] = (
     ("presence", _presence, 8), ("relation", _relation, 6), ("which side", _which_side, 3),
     ("next to", _next_to, 5), ("at place", _at_place, 4), ("naming", _naming, 3), ("from list", _from_list, 3),
     ("colour", _colour, 5), ("form", _form, 4), ("number", _number, 4), ("reading", _reading, 10), ("flag", _flag, 8),
