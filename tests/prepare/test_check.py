@@ -264,17 +264,7 @@ def test_pictures_inside_records_do_not_flood_the_terminal(
 
 @pytest.mark.slow
 def test_the_command_line_gives_the_exit_code(folder: Path) -> None:
-    def run(answer: str, *more: str) -> subprocess.CompletedProcess[str]:
-        configured(folder, [raw("What?", answer, "a.png")])
-        files = [
-            f"data.train={folder}/train.json",
-            f"data.images={folder}/pictures",
-            f"output_dir={folder}/out",
-        ]
-        command = [sys.executable, "-m", "mixlora_cli.cli", "check", "data=json", "model=tiny", *files, *more]
-        return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
-
-    assert run("red").returncode == 0
-    assert run("").returncode == 1
-    wrong = run("red", "check.near=100")
-    assert (wrong.returncode, wrong.stderr) == (2, "error: check.near=100: must be from 0 to 64\n")
+    configured(folder, [raw("What?", "", "a.png")])
+    files = [f"data.train={folder}/train.json", f"data.images={folder}/pictures", f"output_dir={folder}/out"]
+    command = [sys.executable, "-m", "mixlora_cli.cli", "check", "data=json", "model=tiny", *files]
+    assert subprocess.run(command, capture_output=True, cwd=folder, check=False).returncode == 1
