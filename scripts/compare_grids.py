@@ -22,8 +22,8 @@ from typing import Any
 
 from mean_loss import mean_loss
 
-from mixlora_cli.evaluation.benchmarks import COLUMNS, MEAN_TITLE
-from mixlora_cli.evaluation.comparison import Line, compare, read_group
+from mixlora_cli.benchmarks.registry import COLUMNS, MEAN_TITLE
+from mixlora_cli.evaluation.compare import Line, compare, read_group
 from mixlora_cli.evaluation.predictions import FILE_NAME, read_predictions
 from mixlora_cli.reproduce.cell import read_record
 from mixlora_cli.training.run_folder import read_metrics

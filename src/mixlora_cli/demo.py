@@ -8,18 +8,20 @@ from __future__ import annotations
 import io
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
-from mixlora_cli.config import EvalConfig, TrainConfig
-from mixlora_cli.hydra_app import Command, run_command
+from mixlora_cli.commands import COMMANDS
+from mixlora_cli.hydra_app import run_command
 from mixlora_cli.surroundings import settle_in
 
 ROOT = Path("runs/demo")
 PICTURE_WIDTH = 150  # characters
-_TRAIN = Command("train", TrainConfig, "mixlora_cli.training.train:train")
-_EVAL = Command("eval", EvalConfig, "mixlora_cli.evaluation.run:evaluate")
+# In this process, however many GPUs there are: it is a demonstration.
+_TRAIN = replace(COMMANDS["train"], entry="mixlora_cli.training.train:train")
+_EVAL = replace(COMMANDS["eval"], entry="mixlora_cli.evaluation.evaluate:evaluate")
 _EVAL_OPTIONS = ["eval.limit=16", "eval.batch_size=32"]
 
 
@@ -54,15 +56,20 @@ def main() -> int:
 
 def _compare(folders: list[Path], console: Console) -> None:
     """One row a model; on the screen, and as a picture and Markdown beside the runs."""
-    from mixlora_cli.evaluation.results import read_results
-    from mixlora_cli.evaluation.table import comparison_markdown, comparison_table, print_comparison
+    from mixlora_cli.evaluation.results import (
+        print_results,
+        read_results,
+        results_markdown,
+        results_table,
+    )
+    from mixlora_cli.tables import show
 
     rows = [(result.label, result) for result in (read_results(folder) for folder in folders)]
     console.print("\nThe untuned base, LoRA and MixLoRA side by side", style="bold")
-    print_comparison(rows)
-    (ROOT / "table.md").write_text(comparison_markdown(rows), encoding="utf-8")
+    print_results(rows)
+    (ROOT / "table.md").write_text(results_markdown(rows), encoding="utf-8")
     picture = Console(record=True, file=io.StringIO(), width=PICTURE_WIDTH)
-    picture.print(comparison_table(rows))
+    show(results_table(rows), picture)
     picture.save_svg(str(ROOT / "table.svg"), title="make demo")
     console.print(f"the same as a picture and as Markdown: {ROOT / 'table.svg'}, {ROOT / 'table.md'}")
 

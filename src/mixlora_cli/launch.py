@@ -38,7 +38,7 @@ def train(config: TrainConfig) -> Any:
 
 def evaluate(config: EvalConfig) -> Any:
     """`mixlora eval`, in the processes that `launch` asks for; each answers its share of the instances."""
-    return run_workers("mixlora_cli.evaluation.run:evaluate", config, config.launch)
+    return run_workers("mixlora_cli.evaluation.evaluate:evaluate", config, config.launch)
 
 
 def interference(config: InterferenceConfig) -> Any:

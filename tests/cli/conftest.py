@@ -14,7 +14,7 @@ from mixlora_cli import cli
 
 ENTRIES = {
     "mixlora_cli.training.train": "train",
-    "mixlora_cli.evaluation.run": "evaluate",
+    "mixlora_cli.evaluation.evaluate": "evaluate",
     "mixlora_cli.prepare.align.run": "align",
     "mixlora_cli.analysis.export.run": "export",
 }

@@ -12,8 +12,7 @@ import pytest
 
 from mixlora_cli import cli
 from mixlora_cli.errors import UserError
-from mixlora_cli.evaluation.comparison import compare, read_group
-from mixlora_cli.evaluation.comparison_table import as_json, markdown
+from mixlora_cli.evaluation.compare import as_json, compare, comparisons_markdown, read_group
 from mixlora_cli.evaluation.predictions import Header, Prediction, open_predictions
 from mixlora_cli.evaluation.scoring import score
 from mixlora_cli.stats import mcnemar
@@ -74,7 +73,7 @@ def test_two_runs(tmp_path: Path) -> None:
     seen = lines["Seen"].difference
     assert seen is not None
     assert seen.value == pytest.approx(20.0)
-    assert "| MNIST | 25.0 | 45.0 | +20.0 [" in markdown([found])
+    assert "| MNIST | 25.0 | 45.0 | +20.0 [" in comparisons_markdown([found])
 
 
 def test_only_instances_of_both_count(tmp_path: Path) -> None:
@@ -86,8 +85,8 @@ def test_only_instances_of_both_count(tmp_path: Path) -> None:
     assert mnist.difference is not None
     assert mnist.difference.value == 0.0
     assert mnist.difference.p == 1.0
-    assert "| MNIST | 0.0 | 0.0 | 0.0 [" in markdown([found])
-    assert "| 30 of 40 and 30 |" in markdown([found])
+    assert "| MNIST | 0.0 | 0.0 | 0.0 [" in comparisons_markdown([found])
+    assert "| 30 of 40 and 30 |" in comparisons_markdown([found])
 
 
 def test_both_sides_and_the_difference_are_of_the_shared_instances(tmp_path: Path) -> None:
@@ -138,7 +137,7 @@ def test_seeds_with_the_same_scores_are_not_tested(tmp_path: Path) -> None:
     (found,) = compare([read_group(lora), read_group(mix)])
     (mnist,) = (line for line in found.lines if line.column == "MNIST")
     assert (mnist.difference, mnist.untested, mnist.p_holm) == (None, "no spread over seeds", None)
-    text = markdown([found])
+    text = comparisons_markdown([found])
     assert "| MNIST | 25.0 [-] | 30.0 [-] | +5.0 | - | - | no spread over seeds | 40 |" in text
     (stored,) = as_json([found])["comparisons"]
     line = next(line for line in stored["lines"] if line["column"] == "MNIST")

@@ -7,13 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from mixlora_cli.benchmarks.metrics import COGNITION, LABELS, MME, POPE, VQA, pope_numbers
 from mixlora_cli.errors import UserError
-from mixlora_cli.evaluation.metrics import LABELS, MME, POPE, VQA
-from mixlora_cli.evaluation.pope_tally import pope_numbers
 from mixlora_cli.evaluation.predictions import Prediction
 from mixlora_cli.evaluation.scoring import score_predictions
-from mixlora_cli.evaluation.statistics import wilson
-from mixlora_cli.evaluation.tallies import COGNITION
+from mixlora_cli.stats import wilson
 
 
 def answered(index: int, target: str, prediction: str, benchmark: str = "b", **fields: object) -> Prediction:
@@ -32,7 +30,7 @@ MME_ANSWERS = [
 
 
 def test_mme_by_hand() -> None:
-    measured = MME.measure(MME_ANSWERS)
+    measured = MME.scores(MME_ANSWERS).compute()
     # count: 3 of 4 answers, 1 of 2 images; color: 1 of 2 answers ("it is not" is "other"), 0 of 1 images.
     # So few images say nothing about the spread: either subtask could have scored anything from 0 to 200.
     assert measured.parts["count"] == {
@@ -41,8 +39,8 @@ def test_mme_by_hand() -> None:
     assert measured.parts["color"] == {
         "score": 50.0, "low": 0.0, "high": 200.0, "accuracy": 50.0, "accuracy_plus": 0.0, "images": 1.0
     }  # fmt: skip
-    assert measured.value == 175.0
-    assert (measured.interval.low, measured.interval.high) == (0.0, 400.0)
+    assert measured.score.value == 175.0
+    assert (measured.score.low, measured.score.high) == (0.0, 400.0)
 
 
 def test_mme_interval_by_hand() -> None:
@@ -52,9 +50,9 @@ def test_mme_interval_by_hand() -> None:
         image, right = str(number), "no" if number < 2 else "yes"
         answers.append(answered(2 * number, "Yes", "yes", category="count", image_id=image))
         answers.append(answered(2 * number + 1, "No", right, category="count", image_id=image))
-    measured = MME.measure(answers)
-    assert measured.value == 125.0
-    assert (measured.interval.low, measured.interval.high) == pytest.approx((50.0, 200.0))
+    measured = MME.scores(answers).compute()
+    assert measured.score.value == 125.0
+    assert (measured.score.low, measured.score.high) == pytest.approx((50.0, 200.0))
     part = measured.parts["count"]
     assert (part["low"], part["high"]) == pytest.approx((50.0, 200.0))
 
@@ -77,7 +75,7 @@ def test_mmes_subtasks_and_halves_have_intervals() -> None:
         for place, subtask in enumerate(COGNITION)
         for answer in _images(subtask, 10 if place else 5, 10, 20 * place)
     ]
-    parts = MME.measure(answers).parts
+    parts = MME.scores(answers).compute().parts
     first, perfect, half = parts[COGNITION[0]], parts[COGNITION[1]], parts["cognition"]
     # Ten draws with chance 1/2: at most 2 right in 5.5 % and at most 1 in 1.1 % of the samples.
     assert (first["score"], first["low"], first["high"]) == pytest.approx((100.0, 40.0, 160.0))
@@ -89,21 +87,21 @@ def test_mmes_subtasks_and_halves_have_intervals() -> None:
 
 def test_text_vqa_without_any_right_answer_is_not_certain() -> None:
     answers = [answered(i, "stop", "go", answers=("stop",) * 10) for i in range(20)]
-    measured = VQA.measure(answers)
-    assert measured.value == 0.0
-    assert measured.interval == wilson(0, 20).scaled(100)
+    measured = VQA.scores(answers).compute()
+    assert measured.score.value == 0.0
+    assert measured.score == wilson(0, 20).scaled(100)
 
 
 def test_mme_pairs_by_image_whatever_the_order() -> None:
     shuffled = MME_ANSWERS[:]
     for seed in range(5):
         random.Random(seed).shuffle(shuffled)
-        assert MME.measure(shuffled).value == 175.0
+        assert MME.scores(shuffled).compute().score.value == 175.0
 
 
 def test_mme_refuses_an_image_without_its_pair() -> None:
     with pytest.raises(UserError, match=r"subtask count, image '2': 1 questions, expected two"):
-        MME.measure(MME_ANSWERS[:3])
+        MME.scores(MME_ANSWERS[:3]).compute()
 
 
 def test_pope_by_hand() -> None:
@@ -114,8 +112,8 @@ def test_pope_by_hand() -> None:
         answered(3, "no", "a dog", category="popular"),
         answered(4, "yes", "yes", category="popular"),
     ]
-    measured = POPE.measure(answers)
-    assert measured.value == pytest.approx(60.0)
+    measured = POPE.scores(answers).compute()
+    assert measured.score.value == pytest.approx(60.0)
     random_part = {
         "accuracy": 200 / 3,
         "precision": 100.0,
@@ -168,7 +166,7 @@ def test_popes_f1_has_wilsons_interval_of_the_jaccard_index() -> None:
 
 
 def test_pope_without_a_yes_divides_by_nothing() -> None:
-    measured = POPE.measure([answered(0, "no", "no"), answered(1, "no", "no")])
+    measured = POPE.scores([answered(0, "no", "no"), answered(1, "no", "no")]).compute()
     part = measured.parts["all"]
     assert [part[name] for name in ("accuracy", "precision", "recall", "f1", "yes_ratio", "n")] == [
         100.0, 0.0, 0.0, 0.0, 0.0, 2.0
@@ -180,10 +178,10 @@ def test_pope_without_a_yes_divides_by_nothing() -> None:
 
 def test_label_accuracy_with_wilson_interval_and_categories() -> None:
     answers = [answered(i, "cat", "cat" if i < 7 else "dog", category="ab"[i % 2]) for i in range(10)]
-    measured = LABELS.measure(answers)
-    assert measured.value == 70.0
-    assert measured.interval.low == pytest.approx(100 * wilson(7, 10).low)
-    assert measured.interval.high == pytest.approx(100 * wilson(7, 10).high)
+    measured = LABELS.scores(answers).compute()
+    assert measured.score.value == 70.0
+    assert measured.score.low == pytest.approx(100 * wilson(7, 10).low)
+    assert measured.score.high == pytest.approx(100 * wilson(7, 10).high)
     ends = {"a": wilson(4, 5).scaled(100), "b": wilson(3, 5).scaled(100)}
     assert measured.parts == {
         "a": {"accuracy": 80.0, "low": ends["a"].low, "high": ends["a"].high, "n": 5.0},
@@ -198,9 +196,9 @@ def test_vqa_is_the_mean_over_instances() -> None:
         answered(2, "7", "", answers=("7",) * 10),
         answered(3, "7", "1", answers=("7",) * 9 + ("1",)),
     ]
-    measured = VQA.measure(answers)
-    assert measured.value == pytest.approx(100 * (0.9 + 1 + 0 + 0.3) / 4)
-    assert 0 <= measured.interval.low < measured.value < measured.interval.high <= 100
+    measured = VQA.scores(answers).compute()
+    assert measured.score.value == pytest.approx(100 * (0.9 + 1 + 0 + 0.3) / 4)
+    assert 0 <= measured.score.low < measured.score.value < measured.score.high <= 100
 
 
 def _all_columns() -> list[Prediction]:

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mixlora_cli.evaluation.metrics import MME
-from mixlora_cli.evaluation.mme_files import MmeFiles, safe_names
+from mixlora_cli.benchmarks.metrics import COGNITION, MME, PERCEPTION, safe_names
 from mixlora_cli.evaluation.predictions import Header, Prediction, open_predictions
 from mixlora_cli.evaluation.scoring import score
-from mixlora_cli.evaluation.tallies import COGNITION, PERCEPTION
 
 SUBTASKS = [*PERCEPTION, *COGNITION]
 ANSWERS = (
@@ -87,11 +85,9 @@ def test_the_official_tool_gets_the_same_numbers(tmp_path: Path) -> None:
 
 
 def test_the_two_lines_of_an_image_stand_together() -> None:
-    with MmeFiles() as files:
-        for answer in answers():
-            files.add(answer)
-        assert files.subtasks() == sorted(SUBTASKS)
-        lines = {subtask: files.lines(subtask) for subtask in SUBTASKS}
+    files = MME.scores(answers()).official_files()
+    assert list(files) == sorted(f"{name}.txt" for name in SUBTASKS)
+    lines = {name.removesuffix(".txt"): text.splitlines() for name, text in files.items()}
     assert all(len(line.split("\t")) == 4 for each in lines.values() for line in each)
     images = [line.split("\t")[0] for line in lines["scene"]]
     assert images == [f"scene/{number // 2}.jpg" for number in range(10)]
@@ -138,6 +134,6 @@ def test_a_benchmark_of_the_users_own_gets_the_files_too(tmp_path: Path) -> None
 
 def test_the_halves_need_all_of_their_subtasks() -> None:
     some = [answer for answer in answers() if answer.category != "posters"]
-    parts = MME.measure(some).parts
+    parts = MME.scores(some).compute().parts
     assert "perception" not in parts
     assert parts["cognition"]["score"] == pytest.approx(sum(parts[name]["score"] for name in COGNITION))

@@ -31,8 +31,6 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     contents = read_predictions(path)
     assert contents.header == HEADER
     assert contents.predictions == predictions
-    assert contents.end == path.stat().st_size
-    assert not contents.torn
 
 
 @pytest.mark.parametrize("cut", [1, 2, 30])
@@ -42,7 +40,6 @@ def test_a_half_written_last_line_is_dropped_and_overwritten(tmp_path: Path, cut
     whole = path.read_bytes()
     path.write_bytes(whole[:-cut])
     contents = read_predictions(path)
-    assert contents.torn
     assert contents.predictions == predictions[:2]
     with open_predictions(path, HEADER) as writer:
         assert set(writer.done) == {("unseen", "mini_cifar10", 0), ("unseen", "mini_cifar10", 1)}
@@ -67,7 +64,6 @@ def test_zeros_at_the_end_after_a_power_cut_are_a_torn_line(tmp_path: Path) -> N
     path = tmp_path / "predictions.jsonl"
     written(path, 1)
     path.write_bytes(path.read_bytes() + b"\0" * 100)
-    assert read_predictions(path).torn
     assert len(read_predictions(path).predictions) == 1
 
 
@@ -111,7 +107,7 @@ def test_label_and_limit_alone_do_not_start_anew(tmp_path: Path) -> None:
 def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "predictions.jsonl"
     path.write_text('{"id": 1}\n{"id": 2}\n')
-    with pytest.raises(UserError, match="no predictions file of this version"):
+    with pytest.raises(UserError, match="no file of this version"):
         open_predictions(path, HEADER)
     assert path.read_text() == '{"id": 1}\n{"id": 2}\n'
 

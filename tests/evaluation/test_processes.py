@@ -15,11 +15,17 @@ from typing import Any
 import pytest
 
 from foolbox_rows import foolbox_rows, table
+from mixlora_cli.benchmarks.registry import BENCHMARKS
 from mixlora_cli.config import AdapterConfig, EvalConfig
-from mixlora_cli.evaluation.benchmarks import BENCHMARKS
-from mixlora_cli.evaluation.predictions import Header, Prediction, open_predictions, read_predictions
-from mixlora_cli.evaluation.run import evaluate
-from mixlora_cli.evaluation.shards import shard_path, take_in_shards
+from mixlora_cli.evaluation.evaluate import evaluate
+from mixlora_cli.evaluation.predictions import (
+    Header,
+    Prediction,
+    open_predictions,
+    rank_file,
+    read_predictions,
+    take_in_rank_files,
+)
 from mixlora_cli.launch import Team
 from tiny_runs import finished_run
 
@@ -38,12 +44,12 @@ def write(path: Path, indices: range, header: Header = HEADER) -> None:
 def test_shards_are_taken_in_whatever_their_number(tmp_path: Path) -> None:
     path = tmp_path / "predictions.jsonl"
     write(path, range(2))
-    write(shard_path(path, 1), range(1, 4))  # one of them is in the file already
-    write(shard_path(path, 12), range(4, 6))
-    torn = shard_path(path, 12)
+    write(rank_file(path, 1), range(1, 4))  # one of them is in the file already
+    write(rank_file(path, 12), range(4, 6))
+    torn = rank_file(path, 12)
     torn.write_bytes(torn.read_bytes()[:-5])
     path.write_bytes(path.read_bytes() + b'{"half')
-    take_in_shards(path)
+    take_in_rank_files(path)
     assert [each.index for each in read_predictions(path).predictions] == [0, 1, 2, 3, 4]
     assert len(path.read_bytes().splitlines()) == 6
     assert sorted(tmp_path.iterdir()) == [path]
@@ -52,9 +58,9 @@ def test_shards_are_taken_in_whatever_their_number(tmp_path: Path) -> None:
 def test_shards_of_other_settings_are_moved_aside(tmp_path: Path) -> None:
     path = tmp_path / "predictions.jsonl"
     write(path, range(2))
-    write(shard_path(path, 1), range(3, 5), Header({"model": "m2"}, count=6))
-    shard_path(path, 2).write_bytes(b'{"format": "mixl')  # killed while its header was written
-    take_in_shards(path)
+    write(rank_file(path, 1), range(3, 5), Header({"model": "m2"}, count=6))
+    rank_file(path, 2).write_bytes(b'{"format": "mixl')  # killed while its header was written
+    take_in_rank_files(path)
     assert [each.index for each in read_predictions(path).predictions] == [0, 1]
     assert sorted(each.name for each in tmp_path.iterdir()) == [
         "predictions.jsonl",

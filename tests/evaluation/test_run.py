@@ -12,13 +12,14 @@ from omegaconf import OmegaConf
 from mixlora_cli.config import AdapterConfig, EvalConfig, OptimConfig, RoutingConfig, TrainConfig
 from mixlora_cli.data.encode import Item
 from mixlora_cli.errors import UserError
+from mixlora_cli.evaluation.evaluate import evaluate
 from mixlora_cli.evaluation.generate import Generator
 from mixlora_cli.evaluation.predictions import read_predictions
 from mixlora_cli.evaluation.results import Results, read_results
-from mixlora_cli.evaluation.run import evaluate
 from mixlora_cli.evaluation.scoring import score
 from mixlora_cli.models.adapters import attach_adapter, save_adapter
 from mixlora_cli.models.tiny import build_tiny
+from mixlora_cli.store import changed_parts
 from mixlora_cli.training.run_folder import RunFolder
 
 NUM_UNSEEN = 41
@@ -169,7 +170,7 @@ def test_a_run_folder_is_evaluated_with_its_adapter(
     }
     assert of_base.header is not None
     assert of_run.header is not None
-    assert of_run.header.differences(of_base.header) == ["adapter"]
+    assert changed_parts(of_run.header.fingerprint, of_base.header.fingerprint) == ["adapter"]
     generated.clear()
     finished_run(tmp_path / "run", name, config, seed=1)  # the adapter's files change
     evaluate(tuned)
@@ -182,7 +183,7 @@ def test_mistakes_are_said_before_a_model_is_built(
     def no_model(*_: object) -> None:
         raise AssertionError("a model was built")
 
-    monkeypatch.setattr("mixlora_cli.evaluation.run.build_base", no_model)
+    monkeypatch.setattr("mixlora_cli.evaluation.evaluate.build_base", no_model)
     unfinished = finished_run(tmp_path / "unfinished", "lora", config)
     unfinished.result.unlink()
     garbled = finished_run(tmp_path / "garbled", "lora", config)

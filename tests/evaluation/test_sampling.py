@@ -4,12 +4,7 @@ from typing import Any
 
 import pytest
 
-from mixlora_cli.config import DataConfig
-from mixlora_cli.data.loading import load_records
-from mixlora_cli.data.records import Record
-from mixlora_cli.data.template import Turn
-from mixlora_cli.errors import UserError
-from mixlora_cli.evaluation.benchmarks import (
+from mixlora_cli.benchmarks.registry import (
     AVERAGED,
     BENCHMARKS,
     COLUMNS,
@@ -18,7 +13,12 @@ from mixlora_cli.evaluation.benchmarks import (
     expand,
     in_paper_order,
 )
-from mixlora_cli.evaluation.sampling import limited, stratified
+from mixlora_cli.config import DataConfig
+from mixlora_cli.data.loading import load_records
+from mixlora_cli.data.records import Record
+from mixlora_cli.data.template import Turn
+from mixlora_cli.errors import UserError
+from mixlora_cli.evaluation.instances import limited, stratified
 
 
 def record(index: int, answer: str = "yes", **extra: Any) -> Record:

@@ -2,15 +2,16 @@
 
 import pytest
 
-from mixlora_cli.evaluation.scorers import (
+from mixlora_cli.benchmarks.scorers import (
     exact_match,
     label_match,
     named_labels,
     normalise_answer,
+    normalise_vqa,
     pope_answer,
+    vqa_accuracy,
     yes_no,
 )
-from mixlora_cli.evaluation.vqa import normalise_vqa, vqa_accuracy
 
 DIGITS = tuple("0123456789")
 TREES = ("tree", "maple tree", "palm", "cat")

@@ -4,11 +4,11 @@ from typing import Any
 
 from rich.console import Console
 
+from mixlora_cli.benchmarks.metrics import COGNITION, PERCEPTION
+from mixlora_cli.benchmarks.registry import BENCHMARKS
 from mixlora_cli.data.mini.unseen import SUBTASKS
-from mixlora_cli.evaluation.benchmarks import BENCHMARKS
-from mixlora_cli.evaluation.results import Results, Score
-from mixlora_cli.evaluation.table import comparison_markdown, print_comparison, score_text, seen_table
-from mixlora_cli.evaluation.tallies import COGNITION, PERCEPTION
+from mixlora_cli.evaluation.results import Results, Score, print_results, results_markdown, seen_table
+from mixlora_cli.tables import Table, show
 
 
 def score(column: str, value: float, unit: str = "%", parts: Any = None) -> Score:
@@ -26,14 +26,14 @@ TUNED = Results(
 ROWS = [("base", BASE), ("LoRA [r=4]", TUNED)]
 
 
-def printed(renderable: Any, width: int = 150) -> str:
+def printed(table: Table) -> str:
     stream = StringIO()
-    Console(file=stream, width=width).print(renderable)
+    show(table, Console(file=stream))
     return stream.getvalue()
 
 
 def test_markdown_in_the_papers_order() -> None:
-    lines = comparison_markdown(ROWS).splitlines()
+    lines = results_markdown(ROWS).splitlines()
     assert lines[0] == (
         "|  | MME | Text-VQA | VSR | SNLI-VE | CIFAR-10 | CIFAR-100 | MNIST | POPE | MMAvg | Own | Seen |"
     )
@@ -47,7 +47,7 @@ def test_markdown_in_the_papers_order() -> None:
 
 def test_the_printed_table_has_every_number_and_brackets_survive() -> None:
     stream = StringIO()
-    print_comparison(ROWS, Console(file=stream))
+    print_results(ROWS, Console(file=stream))
     text = stream.getvalue()
     for expected in (
         "513",
@@ -77,11 +77,11 @@ def test_mme_over_some_of_its_subtasks_says_so() -> None:
     assert len(PERCEPTION + COGNITION) == 14 and len(SUBTASKS) == 8
     parts = {name: {"score": 50.0} for name in ["perception", *PERCEPTION]}
     ten = score("MME", 500, "points", parts)
-    assert score_text(ten, " ") == "500 [495, 505] 10 of 14 subtasks"
-    assert score_text(replace(ten, name="mini_mme"), " ") == "500 [495, 505]"  # whole
-    assert score_text(replace(ten, name="of my own"), " ") == "500 [495, 505]"  # not known
+    assert ten.cell.joined(" ") == "500 [495, 505] 10 of 14 subtasks"
+    assert replace(ten, name="mini_mme").cell.joined(" ") == "500 [495, 505]"  # whole
+    assert replace(ten, name="of my own").cell.joined(" ") == "500 [495, 505]"  # not known
     stream = StringIO()
-    print_comparison([("base", replace(BASE, scores=(ten,)))], Console(file=stream))
+    print_results([("base", replace(BASE, scores=(ten,)))], Console(file=stream))
     assert "10 of 14 subtasks" in stream.getvalue()
 
 
@@ -106,7 +106,7 @@ def test_the_seen_table_leaves_out_models_without_seen_tasks() -> None:
 
 def test_a_narrow_terminal_gets_the_table_on_its_side() -> None:
     stream = StringIO()
-    print_comparison(ROWS, Console(file=stream, width=80, force_terminal=True, color_system=None))
+    print_results(ROWS, Console(file=stream, width=80, force_terminal=True, color_system=None))
     lines = stream.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     mme = next(line for line in lines if line.split()[:1] == ["MME"])

@@ -11,10 +11,11 @@ import torch
 
 from mixlora_cli.config import AdapterConfig, EvalConfig, RoutingConfig
 from mixlora_cli.errors import UserError
+from mixlora_cli.evaluation.evaluate import evaluate
 from mixlora_cli.evaluation.predictions import Header, read_predictions
-from mixlora_cli.evaluation.run import evaluate
 from mixlora_cli.models.adapters import attach_adapter, save_adapter
 from mixlora_cli.models.tiny import build_tiny
+from mixlora_cli.store import changed_parts
 
 TASKS = ("mme", "pope", "textvqa", "vsr", "snli_ve", "cifar10", "cifar100", "mnist")
 DEFINITIONS = {task: f"This is the task called {task}; read the picture and answer." for task in TASKS}
@@ -84,7 +85,7 @@ def test_a_changed_definition_starts_anew_and_changes_answers(
     evaluate(tuned)
     assert "(task definitions changed): kept as predictions.1.jsonl" in capsys.readouterr().err
     after = answers(tuned)
-    assert after[0].differences(before[0]) == ["task definitions"]
+    assert changed_parts(after[0].fingerprint, before[0].fingerprint) == ["task definitions"]
     changed = {key for key in before[1] if before[1][key] != after[1][key]}
     of_text_vqa = {p.key for p in read_predictions(Path(tuned.output_dir) / "predictions.jsonl").predictions
                    if p.benchmark == "mini_textvqa"}  # fmt: skip
@@ -109,7 +110,7 @@ def test_missing_definitions_are_said_before_a_model_is_built(
     def no_model(*_: object) -> None:
         raise AssertionError("a model was built")
 
-    monkeypatch.setattr("mixlora_cli.evaluation.run.build_base", no_model)
+    monkeypatch.setattr("mixlora_cli.evaluation.evaluate.build_base", no_model)
     assert tuned.data.metadata is not None
     some = {task: text for task, text in DEFINITIONS.items() if task not in ("vsr", "mme")}
     Path(tuned.data.metadata).write_text(json.dumps(some))

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
+from analysis_fixtures import one_thread, own_cache  # noqa: F401
 from mixlora_cli.config import DataConfig, ExportConfig, FitConfig
 from mixlora_cli.training.run_folder import RunFolder
 from tiny_data import settings_of, tiny_data
@@ -20,19 +20,9 @@ MakeRun = Callable[..., RunFolder]
 MakeConfig = Callable[..., ExportConfig]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     return tiny_data(tmp_path_factory.mktemp("data") / "records", train=TASKS * 10, heldout=TASKS * 6)
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MIXLORA_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture

@@ -83,25 +83,6 @@ def test_truncated_mean_equals_the_loop(
     assert 0.05 < energies.lost_by_averaging < 0.95
 
 
-def test_no_other_matrix_of_the_rank_is_nearer_to_the_instances(
-    pools: tuple[Tensor, Tensor], selection: Selection
-) -> None:
-    deltas = torch.stack(
-        [delta(*pools, a, b) for a, b in zip(selection.index_a, selection.index_b, strict=True)]
-    )
-
-    def distance(lora_a: Tensor, lora_b: Tensor) -> Tensor:
-        return (deltas - (lora_b @ lora_a).double()).square().sum(dim=(1, 2)).mean()
-
-    lora_a, lora_b = fitted(pools, selection).factors(2)
-    best = distance(lora_a, lora_b)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(50):
-        nudge_a = 0.05 * torch.randn(lora_a.shape, generator=generator)
-        nudge_b = 0.05 * torch.randn(lora_b.shape, generator=generator)
-        assert distance(lora_a + nudge_a, lora_b + nudge_b) > best
-
-
 def test_energies_by_hand() -> None:
     """Two instances, orthonormal factors: one takes the pair (0, 0), the other (1, 1); s = 2."""
     layer = Pools(torch.eye(2, 3), torch.eye(2, 4), scaling=2.0)

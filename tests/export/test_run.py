@@ -17,13 +17,14 @@ from torch import Tensor
 
 from mixlora_cli.analysis.export.comparison import mean_over_tasks
 from mixlora_cli.analysis.export.run import choose_inputs, export, folder_names
-from mixlora_cli.config import DataConfig, EvalConfig, ExportConfig, FitConfig
-from mixlora_cli.config.load import load
+from mixlora_cli.commands import COMMANDS
+from mixlora_cli.config import DataConfig, ExportConfig, FitConfig, load
 from mixlora_cli.data.collate import PixelLoader, generation_collator
 from mixlora_cli.data.encode import encode_prompts
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.results import read_results
-from mixlora_cli.hydra_app import Command, register_resolvers, run_command
+from mixlora_cli.hydra_app import run_command
+from mixlora_cli.hydra_conf import register
 from mixlora_cli.models.adapters import load_adapter, unload_adapter
 from mixlora_cli.models.tiny import build_tiny
 from mixlora_cli.paths import conf_dir
@@ -32,7 +33,7 @@ from tiny_runs import NUM_FACTORS, RANK
 
 from .conftest import TASKS, MakeConfig, MakeRun
 
-COMMAND = Command("export", ExportConfig, "mixlora_cli.analysis.export.run:export")
+COMMAND = COMMANDS["export"]
 NUM_LAYERS = 14
 """Adapted layers of the tiny model: seven in each of two blocks."""
 
@@ -206,18 +207,10 @@ def test_random_routing_exports_its_expectation(
     assert compared["compared"]["instances"] == dict.fromkeys(TASKS, 2)
 
 
-def test_decode_step_is_said(
+def test_a_projector_that_was_trained_travels_along_and_decode_step_is_said(
     make_run: MakeRun, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = make_run(decode="step")
-    export(make_config(run.root, instances=1, evaluate=False))
-    assert "selects anew for each decoded token" in capsys.readouterr().err
-
-
-def test_a_projector_that_was_trained_travels_along(
-    make_run: MakeRun, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = make_run(train_projector=True)
+    run = make_run(train_projector=True, decode="step")
     config = make_config(run.root, tasks=[TASKS[0]], instances=1, rank=NUM_FACTORS, limit=1)
     folder = export(config)
     batch = fitted_batch(config)
@@ -228,7 +221,9 @@ def test_a_projector_that_was_trained_travels_along(
         name for name in load_file(folder / "adapter" / "adapter_model.safetensors") if "projector" in name
     ]
     assert len(kept) == 4
-    assert "multi_modal_projector: trained whole" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "multi_modal_projector: trained whole" in said
+    assert "selects anew for each decoded token" in said
     # The comparison's base has its own projector again, and so does what the static adapter was put on.
     model = build_tiny().model
     own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -262,7 +257,7 @@ def test_command_line_and_evaluation_of_the_result(
     assert not (folder / "adapter" / "stale").exists()
 
     # A static adapter is a PEFT adapter like any other.
-    evaluate = Command("eval", EvalConfig, "mixlora_cli.evaluation.run:evaluate")
+    evaluate = COMMANDS["eval"]
     wanted = [f"run={folder}/adapter", "model=tiny", *given, "eval.seen=true", "eval.max_new_tokens=2"]
     assert run_command(evaluate, [*wanted, f"output_dir={run.root}/scores"]) == 0, capsys.readouterr().err
     results = read_results(run.root / "scores")
@@ -346,7 +341,7 @@ def test_mistakes_on_the_command_line(
 
 
 def test_yaml_repeats_the_defaults(tmp_path: Path) -> None:
-    register_resolvers()
+    register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = load(ExportConfig, compose("export", [f"run={tmp_path}"]))
     assert config.export == FitConfig()

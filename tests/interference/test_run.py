@@ -16,10 +16,11 @@ from mixlora_cli.analysis.interference.files import read_stored
 from mixlora_cli.analysis.interference.gradients import GradientTaker
 from mixlora_cli.analysis.interference.run import interference
 from mixlora_cli.analysis.interference.scores import score
+from mixlora_cli.commands import COMMANDS
 from mixlora_cli.config import DataConfig, InterferenceConfig, parse
 from mixlora_cli.errors import UserError
-from mixlora_cli.hydra_app import Command, run_command
-from mixlora_cli.models import forward as precision
+from mixlora_cli.hydra_app import run_command
+from mixlora_cli.models import forward
 from tiny_runs import NUM_FACTORS, RANK
 
 from .conftest import TASKS, MakeConfig, MakeRun
@@ -62,7 +63,7 @@ def test_lora_and_mixlora_through_the_command_line(
         "interference.cache_features=false",
         "launch.nproc=1",
     ]
-    command = Command("interference", InterferenceConfig, "mixlora_cli.launch:interference")
+    command = COMMANDS["interference"]
     assert run_command(command, [f"run={lora.root}", *common]) == 0
     assert (
         run_command(
@@ -183,7 +184,7 @@ def test_another_number_format_is_another_measurement(
     """`precision=auto` is not the same on every machine."""
     lora, mixlora = make_run("lora"), make_run("mixlora")
     interference(make_config(lora.root))
-    monkeypatch.setattr(precision, "choose_dtype", lambda _: torch.bfloat16)
+    monkeypatch.setattr(forward, "choose_dtype", lambda _: torch.bfloat16)
     with pytest.raises(UserError, match="holds a measurement with other precision; give another output_dir="):
         interference(make_config(lora.root))
     with pytest.raises(UserError, match="was measured in float32, this one in bfloat16; measure both with"):

@@ -11,9 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from mixlora_cli.config import JudgeConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.scoring import score
-from mixlora_cli.judging.identity import question_to
+from mixlora_cli.judging.judge import judge_answers
 from mixlora_cli.judging.local import LocalJudge
-from mixlora_cli.judging.run import judge_answers
+from mixlora_cli.judging.replies import question_to
 from mixlora_cli.models.tiny import build_tiny
 
 REPLIES = ("Yes", "No, a dog", "Perhaps")

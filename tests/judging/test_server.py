@@ -13,8 +13,8 @@ from mixlora_cli.config import JudgeConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.scoring import score
 from mixlora_cli.judging import prompt
+from mixlora_cli.judging.judge import judge_answers
 from mixlora_cli.judging.replies import all_replies
-from mixlora_cli.judging.run import judge_answers
 
 
 def status(code: int, **headers: str) -> Callable[[Handler, Body], None]:

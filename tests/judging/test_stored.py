@@ -9,13 +9,10 @@ from mixlora_cli.config import JudgeCommandConfig, JudgeConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.results import read_results
 from mixlora_cli.evaluation.scoring import score
-from mixlora_cli.evaluation.statistics import wilson
-from mixlora_cli.judging.identity import Identity
-from mixlora_cli.judging.replies import all_replies, open_replies, read_replies
-from mixlora_cli.judging.run import judge, judge_answers
-from mixlora_cli.judging.table import judged_lines, judged_markdown
-from mixlora_cli.judging.titles import distinct_titles
-from mixlora_cli.judging.verdicts import CODE, MISSING, Verdicts
+from mixlora_cli.judging.judge import judge, judge_answers
+from mixlora_cli.judging.replies import Identity, all_replies, distinct_titles, open_replies
+from mixlora_cli.judging.verdicts import judged_table
+from mixlora_cli.stats import wilson
 
 LLM = Identity("hf", "org/judge", "abc")
 
@@ -39,8 +36,8 @@ def test_a_key_holds_everything_that_the_reply_depends_on() -> None:
 
 
 def test_a_file_killed_at_any_byte_keeps_its_whole_lines(tmp_path: Path) -> None:
-    writer, known = open_replies(tmp_path, LLM)
-    with writer:
+    with open_replies(tmp_path, LLM) as writer:
+        known = writer.replies
         writer.append({"a": "Yes", "b": "No \N{SNOWMAN}\n\u2028"})
         writer.append({"c": "Yes"})
     assert known == {}
@@ -50,18 +47,17 @@ def test_a_file_killed_at_any_byte_keeps_its_whole_lines(tmp_path: Path) -> None
     assert len(ends) == 4
     for cut in range(len(whole)):
         path.write_bytes(whole[:cut])
-        writer, known = open_replies(tmp_path, LLM)
-        with writer:
+        with open_replies(tmp_path, LLM) as writer:
+            known = writer.replies
             writer.append({"d": "No"})
         expected = list("abc")[: max(sum(end <= cut for end in ends) - 1, 0)]
         assert list(known) == expected
-        found = read_replies(path)
+        (found,) = all_replies(tmp_path)
         assert list(found.replies) == [*expected, "d"] and found.identity == LLM
 
 
 def test_a_damaged_line_in_the_middle_is_said(tmp_path: Path) -> None:
-    writer, _ = open_replies(tmp_path, LLM)
-    with writer:
+    with open_replies(tmp_path, LLM) as writer:
         writer.append({"a": "Yes"})
     path = tmp_path / "judgements" / LLM.file_name
     path.write_bytes(path.read_bytes() + b"{nonsense\n" + b'{"key": "b", "reply": "No"}\n')
@@ -87,12 +83,11 @@ def test_only_benchmarks_that_are_judged_whole_have_a_score(tmp_path: Path) -> N
     answers = [prediction(n, "cat", benchmark=("mini_cifar10", "mini_vsr")[n % 2]) for n in range(6)]
     answers += [prediction(n, "cat", split="heldout", benchmark="naming") for n in range(6, 8)]
     folder = eval_folder(tmp_path, answers)
-    writer, _ = open_replies(folder, LLM)
-    with writer:
+    with open_replies(folder, LLM) as writer:
         writer.append({LLM.key(p): "Yes" for p in answers[:6] if p.index != 3})
     (judged,) = score(folder).judged
     assert [s.name for s in judged.scores] == ["mini_cifar10"] and judged.seen is None and judged.mean is None
-    with open_replies(folder, LLM)[0] as writer:
+    with open_replies(folder, LLM) as writer:
         writer.append({LLM.key(p): "hm" for p in (answers[3], *answers[6:])})
     (judged,) = score(folder).judged
     assert [(s.name, s.value, s.unparsed) for s in judged.scores] == [
@@ -109,9 +104,9 @@ def test_judges_of_one_model_and_server_are_told_apart(tmp_path: Path) -> None:
     folder = eval_folder(tmp_path, answers)
     for api, yes in (("chat", 3), ("completions", 1)):
         judge = Identity("openai", "org/judge", decoding={"api": api, "max_tokens": 8})
-        with open_replies(folder, judge)[0] as writer:
+        with open_replies(folder, judge) as writer:
             writer.append({judge.key(p): "Yes" if p.index < yes else "No" for p in answers})
-    with open_replies(folder, LLM)[0] as writer:
+    with open_replies(folder, LLM) as writer:
         writer.append({LLM.key(p): "No" for p in answers[:2]} | {LLM.key(answers[2]): "hm"})
     found = {judged.title: judged for judged in score(folder).judged}
     chat, completions = "judge (openai, api=chat)", "judge (openai, api=completions)"
@@ -143,12 +138,11 @@ def test_titles_say_what_differs(judges: list[Identity], titles: list[str]) -> N
 
 
 def test_of_a_key_that_is_there_twice_the_first_reply_counts(tmp_path: Path) -> None:
-    with open_replies(tmp_path, LLM)[0] as writer:
+    with open_replies(tmp_path, LLM) as writer:
         writer.append({"a": "Yes", "b": "No"})
         writer.append({"a": "No", "c": "hm"})
-    found = Verdicts(tmp_path / "judgements" / LLM.file_name)
-    assert found.identity == LLM
-    assert found.of(["c", "d", "b", "a"]).tolist() == [CODE["unparsed"], MISSING, CODE["no"], CODE["yes"]]
+    (found,) = all_replies(tmp_path)
+    assert (found.identity, found.replies) == (LLM, {"a": "Yes", "b": "No", "c": "hm"})
 
 
 def test_mean_of_the_papers_seven(tmp_path: Path) -> None:
@@ -169,11 +163,12 @@ def test_mean_of_the_papers_seven(tmp_path: Path) -> None:
 def test_tables_have_a_line_for_each_model_and_judge(folder: Path) -> None:
     judge_answers(folder, JudgeConfig("exact"))
     results = score(folder)
-    ((label, title, cell, unparsed, agrees),) = judged_lines([("LoRA r=4", results)])
+    table = judged_table([("LoRA r=4", results)])
+    assert table is not None
+    ((label, title, cell, unparsed, agrees),) = table.rows
     assert (label, title, unparsed, agrees) == ("LoRA r=4", "exact", "0 of 12", "-")
-    assert cell.startswith("66.7 [")
-    assert judged_markdown([("LoRA r=4", results)]).count("\n|") == 2
-    assert judged_markdown([]) == ""
+    assert str(cell).startswith("66.7 [")
+    assert judged_table([]) is None
 
 
 def test_an_evaluation_that_is_not_there_or_not_finished(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from mixlora_cli.config import (
     RoutingConfig,
 )
 from mixlora_cli.errors import UserError
-from mixlora_cli.evaluation.run import evaluate
+from mixlora_cli.evaluation.evaluate import evaluate
 from mixlora_cli.models.adapters import load_adapter
 from mixlora_cli.models.tiny import build_tiny
 

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from report_folder import prediction, write_folder
 
+from mixlora_cli.benchmarks.registry import CIFAR10, DIGITS
 from mixlora_cli.config import PageConfig, ReportConfig
 from mixlora_cli.evaluation.predictions import Prediction
-from mixlora_cli.evaluation.sources.rows import CIFAR10, DIGITS
 from mixlora_cli.report.run import report
 
 CHROMIUM = next(

@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 from report_folder import picture, prediction, write_folder
 
+from mixlora_cli.benchmarks.metrics import COGNITION, PERCEPTION
 from mixlora_cli.config import JudgeConfig, PageConfig, ReportConfig
 from mixlora_cli.errors import UserError
-from mixlora_cli.evaluation.tallies import COGNITION, PERCEPTION
-from mixlora_cli.judging.run import judge_answers
+from mixlora_cli.evaluation.scoring import read_evaluation, score_evaluation
+from mixlora_cli.judging.judge import judge_answers
 from mixlora_cli.report.finish import finish
 from mixlora_cli.report.run import report
 
@@ -230,14 +231,15 @@ def test_seen_tasks_have_the_papers_names(tmp_path: Path, images: Path) -> None:
 
 
 def test_an_evaluation_ends_with_judge_and_report(folder: Path) -> None:
-    results = finish(folder, JudgeConfig("exact"), seed=0)
+    evaluation = read_evaluation(folder)
+    results = finish(evaluation, score_evaluation(evaluation), JudgeConfig("exact"), seed=0)
     assert [judged.title for judged in results.judged] == ["exact"]
     assert {"report.html", "results.md", "results.json"} <= {path.name for path in folder.iterdir()}
     assert Page(folder / "report.html").text.count("exact:") > 20
     down = JudgeConfig("openai", model="m", base_url="http://127.0.0.1:1/v1", retries=0, first_wait=0.0)
     (folder / "report.html").unlink()
     with pytest.raises(UserError, match="the same command asks only what is missing"):
-        finish(folder, down, seed=0)
+        finish(evaluation, results, down, seed=0)
     assert (folder / "report.html").is_file()
 
 

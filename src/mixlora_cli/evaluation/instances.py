@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from mixlora_cli.benchmarks.benchmark import Benchmark, label_set, references, require_reachable
+from mixlora_cli.benchmarks.metrics import METRICS
+from mixlora_cli.benchmarks.registry import BENCHMARKS, benchmark_named, choose, expand
+from mixlora_cli.benchmarks.sources import described, open_benchmark, own_place, sourced
 from mixlora_cli.config import DataConfig, EvalConfig
 from mixlora_cli.data.loading import load_records, locate_files
 from mixlora_cli.data.records import Record
 from mixlora_cli.errors import UserError, cut
-from mixlora_cli.evaluation.benchmarks import BENCHMARKS, Benchmark, benchmark_named, choose, expand
-from mixlora_cli.evaluation.metrics import METRICS, MME
-from mixlora_cli.evaluation.references import label_set, references, require_reachable
-from mixlora_cli.evaluation.sampling import benchmark_of, category_of, grouped, limited
-from mixlora_cli.evaluation.source_notes import source_notes
-from mixlora_cli.evaluation.sources.find import described, open_benchmark, sourced
-from mixlora_cli.evaluation.sources.own import place_in
 
 EvalSplit = Literal["unseen", "heldout"]
 
@@ -107,7 +105,7 @@ def _of_source(name: str, config: EvalConfig, sources: Mapping[str, str]) -> Cho
 def _check_columns(names: Sequence[str], sources: Mapping[str, str]) -> None:
     by_column: dict[str, str] = {}
     for name in names:
-        column = _row(name, sources).column
+        column = _benchmark(name, sources).column
         if column in by_column:
             raise UserError(
                 f"eval.benchmarks: {by_column[column]} and {name} are both the column {cut(column)}; "
@@ -117,20 +115,21 @@ def _check_columns(names: Sequence[str], sources: Mapping[str, str]) -> None:
 
 
 def check_pairs(part: Chosen, records: Sequence[Record], sources: Mapping[str, str]) -> None:
-    """Raise UserError where MME's rule is to score a picture with more or fewer than two of `part`'s `records`."""
+    """Raise UserError where a rule that pairs questions finds more or fewer about a picture in `part`'s `records`."""
     if part.split != "unseen":
         return
     for name, group in grouped(records, benchmark_of).items():
-        if _row(name, sources).metric is not MME:
+        metric = _benchmark(name, sources).metric
+        if not (wanted := metric.aggregate.questions_per_image):
             continue
         questions = Counter((category_of(record), str(record.extra.get("image_id", ""))) for record in group)
-        odd = [(key, count) for key, count in questions.items() if count != 2]
+        odd = [(key, count) for key, count in questions.items() if count != wanted]
         if odd:
             (subtask, image), count = odd[0]
             first = f"{cut(repr(image))} of subtask {cut(repr(subtask))} with {count}"
             raise UserError(
                 f"{name}: {len(odd)} of {len(questions)} pictures have not two questions; "
-                f"the first is {first}. MME pairs questions by image_id (on the hub question_id) within a "
+                f"the first is {first}. {metric.name} pairs questions by image_id (on the hub question_id) within a "
                 "subtask: check these fields, and whether the data is complete"
             )
 
@@ -140,7 +139,7 @@ def check_targets(part: Chosen, config: EvalConfig) -> None:
     if part.split != "unseen":
         return
     for name, records in grouped(part.records, benchmark_of).items():
-        metric = _row(name, config.eval.sources or {}).metric
+        metric = _benchmark(name, config.eval.sources or {}).metric
         for record in records:
             try:
                 require_reachable(record.conversation[-1].text, label_set(record.extra), metric)
@@ -153,25 +152,106 @@ def _place_of(part: Chosen, record: Record, config: EvalConfig) -> str:
     if part.name in BENCHMARKS:
         return f"{part.about['source']}, row {record.id}"
     if part.name in (sources := config.eval.sources or {}):
-        return place_in(Path(sources[part.name]).expanduser(), record.index)
+        return own_place(sources[part.name], record.index)
     return f"{locate_files(config.data, 'unseen').annotations}, record {record.index}"
 
 
-def _row(name: str, sources: Mapping[str, str]) -> Benchmark:
+def _benchmark(name: str, sources: Mapping[str, str]) -> Benchmark:
     return described(name, sources) if name in sources else benchmark_named(name)
 
 
 def declared(chosen: Sequence[Chosen], sources: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """What scoring has to know of benchmarks that the table does not have: see `benchmark_named`."""
+    """What scoring has to know of the user's own benchmarks: see `benchmark_named`."""
+    scorers = {metric: name for name, metric in METRICS.items()}
     names = [part.name for part in chosen if part.name in sources and part.name not in BENCHMARKS]
-    return {name: _as_declared(described(name, sources)) for name in names}
-
-
-def _as_declared(benchmark: Benchmark) -> dict[str, str]:
-    scorer = next(name for name, metric in METRICS.items() if metric is benchmark.metric)
-    return {"column": benchmark.column, "scorer": scorer}
+    own = {name: described(name, sources) for name in names}
+    return {name: {"column": each.column, "scorer": scorers[each.metric]} for name, each in own.items()}
 
 
 def notes(chosen: Sequence[Chosen]) -> list[str]:
     """What somebody who reads the numbers should know: sources with fewer rows than the split, rows left out."""
     return source_notes({part.name: part.about for part in chosen})
+
+
+def source_notes(sources: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A sentence for each source with fewer rows than the whole split, and for each with rows left out.
+
+    `sources`: by benchmark, {"source", "rows", "left_out", "split_rows"}, as `results.json` has them under
+    `about.sources`; each key may be absent.
+    """
+    lines = []
+    for name, about in sources.items():
+        rows, whole = about.get("rows"), about.get("split_rows")
+        if rows is not None and whole is not None and rows != whole:
+            lines.append(
+                f"{name}: {about.get('source', 'the source')} has {rows} rows, the whole split {whole}"
+            )
+        if left_out := about.get("left_out"):
+            lines.append(
+                f"{name}: {left_out} of {rows} rows left out (no agreed label, or no usable picture)"
+            )
+    return lines
+
+
+def benchmark_of(record: Record) -> str:
+    """Name of the benchmark that a record belongs to: its `benchmark`, else its task."""
+    return str(record.extra.get("benchmark") or record.task)
+
+
+def category_of(record: Record) -> str:
+    """MME subtask or POPE category, "" where there is none."""
+    return str(record.extra.get("category") or "")
+
+
+def grouped(records: Sequence[Record], key: Callable[[Record], str]) -> dict[str, list[Record]]:
+    """Records by key, both in the order they come."""
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        groups[key(record)].append(record)
+    return dict(groups)
+
+
+def stratified(records: Sequence[Record], limit: int, seed: int) -> list[Record]:
+    """At most `limit` of one benchmark's records, in their order in the data; each stratum keeps its share.
+
+    Units are the questions that share an `image_id`, else single records. They are shuffled within strata and taken
+    in the order of their relative rank there, (position + 1/2) / size, after one of each stratum. One unit is taken in
+    any case, even if it is larger than `limit`. The same arguments give the same sample.
+    """
+    if len(records) <= limit:
+        return list(records)
+    generator = random.Random(f"{seed}:{benchmark_of(records[0])}")
+    strata: dict[tuple[str, ...], list[list[Record]]] = defaultdict(list)
+    for unit in grouped(records, _unit_of).values():
+        strata[_stratum(unit)].append(unit)
+    ranked: list[tuple[float, float, list[Record]]] = []
+    for units in strata.values():
+        generator.shuffle(units)
+        for position, unit in enumerate(units):
+            rank = (position + 0.5) / len(units) if position else 0.0
+            ranked.append((rank, generator.random(), unit))
+    chosen: list[Record] = []
+    for _, _, unit in sorted(ranked, key=lambda entry: entry[:2]):
+        if not chosen or len(chosen) + len(unit) <= limit:
+            chosen += unit
+    return sorted(chosen, key=lambda record: record.index)
+
+
+def _unit_of(record: Record) -> str:
+    image = record.extra.get("image_id")
+    return f"record {record.index}" if image is None else f"image {image}"
+
+
+def _stratum(unit: Sequence[Record]) -> tuple[str, ...]:
+    """The unit's categories, and the answer of a single instance where it is one of a closed set of labels."""
+    categories = sorted({category_of(record) for record in unit} - {""})
+    labelled = len(unit) == 1 and unit[0].extra.get("labels")
+    return (*categories, unit[0].conversation[-1].text) if labelled else tuple(categories)
+
+
+def limited(records: Sequence[Record], limit: int | None, seed: int) -> list[Record]:
+    """`stratified` within each benchmark; all records without a limit."""
+    if limit is None:
+        return list(records)
+    groups = grouped(records, benchmark_of)
+    return [record for group in groups.values() for record in stratified(group, limit, seed)]

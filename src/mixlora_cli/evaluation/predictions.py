@@ -1,28 +1,31 @@
-"""The predictions file: one JSON line for each answered instance, appended as answers come and safe to kill
-at any byte.
+"""The predictions file: one JSON line for each answered instance, appended as answers come, safe to kill at any byte.
 
-The first line is a header whose fingerprint says what the answers depend on: model, adapter, data, prompt,
-decoding. A file with another fingerprint is moved aside, never continued. Everything that scoring needs is in
-the lines.
+The first line is a header whose fingerprint says what the answers depend on: model, adapter, data, prompt, decoding. A
+file with another fingerprint is moved aside, never continued. Everything that scoring needs is in the lines. Of
+several processes each but the main one writes a file of its own, which the main one takes in.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from mixlora_cli.errors import UserError
-from mixlora_cli.evaluation.done import Done, Key
-from mixlora_cli.evaluation.lines import JsonLines
+from mixlora_cli.store import Log, changed_parts, move_aside, open_log, read_log, resume_log
+
+if TYPE_CHECKING:
+    from mixlora_cli.launch import Team  # loads torch
 
 FORMAT = "mixlora-predictions/1"
 FILE_NAME = "predictions.jsonl"
+_WHAT_TO_DO = "move the file away and evaluate again"
+Key = tuple[str, str, int]
+"""What identifies an instance: split, benchmark, place in its file."""
 
 
 @dataclass(frozen=True)
@@ -65,30 +68,38 @@ class Header:
     about: Mapping[str, Any] = field(default_factory=dict)
     """What does not change an answer: label, run folder, limit, seed, versions."""
 
-    def differences(self, other: Header) -> list[str]:
-        """Names of the fingerprint's parts that differ."""
-        names = dict.fromkeys([*self.fingerprint, *other.fingerprint])
-        return [name for name in names if self.fingerprint.get(name) != other.fingerprint.get(name)]
+
+@dataclass(frozen=True)
+class Contents:
+    """A predictions file as read."""
+
+    header: Header | None
+    """None where a kill left less than that."""
+    predictions: list[Prediction]
+    """In the order of the file; of an instance that was written twice the first."""
 
 
-def _line(record: Header | Prediction) -> bytes:
-    content = dict(vars(record))  # `asdict` would copy every set of labels
-    if isinstance(record, Header):
-        content = {"format": FORMAT, **content}
-    else:  # 40,000 lines of empty fields would only slow reading down
-        content = {name: value for name, value in content.items() if value != "" and value != ()}
-    return (json.dumps(content, ensure_ascii=False) + "\n").encode()
+def read_predictions(path: Path) -> Contents:
+    """Read a predictions file; a last line that was cut short is left out.
+
+    Raises UserError when it is another file or a line that is not the last cannot be read.
+    """
+    found = read_log(path, FORMAT, _WHAT_TO_DO)
+    try:
+        header = found.header and Header(*(found.header[key] for key in ("fingerprint", "count", "about")))
+        by_key: dict[Key, Prediction] = {}
+        for prediction in map(_prediction, found.records):
+            by_key.setdefault(prediction.key, prediction)
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{path} holds a line that is no prediction ({error}): {_WHAT_TO_DO}") from error
+    return Contents(header or None, list(by_key.values()))
 
 
-def _header(content: Any, path: Path) -> Header:
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(
-            f"{path} is no predictions file of this version: expected a first line with format {FORMAT}"
-        )
-    return Header(content["fingerprint"], content["count"], content["about"])
-
-
-_SHARED_SETS = ("answers", "labels")
+def _prediction(record: dict[str, Any]) -> Prediction:
+    for name in ("answers", "labels"):
+        if name in record:
+            record[name] = _shared(tuple(record[name]))
+    return Prediction(**{"id": "", "target": "", "question": "", "prediction": "", **record})
 
 
 @lru_cache(maxsize=256)
@@ -97,156 +108,117 @@ def _shared(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
-def _prediction(content: dict[str, Any]) -> Prediction:
-    for name in _SHARED_SETS:
-        if name in content:
-            content[name] = _shared(tuple(content[name]))
-    return Prediction(**{"id": "", "target": "", "question": "", "prediction": "", **content})
+class PredictionLog:
+    """A predictions file that is open for writing; every `append` is on the disk when it returns."""
 
-
-@dataclass(frozen=True)
-class Contents:
-    """A predictions file as read: `end` is the offset behind the last whole line, `torn`: more follows."""
-
-    header: Header | None
-    predictions: list[Prediction]
-    end: int
-    torn: bool
-
-
-class PredictionReader:
-    """Goes through a predictions file line by line; holds one prediction at a time.
-
-    `header`, `end` and `torn` (as in `Contents`) are known once all predictions were gone through. An instance that
-    was written twice comes once, the first time. A half-written last line is left out and reported as `torn`.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.header: Header | None = None
-        self.done = Done()
-        """Keys of the predictions gone through so far."""
-        self._path = path
-        self._lines = JsonLines(path, self._read, "move the file away and evaluate again")
-
-    @property
-    def end(self) -> int:
-        """Offset behind the last whole line."""
-        return self._lines.end
-
-    @property
-    def torn(self) -> bool:
-        """A half-written line follows."""
-        return self._lines.torn
-
-    def __iter__(self) -> Iterator[Prediction]:
-        """Raises UserError when the file is no predictions file or a line that is not the last cannot be read."""
-        return (prediction for prediction in self._lines if self.done.add(prediction.key))
-
-    def _read(self, content: Any) -> Prediction | None:
-        if self.header is None:
-            self.header = _header(content, self._path)
-            return None
-        return _prediction(content)
-
-
-def read_header(path: Path) -> Header | None:
-    """The first line alone; None where it is not whole. Raises UserError for another kind of file."""
-    with path.open("rb") as file:
-        line = file.readline()
-    try:
-        content = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
-        content = None
-    return None if content is None else _header(content, path)
-
-
-def read_predictions(path: Path) -> Contents:
-    """Read a whole predictions file into memory; see `PredictionReader`, which does not."""
-    reader = PredictionReader(path)
-    predictions = list(reader)
-    return Contents(reader.header, predictions, reader.end, reader.torn)
-
-
-class PredictionWriter:
-    """Appends predictions to a file; every `append` is on the disk when it returns."""
-
-    def __init__(self, file: BinaryIO, done: Done | None = None) -> None:
-        self._file = file
-        self.done = Done() if done is None else done
+    def __init__(self, log: Log, done: Iterable[Key] = ()) -> None:
+        self._log = log
+        self.done = {*done, *map(_key, log.records)}
         """Keys of the instances that are answered."""
 
     def append(self, predictions: Sequence[Prediction]) -> None:
-        """Write whole lines in one go and wait until the disk has them."""
-        if not predictions:
-            return
-        self._file.write(b"".join(_line(prediction) for prediction in predictions))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        for prediction in predictions:
-            self.done.add(prediction.key)
+        """Write them in one go."""
+        # 40,000 lines of empty fields would only slow reading down
+        self._log.append(
+            {name: value for name, value in vars(prediction).items() if value not in ("", ())}
+            for prediction in predictions
+        )
+        self.done.update(prediction.key for prediction in predictions)
 
-    def __enter__(self) -> PredictionWriter:
+    def __enter__(self) -> PredictionLog:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self._log.__exit__(kind, error, trace)
 
 
-def move_aside(path: Path) -> Path:
-    """Rename a file to the first free `<name>.<number>.jsonl`."""
-    number = 1
-    while (aside := path.with_suffix(f".{number}.jsonl")).exists():
-        number += 1
-    return path.rename(aside)
+def _key(record: Mapping[str, Any]) -> Key:
+    return record["split"], record["benchmark"], record["index"]
 
 
-def _start(path: Path, header: Header) -> PredictionWriter:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("wb")
-    file.write(_line(header))
-    file.flush()
-    os.fsync(file.fileno())
-    return PredictionWriter(file)
-
-
-def open_predictions(path: Path, header: Header, announce: Callable[[str], None] = print) -> PredictionWriter:
+def open_predictions(path: Path, header: Header, announce: Callable[[str], None] = print) -> PredictionLog:
     """Continue the predictions file at `path` if it was made with the same settings, else start a new one.
 
     A file made with other settings is moved aside (`predictions.1.jsonl`) and `announce`d with what changed.
-    A half-written last line is cut off. Raises UserError when the file cannot be read.
+    Raises UserError when the file cannot be read.
     """
-    if not path.exists():
-        return _start(path, header)
-    found = PredictionReader(path)
-    for _ in found:
-        pass
-    if found.header is None:  # killed while the header was written: nothing to keep
-        return _start(path, header)
-    if changed := header.differences(found.header):
-        aside = move_aside(path)
-        announce(
-            f"{path.name} was made with other settings ({', '.join(changed)} changed): "
-            f"kept as {aside.name}, starting anew"
-        )
-        return _start(path, header)
+    log = open_log(path, {"format": FORMAT, **vars(header)}, _WHAT_TO_DO, announce)
+    found = PredictionLog(log)
     if found.done:
         announce(f"continuing: {len(found.done)} of {header.count} answers are there already")
-    return _append_to(path, found)
+    return found
 
 
-def resume_predictions(path: Path) -> PredictionWriter:
-    """Go on writing a predictions file whatever its settings. Raises UserError when it cannot be read."""
-    found = PredictionReader(path)
-    for _ in found:
-        pass
-    return _append_to(path, found)
+def open_share(path: Path, header: Header, team: Team, announce: Callable[[str], None]) -> PredictionLog:
+    """This process's file; its `done` are the instances that were answered before, the same in all processes.
+
+    Every process must call it.
+    """
+    if team.leads:
+        take_in_rank_files(path)
+        log = open_predictions(path, header, announce)
+    team.wait()
+    if not team.leads:
+        before = read_log(path, FORMAT, _WHAT_TO_DO).records
+        own = open_log(rank_file(path, team.rank), {"format": FORMAT, **vars(header)}, _WHAT_TO_DO)
+        log = PredictionLog(own, map(_key, before))
+    team.wait()  # the main process appends to the file that the others have just read
+    return log
 
 
-def _append_to(path: Path, found: PredictionReader) -> PredictionWriter:
-    """Behind the last whole line of a file that was gone through."""
-    file = path.open("r+b")
-    file.truncate(found.end)
-    file.seek(found.end)
-    return PredictionWriter(file, found.done)
+def rank_file(path: Path, rank: int) -> Path:
+    """`predictions.rank3.jsonl` beside `predictions.jsonl`."""
+    return path.with_suffix(f".rank{rank}.jsonl")
+
+
+def take_in_rank_files(path: Path) -> None:
+    """Append what other processes' files beside `path` hold to it, then delete them, whatever their number.
+
+    One of other settings than the file's is moved aside. Raises UserError when a file cannot be read.
+    """
+    pattern = re.compile(rf"{re.escape(path.stem)}\.rank\d+\.jsonl")
+    files = sorted(each for each in path.parent.glob(f"{path.stem}.rank*") if pattern.fullmatch(each.name))
+    ours = read_log(path, FORMAT, _WHAT_TO_DO, header_only=True).header if files and path.exists() else None
+    for file in files:
+        found = read_log(file, FORMAT, _WHAT_TO_DO)
+        if found.header is None:
+            file.unlink()
+        elif ours is None or changed_parts(ours["fingerprint"], found.header["fingerprint"]):
+            move_aside(file)
+        else:
+            with resume_log(path, FORMAT, _WHAT_TO_DO) as log:
+                known = set(map(_key, log.records))
+                log.append(record for record in found.records if _key(record) not in known)
+            file.unlink()
+
+
+def find_evaluation(folder: str | Path) -> Path:
+    """The folder with predictions: `folder` itself, or `eval` in the run folder that it is.
+
+    Raises UserError when there are none in either.
+    """
+    place = Path(folder).expanduser()
+    for candidate in (place, place / "eval"):
+        if (candidate / FILE_NAME).is_file():
+            return candidate
+    missing = "there is no" if place.is_dir() else "no such folder; expected one with"
+    raise UserError(f"run={folder}: {missing} {FILE_NAME}; give the folder of a `mixlora eval`, or its run's")
+
+
+def read_finished(folder: Path) -> tuple[Header, list[Prediction]]:
+    """Header and answers of a finished evaluation.
+
+    Raises UserError when there are none, or fewer than are wanted.
+    """
+    path = folder / FILE_NAME
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: run `mixlora eval` first")
+    found = read_predictions(path)
+    if found.header is None or len(found.predictions) < found.header.count:
+        there = f"{len(found.predictions)} of {found.header.count}" if found.header else "none"
+        raise UserError(
+            f"{path} is not finished ({there} answers): run the same `mixlora eval` again, it continues"
+        )
+    return found.header, found.predictions

@@ -1,4 +1,4 @@
-"""What an evaluation found, and the file it is kept in.
+"""What an evaluation found: the file it is kept in, and its tables.
 
 `results.json` is `{"format", "about": {...}, "scores": [Score], "mean": Score | null, "seen": Score | null,
 "judged": [Judged]}` with the fields of the dataclasses below.
@@ -7,13 +7,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mixlora_cli.errors import UserError
-from mixlora_cli.store import write_text
+from rich.console import Console
+
+from mixlora_cli.benchmarks.metrics import subtasks_in
+from mixlora_cli.benchmarks.registry import COLUMNS, MEAN_TITLE, SEEN_TITLE, benchmark_named, seen_title
+from mixlora_cli.errors import UserError, cut
+from mixlora_cli.stats import Estimate
+from mixlora_cli.store import write_json
+from mixlora_cli.tables import Cell, Table, markdown, show
 
 FORMAT = "mixlora-results/1"
 FILE_NAME = "results.json"
@@ -38,6 +44,24 @@ class Score:
     """The rule that made the number."""
     parts: Mapping[str, Mapping[str, float]]
     """Numbers of each subtask, category or seen task."""
+
+    @property
+    def num_subtasks(self) -> int:
+        """How many subtasks the sum has; 0 where it is none."""
+        return len(subtasks_in(self.parts)) if self.unit == "points" else 0
+
+    @property
+    def cell(self) -> Cell:
+        """The value with one decimal (points: none), its interval, and how much of a sum is there if not all of it."""
+        digits = 0 if self.unit == "points" else 1
+        interval = Estimate(self.value, self.low, self.high).interval_text(digits)
+        return Cell(f"{self.value:.{digits}f}", interval, self.incomplete)
+
+    @property
+    def incomplete(self) -> str:
+        """`9 of 14 subtasks` where a sum lacks some, so that it is not read as a whole one; else ""."""
+        whole = benchmark_named(self.name).num_subtasks
+        return f"{self.num_subtasks} of {whole} subtasks" if 0 < self.num_subtasks < whole else ""
 
 
 @dataclass(frozen=True)
@@ -106,14 +130,14 @@ class Results:
         return str(self.about.get("label", "model"))
 
     def column(self, title: str) -> Score | None:
-        """The score under this heading."""
-        return next((score for score in self.scores if score.column == title), None)
+        """The score under this heading, of a benchmark or a mean."""
+        found = (*self.scores, self.mean, self.seen)
+        return next((score for score in found if score is not None and score.column == title), None)
 
 
 def write_results(results: Results, path: Path) -> None:
     """Write `results.json` whole or not at all."""
-    content = {"format": FORMAT, **asdict(results)}
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_json(path, {"format": FORMAT, **asdict(results)})
 
 
 def read_results(path: Path) -> Results:
@@ -138,3 +162,66 @@ def _judged(content: Mapping[str, Any]) -> Judged:
     scores = tuple(JudgedScore(**score) for score in content["scores"])
     agreement = {title: Agreement(**found) for title, found in content["agreement"].items()}
     return Judged(content["judge"], scores, mean, seen, agreement)
+
+
+Row = tuple[str, Results]
+"""What a row is called, and its results."""
+ABSENT = "-"
+CAPTION = "[...]: 95 % interval. MME in points, the rest in per cent; MMAvg is the mean of the seven others."
+SEEN_CAPTION = " Seen: held-out instances of the training tasks."
+
+
+def columns_of(rows: Sequence[Row]) -> list[str]:
+    """Headings: the paper's eight, MMAvg, benchmarks of the user's own, and Seen where some row has it."""
+    own = dict.fromkeys(score.column for _, results in rows for score in results.scores)
+    seen = [SEEN_TITLE] if any(results.seen for _, results in rows) else []
+    return [*COLUMNS, MEAN_TITLE, *(column for column in own if column not in COLUMNS), *seen]
+
+
+def results_table(rows: Sequence[Row], title: str = "") -> Table:
+    """A row for each model, a column for each benchmark."""
+    columns = columns_of(rows)
+    lines = tuple(
+        (label, *(score.cell if (score := results.column(column)) else ABSENT for column in columns))
+        for label, results in rows
+    )
+    caption = CAPTION + (SEEN_CAPTION if SEEN_TITLE in columns else "")
+    return Table(title, ("", *map(cut, columns)), lines, notes=(caption,))
+
+
+def seen_table(rows: Sequence[Row]) -> Table:
+    """Held-out accuracy on the tasks of training: a line for each task and the mean, a column a model."""
+    scored = [(label, results.seen) for label, results in rows if results.seen is not None]
+    frequent = {task: part.get("most_frequent") for _, seen in scored for task, part in seen.parts.items()}
+    lines: list[tuple[str, ...]] = []
+    for task, share in frequent.items():
+        chance = ABSENT if share is None else f"{share:.1f}"
+        lines.append((cut(seen_title(task)), chance, *(seen_text(seen, task) for _, seen in scored)))
+    known = [share for share in frequent.values() if share is not None]
+    mean = f"{sum(known) / len(known):.1f}" if known else ABSENT
+    lines.append(("mean", mean, *(seen.cell.joined(" ") for _, seen in scored)))
+    title = "Seen tasks, held-out instances: exact match in per cent [95 % interval]"
+    headings = ("task", "most frequent answer", *(label for label, _ in scored))
+    return Table(title, headings, tuple(lines), last_apart=True)
+
+
+def seen_text(seen: Score | None, task: str) -> str:
+    """One seen task's accuracy and its interval."""
+    part = seen.parts.get(task) if seen else None
+    return f"{part['accuracy']:.1f} [{part['low']:.1f}, {part['high']:.1f}]" if part else ABSENT
+
+
+def print_results(rows: Sequence[Row], console: Console | None = None) -> None:
+    """Print the paper's table, and that of the seen tasks where some row has them."""
+    console = console or Console()
+    if any(results.scores for _, results in rows):
+        limits = sorted({int(limit) for _, results in rows if (limit := results.about.get("limit"))})
+        sample = f" (samples of at most {', '.join(map(str, limits))} instances each)" if limits else ""
+        show(results_table(rows, f"Unseen tasks{sample}"), console, turn=True)
+    if any(results.seen for _, results in rows):
+        show(seen_table(rows), console)
+
+
+def results_markdown(rows: Sequence[Row]) -> str:
+    """The paper's table, its caption below."""
+    return markdown(results_table(rows))

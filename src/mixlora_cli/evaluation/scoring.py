@@ -1,127 +1,58 @@
-"""Scores from a predictions file alone: no model, no data, so it reruns in seconds.
-
-Predictions are gone through one at a time; what is kept of them are counts.
-"""
+"""Scores from stored predictions alone: no model, no data, so it reruns in seconds."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from mixlora_cli.benchmarks.metrics import EXACT, InstanceScores, Parts, mean_over, safe_names, with_ends
+from mixlora_cli.benchmarks.registry import AVERAGED, MEAN_TITLE, SEEN_TITLE, benchmark_named, in_paper_order
+from mixlora_cli.benchmarks.scorers import normalise_answer
+from mixlora_cli.evaluation.predictions import Header, Prediction, read_finished
+from mixlora_cli.evaluation.results import FILE_NAME, Results, Score, write_results
+from mixlora_cli.judging.verdicts import judged_scores
 
-from mixlora_cli.evaluation import results as result_files
-from mixlora_cli.evaluation.benchmarks import AVERAGED, MEAN_TITLE, Benchmark, benchmark_named, in_paper_order
-from mixlora_cli.evaluation.folder import check_finished, open_evaluation
-from mixlora_cli.evaluation.metrics import EXACT
-from mixlora_cli.evaluation.mme_files import OfficialFiles
-from mixlora_cli.evaluation.predictions import Prediction
-from mixlora_cli.evaluation.results import Results, Score
-from mixlora_cli.evaluation.scorers import normalise_answer
-from mixlora_cli.evaluation.statistics import SEED, percentile
-from mixlora_cli.evaluation.tallies import Marks, Tally, mean_of, resampled
-from mixlora_cli.judging.replies import FOLDER as REPLIES
-from mixlora_cli.judging.scores import judged_scores
-
-SEEN_NAME = "seen"
-SEEN_TITLE = "Seen"
 MME_FOLDER = "official"
 """Subfolder of MME's own text files: official/<benchmark>/<subtask>.txt."""
+Task = tuple[str, str]
+"""Split and benchmark."""
 
 
-def mean_score(marks: Sequence[Marks], name: str, column: str, rule: str, parts: Mapping[str, Any]) -> Score:
-    """Mean of several accuracies in per cent; the interval resamples the instances within each of them."""
-    rng = np.random.default_rng(SEED)
-    interval = percentile(np.mean([100 * resampled(each, rng) for each in marks], axis=0))
-    value = 100 * float(np.mean([mean_of(each) for each in marks]))
-    count = sum(sum(each.values()) for each in marks)
-    return Score(name, column, value, interval.low, interval.high, count, "%", rule, parts)
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished evaluation: its answers, and what each scores."""
+
+    folder: Path
+    header: Header
+    predictions: Sequence[Prediction]
+    """In the order of the file."""
+    tasks: Mapping[Task, InstanceScores]
 
 
-class _Unseen:
-    """Counts of one benchmark."""
-
-    def __init__(self, benchmark: Benchmark) -> None:
-        self.benchmark = benchmark
-        self.tally: Tally = benchmark.metric.tally()
-        self.count = 0
-
-    def add(self, prediction: Prediction) -> None:
-        self.tally.add(prediction)
-        self.count += 1
-
-    def score(self) -> tuple[Score, Marks]:
-        metric, found = self.benchmark.metric, self.tally.measured()
-        low, high = found.interval.low, found.interval.high
-        names = self.benchmark.name, self.benchmark.column
-        return Score(
-            *names, found.value, low, high, self.count, metric.unit, metric.rule, found.parts
-        ), found.marks
+def read_evaluation(folder: Path) -> Evaluation:
+    """Raises UserError when there are no predictions in `folder` or the evaluation has not finished."""
+    header, predictions = read_finished(folder)
+    return Evaluation(folder, header, predictions, instance_scores(predictions, header.about))
 
 
-class _Seen:
-    """Counts of one seen task."""
-
-    def __init__(self) -> None:
-        self.tally: Tally = EXACT.tally()
-        self.targets: Counter[str] = Counter()
-
-    def add(self, prediction: Prediction) -> None:
-        self.tally.add(prediction)
-        self.targets[normalise_answer(prediction.target)] += 1
-
-    def part(self) -> tuple[dict[str, float], Marks]:
-        """`most_frequent` is per cent right of always giving the answer that is most frequent in this very group: what
-        chance can reach.
-        """
-        found, count = self.tally.measured(), self.targets.total()
-        ((_, frequent),) = self.targets.most_common(1)
-        part = {
-            "accuracy": found.value,
-            "low": found.interval.low,
-            "high": found.interval.high,
-            "n": float(count),
-            "most_frequent": 100 * frequent / count,
-        }
-        return part, found.marks
-
-
-def _seen_score(tasks: Mapping[str, _Seen]) -> Score:
-    found = {task: tasks[task].part() for task in sorted(tasks)}
-    rule = (
-        "mean over the seen tasks of exact match after normalisation; bootstrap interval over instances "
-        "within tasks"
-    )
-    parts = {task: part for task, (part, _) in found.items()}
-    return mean_score([marks for _, marks in found.values()], SEEN_NAME, SEEN_TITLE, rule, parts)
-
-
-def score_predictions(predictions: Iterable[Prediction], about: Mapping[str, Any]) -> Results:
-    """Score each benchmark, then MMAvg and the seen tasks. The order of `predictions` changes nothing.
+def instance_scores(
+    predictions: Iterable[Prediction], about: Mapping[str, Any]
+) -> dict[Task, InstanceScores]:
+    """Answers of each benchmark and seen task by the rule that scores it.
 
     `about["benchmarks"]` describes those of the user's own, see `benchmark_named`.
     """
-    unseen: dict[str, _Unseen] = {}
-    seen: dict[str, _Seen] = {}
+    groups: dict[Task, list[Prediction]] = {}
     for prediction in predictions:
-        name = prediction.benchmark
-        if prediction.split == "heldout":
-            (seen.get(name) or seen.setdefault(name, _Seen())).add(prediction)
-            continue
-        if name not in unseen:
-            unseen[name] = _Unseen(benchmark_named(name, about.get("benchmarks")))
-        unseen[name].add(prediction)
-    scored = [unseen[name].score() for name in in_paper_order(sorted(unseen))]
-    marks = {score.column: found for score, found in scored}
-    mean = None
-    if all(column in marks for column in AVERAGED):
-        rule = f"mean of {', '.join(AVERAGED)}; bootstrap interval over instances within benchmarks"
-        averaged = [marks[column] for column in AVERAGED]
-        mean = mean_score(averaged, MEAN_TITLE.lower(), MEAN_TITLE, rule, {})
-    return Results(about, tuple(score for score, _ in scored), mean, _seen_score(seen) if seen else None)
+        groups.setdefault((prediction.split, prediction.benchmark), []).append(prediction)
+    own = about.get("benchmarks")
+    return {
+        (split, name): (EXACT if split == "heldout" else benchmark_named(name, own).metric).scores(answers)
+        for (split, name), answers in groups.items()
+    }
 
 
 def score(folder: Path) -> Results:
@@ -129,14 +60,85 @@ def score(folder: Path) -> Results:
 
     Raises UserError when there are none or the evaluation has not finished.
     """
-    header, reader = open_evaluation(folder)
+    return score_evaluation(read_evaluation(folder))
+
+
+def score_evaluation(evaluation: Evaluation) -> Results:
+    """`score` of predictions that are read already; replies of judges are read anew."""
+    folder, header = evaluation.folder, evaluation.header
     about = {**header.about, "fingerprint": dict(header.fingerprint)}
-    own = about.get("benchmarks")
-    with OfficialFiles(own) as official:
-        results = score_predictions(official.passing(reader), about)
-        check_finished(folder, header, reader)
-        official.write(folder / MME_FOLDER)
-    if any((folder / REPLIES).glob("*.jsonl")):
-        results = replace(results, judged=judged_scores(folder, open_evaluation(folder)[1], own))
-    result_files.write_results(results, folder / result_files.FILE_NAME)
+    results = results_of(evaluation.tasks, about)
+    _write_official_files(evaluation)
+    results = replace(results, judged=judged_scores(folder, evaluation.predictions, about.get("benchmarks")))
+    write_results(results, folder / FILE_NAME)
     return results
+
+
+def _write_official_files(evaluation: Evaluation) -> None:
+    """Other text files there, of an earlier evaluation, are removed: the tool would count them in."""
+    texts = {
+        name: found
+        for (split, name), scores in sorted(evaluation.tasks.items(), key=lambda item: item[0])
+        if split == "unseen" and (found := scores.official_files())
+    }
+    for name, subfolder in safe_names(texts).items():
+        folder = evaluation.folder / MME_FOLDER / subfolder
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("*.txt"):
+            if old.name not in texts[name]:
+                old.unlink()
+        for file, text in texts[name].items():
+            (folder / file).write_text(text, encoding="utf-8", errors="replace")
+
+
+def score_predictions(predictions: Iterable[Prediction], about: Mapping[str, Any]) -> Results:
+    """Score each benchmark, then MMAvg and the seen tasks. The order of `predictions` changes nothing."""
+    return results_of(instance_scores(predictions, about), about)
+
+
+def results_of(tasks: Mapping[Task, InstanceScores], about: Mapping[str, Any]) -> Results:
+    """The scores of each benchmark, of the paper's mean and of the seen tasks."""
+    unseen = {name: scores for (split, name), scores in tasks.items() if split == "unseen"}
+    seen = {name: tasks["heldout", name] for split, name in sorted(tasks) if split == "heldout"}
+    scored, by_column = [], {}
+    for name in in_paper_order(sorted(unseen)):
+        benchmark, scores = benchmark_named(name, about.get("benchmarks")), unseen[name]
+        found, metric = scores.compute(), benchmark.metric
+        ends = with_ends("value", found.score)
+        count, unit = len(scores.by_index), scores.unit
+        scored.append(
+            Score(name, benchmark.column, n=count, unit=unit, rule=metric.rule, parts=found.parts, **ends)
+        )
+        by_column[benchmark.column] = scores
+    mean = None
+    if all(column in by_column for column in AVERAGED):
+        rule = f"mean of {', '.join(AVERAGED)}; bootstrap interval over instances within benchmarks"
+        mean = _mean_score([by_column[column] for column in AVERAGED], MEAN_TITLE, rule, {})
+    return Results(about, tuple(scored), mean, _seen_score(seen) if seen else None)
+
+
+def _seen_score(tasks: Mapping[str, InstanceScores]) -> Score:
+    """`most_frequent` is per cent right of always giving the answer that is most frequent in a task's very group: what
+    chance can reach.
+    """
+    parts: Parts = {}
+    for name, scores in tasks.items():
+        targets = Counter(normalise_answer(each.target) for each in scores.predictions.values())
+        ((_, frequent),) = targets.most_common(1)
+        count = targets.total()
+        parts[name] = {
+            **with_ends("accuracy", scores.compute().score),
+            "n": float(count),
+            "most_frequent": 100 * frequent / count,
+        }
+    rule = (
+        "mean over the seen tasks of exact match after normalisation; bootstrap interval over instances "
+        "within tasks"
+    )
+    return _mean_score(list(tasks.values()), SEEN_TITLE, rule, parts)
+
+
+def _mean_score(groups: Sequence[InstanceScores], column: str, rule: str, parts: Parts) -> Score:
+    count = sum(len(each.by_index) for each in groups)
+    ends = with_ends("value", mean_over([each.array() for each in groups]))
+    return Score(column.lower(), column, n=count, unit="%", rule=rule, parts=parts, **ends)

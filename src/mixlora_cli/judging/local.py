@@ -19,8 +19,8 @@ from transformers import (
 from mixlora_cli.config import JudgeConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.judging import prompt
-from mixlora_cli.judging.identity import Identity, question_to
 from mixlora_cli.judging.judge import Questions
+from mixlora_cli.judging.replies import Identity, question_to
 from mixlora_cli.models.forward import choose_dtype
 from mixlora_cli.models.load import checkpoint_fingerprint
 

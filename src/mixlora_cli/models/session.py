@@ -12,11 +12,9 @@ from typing import Any, Literal
 
 import torch
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from yaml import YAMLError
 
 from mixlora_cli.config import DataConfig, ModelConfig, parse
 from mixlora_cli.data.collate import Collator, Features, PixelLoader, generation_collator
@@ -43,16 +41,6 @@ from mixlora_cli.training.run_folder import RunFolder
 BASE_LABEL = "base"
 ADAPTER = "default"
 """PEFT's name for the adapter that `load_adapter` puts on."""
-_NOT_OURS = (
-    OSError,
-    LookupError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    YAMLError,
-    OmegaConfBaseException,
-    UserError,
-)
 
 
 @dataclass(frozen=True)
@@ -154,7 +142,7 @@ def _in_folder(folder: RunFolder, path: str, model: ModelConfig) -> Run:
             precision=config["train"]["precision"],
             trained_on=config.get("data", {}).get("source"),
         )
-    except _NOT_OURS as error:
+    except Exception as error:  # whatever became of the file
         reason = " ".join(str(error).split())
         raise UserError(
             f"{folder.config} is not a configuration that `mixlora train` wrote: {reason}"

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from mixlora_cli.evaluation.results import JudgedScore, Results, Score
-from mixlora_cli.evaluation.table import Row, columns_of, number_text, score_of, subtasks_text
-from mixlora_cli.evaluation.tallies import mme_subtasks
+from mixlora_cli.evaluation.results import JudgedScore, Results, Row, Score, columns_of
 
 MME_SUBTASK = 200.0
 """Points that one of MME's subtasks can give."""
@@ -42,7 +40,7 @@ def bars_of(rows: Sequence[Row]) -> list[Bars]:
     """A group of bars for each column that some row has a score in."""
     groups = []
     for column in columns_of(rows):
-        scores = [score for _, results in rows if (score := score_of(results, column))]
+        scores = [score for _, results in rows if (score := results.column(column))]
         widest = max(scores, key=_most, default=None)
         most = 100.0 if widest is None else _most(widest)
         bars = [
@@ -57,18 +55,20 @@ def bars_of(rows: Sequence[Row]) -> list[Bars]:
 
 def _most(score: Score) -> float:
     """The largest value that a score can have."""
-    return MME_SUBTASK * max(len(mme_subtasks(score.parts)), 1) if score.unit == "points" else 100.0
+    return MME_SUBTASK * max(score.num_subtasks, 1) if score.unit == "points" else 100.0
 
 
 def _scale(widest: Score | None) -> str:
     if widest is None or widest.unit != "points":
         return "100 %"
-    return ", ".join(filter(None, (f"{_most(widest):.0f} points", subtasks_text(widest))))
+    return ", ".join(filter(None, (f"{_most(widest):.0f} points", widest.incomplete)))
 
 
 def _bars(number: int, label: str, results: Results, column: str, most: float) -> list[Bar]:
-    score = score_of(results, column)
-    bars = [] if score is None else [_bar(label, number, False, score, most, number_text(score, " "))]
+    score = results.column(column)
+    bars = []
+    if score is not None:
+        bars.append(_bar(label, number, False, score, most, replace(score.cell, beside="").joined(" ")))
     for judged in results.judged:
         found = [
             s for s in (*judged.scores, judged.mean, judged.seen) if s is not None and s.column == column

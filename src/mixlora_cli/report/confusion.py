@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from mixlora_cli.evaluation.benchmarks import in_paper_order
+from mixlora_cli.benchmarks.registry import in_paper_order
+from mixlora_cli.benchmarks.scorers import normalise_answer
 from mixlora_cli.evaluation.predictions import Prediction
-from mixlora_cli.evaluation.scorers import normalise_answer
 from mixlora_cli.report.evaluated import UNREAD, Evaluated, label_read, label_set
 
 MOST_LABELS = 200

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mixlora_cli.evaluation.source_notes import source_notes
-from mixlora_cli.evaluation.table import Row
+from mixlora_cli.evaluation.instances import source_notes
+from mixlora_cli.evaluation.results import Row
 
 
 def data_notes(rows: Sequence[Row]) -> list[str]:

@@ -7,17 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from mixlora_cli.evaluation.benchmarks import benchmark_named, seen_title
-from mixlora_cli.evaluation.folder import find_evaluation, open_evaluation
-from mixlora_cli.evaluation.metrics import EXACT, MME, POPE, Metric
-from mixlora_cli.evaluation.predictions import Prediction
+from mixlora_cli.benchmarks.metrics import EXACT, MME, POPE, Metric
+from mixlora_cli.benchmarks.registry import benchmark_named, seen_title
+from mixlora_cli.benchmarks.scorers import exact_match, named_labels, normalise_answer, pope_answer, yes_no
+from mixlora_cli.evaluation.predictions import Prediction, find_evaluation
 from mixlora_cli.evaluation.results import Results
-from mixlora_cli.evaluation.scorers import exact_match, named_labels, normalise_answer, pope_answer, yes_no
-from mixlora_cli.evaluation.scoring import score
-from mixlora_cli.judging.identity import Identity
+from mixlora_cli.evaluation.scoring import Evaluation, read_evaluation, score_evaluation
 from mixlora_cli.judging.prompt import read_verdict
-from mixlora_cli.judging.replies import Stored, all_replies
-from mixlora_cli.judging.titles import distinct_titles
+from mixlora_cli.judging.replies import Identity, Stored, all_replies, distinct_titles
 
 UNREAD = "(other)"
 """Column of a confusion matrix for answers that name no label, or several."""
@@ -26,19 +23,26 @@ YES_NO = ("yes", "no")
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A finished evaluation; its answers stay on the disk."""
+    """A finished evaluation, its results, and what judges replied."""
 
     label: str
-    folder: Path
+    evaluation: Evaluation
     results: Results
-    count: int
-    """Answers."""
     judges: Sequence[Stored] = ()
 
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self.evaluation.folder
+
+    @property
+    def count(self) -> int:
+        """Answers."""
+        return self.evaluation.header.count
+
     def predictions(self) -> Iterator[Prediction]:
-        """All answers, in the order of the file. Raises UserError when it cannot be read."""
-        _, reader = open_evaluation(self.folder)
-        return iter(reader)
+        """All answers, in the order of the file."""
+        return iter(self.evaluation.predictions)
 
     def verdicts(self, prediction: Prediction) -> tuple[tuple[str, str], ...]:
         """Title and verdict of each judge that has judged this answer."""
@@ -51,7 +55,7 @@ class Evaluated:
     @cached_property
     def _titled(self) -> dict[str, tuple[Stored, Identity]]:
         """The judges by titles that tell them apart."""
-        known = [(stored, stored.identity) for stored in self.judges if stored.identity is not None]
+        known = [(stored, stored.identity) for stored in self.judges]
         return dict(zip(distinct_titles([identity for _, identity in known]), known, strict=True))
 
     def metric(self, prediction: Prediction) -> Metric:
@@ -68,10 +72,7 @@ class Evaluated:
 
     def mark(self, prediction: Prediction) -> float:
         """What the rule gives to this one answer, in [0, 1]; for MME whether it alone is right."""
-        metric = self.metric(prediction)
-        if metric.mark is None:
-            return float(yes_no(prediction.prediction) == prediction.target.strip().lower())
-        return float(metric.mark(prediction))
+        return self.evaluation.tasks[prediction.split, prediction.benchmark].by_index[prediction.index]
 
 
 def read_evaluated(run: str | Path) -> Evaluated:
@@ -79,10 +80,13 @@ def read_evaluated(run: str | Path) -> Evaluated:
 
     Raises UserError when there is none, or it has not finished.
     """
-    folder = find_evaluation(run)
-    results = score(folder)
-    header, _ = open_evaluation(folder)
-    return Evaluated(results.label, folder, results, header.count, all_replies(folder))
+    evaluation = read_evaluation(find_evaluation(run))
+    return evaluated(evaluation, score_evaluation(evaluation))
+
+
+def evaluated(evaluation: Evaluation, results: Results) -> Evaluated:
+    """An evaluation that is scored already, with what judges replied."""
+    return Evaluated(results.label, evaluation, results, all_replies(evaluation.folder))
 
 
 def label_set(metric: Metric, prediction: Prediction) -> tuple[str, ...]:

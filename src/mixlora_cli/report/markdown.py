@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mixlora_cli.evaluation.results import Results
-from mixlora_cli.evaluation.table import comparison_markdown
-from mixlora_cli.judging.table import judged_markdown
+from mixlora_cli.evaluation.results import Results, results_markdown
+from mixlora_cli.judging.verdicts import judged_table
 from mixlora_cli.report.data_notes import data_notes
+from mixlora_cli.tables import markdown
 
 FILE_NAME = "results.md"
 
@@ -21,9 +21,9 @@ def write_markdown(rows: Sequence[tuple[str, Results]]) -> str:
         sections.append(f"Samples of at most {' or '.join(limits)} instances of each benchmark.\n")
     if notes := data_notes(escaped):
         sections.append("\n".join(f"- {_cell(note)}" for note in notes) + "\n")
-    sections.append(comparison_markdown(escaped))
-    if judged := judged_markdown(escaped):
-        sections.append(f"## Judged\n\n{judged}")
+    sections.append(results_markdown(escaped))
+    if judged := judged_table(escaped):
+        sections.append(markdown(judged))
     if rules := _rules(rows):
         sections.append("## Rules\n\n" + "\n".join(rules) + "\n")
     return "\n".join(sections)

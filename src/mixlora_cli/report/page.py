@@ -13,10 +13,9 @@ from markupsafe import Markup
 from PIL import Image
 
 from mixlora_cli import __version__
-from mixlora_cli.evaluation.benchmarks import seen_title
-from mixlora_cli.evaluation.results import Results
-from mixlora_cli.evaluation.table import columns_of, score_of, score_text
-from mixlora_cli.judging.table import HEADINGS, judged_columns, judged_lines
+from mixlora_cli.benchmarks.registry import seen_title
+from mixlora_cli.evaluation.results import ABSENT, Results, columns_of, seen_text
+from mixlora_cli.judging.verdicts import judged_table
 from mixlora_cli.report.bars import bars_of
 from mixlora_cli.report.confusion import Confusion, confusions
 from mixlora_cli.report.evaluated import UNREAD, Evaluated
@@ -53,6 +52,7 @@ def write_page(runs: Sequence[Evaluated], cards: Sequence[Card], notes: Sequence
         lstrip_blocks=True,
     )
     columns = columns_of(rows)
+    judged = judged_table(rows)
     return templates.get_template("report.html.jinja").render(
         style=_inline("report.css"),
         script=_inline("report.js"),
@@ -61,8 +61,8 @@ def write_page(runs: Sequence[Evaluated], cards: Sequence[Card], notes: Sequence
         columns=columns,
         table=[(label, [_cell(results, column) for column in columns]) for label, results in rows],
         bars=bars_of(rows),
-        judged_columns=["judge", *judged_columns(rows), *HEADINGS],
-        judged=judged_lines(rows),
+        judged_columns=judged.headings[1:] if judged else (),
+        judged=judged.rows if judged else (),
         seen=_seen_rows(rows),
         matrices=[(run.label, [_matrix(found) for found in confusions(run)]) for run in runs],
         rules=_rules(rows),
@@ -84,18 +84,14 @@ def _cut(text: str) -> str:
 
 def _cell(results: Results, column: str) -> list[str]:
     """Value and interval, and what is missing of a sum."""
-    return score_text(score_of(results, column), "\n").split("\n")
+    score = results.column(column)
+    return score.cell.joined("\n").split("\n") if score else [ABSENT]
 
 
 def _seen_rows(rows: Sequence[tuple[str, Results]]) -> list[tuple[str, list[str]]]:
     """A row for each seen task: a cell for each run."""
     tasks = dict.fromkeys(task for _, results in rows if results.seen for task in results.seen.parts)
-
-    def cell(results: Results, task: str) -> str:
-        part = results.seen.parts.get(task) if results.seen else None
-        return f"{part['accuracy']:.1f} [{part['low']:.1f}, {part['high']:.1f}]" if part else "-"
-
-    return [(seen_title(task), [cell(results, task) for _, results in rows]) for task in tasks]
+    return [(seen_title(task), [seen_text(results.seen, task) for _, results in rows]) for task in tasks]
 
 
 def _rules(rows: Sequence[tuple[str, Results]]) -> list[tuple[str, str, str]]:

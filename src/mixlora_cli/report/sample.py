@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mixlora_cli.evaluation.benchmarks import in_paper_order
+from mixlora_cli.benchmarks.registry import in_paper_order
 from mixlora_cli.evaluation.predictions import Prediction
 from mixlora_cli.report.evaluated import Evaluated
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mixlora_cli.benchmarks.metrics import InstanceScores
+from mixlora_cli.benchmarks.registry import seen_title
 from mixlora_cli.config import TableConfig, TrainConfig
-from mixlora_cli.evaluation.benchmarks import seen_title
-from mixlora_cli.evaluation.marks import Marks
 from mixlora_cli.evaluation.results import read_results
 from mixlora_cli.reproduce.collect import Cells, find_cells, seen_marks
 from mixlora_cli.reproduce.compose import sweep_of
@@ -25,7 +25,7 @@ class RowValues:
     values: Mapping[str, Value]
     evaluations: Mapping[int, Path]
     """Folder of each seed's evaluation on the unseen benchmarks."""
-    marks: Mapping[int, Mapping[str, Marks]]
+    marks: Mapping[int, Mapping[str, InstanceScores]]
     """By seed and task, for tables about seen tasks."""
 
     @property
@@ -76,7 +76,7 @@ def _read_row(
 ) -> RowValues:
     by_seed: dict[int, dict[str, Value]] = {}
     evaluations: dict[int, Path] = {}
-    marks: dict[int, dict[str, Marks]] = {}
+    marks: dict[int, dict[str, InstanceScores]] = {}
     for seed in cells.seeds(row.experiment):
         if titles:
             marks[seed] = seen_marks(cells, row.experiment, seed, list(titles), row.per_task)

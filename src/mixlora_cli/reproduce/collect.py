@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mixlora_cli.benchmarks.metrics import InstanceScores
 from mixlora_cli.errors import UserError
-from mixlora_cli.evaluation.marks import Marks, read_run
+from mixlora_cli.evaluation.compare import read_run
 from mixlora_cli.evaluation.results import FILE_NAME
 from mixlora_cli.reproduce.cell import EVALUATION, RECORD, SEEN_EVALUATION, read_record
 
@@ -67,9 +68,9 @@ def find_cells(folder: Path) -> Cells:
 
 def seen_marks(
     cells: Cells, experiment: str, seed: int, tasks: list[str], per_task: bool
-) -> dict[str, Marks]:
-    """Marks of the held-out instances of each seen task; specialists have a cell for each, the others one for all."""
-    marks: dict[str, Marks] = {}
+) -> dict[str, InstanceScores]:
+    """Scores of the held-out instances of each seen task; specialists have a cell for each, the others one for all."""
+    marks: dict[str, InstanceScores] = {}
     for task in tasks:
         cell = cells.newest.get((experiment, seed, task if per_task else None))
         place = cell.evaluation(seen=True) if cell else None

@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mixlora_cli.evaluation.benchmarks import MEAN_TITLE
-from mixlora_cli.evaluation.comparison import Group, paired_over_seeds
-from mixlora_cli.evaluation.marks import pairs, read_run, shared_by_all
+from mixlora_cli.benchmarks.registry import MEAN_TITLE
+from mixlora_cli.evaluation.compare import Group, paired_over_seeds, read_run, shared_by_all
 from mixlora_cli.reproduce.build import RowValues, TableValues
 from mixlora_cli.reproduce.layout import AVERAGE_TITLE, Pair
 from mixlora_cli.stats import (
@@ -102,7 +101,7 @@ class _Paired:
         """Left minus right (n,) for each pair of trainings, on the instances that all of them answered."""
         both = [(self._right.marks[theirs][task], self._left.marks[ours][task]) for ours, theirs in seeds]
         indices = shared_by_all([marks for each in both for marks in each], task)
-        return [after - before for before, after in (pairs(*each, indices) for each in both)]
+        return [after.array(indices) - before.array(indices) for before, after in both]
 
 
 def _over_seeds(left: RowValues, right: RowValues, column: str) -> tuple[Difference | None, str]:

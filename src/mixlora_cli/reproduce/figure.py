@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from mixlora_cli.evaluation.benchmarks import MEAN_TITLE
+from mixlora_cli.benchmarks.registry import MEAN_TITLE
 from mixlora_cli.reproduce.build import TableValues
 from mixlora_cli.reproduce.values import Value
 

@@ -451,7 +451,7 @@ def rows_of(table: str) -> tuple[Row, ...]:
 
 def columns_of(table: str, scale: str) -> tuple[str, ...]:
     """Headings of a table's numbers: benchmarks and MMAvg, or the six seen tasks and AVG."""
-    from mixlora_cli.evaluation.benchmarks import COLUMNS, MEAN_TITLE, seen_title
+    from mixlora_cli.benchmarks.registry import COLUMNS, MEAN_TITLE, seen_title
 
     if TABLES[table].on_seen_tasks:
         return (*map(seen_title, SEEN_TASKS[scale]), AVERAGE_TITLE)

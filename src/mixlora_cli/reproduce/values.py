@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mixlora_cli.evaluation.benchmarks import MEAN_TITLE
-from mixlora_cli.evaluation.marks import Marks
+from mixlora_cli.benchmarks.metrics import InstanceScores
+from mixlora_cli.benchmarks.registry import MEAN_TITLE
 from mixlora_cli.evaluation.results import JudgedScore, Results, Score
 from mixlora_cli.reproduce.layout import AVERAGE_TITLE
 from mixlora_cli.stats import SEED, Floats, bootstrap_means, over_seeds, percentile, wilson
@@ -50,7 +50,7 @@ def _score(results: Results, column: str, judge: str | None) -> Score | JudgedSc
     return next((score for score in judged.scores if score.column == column), None)
 
 
-def of_marks(marks: Mapping[str, Marks], titles: Mapping[str, str]) -> dict[str, Value]:
+def of_marks(marks: Mapping[str, InstanceScores], titles: Mapping[str, str]) -> dict[str, Value]:
     """Per cent right on each seen task, and the average where all are there.
 
     Args:

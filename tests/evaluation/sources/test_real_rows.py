@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 from foolbox_rows import foolbox_pictures, table
+from mixlora_cli.benchmarks.registry import CIFAR10, CIFAR100, DIGITS
+from mixlora_cli.benchmarks.sources import open_benchmark
 from mixlora_cli.config import EvalConfig
 from mixlora_cli.errors import UserError
+from mixlora_cli.evaluation.evaluate import evaluate
 from mixlora_cli.evaluation.predictions import read_predictions
-from mixlora_cli.evaluation.run import evaluate
 from mixlora_cli.evaluation.scoring import score
-from mixlora_cli.evaluation.sources.find import open_benchmark
-from mixlora_cli.evaluation.sources.rows import CIFAR10, CIFAR100, DIGITS
 
 from .conftest import Rows
 

@@ -13,16 +13,16 @@ import pytest
 from PIL import Image
 
 from foolbox_rows import table
+from mixlora_cli.benchmarks import registry as ask
+from mixlora_cli.benchmarks.benchmark import Origin
+from mixlora_cli.benchmarks.registry import BENCHMARKS
+from mixlora_cli.benchmarks.rows import from_lines
+from mixlora_cli.benchmarks.sources import open_benchmark, sourced
 from mixlora_cli.config import EvalConfig
 from mixlora_cli.errors import UserError
-from mixlora_cli.evaluation.benchmarks import BENCHMARKS
+from mixlora_cli.evaluation.evaluate import evaluate
 from mixlora_cli.evaluation.instances import choose_instances
 from mixlora_cli.evaluation.predictions import read_predictions
-from mixlora_cli.evaluation.run import evaluate
-from mixlora_cli.evaluation.sources import rows as ask
-from mixlora_cli.evaluation.sources import tables
-from mixlora_cli.evaluation.sources.find import open_benchmark, sourced
-from mixlora_cli.evaluation.sources.origin import question_of
 
 from .conftest import Rows
 
@@ -313,7 +313,7 @@ def test_json_lines_say_where_they_break(tmp_path: Path) -> None:
     for text, message in (("{", "line 2 is not JSON"), ("{}", "line 2 is no row of vsr: it lacks image")):
         path.write_text(f"{good}\n{text}\n")
         with pytest.raises(UserError, match=message):
-            list(tables.from_lines(path, origin, "vsr").rows)
+            list(from_lines(path, origin, "vsr").rows)
 
 
 @pytest.mark.parametrize(
@@ -347,7 +347,7 @@ def test_mme_s_pairs_are_checked_before_a_model_is_built(
     assert [part.counts for part in choose_instances(sources)] == [{"birds": 4}]
     lines[3] |= changes
     records.write_text("\n".join(map(json.dumps, lines)))
-    monkeypatch.setattr("mixlora_cli.evaluation.run.build_base", None)
+    monkeypatch.setattr("mixlora_cli.evaluation.evaluate.build_base", None)
     with pytest.raises(UserError, match=message):
         evaluate(sources)
 
@@ -440,7 +440,7 @@ def test_targets_that_no_answer_can_be_are_refused_before_a_model_is_built(
     if message is None:
         assert evaluate(sources).scores[0].n == 4
         return
-    monkeypatch.setattr("mixlora_cli.evaluation.run.build_base", None)
+    monkeypatch.setattr("mixlora_cli.evaluation.evaluate.build_base", None)
     with pytest.raises(UserError) as caught:
         evaluate(sources)
     line = 1 if "Robin" in message else 3
@@ -464,7 +464,7 @@ def test_records_of_the_data_follow_the_same_rule(
     record = {"task_name": "birds", "conversations": turns, **changes}
     (tmp_path / "unseen.json").write_text(json.dumps([record]))
     data = replace(config.data, unseen=str(tmp_path / "unseen.json"))
-    monkeypatch.setattr("mixlora_cli.evaluation.run.build_base", None)
+    monkeypatch.setattr("mixlora_cli.evaluation.evaluate.build_base", None)
     with pytest.raises(UserError) as caught:
         evaluate(replace(config, data=data, eval=replace(config.eval, benchmarks=None, seen=False)))
     assert str(caught.value).startswith(f"{tmp_path / 'unseen.json'}, record 0: {message}")
@@ -563,5 +563,5 @@ def test_rows_with_half_a_character_are_counted(key: str, config: EvalConfig, tm
 )
 def test_rows_of_built_in_benchmarks_follow_the_rule(ask_row: Any, row: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        question_of(ask_row, row, "test.jsonl, row 4")
+        Origin((), "test", 1, (), ask_row).question(row, "test.jsonl, row 4")
     assert str(caught.value).startswith(f"test.jsonl, row 4: {message}")

@@ -20,21 +20,9 @@ import torch
 from peft import PeftModel
 from rich.console import Console
 
+from mixlora_cli.analysis.interference import files, scores
 from mixlora_cli.analysis.interference.figures import choose_layers, draw_all
-from mixlora_cli.analysis.interference.files import (
-    NUMBER_FORMAT,
-    STEPS,
-    Stored,
-    TaskFiles,
-    check_comparable,
-    open_other,
-    read_steps,
-    read_stored,
-    task_files,
-    write_result,
-    write_steps,
-    write_tables,
-)
+from mixlora_cli.analysis.interference.files import NUMBER_FORMAT, Stored, TaskFiles, check_comparable
 from mixlora_cli.analysis.interference.gradients import (
     GradientTaker,
     Step,
@@ -45,23 +33,16 @@ from mixlora_cli.analysis.interference.gradients import (
     stack_directions,
     summarise_steps,
 )
-from mixlora_cli.analysis.interference.scores import (
-    Measurement,
-    Scores,
-    averages,
-    compare_scores,
-    summarise,
-)
 from mixlora_cli.config import InterferenceConfig, MeasureConfig
 from mixlora_cli.data.encode import Item, encode_records
 from mixlora_cli.data.loading import load_records, locate_files
 from mixlora_cli.data.records import Record
 from mixlora_cli.errors import UserError, cut
 from mixlora_cli.evaluation.fingerprint import prompt_digest, records_digest
-from mixlora_cli.evaluation.sampling import grouped
+from mixlora_cli.evaluation.instances import grouped
 from mixlora_cli.launch import Team, joined
 from mixlora_cli.method.config import PEFT_TYPE
-from mixlora_cli.models import forward as precision
+from mixlora_cli.models import forward
 from mixlora_cli.models.definitions import TaskRouting
 from mixlora_cli.models.features import pictures_from
 from mixlora_cli.models.load import Base, build_base
@@ -86,20 +67,6 @@ class Sample:
     """Changes with an instance, with their order and with the size of a batch."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """One measurement, as far as it is known before a model is loaded."""
-
-    config: InterferenceConfig
-    folder: Path
-    run: Run
-    samples: Sequence[Sample]
-    routing: TaskRouting | None
-    """Where the adapter selects by task."""
-    request: Mapping[str, Any]
-    """All that the gradients depend on but the base's weights; kept to recognise the measurement later."""
-
-
 def interference(config: InterferenceConfig) -> Path:
     """Measure, or take what was measured before with the same settings; write, draw and print it.
 
@@ -113,7 +80,7 @@ def interference(config: InterferenceConfig) -> Path:
     folder = Path(config.output_dir).expanduser()
     with alone_in(folder, "measurement"), joined(_PATIENCE) as team:
         console = Console(stderr=True, quiet=not team.leads, soft_wrap=True)
-        stored = read_stored(folder)
+        stored = files.read_stored(folder)
         if not config.draw_only:
             stored = _measured(config, folder, stored, team, console)
         elif stored is None:
@@ -135,9 +102,9 @@ def _measured(
         samples = draw_samples(config)
     routing = run.task_routing(config.data, [sample.task for sample in samples])
     request = _request(config, run, samples, routing)
-    here = precision.number_format(request["precision"])
+    here = forward.number_format(request["precision"])
     if config.compare is not None:
-        check_comparable(config.compare, open_other(config.compare), dict(request["samples"]), here)
+        check_comparable(config.compare, files.open_other(config.compare), dict(request["samples"]), here)
     if stored is not None:
         asked = {**request, NUMBER_FORMAT: here}
         before = {**stored.about["request"], NUMBER_FORMAT: stored.about[NUMBER_FORMAT]}
@@ -148,12 +115,12 @@ def _measured(
                 "output_dir=, or overwrite=true to replace it"
             )
         if before == asked and (
-            config.measure.lambdas is None or _cover(read_steps(folder), config.measure, available)
+            config.measure.lambdas is None or _cover(files.read_steps(folder), config.measure, available)
         ):
             say("measured before with these settings: drawing from the stored scores", console)
             return stored
     _say_what_to_know(config, run, here, console)
-    return _measure(Plan(config, folder, run, samples, routing, request), team, console)
+    return _measure(config, folder, run, samples, routing, request, team, console)
 
 
 def _find(config: InterferenceConfig) -> Run:
@@ -257,33 +224,40 @@ def _cover(steps: Sequence[Step] | None, wanted: MeasureConfig, available: int) 
 
 
 def _say_what_to_know(config: InterferenceConfig, run: Run, dtype: str, console: Console) -> None:
-    if run.trained_on not in (None, config.data.source):
-        say(
-            f"note: this run was trained on data={run.trained_on}, its gradients are taken on {config.data.name}",
-            console,
-        )
-    if run.routing == "random":
-        say(
-            f"note: routing=random: each batch draws its factors with seed={config.seed}, alike in both passes",
-            console,
-        )
-    if config.interference.cache_features and dtype == "float32":
-        say(
-            "note: pictures are features of the frozen tower, kept in fp16, as a training with "
-            "train.cache_features=true reads them, too; "
-            "interference.cache_features=false takes them from the pixels in fp32",
-            console,
-        )
+    notes = {
+        f"this run was trained on data={run.trained_on}, its gradients are taken on {config.data.name}": (
+            run.trained_on not in (None, config.data.source)
+        ),
+        f"routing=random: each batch draws its factors with seed={config.seed}, alike in both passes": (
+            run.routing == "random"
+        ),
+        "pictures are features of the frozen tower, kept in fp16, as a training with train.cache_features=true reads "
+        "them, too; interference.cache_features=false takes them from the pixels in fp32": (
+            config.interference.cache_features and dtype == "float32"
+        ),
+    }
+    for note, holds in notes.items():
+        if holds:
+            say(f"note: {note}", console)
 
 
-def _measure(plan: Plan, team: Team, console: Console) -> Stored:
-    """Both passes over all tasks, each process its share; the first one writes the Parquet files.
+def _measure(
+    config: InterferenceConfig,
+    folder: Path,
+    run: Run,
+    samples: Sequence[Sample],
+    routing: TaskRouting | None,
+    request: Mapping[str, Any],
+    team: Team,
+    console: Console,
+) -> Stored:
+    """Both passes over all tasks, each process its share; the first one takes steps and writes the Parquet files.
 
     Raises:
         UserError: a record cannot be encoded, or the steps that are asked for would drown in rounding.
     """
-    config, run, settings = plan.config, plan.run, plan.config.interference
-    dtype = precision.choose_dtype(plan.request["precision"])
+    settings = config.interference
+    dtype = forward.choose_dtype(request["precision"])
     if config.measure.lambdas is not None and dtype != torch.float32:
         raise UserError(
             "measure.lambdas: in bf16 rounding is larger than what a small step changes; "
@@ -291,20 +265,20 @@ def _measure(plan: Plan, team: Team, console: Console) -> Stored:
         )
     with team.leader_first():
         base = build_base(run.model, dtype)
-    batches = {sample.task: _encode(sample, base, config) for sample in plan.samples}
-    own = _dependencies(plan, base, dtype)  # before the adapter is on
-    session = Session(base, dtype, settings.cache_features, run.adapter, plan.routing)
+    batches = {sample.task: _encode(sample, base, config) for sample in samples}
+    own = _dependencies(request, samples, routing, base, dtype)  # before the adapter is on
+    session = Session(base, dtype, settings.cache_features, run.adapter, routing)
     assert isinstance(session.model, PeftModel)
     taker = GradientTaker(session, require_gradients(session.model), config.seed)
-    files = task_files(plan.folder, own)
-    _run_passes(taker, batches, files, plan.folder, team, console)
+    of_tasks = files.task_files(folder, own)
+    _run_passes(taker, batches, of_tasks, folder, team, console)
     if team.leads:  # alone: steps move the weights that all tasks share
-        _take_steps(taker, batches, config.measure, plan.folder, digest_of(own), console)
+        _take_steps(taker, batches, config.measure, folder, digest_of(own), console)
     team.wait()
-    found = [each.read_products() for each in files.values()]
-    measurement = Measurement(tuple(files), found[0][0], tuple(part for _, part in found))
+    found = [each.read_products() for each in of_tasks.values()]
+    measurement = scores.Measurement(tuple(of_tasks), found[0][0], tuple(part for _, part in found))
     if team.leads:
-        write_tables(plan.folder, measurement)
+        files.write_tables(folder, measurement)
     about = {
         "label": run.label,
         "run": str(config.run),
@@ -312,7 +286,7 @@ def _measure(plan: Plan, team: Team, console: Console) -> Stored:
         NUMBER_FORMAT: str(dtype).removeprefix("torch."),
         "batch_size": settings.batch_size,
         "pictures": pictures_from(settings.cache_features),
-        "request": dict(plan.request),
+        "request": dict(request),
         "versions": versions(),
     }
     return Stored(about, measurement)
@@ -331,36 +305,41 @@ def _encode(sample: Sample, base: Base, config: InterferenceConfig) -> list[list
     return [list(items[start : start + size]) for start in range(0, len(items) - size + 1, size)]
 
 
-def _dependencies(plan: Plan, base: Base, dtype: torch.dtype) -> dict[str, Any]:
+def _dependencies(
+    request: Mapping[str, Any],
+    samples: Sequence[Sample],
+    routing: TaskRouting | None,
+    base: Base,
+    dtype: torch.dtype,
+) -> dict[str, Any]:
     """For each task, all that its direction depends on."""
     shared = {
-        **{key: value for key, value in plan.request.items() if key not in ("samples", "definitions")},
+        **{key: value for key, value in request.items() if key not in ("samples", "definitions")},
         "base": base.fingerprint,
         "prompt": prompt_digest(base),
         "dtype": str(dtype),
     }
-    routing = plan.routing
-    definitions = {} if routing is None else routing.definitions
-    alone = {
-        task: replace(routing, definitions={task: text}).fingerprint(base)
-        for task, text in definitions.items()
-        if routing is not None
-    }
-    return {s.task: {**shared, "definition": alone.get(s.task), "sample": s.digest} for s in plan.samples}
+
+    def definition(task: str) -> str | None:
+        if routing is None:
+            return None
+        return replace(routing, definitions={task: routing.definitions[task]}).fingerprint(base)
+
+    return {s.task: {**shared, "definition": definition(s.task), "sample": s.digest} for s in samples}
 
 
 def _run_passes(
     taker: GradientTaker,
     batches: Mapping[str, Sequence[Sequence[Item]]],
-    files: Mapping[str, TaskFiles],
+    of_tasks: Mapping[str, TaskFiles],
     folder: Path,
     team: Team,
     console: Console,
 ) -> None:
     """Both passes over this process's tasks; what is on the disk already is not computed again."""
     mine = team.share(list(batches))
-    first = [task for task in mine if not files[task].has_direction()]
-    second = [task for task in mine if not files[task].has_products()]
+    first = [task for task in mine if not of_tasks[task].has_direction()]
+    second = [task for task in mine if not of_tasks[task].has_products()]
     if len(first) < len(mine):
         say(
             f"continuing: of {len(mine)} tasks, the first pass over {len(mine) - len(first)} and the second over "
@@ -377,15 +356,15 @@ def _run_passes(
     with counting("gradients", sum(len(batches[task]) for task in first + second), console=console) as done:
         for task in first:
             with _timed(folder, console, "first pass", task, len(batches[task])):
-                files[task].write_direction(groups, mean_unit_gradient(gradients(task, done)))
+                of_tasks[task].write_direction(groups, mean_unit_gradient(gradients(task, done)))
         team.wait()
         if not second:
             return
         device = taker.session.device
-        directions = stack_directions([each.read_direction(groups, device) for each in files.values()])
+        directions = stack_directions([each.read_direction(groups, device) for each in of_tasks.values()])
         for task in second:
             with _timed(folder, console, "second pass", task, len(batches[task])):
-                files[task].write_products(groups, products(gradients(task, done), directions))
+                of_tasks[task].write_products(groups, products(gradients(task, done), directions))
 
 
 @contextmanager
@@ -423,9 +402,9 @@ def _take_steps(
     console: Console,
 ) -> None:
     available = min(map(len, batches.values()))
-    taken = read_steps(folder, fingerprint)
+    taken = files.read_steps(folder, fingerprint)
     if taken is None:
-        (folder / STEPS).unlink(missing_ok=True)  # of another measurement
+        (folder / files.STEPS).unlink(missing_ok=True)  # of another measurement
     if settings.lambdas is None or _cover(taken, settings, available):
         return
     matrices = len({group.matrix for group in taker.factors.groups})
@@ -433,24 +412,24 @@ def _take_steps(
     total = matrices * num_batches * len(batches) * len(settings.lambdas)
     with counting("real steps", total, console=console) as advance:
         steps = measure_steps(taker, batches, settings.lambdas, num_batches, advance)
-    write_steps(folder, fingerprint, steps)
+    files.write_steps(folder, fingerprint, steps)
 
 
 def _report(config: InterferenceConfig, folder: Path, stored: Stored, console: Console) -> None:
     """Write everything that follows from the stored products; they come first, `interference.json` last."""
-    other = None if config.compare is None else open_other(config.compare)
+    other = None if config.compare is None else files.open_other(config.compare)
     if other is not None:
         check_comparable(str(config.compare), other, stored.samples, stored.about[NUMBER_FORMAT])
     choose_layers(stored.measurement, config.draw.layers)
-    average = averages(stored.measurement)
-    content = summarise(stored.measurement, average, config.interference.near_zero)
-    steps = read_steps(folder)
+    average = scores.averages(stored.measurement)
+    content = scores.summarise(stored.measurement, average, config.interference.near_zero)
+    steps = files.read_steps(folder)
     if steps is not None:
         content["measured"] = summarise_steps(steps)
     if other is not None:
-        compared = compare_scores(average, averages(other.measurement))
+        compared = scores.compare_scores(average, scores.averages(other.measurement))
         content["compare"] = {"with": other.label, "folder": config.compare, "scores": compared}
-    write_result(folder, stored.about, content)
+    files.write_result(folder, stored.about, content)
     draw_all([stored], folder, config.draw)
     _print_result(console, stored.label, content, average, config.draw.score)
     if other is not None:
@@ -463,25 +442,26 @@ def _print_result(
     console: Console,
     label: str,
     content: Mapping[str, Any],
-    average: Mapping[str, Mapping[str, Scores]],
+    average: Mapping[str, Mapping[str, scores.Scores]],
     variant: str,
 ) -> None:
     """Averages over all layers, negative interference with its interval, and warnings about denominators."""
     tasks = [cut(task) for task in content["tasks"]]
-    for matrix, scores in average.items():
+    for matrix, by_variant in average.items():
         title = f"{label}, {matrix}: effect of task j (column) on task i (row), {variant}"
-        values = [[f"{x:.2f}" if np.isfinite(x) else "?" for x in row] for row in scores[variant].value]
+        values = [[f"{x:.2f}" if np.isfinite(x) else "?" for x in row] for row in by_variant[variant].value]
         rows = tuple((task, *row) for task, row in zip(tasks, values, strict=True))
         show(Table(title, ("", *tasks), rows), console)
-    for matrix, by_variant in content["negative"].items():
-        for name, found in by_variant.items():
+    for matrix, negative in content["negative"].items():
+        for name, found in negative.items():
             text = _text(found["value"])
             if found.get("low") is not None:
                 text += f" (95 % over batches: {_text(found['low'])} to {_text(found['high'])})"
             text += f", {found['negative_pairs']} of {found['pairs']} pairs below zero"
             say(f"negative interference, {matrix}, {name}: {text}", console)
     for matrix, found in content["denominators"].items():
-        counts = {key: sum(row[key] for row in found["tasks"]) for key in found["tasks"][0] if key in _COUNTS}
+        kinds = ("total", "undefined", "near_zero", "negative")
+        counts = {kind: sum(row[kind] for row in found["tasks"]) for kind in kinds}
         say(
             f"denominators, {matrix}: of {counts['total']}, {counts['undefined']} are zero (left out), "
             f"{counts['near_zero']} near zero (cosine below {found['near_zero']:g}, kept), "
@@ -498,9 +478,6 @@ def _print_result(
             f"without the {row['rerouted']} of {row['steps']} losses that other factors were selected for",
             console,
         )
-
-
-_COUNTS = ("total", "undefined", "near_zero", "negative")
 
 
 def _print_comparison(

@@ -25,16 +25,16 @@ from rich.console import Console
 from safetensors import safe_open
 
 from mixlora_cli import __version__
+from mixlora_cli.benchmarks.registry import BENCHMARKS, benchmark_named, in_paper_order
 from mixlora_cli.config import DataConfig, ModelConfig, TsneConfig
 from mixlora_cli.data.definitions import load_definitions
 from mixlora_cli.data.encode import encode_prompts
 from mixlora_cli.data.loading import load_records, locate_files
 from mixlora_cli.data.records import Record
 from mixlora_cli.errors import UserError, cut, did_you_mean, hint_at
-from mixlora_cli.evaluation.benchmarks import BENCHMARKS, benchmark_named, in_paper_order
 from mixlora_cli.evaluation.fingerprint import records_digest
 from mixlora_cli.evaluation.generate import batches
-from mixlora_cli.evaluation.sampling import benchmark_of, grouped, stratified
+from mixlora_cli.evaluation.instances import benchmark_of, grouped, stratified
 from mixlora_cli.method.config import MixLoraConfig
 from mixlora_cli.models import mini
 from mixlora_cli.models.adapters import ADAPTER_WEIGHTS

@@ -1,0 +1,1 @@
+"""The benchmarks: where each comes from, how it is asked, and how it is scored."""

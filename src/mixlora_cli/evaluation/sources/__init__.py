@@ -1,1 +1,0 @@
-"""Where a benchmark's instances come from: the hub, a local copy, parquet files, or a user's own YAML file."""
