@@ -11,13 +11,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from mixlora_cli.analysis.plan import count_parameters, total
-from mixlora_cli.config import EvalConfig, TrainConfig
-from mixlora_cli.config.load import load
-from mixlora_cli.hydra_app import register_resolvers
+from mixlora_cli.config import EvalConfig, TrainConfig, load
+from mixlora_cli.hydra_conf import register
 from mixlora_cli.models.skeleton import attach_to_skeleton, build_skeleton
 from mixlora_cli.paths import conf_dir
 from mixlora_cli.reproduce.compose import sweep_of
-from mixlora_cli.reproduce.paper import ROWS, register_experiments
+from mixlora_cli.reproduce.paper import ROWS
 
 ROOT = Path(__file__).parents[2]
 CHANGED = {"straight_through", "pool_prompt", "cfs_released"}
@@ -53,8 +52,7 @@ def searched(config: TrainConfig) -> dict[float, float]:
 
 
 def composed(config_class: type, root: str, *overrides: str) -> Any:
-    register_resolvers()
-    register_experiments()
+    register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return load(config_class, compose(root, list(overrides)))
 

@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from mixlora_cli.config import EvalConfig, OptimConfig, TrainConfig
-from mixlora_cli.config.load import load
+from mixlora_cli.config import EvalConfig, OptimConfig, TrainConfig, load
 from mixlora_cli.errors import UserError
-from mixlora_cli.hydra_app import register_resolvers
+from mixlora_cli.hydra_conf import register
 from mixlora_cli.paths import conf_dir
-from mixlora_cli.reproduce.paper import ROWS, register_experiments
+from mixlora_cli.reproduce.paper import ROWS
 
 LORA = {f"lora_r{rank}": rank for rank in (2, 4, 8, 16, 32)}
 MIXLORA = {f"mixlora_e{factors}_r{rank}": (factors, rank) for factors in (16, 32) for rank in (2, 4, 8)}
@@ -32,8 +31,7 @@ TRAINED = [
 
 
 def composed(config_class: type, root: str, *overrides: str) -> Any:
-    register_resolvers()
-    register_experiments()
+    register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return load(config_class, compose(root, list(overrides)))
 

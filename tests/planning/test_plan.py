@@ -11,12 +11,10 @@ from hydra import compose, initialize_config_dir
 
 from mixlora_cli.analysis.gpu_memory import GIB
 from mixlora_cli.analysis.plan import Plan, make_plan, plan
-from mixlora_cli.config import MachineConfig, PlanConfig
-from mixlora_cli.config.load import load
+from mixlora_cli.config import MachineConfig, PlanConfig, load
 from mixlora_cli.errors import UserError
-from mixlora_cli.hydra_app import register_resolvers
+from mixlora_cli.hydra_conf import register
 from mixlora_cli.paths import conf_dir
-from mixlora_cli.reproduce.paper import register_experiments
 
 PAPER_HOURS = 20
 
@@ -27,8 +25,7 @@ def _nothing_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def configured(*overrides: str) -> PlanConfig:
-    register_resolvers()
-    register_experiments()
+    register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return load(PlanConfig, compose("plan", list(overrides)))
 

@@ -11,13 +11,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from mixlora_cli.config import DataConfig, ModelConfig
-from mixlora_cli.config.load import load
+from mixlora_cli.config import DataConfig, ModelConfig, load
 from mixlora_cli.data.mini.build import generator_digest
 from mixlora_cli.errors import UserError
-from mixlora_cli.hydra_app import CONFIG_ERRORS, explain, register_resolvers
+from mixlora_cli.hydra_app import CONFIG_ERRORS, explain
+from mixlora_cli.hydra_conf import register
 from mixlora_cli.paths import conf_dir, stage_one_digest
-from mixlora_cli.reproduce.paper import register_experiments
 
 T = TypeVar("T")
 
@@ -46,8 +45,7 @@ def sweep_of(root: str, config_class: type, overrides: Sequence[str], key: str) 
 
 
 def _tree(root: str, config_class: type, overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
-    register_resolvers()
-    register_experiments()
+    register()
     try:
         with _hydra_set_aside(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return compose(root, list(overrides), return_hydra_config=with_hydra)
