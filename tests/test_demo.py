@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import pytest
 
 from mixlora_cli import demo
-from mixlora_cli.hydra_app import Command, run_command
+from mixlora_cli.commands import Command
+from mixlora_cli.hydra_app import run_command
 
 
 def _typed(monkeypatch: pytest.MonkeyPatch, code: int) -> tuple[int, list[tuple[Command, list[str]]]]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from mixlora_cli import __version__
-from mixlora_cli.compare_cli import compare_command
+from mixlora_cli.commands import COMMANDS, Command
+from mixlora_cli.errors import USER_MISTAKE, UserError, report
 from mixlora_cli.prepare.import_cli import OneLineMistakes, import_command
 from mixlora_cli.surroundings import settle_in
-
-HYDRA_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 EXAMPLES = """
 Every subcommand is configured with Hydra: choose a group's option (adapter=lora), change a key (rank=8),
@@ -51,118 +51,59 @@ def _root(
     pass
 
 
-def _configured_by_hydra(
-    name: str, help_line: str, config_class: str, entry: str, first_word: str = ""
-) -> None:
-    """Add a subcommand that hands its arguments to Hydra.
-
-    Args:
-        config_class: `module:class`, imported when the command runs.
-        entry: `module:function` that takes the parsed configuration; imported once that has been accepted.
-        first_word: key whose value a bare first argument is, where the command has one.
-    """
+def _add(command: Command) -> None:
+    """Add a subcommand that hands its arguments to Hydra."""
 
     def run(context: typer.Context) -> None:
-        from mixlora_cli.hydra_app import Command, run_command
+        from mixlora_cli.hydra_app import run_command
 
         arguments = list(context.args)
-        if first_word and arguments and arguments[0].isalnum():
-            arguments[0] = f"{first_word}={arguments[0]}"
-        module, _, attribute = config_class.partition(":")
-        command = Command(name, getattr(import_module(module), attribute), entry)
+        if command.first_word and arguments and arguments[0].isalnum():
+            arguments[0] = f"{command.first_word}={arguments[0]}"
         raise typer.Exit(run_command(command, arguments))
 
-    app.command(name, help=help_line, context_settings=HYDRA_ARGUMENTS, add_help_option=False)(run)
+    settings = {"allow_extra_args": True, "ignore_unknown_options": True}
+    app.command(command.name, help=command.help, context_settings=settings, add_help_option=False)(run)
 
 
-_configured_by_hydra(
-    "train",
-    "Train an adapter and save it in a run folder.",
-    "mixlora_cli.config:TrainConfig",
-    "mixlora_cli.launch:train",
-)
-_configured_by_hydra(
-    "eval",
-    "Answer the unseen tasks with a trained run or the untuned base, and score the answers.",
-    "mixlora_cli.config:EvalConfig",
-    "mixlora_cli.launch:evaluate",
-)
-_configured_by_hydra(
-    "judge",
-    "Have the answers of a finished evaluation judged: by a rule, a local language model or a server.",
-    "mixlora_cli.config:JudgeCommandConfig",
-    "mixlora_cli.judging.judge:judge",
-)
-_configured_by_hydra(
-    "report",
-    "Write results.md and report.html from stored evaluations, one or several side by side.",
-    "mixlora_cli.config:ReportConfig",
-    "mixlora_cli.report.run:report",
-)
-_configured_by_hydra(
-    "align",
-    "Stage one of the small model, picture -> caption; its result ships with the package.",
-    "mixlora_cli.config:AlignConfig",
-    "mixlora_cli.prepare.align.run:align",
-)
-_configured_by_hydra(
-    "bench",
-    "Measure what MixLoRA costs next to plain LoRA on this machine: time, memory, operations.",
-    "mixlora_cli.config:BenchConfig",
-    "mixlora_cli.analysis.bench.run:bench",
-)
-_configured_by_hydra(
-    "prepare",
-    "Make once what a training needs: assemble a model, turn a data set into records.",
-    "mixlora_cli.config:PrepareConfig",
-    "mixlora_cli.prepare.run:prepare",
-)
-_configured_by_hydra(
-    "check",
-    "Look for everything that is wrong with the data before a training starts.",
-    "mixlora_cli.config:CheckConfig",
-    "mixlora_cli.prepare.check:check",
-)
-app.command(name="import", cls=OneLineMistakes)(import_command)
-app.command(name="compare", cls=OneLineMistakes)(compare_command)
-_configured_by_hydra(
-    "export",
-    "Fit a static LoRA to a MixLoRA adapter, to merge or to serve, and say what that loses.",
-    "mixlora_cli.config:ExportConfig",
-    "mixlora_cli.analysis.export.run:export",
-)
-_configured_by_hydra(
-    "plan",
-    "Say what a training would need, before it is started: parameters, memory, operations, hours.",
-    "mixlora_cli.config:PlanConfig",
-    "mixlora_cli.analysis.plan:plan",
-)
-_configured_by_hydra(
-    "interference",
-    "Measure how much tasks disturb one another's gradients, layer by layer, and draw it.",
-    "mixlora_cli.config:InterferenceConfig",
-    "mixlora_cli.launch:interference",
-)
-_configured_by_hydra(
-    "tsne",
-    "Draw a map of the factors that tasks select, and say how far it tells the tasks apart.",
-    "mixlora_cli.config:TsneConfig",
-    "mixlora_cli.analysis.selections.run:tsne",
-)
-_configured_by_hydra(
-    "reproduce",
-    "Train and evaluate every row of one of the paper's tables, then print it; goes on where it was.",
-    "mixlora_cli.config:ReproduceConfig",
-    "mixlora_cli.reproduce.grid:reproduce",
-    first_word="what",
-)
-_configured_by_hydra(
-    "table",
-    "One of the paper's tables from finished cells: intervals, paired tests, Markdown, LaTeX, CSV.",
-    "mixlora_cli.config:TableConfig",
-    "mixlora_cli.reproduce.table:table",
-    first_word="what",
-)
+def _compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Two or more evaluated runs; the others are compared with the first. Seeds of one model are joined by "
+            "commas: lora-seed0,lora-seed1 mixlora-seed0,mixlora-seed1",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Folder for compare.json and compare.md; default: the screen alone."
+        ),
+    ] = None,
+) -> None:
+    """Compare evaluated runs: differences with intervals and paired tests; over seeds, their means."""
+    from mixlora_cli.evaluation.compare import compare, print_comparisons, read_group, write_comparisons
+    from mixlora_cli.output import one_line_errors
+
+    try:
+        if len(runs) < 2:
+            raise UserError("compare: expected two or more runs: mixlora compare FOLDER1 FOLDER2")
+        comparisons = compare([read_group(run) for run in runs])
+        print_comparisons(comparisons)
+        if output is not None:
+            with one_line_errors(output, key="--output"):
+                write_comparisons(comparisons, output)
+    except UserError as error:
+        report(error)
+        raise typer.Exit(USER_MISTAKE) from error
+
+
+for _command in COMMANDS.values():
+    _add(_command)
+    if _command.name == "check":  # where they stand in `mixlora --help`
+        app.command(name="import", cls=OneLineMistakes)(import_command)
+        app.command(name="compare", cls=OneLineMistakes)(_compare)
 
 
 def main() -> None:

@@ -8,18 +8,20 @@ from __future__ import annotations
 import io
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
-from mixlora_cli.config import EvalConfig, TrainConfig
-from mixlora_cli.hydra_app import Command, run_command
+from mixlora_cli.commands import COMMANDS
+from mixlora_cli.hydra_app import run_command
 from mixlora_cli.surroundings import settle_in
 
 ROOT = Path("runs/demo")
 PICTURE_WIDTH = 150  # characters
-_TRAIN = Command("train", TrainConfig, "mixlora_cli.training.train:train")
-_EVAL = Command("eval", EvalConfig, "mixlora_cli.evaluation.evaluate:evaluate")
+# In this process, however many GPUs there are: it is a demonstration.
+_TRAIN = replace(COMMANDS["train"], entry="mixlora_cli.training.train:train")
+_EVAL = replace(COMMANDS["eval"], entry="mixlora_cli.evaluation.evaluate:evaluate")
 _EVAL_OPTIONS = ["eval.limit=16", "eval.batch_size=32"]
 
 

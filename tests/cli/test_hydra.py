@@ -10,6 +10,7 @@ from mixlora_cli import __version__
 from mixlora_cli.config import AlignConfig, EvalConfig, TrainConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.paths import conf_dir
+from mixlora_cli.routers import ROUTERS
 
 
 def test_train_hands_over_the_typed_configuration(mixlora: Any, commands: Any, tmp_path: Path) -> None:
@@ -60,7 +61,8 @@ def test_help_lists_groups_options_and_keys(command: str, groups: list[str], mix
     result = mixlora(command, "--help")
     assert (result.code, result.err) == (0, "")
     for group in groups:
-        options = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+        files = {path.stem for path in (conf_dir() / group).glob("*.yaml")}
+        options = sorted(files | set(ROUTERS) if group == "routing" else files)
         assert f"  {group + ':':<12}{', '.join(options)}\n" in result.out
     for key in yaml.safe_load((conf_dir() / f"{command}.yaml").read_text()):
         if key != "defaults":

@@ -8,6 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from mixlora_cli.commands import COMMANDS
 from mixlora_cli.config import (
     AdapterConfig,
     AlignConfig,
@@ -33,11 +34,12 @@ from mixlora_cli.config import (
     TrainConfig,
     TsneConfig,
     WandbConfig,
+    load,
 )
-from mixlora_cli.config.load import load
 from mixlora_cli.errors import UserError
-from mixlora_cli.hydra_app import register_resolvers
+from mixlora_cli.hydra_conf import register
 from mixlora_cli.paths import conf_dir
+from mixlora_cli.routers import ROUTERS
 
 CONF = conf_dir()
 ROOTS = {
@@ -65,7 +67,8 @@ GROUPS = {
     "judge": JudgeConfig,
 }
 OPTIONS = [
-    (path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name != "hydra"
+    *((path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))),
+    *(("routing", name) for name in ROUTERS),
 ]
 # Keys that an option cannot do without, and keys that keep a combination sensible.
 WITH = {
@@ -77,7 +80,7 @@ WITH = {
 
 
 def composed(root: str, *overrides: str) -> Any:
-    register_resolvers()
+    register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return load(ROOTS[root], compose(root, list(overrides)))
 
@@ -91,7 +94,7 @@ def folder(tmp_path: Path) -> Path:
 def test_every_file_is_a_root_a_known_group_or_hydras() -> None:
     assert {path.stem for path in CONF.glob("*.yaml")} == set(ROOTS)
     assert {path.name for path in CONF.iterdir() if path.is_dir()} == {*GROUPS, "experiment", "hydra"}
-    assert {path.stem for path in CONF.glob("hydra/cli/*.yaml")} == {"base", *ROOTS}
+    assert {command.name for command in COMMANDS.values()} == set(ROOTS)
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
@@ -212,7 +215,7 @@ def test_every_key_is_explained() -> None:
         "defaults",
         "plan",
     }
-    files = [*CONF.glob("*.yaml"), *(CONF / group / f"{option}.yaml" for group, option in OPTIONS)]
+    files = [*CONF.glob("*.yaml"), *CONF.glob("*/*.yaml")]
     lacking = []
     for path in files:
         if path.parent.name == "experiment" or path.stem.startswith("zero"):

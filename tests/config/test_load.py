@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from mixlora_cli.config import TrainConfig
-from mixlora_cli.config.load import load
+from mixlora_cli.config import TrainConfig, load
 from mixlora_cli.errors import UserError
 
 

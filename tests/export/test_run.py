@@ -17,13 +17,14 @@ from torch import Tensor
 
 from mixlora_cli.analysis.export.comparison import mean_over_tasks
 from mixlora_cli.analysis.export.run import choose_inputs, export, folder_names
-from mixlora_cli.config import DataConfig, EvalConfig, ExportConfig, FitConfig
-from mixlora_cli.config.load import load
+from mixlora_cli.commands import COMMANDS
+from mixlora_cli.config import DataConfig, ExportConfig, FitConfig, load
 from mixlora_cli.data.collate import PixelLoader, generation_collator
 from mixlora_cli.data.encode import encode_prompts
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.results import read_results
-from mixlora_cli.hydra_app import Command, register_resolvers, run_command
+from mixlora_cli.hydra_app import run_command
+from mixlora_cli.hydra_conf import register
 from mixlora_cli.models.adapters import load_adapter, unload_adapter
 from mixlora_cli.models.tiny import build_tiny
 from mixlora_cli.paths import conf_dir
@@ -32,7 +33,7 @@ from tiny_runs import NUM_FACTORS, RANK
 
 from .conftest import TASKS, MakeConfig, MakeRun
 
-COMMAND = Command("export", ExportConfig, "mixlora_cli.analysis.export.run:export")
+COMMAND = COMMANDS["export"]
 NUM_LAYERS = 14
 """Adapted layers of the tiny model: seven in each of two blocks."""
 
@@ -256,7 +257,7 @@ def test_command_line_and_evaluation_of_the_result(
     assert not (folder / "adapter" / "stale").exists()
 
     # A static adapter is a PEFT adapter like any other.
-    evaluate = Command("eval", EvalConfig, "mixlora_cli.evaluation.evaluate:evaluate")
+    evaluate = COMMANDS["eval"]
     wanted = [f"run={folder}/adapter", "model=tiny", *given, "eval.seen=true", "eval.max_new_tokens=2"]
     assert run_command(evaluate, [*wanted, f"output_dir={run.root}/scores"]) == 0, capsys.readouterr().err
     results = read_results(run.root / "scores")
@@ -340,7 +341,7 @@ def test_mistakes_on_the_command_line(
 
 
 def test_yaml_repeats_the_defaults(tmp_path: Path) -> None:
-    register_resolvers()
+    register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = load(ExportConfig, compose("export", [f"run={tmp_path}"]))
     assert config.export == FitConfig()

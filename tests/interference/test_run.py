@@ -16,9 +16,10 @@ from mixlora_cli.analysis.interference.files import read_stored
 from mixlora_cli.analysis.interference.gradients import GradientTaker
 from mixlora_cli.analysis.interference.run import interference
 from mixlora_cli.analysis.interference.scores import score
+from mixlora_cli.commands import COMMANDS
 from mixlora_cli.config import DataConfig, InterferenceConfig, parse
 from mixlora_cli.errors import UserError
-from mixlora_cli.hydra_app import Command, run_command
+from mixlora_cli.hydra_app import run_command
 from mixlora_cli.models import forward
 from tiny_runs import NUM_FACTORS, RANK
 
@@ -62,7 +63,7 @@ def test_lora_and_mixlora_through_the_command_line(
         "interference.cache_features=false",
         "launch.nproc=1",
     ]
-    command = Command("interference", InterferenceConfig, "mixlora_cli.launch:interference")
+    command = COMMANDS["interference"]
     assert run_command(command, [f"run={lora.root}", *common]) == 0
     assert (
         run_command(

@@ -11,12 +11,10 @@ from hydra import compose, initialize_config_dir
 
 from mixlora_cli.analysis.gpu_memory import GIB
 from mixlora_cli.analysis.plan import Plan, make_plan, plan
-from mixlora_cli.config import MachineConfig, PlanConfig
-from mixlora_cli.config.load import load
+from mixlora_cli.config import MachineConfig, PlanConfig, load
 from mixlora_cli.errors import UserError
-from mixlora_cli.hydra_app import register_resolvers
+from mixlora_cli.hydra_conf import register
 from mixlora_cli.paths import conf_dir
-from mixlora_cli.reproduce.paper import register_experiments
 
 PAPER_HOURS = 20
 
@@ -27,8 +25,7 @@ def _nothing_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def configured(*overrides: str) -> PlanConfig:
-    register_resolvers()
-    register_experiments()
+    register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return load(PlanConfig, compose("plan", list(overrides)))
 
@@ -95,12 +92,12 @@ def test_the_assumed_mfu_is_that_of_llavas_own_runs(size: str, gpu: str, hours: 
 
 def test_disk_of_the_papers_run(paper: Plan) -> None:
     trained, routers = 39_976_960, 109_314_048
-    assert paper.disk.base == 2 * (6_738_939_904 + 303_179_776 + 4_198_400)
-    assert paper.disk.adapter == 4 * (trained + routers)
-    assert paper.disk.checkpoints == 3 * (4 * (trained + routers) + 8 * trained)
-    assert paper.disk.features == 0
+    assert paper.disk["base"] == 2 * (6_738_939_904 + 303_179_776 + 4_198_400)
+    assert paper.disk["adapter"] == 4 * (trained + routers)
+    assert paper.disk["checkpoints"] == 3 * (4 * (trained + routers) + 8 * trained)
+    assert paper.disk["features"] == 0
     cached = planned("experiment=paper/lora_r4", "train.cache_features=true")
-    assert cached.disk.features == 191_105 * 256 * 1024 * 2
+    assert cached.disk["features"] == 191_105 * 256 * 1024 * 2
 
 
 def test_full_fine_tuning_needs_zero_and_is_told_so() -> None:

@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from mixlora_cli.analysis.selections import reading
 from mixlora_cli.analysis.selections.reading import choose_instances
 from mixlora_cli.analysis.selections.run import tsne
-from mixlora_cli.config import DataConfig, TsneConfig
+from mixlora_cli.commands import COMMANDS
+from mixlora_cli.config import DataConfig
 from mixlora_cli.data.encode import encode_prompts
-from mixlora_cli.hydra_app import Command, run_command
+from mixlora_cli.hydra_app import run_command
 from mixlora_cli.models.session import Session
 from mixlora_cli.models.tiny import build_tiny
 from tiny_runs import NUM_FACTORS, RANK
@@ -28,7 +29,7 @@ from tiny_runs import NUM_FACTORS, RANK
 from .conftest import ATTACK, SEEN, UNSEEN, MakeConfig, MakeRun
 
 LAYER = "model.language_model.layers.1.mlp.gate_proj"
-COMMAND = Command("tsne", TsneConfig, "mixlora_cli.analysis.selections.run:tsne")
+COMMAND = COMMANDS["tsne"]
 
 
 @pytest.fixture

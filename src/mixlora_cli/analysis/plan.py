@@ -112,25 +112,6 @@ class Fit:
     without_checkpointing: Need
 
 
-@dataclass(frozen=True)
-class Disk:
-    """Bytes that a training writes, and the base that it reads; without the data and a few kilobytes beside."""
-
-    base: float
-    """The base model's checkpoint in 16 bits."""
-    adapter: float
-    """What training leaves behind, in fp32: MixLoRA's frozen routers belong to it."""
-    checkpoints: float
-    """All that are kept at once, and one that is being written: adapter and optimizer moments each."""
-    features: float
-    """Of all pictures, where `train.cache_features` keeps them; an instance is taken to have a picture of its own."""
-
-    @property
-    def total(self) -> float:
-        """Everything but the data."""
-        return self.base + self.adapter + self.checkpoints + self.features
-
-
 def plan(config: PlanConfig) -> Path:
     """Print the plan and write it to `<output_dir>/plan.json`, whose path is returned.
 
@@ -208,9 +189,9 @@ class Plan:
         passes = accumulation(optim, machine.gpus)
         together = optim.batch_size * passes * machine.gpus
         length = work.tokens / (1 - work.padding)
-        one = asdict(
-            self.measured.operations(max(1, round(length)), max(1, round(work.label_tokens)), published)
-        )
+        tokens = max(1, round(length))
+        labels = min(tokens, max(1, round(work.label_tokens)))
+        one = asdict(self.measured.operations(tokens, labels, published))
         done = {part: together * operations for part, operations in one.items()}
         total = sum(done.values())
         steps = optim.steps or max(1, math.ceil(work.instances * optim.epochs / together))
@@ -291,28 +272,29 @@ class Plan:
         return "nothing fits: more or larger GPUs, or a smaller data.max_length"
 
     @property
-    def disk(self) -> Disk:
-        """Bytes on the disk."""
+    def disk(self) -> dict[str, float]:
+        """Bytes that a training writes, and the base that it reads; without the data and a few kilobytes beside."""
         trained, frozen = total(self.counts)
-        added, added_trained = 0, 0
-        for kind in _ADDED:
-            if kind in self.counts:
-                added += sum(self.counts[kind].values())
-                added_trained += self.counts[kind]["trained"]
-        adapter = 4 * (added + trained - added_trained)
+        added, added_trained = (
+            sum(self.counts[kind][side] for kind in _ADDED if kind in self.counts)
+            for side in ("frozen", "trained")
+        )
+        # In fp32: what was trained, and MixLoRA's frozen routers.
+        adapter = 4 * (added + trained)
         features = 0.0
-        if self.config.train.cache_features:
+        if self.config.train.cache_features:  # of all pictures; an instance is taken to have one of its own
             skeleton: Any = self.measured.skeleton
             vision = skeleton.config.vision_config
             positions = (vision.image_size // getattr(vision, "patch_size", STRIDE)) ** 2
             width = next(skeleton.model.multi_modal_projector.parameters()).shape[-1]
-            features = 2.0 * self.work.instances * positions * width
-        return Disk(
-            base=2 * (trained + frozen - added),
-            adapter=adapter,
-            checkpoints=(self.config.train.keep_checkpoints + 1) * (adapter + 8 * trained),
-            features=features,
-        )
+            features = 2 * self.work.instances * positions * width
+        return {
+            "base": 2 * (trained + frozen - added - added_trained),  # its checkpoint in 16 bits
+            "adapter": adapter,
+            # All that are kept at once, and one that is being written: adapter and optimizer moments each.
+            "checkpoints": (self.config.train.keep_checkpoints + 1) * (adapter + 8 * trained),
+            "features": features,
+        }
 
 
 def count_parameters(model: nn.Module) -> Counts:
@@ -444,15 +426,13 @@ def _time(plan: Plan) -> Table:
 
 
 def _disk(plan: Plan) -> str:
-    held = plan.disk
-    parts = {
-        "base": held.base,
-        "adapter": held.adapter,
-        f"{plan.config.train.keep_checkpoints} checkpoints and one being written": held.checkpoints,
-        "picture features": held.features,
+    names = {
+        "checkpoints": f"{plan.config.train.keep_checkpoints} checkpoints and one being written",
+        "features": "picture features",
     }
-    listed = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in parts.items() if size)
-    return f"disk without the data: {held.total / 1e9:.1f} GB ({listed})"
+    sizes = {names.get(name, name): size / 1e9 for name, size in plan.disk.items() if size}
+    listed = ", ".join(f"{name} {size:.1f}" for name, size in sizes.items())
+    return f"disk without the data: {sum(sizes.values()):.1f} GB ({listed})"
 
 
 def _notes(plan: Plan) -> list[str]:
@@ -500,7 +480,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
             }
             for stage, fit in plan.fits.items()
         },
-        "disk": asdict(plan.disk),
+        "disk": plan.disk,
         "mfu": machine.mfu,
         "time": asdict(plan.schedule),
         "time_published_code": None if plan.published is None else asdict(plan.published),

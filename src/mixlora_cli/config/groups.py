@@ -10,7 +10,10 @@ from pydantic import Field
 
 from mixlora_cli.config.settings import (
     AnyPrecision,
+    Checkpoint,
+    File,
     Flag,
+    Folder,
     Integer,
     NotNegative,
     NotNegativeNumber,
@@ -19,7 +22,6 @@ from mixlora_cli.config.settings import (
     Settings,
     Share,
     Text,
-    require,
     rule,
 )
 from mixlora_cli.routers import ROUTERS
@@ -36,19 +38,16 @@ class ModelConfig(Settings, at="model"):
 
     name: Text
     source: Literal["mini", "tiny", "hub", "prepared"]
-    name_or_path: Text | None = None
-    """Hugging Face id or local folder; required for `source=hub`."""
+    name_or_path: Checkpoint | None = None
     revision: Text | None = None
     template: Text = "v1"
-    """Conversation template, a key of `data.template.TEMPLATES`; the same one trains and evaluates."""
     attn_implementation: Text = "eager"
     train_projector: Flag = False
 
     def __post_init__(self) -> None:
-        require(
+        self.require(
             self.source != "hub" or self.name_or_path,
-            "model.name_or_path",
-            self.name_or_path,
+            "name_or_path",
             "model=hf needs a Hugging Face id or a local folder of a LLaVA-class checkpoint",
         )
 
@@ -66,14 +65,12 @@ class AdapterConfig(Settings, at="adapter"):
 
     name: AdapterName
     alpha: PositiveNumber | None = None
-    """Numerator of the scale alpha / rank; default 2 * rank for LoRA, 2 * factors for MixLoRA (App. B)."""
     dropout: Share = 0.05
     cfs: Literal["paper", "released", "none"] = "paper"
     router_grad: Literal["none", "straight_through"] = "none"
     target_modules: Annotated[Text, rule("must be a regular expression", _is_regex)] = (
         r".*language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
     )
-    """Regular expression that must match a module's whole name."""
 
 
 class RoutingConfig(Settings, at="routing"):
@@ -82,8 +79,7 @@ class RoutingConfig(Settings, at="routing"):
     name: RoutingName
     pool: Literal["all", "prompt"] = "all"
     decode: Literal["prefill", "step"] = "prefill"
-    encoder: Text | None = None
-    """routing=task: the frozen language model that reads the task definitions; null = the base's own."""
+    encoder: Checkpoint | None = None
     balance_loss: NotNegativeNumber = 0.0
     health_every: Annotated[Integer, rule("must be >= 0; 0 = never", lambda steps: steps >= 0)] = 50
 
@@ -94,16 +90,15 @@ class RoutingConfig(Settings, at="routing"):
         }
         for key, reason in reasons.items():
             usual = key in ROUTERS[self.name].heeds or getattr(self, key) == getattr(RoutingConfig, key)
-            require(usual, f"routing.{key}", getattr(self, key), reason)
+            self.require(usual, key, reason)
 
     def require_heeded(self) -> None:
         """Raise ValueError for a key that a MixLoRA with this routing would not heed."""
         for key in ("pool", "decode"):
             value, usual = getattr(self, key), getattr(RoutingConfig, key)
-            require(
+            self.require(
                 key in ROUTERS[self.name].heeds or value == usual,
-                f"routing.{key}",
-                value,
+                key,
                 f"of no effect with routing={self.name}; add routing=instance, or leave {usual}",
             )
 
@@ -114,23 +109,20 @@ class DataConfig(Settings, at="data"):
     name: Text
     source: Literal["mini", "json", "vision_flan"]
     root: Text | None = None
-    """Folder that `mixlora prepare` wrote (source=vision_flan); null = in the cache folder."""
-    train: Text | None = None
-    heldout: Text | None = None
-    unseen: Text | None = None
-    images: Text | None = None
-    metadata: Text | None = None
+    train: File | None = None
+    heldout: File | None = None
+    unseen: File | None = None
+    images: Folder | None = None
+    metadata: File | None = None
     tasks: Annotated[list[Text], rule("must name at least one task, or be null for all", bool)] | None = None
     max_per_task: Positive | None = None
     max_length: Annotated[Integer, Field(ge=16)] = 1792
-    """Tokens of one instance, image tokens included; longer ones lose the end of their last answer."""
     on_error: Literal["stop", "skip"] = "stop"
 
     def __post_init__(self) -> None:
-        require(
+        self.require(
             self.source != "json" or self.train or self.heldout or self.unseen,
-            "data.train",
-            self.train,
+            "train",
             "data=json needs data.train=<annotation.json> (and data.images=<folder>)",
         )
 
@@ -151,22 +143,18 @@ class LaunchConfig(Settings, at="launch"):
     """Processes and nodes; where torchrun, deepspeed or SLURM has started the processes, they decide instead."""
 
     nproc: Positive | None = None
-    """Processes on each node; null = one for each visible GPU, one without a GPU."""
     nnodes: Positive = 1
     rdzv_endpoint: Text | None = None
-    """host:port where the nodes meet; the host is one of them."""
 
     def __post_init__(self) -> None:
-        require(
+        self.require(
             self.rdzv_endpoint is None or _is_host_and_port(self.rdzv_endpoint),
-            "launch.rdzv_endpoint",
-            self.rdzv_endpoint,
+            "rdzv_endpoint",
             "must be host:port, such as node01:29500",
         )
-        require(
+        self.require(
             self.nnodes == 1 or self.rdzv_endpoint,
-            "launch.rdzv_endpoint",
-            self.rdzv_endpoint,
+            "rdzv_endpoint",
             f"launch.nnodes={self.nnodes} needs a host:port where the nodes meet, the same on each of them",
         )
 
@@ -184,26 +172,19 @@ class JudgeConfig(Settings, at="judge"):
 
     name: Literal["none", "exact", "hf", "openai"] = "none"
     model: Text | None = None
-    """Hugging Face id or local folder (`hf`), or the name that the server knows (`openai`)."""
     revision: Text | None = None
     max_new_tokens: Positive = 8
     batch_size: Positive = 16
-    """`hf`: questions that are read at once."""
     precision: AnyPrecision = "auto"
     base_url: Text = "http://localhost:8000/v1"
     api: Literal["completions", "chat"] = "completions"
-    """`openai`: `completions` sends the prompt as it stands, `chat` leaves its format to the server."""
     concurrency: Positive = 16
     timeout: PositiveNumber = 60.0
-    """`openai`: seconds without a sign of the server after which a request counts as failed."""
     retries: NotNegative = 5
     first_wait: NotNegativeNumber = 1.0
-    """`openai`: seconds before the first further try; they double from there."""
     on_refusal: Literal["stop", "unparsed"] = "stop"
-    """`openai`: what becomes of a question that the server calls wrong (HTTP 400, 413, 422)."""
     extra: dict[Text, Any] = field(default_factory=dict)
-    """`openai`: further fields of the request's body; null takes one out."""
 
     def __post_init__(self) -> None:
         needs_model = self.name in ("hf", "openai")
-        require(self.model or not needs_model, "judge.model", self.model, "name the judging model")
+        self.require(self.model or not needs_model, "model", "name the judging model")

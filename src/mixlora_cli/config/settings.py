@@ -6,23 +6,57 @@ import difflib
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, fields, is_dataclass
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from functools import reduce
+from pathlib import Path
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Strict, StrictBool, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    StrictBool,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+)
 from pydantic.dataclasses import dataclass
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import PydanticCustomError
 from typing_extensions import dataclass_transform
 
+from mixlora_cli.data.template import SMOLLM, TEMPLATES
 from mixlora_cli.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 T = TypeVar("T")
 _COMMANDS = ("train", "eval", "judge", "bench", "interference", "tsne")
 """Groups of keys that are named like the one command that reads them."""
-_REFUSED = {
+_ALLOWED = {
     "greater_than": "must be > {gt:g}",
     "greater_than_equal": "must be >= {ge:g}",
     "rule": "{allowed}",
+    "path": "{allowed}",
 }
+"""By pydantic's type of an error: what the message says is allowed."""
+_FIXED: dict[Any, dict[str, str]] = {
+    "mini": {"template": SMOLLM.name, "attn_implementation": "eager"},
+    "tiny": {"attn_implementation": "eager"},
+}
+"""What a built-in model has once and for all: another value would be stored and not used."""
 
 
 def rule(allowed: str, holds: Callable[[Any], object]) -> AfterValidator:
@@ -36,18 +70,56 @@ def rule(allowed: str, holds: Callable[[Any], object]) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _path(fault: Callable[[str], str]) -> AfterValidator:
+    """`~` is expanded, because the shell leaves it alone behind `key=`; `load` alone looks what is there."""
+
+    def check(path: str, info: ValidationInfo) -> str:
+        path = str(Path(path).expanduser()) if path.startswith("~") else path
+        if info.context and (allowed := fault(path)):
+            raise PydanticCustomError("path", "{allowed}", {"allowed": allowed})
+        return path
+
+    return AfterValidator(check)
+
+
+def _existing(kind: str, path: str) -> str:
+    place = Path(path)
+    if place.is_file() if kind == "file" else place.is_dir():
+        return ""
+    if place.exists():
+        return f"must be an existing {kind}; this is a {'folder' if kind == 'file' else 'file'}"
+    return f"must be an existing {kind}{'' if place.is_absolute() else f'; looked in {Path.cwd()}'}"
+
+
+def _checkpoint_fault(name: str) -> str:
+    """Hub ids are `name` or `owner/name`; anything else with a slash, or an existing folder, is a path."""
+    is_path = name.startswith((".", "/")) or name.count("/") > 1 or Path(name).exists()
+    if is_path and not (Path(name) / "config.json").is_file():
+        return "must be a Hugging Face id or an existing folder with a config.json"
+    return ""
+
+
+def _output_fault(path: str) -> str:
+    return "must be a folder, or a name that is free; this is a file" if Path(path).is_file() else ""
+
+
 # YAML has told numbers, texts and switches apart: nothing is turned into another, but an integer may stand for a number
 # with a fraction, or for a text.
 Flag = StrictBool
 Integer = Annotated[int, Strict()]
-Positive = Annotated[int, Strict(), Field(gt=0)]
-NotNegative = Annotated[int, Strict(), Field(ge=0)]
-Seed = Annotated[int, Strict(), rule("must be in [0, 2^32)", lambda seed: 0 <= seed < 2**32)]
+Positive = Annotated[Integer, Field(gt=0)]
+NotNegative = Annotated[Integer, Field(ge=0)]
+Seed = Annotated[Integer, rule("must be in [0, 2^32)", lambda seed: 0 <= seed < 2**32)]
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 PositiveNumber = Annotated[Number, Field(gt=0)]
 NotNegativeNumber = Annotated[Number, Field(ge=0)]
 Share = Annotated[Number, rule("must be in [0, 1)", lambda share: 0 <= share < 1)]
 Text = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+File = Annotated[Text, _path(lambda path: _existing("file", path))]
+Folder = Annotated[Text, _path(lambda path: _existing("folder", path))]
+Resume = Annotated[Text, _path(lambda path: "" if path == "auto" else _existing("folder", path))]
+OutputFolder = Annotated[Text, _path(_output_fault)]
+Checkpoint = Annotated[Text, _path(_checkpoint_fault)]
 AnyPrecision = Literal["auto", "fp32", "bf16"]
 
 
@@ -58,7 +130,7 @@ class _OneLine(type):
         try:
             return super().__call__(*args, **kwargs)
         except ValidationError as error:
-            raise ValueError(one_line(error, cls, cls.at)) from None  # type: ignore[attr-defined]
+            raise ValueError(_one_line(error, cls)) from None
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
@@ -76,57 +148,97 @@ class Settings(metaclass=_OneLine):
         # Deferred: a command builds the validators of its own classes alone.
         dataclass(frozen=True, config=ConfigDict(extra="forbid", defer_build=True))(cls)
 
+    def require(self, condition: object, key: str, allowed: str) -> None:
+        """Raise ValueError with one line unless `condition` holds, about the value of a key of this class or below."""
+        if not condition:
+            value = reduce(getattr, key.split("."), self)
+            shown = getattr(value, "name", value) if is_dataclass(value) else value
+            raise ValueError(f"{_join(self.at, key)}={show(shown)}: {allowed}")
 
-def require(condition: object, key: str, value: object, allowed: str) -> None:
-    """Raise ValueError with one line unless `condition` holds; for `__post_init__`."""
-    if not condition:
-        raise ValueError(f"{key}={show(value)}: {allowed}")
 
-
-def parse(config_class: type[T], values: Mapping[str, Any]) -> T:
+def parse(config_class: type[T], values: Mapping[Any, Any], with_paths: bool = False) -> T:
     """Build a class of `Settings` from plain values, as YAML and the command line say them.
 
     Raises:
-        UserError: An unknown key, a missing one, a wrong type, or a value that the class refuses.
+        UserError: An unknown key, a missing one, a wrong type, or a value that the class refuses; `with_paths`: a path
+            where nothing of its kind is.
     """
     try:
-        return config_class(**{str(key): value for key, value in values.items()})
-    except ValueError as error:
-        raise UserError(str(error)) from error
+        return TypeAdapter(config_class).validate_python(values, context=with_paths)
+    except ValidationError as error:
+        raise UserError(_one_line(error, config_class)) from error
 
 
-def one_line(error: ValidationError, config_class: type, at: str = "") -> str:
+def load(config_class: type[T], config: DictConfig | Mapping[str, Any]) -> T:
+    """Parse a composed configuration and check what it points to.
+
+    Args:
+        config_class: A command's class of `config.commands`.
+        config: Composed by Hydra, or plain values such as those of a saved run.
+
+    Raises:
+        UserError: A key, a value, a file or a folder is wrong; one line says which and what is allowed.
+    """
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    tree = config if isinstance(config, DictConfig) else OmegaConf.create(dict(config))
+    try:
+        values: Any = OmegaConf.to_container(tree, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key or 'configuration'}: {str(error.msg).splitlines()[0]}") from error
+    for key in sorted(OmegaConf.missing_keys(tree) & set(all_keys(config_class))):
+        raise UserError(f"{key} is missing: give {key}=<{describe(hint_of(config_class, key.split('.')))}>")
+    settings = parse(config_class, values, with_paths=True)
+    _check_model(values.get("model") or {})
+    return settings
+
+
+def _check_model(model: Mapping[str, Any]) -> None:
+    name = model.get("template")
+    if name is not None and name not in TEMPLATES:
+        known = ", ".join(TEMPLATES)
+        raise UserError(f"model.template={name}: must be one of {known}{did_you_mean(str(name), TEMPLATES)}")
+    for key, fixed in _FIXED.get(model.get("source"), {}).items():
+        if model.get(key, fixed) not in (fixed, None):
+            raise UserError(
+                f"model.{key}={model[key]}: model={model['source']} has the {key} {fixed}; "
+                "leave it away, or take another model"
+            )
+
+
+def _one_line(error: ValidationError, config_class: Any) -> str:
     """The first mistake that pydantic found, in the words of the command line."""
-    first: ErrorDetails = error.errors(include_url=False)[0]
-    kind, value, loc = first["type"], first["input"], first["loc"]
-    if kind == "value_error":  # __post_init__ has said it
+    first = error.errors(include_url=False)[0]
+    kind, value, path = first["type"], first["input"], list(first["loc"])
+    if kind == "value_error":  # `__post_init__` has said all of it
         return str(first["ctx"]["error"])
-    names = [entry.name for entry in fields(config_class)]
-    path = [
-        names[loc[0]] if isinstance(loc[0], int) else loc[0],
-        *loc[1:],
-    ]  # a positional argument has its place
-    key = at
+    if kind == "invalid_key":
+        path = list(map(str, path))
+    elif isinstance(path[0], int):  # an argument by position
+        path[0] = fields(config_class)[path[0]].name
+    key = config_class.at
     for part in path:
-        key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else part
-    if kind == "unexpected_keyword_argument":
-        return unknown_key(key, value, all_keys(config_class, at))
-    hint = hint_of(config_class, path)
-    if kind.startswith("missing"):
+        key = f"{key}[{part}]" if isinstance(part, int) else _join(key, part)
+    if kind in ("unexpected_keyword_argument", "invalid_key"):
+        return unknown_key(key, value, all_keys(config_class, config_class.at))
+    if kind == "missing":
         return (
             f"{key} is missing: does your configuration start with `defaults: [train, _self_]` (or eval, align), "
             "and does each group option have its `name`?"
         )
-    if kind in _REFUSED:
-        allowed, options = _REFUSED[kind].format(**first["ctx"]), _options(hint)
-        null = " or null" if type(None) in options and "null" not in allowed else ""
+    hint = hint_of(config_class, path)
+    if kind in _ALLOWED:
+        allowed = _ALLOWED[kind].format(**first["ctx"])
+        nullable = type(None) in _options(hint) and kind != "path" and "null" not in allowed
+        null = " or null" if nullable else ""
         return f"{key.partition('[')[0]}={show(value)}: {allowed}{null}"
     return f"{key}={show(value)}: must be {describe(hint)}{_advice(value, hint)}"
 
 
-def hint_of(config_class: type, path: Sequence[str | int]) -> Any:
+def hint_of(config_class: Any, path: Sequence[str | int]) -> Any:
     """The declared type of the value at a path of keys and places in lists, without pydantic's additions."""
-    hint: Any = config_class
+    hint = config_class
     for part in path:
         group = _group(hint)
         if group is not None:
@@ -149,6 +261,14 @@ def describe(hint: Any) -> str:
         return "a group of keys: " + ", ".join(entry.name for entry in fields(hint))
     words = {bool: "true or false", int: "an integer", float: "a number", str: "a text", type(None): "null"}
     return words.get(hint, "a mapping like {key: value}")
+
+
+def _advice(value: Any, hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return did_you_mean(str(value), map(str, get_args(hint)))
+    if isinstance(value, (bool, float)) and str in _options(hint):
+        return "; quote it to make it one, e.g. 'key=\"1e5\"'"
+    return ""
 
 
 def show(value: Any) -> str:
@@ -178,27 +298,18 @@ def unknown_key(key: str, value: Any, known: Sequence[str]) -> str:
     return f"{key}={show(value)}: unknown key{allowed}{meant}"
 
 
-def all_keys(config_class: type, at: str = "") -> list[str]:
-    """Every dotted key of a configuration class, groups before their members, below the dotted key `at`."""
+def all_keys(config_class: Any, at: str = "") -> list[str]:
+    """Every dotted key of a class of `Settings`, groups before their members, below the dotted key `at`."""
     keys = []
     for name, hint in _hints(config_class).items():
-        key = f"{at}.{name}" if at else name
         group = _group(hint)
-        keys += [key] if group is None else [key, *all_keys(group, key)]
+        keys += [_join(at, name), *(all_keys(group, _join(at, name)) if group else ())]
     return keys
 
 
 def _hints(config_class: Any) -> dict[str, Any]:
     declared = get_type_hints(config_class)
     return {entry.name: declared[entry.name] for entry in fields(config_class)}
-
-
-def _advice(value: Any, hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return did_you_mean(str(value), map(str, get_args(hint)))
-    if isinstance(value, (bool, float)) and str in _options(hint):
-        return "; quote it to make it one, e.g. 'key=\"1e5\"'"
-    return ""
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
@@ -208,3 +319,7 @@ def _options(hint: Any) -> tuple[Any, ...]:
 def _group(hint: Any) -> Any:
     """The class of settings that a type is, alone or as `X | None`; else None."""
     return next((option for option in _options(hint) if is_dataclass(option)), None)
+
+
+def _join(at: str, key: str) -> str:
+    return f"{at}.{key}" if at else key

@@ -21,15 +21,15 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from mixlora_cli.config import EvalConfig, PlanConfig, ReproduceConfig, TrainConfig
-from mixlora_cli.config.load import load
+from mixlora_cli.config import EvalConfig, PlanConfig, ReproduceConfig, TrainConfig, load
 from mixlora_cli.data.mini.build import generator_digest, mini_root
 from mixlora_cli.data.mini.plan import Counts
 from mixlora_cli.data.mini.seen import SEEN_TASKS as MINI_TASKS
 from mixlora_cli.errors import UserError
-from mixlora_cli.hydra_app import CONFIG_ERRORS, explain, register_resolvers
+from mixlora_cli.hydra_app import CONFIG_ERRORS, explain
+from mixlora_cli.hydra_conf import register
 from mixlora_cli.paths import conf_dir, stage_one_digest
-from mixlora_cli.reproduce.paper import BASE, ROWS, SEEN_TASKS, TABLES, Row, register_experiments, rows_of
+from mixlora_cli.reproduce.paper import BASE, ROWS, SEEN_TASKS, TABLES, Row, rows_of
 from mixlora_cli.store import write_json
 from mixlora_cli.training.run_folder import RunFolder, essentials
 
@@ -338,8 +338,7 @@ def composed(root: str, config_class: type[T], overrides: Sequence[str]) -> T:
 @cache
 def _composed(root: str, config_class: type, overrides: tuple[str, ...]) -> Any:
     """A grid asks for the same evaluation in every cell, and each composing takes Hydra a quarter of a second."""
-    register_resolvers()
-    register_experiments()
+    register()
     try:
         with _hydra_set_aside(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
             tree = compose(root, list(overrides))

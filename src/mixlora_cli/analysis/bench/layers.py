@@ -6,9 +6,9 @@ frozen weight in the number format of the case, what is trained in fp32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
@@ -82,9 +82,8 @@ class Bench:
 
     def forward(self, name: str) -> Tensor:
         """Output of one variant, in the number format that training would use."""
-        model = self.models[name]
-        with self.precision(model):
-            output: Tensor = model(inputs_embeds=self.hidden, attention_mask=self.mask)
+        with matrix_products_in(self.models[name], self.dtype, self.hidden.device.type):
+            output: Tensor = self.models[name](inputs_embeds=self.hidden, attention_mask=self.mask)
         return output
 
     def forward_backward(self, name: str) -> None:
@@ -96,16 +95,12 @@ class Bench:
         self.hidden.grad = None
         self.models[name].zero_grad(set_to_none=True)
 
-    def precision(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Training's own context for products in `dtype`."""
-        return matrix_products_in(model, self.dtype, self.hidden.device.type)
-
     def variants(self) -> dict[str, Variant]:
         """What is timed: forward and backward."""
-        return {name: self._variant(name) for name in self.models}
-
-    def _variant(self, name: str) -> Variant:
-        return Variant(lambda: self.forward_backward(name), lambda: self.clear(name))
+        return {
+            name: Variant(partial(self.forward_backward, name), partial(self.clear, name))
+            for name in self.models
+        }
 
 
 def build_bench(
@@ -119,36 +114,25 @@ def build_bench(
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(case.seed)
-        linear = nn.Linear(case.d_in, case.d_out, bias=False, device=device, dtype=dtype).requires_grad_(
-            False
-        )
-        builders: dict[str, Callable[[], nn.Module]] = {
-            LINEAR: lambda: OneLayer(linear),
-            LORA: lambda: _adapted(linear, _lora(case.rank)),
-        }
+        linear = nn.Linear(case.d_in, case.d_out, bias=False, device=device, dtype=dtype)
+        linear.requires_grad_(False)
+        lora = LoraConfig(r=case.rank, lora_alpha=2 * case.rank, lora_dropout=0.0, target_modules=["proj"])
+        configs: dict[str, PeftConfig] = {LORA: lora}
         for pool in pools:
-            builders[mixlora(pool)] = lambda pool=pool: _adapted(linear, _mixlora(case.rank, pool))  # type: ignore[misc]
+            configs[mixlora(pool)] = MixLoraConfig(
+                r=case.rank, factors=pool, dropout=0.0, target_modules=["proj"]
+            )
+        models = {LINEAR: _as_trained(OneLayer(linear))}
+        for name, config in configs.items():
+            models[name] = _as_trained(get_peft_model(OneLayer(linear), config))
         if with_published:
             scaling = MixLoraConfig(r=case.rank, factors=factors).scaling
-            builders[PUBLISHED] = lambda: PublishedForm(linear, case.rank, factors, scaling).to(device)
-        models = {name: _as_trained(build()) for name, build in builders.items()}
+            published = PublishedForm(linear, case.rank, factors, scaling).to(device)
+            models[PUBLISHED] = _as_trained(published)
         shape = (case.batch, case.tokens)
         hidden = torch.randn(*shape, case.d_in, device=device, dtype=dtype).requires_grad_()
         gradient = torch.randn(*shape, case.d_out, device=device, dtype=dtype)
     return Bench(models, hidden, torch.ones(shape, dtype=torch.long, device=device), gradient, dtype)
-
-
-def _lora(rank: int) -> LoraConfig:
-    return LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=["proj"])
-
-
-def _mixlora(rank: int, pool: int) -> MixLoraConfig:
-    return MixLoraConfig(r=rank, factors=pool, dropout=0.0, target_modules=["proj"])
-
-
-def _adapted(linear: nn.Linear, config: PeftConfig) -> nn.Module:
-    model: nn.Module = get_peft_model(OneLayer(linear), config)
-    return model
 
 
 def _as_trained(model: nn.Module) -> nn.Module:
@@ -180,7 +164,8 @@ class PublishedForm(nn.Module):
     def forward(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, S, d_in), (B, S) -> (B, S, d_out)."""
         output: Tensor = self.linear(inputs_embeds)
-        rows_a, rows_b = self._select(inputs_embeds, attention_mask)
+        index_a, index_b = self._indices(inputs_embeds, attention_mask)
+        rows_a, rows_b = self.factors_a(index_a), self.factors_b(index_b)  # (B, r, d_in), (B, r, d_out)
         matrices = torch.bmm(rows_a.transpose(1, 2), rows_b)  # (B, d_in, d_out)
         return output + torch.bmm(inputs_embeds, matrices) * self.scaling
 
@@ -193,11 +178,6 @@ class PublishedForm(nn.Module):
             scores = conditional_scores(self.router_ab(self.factors_a(index_a)))
             independent = independent_probabilities(self.router_b(pooled))
             return index_a, top_factors(fused_probabilities(independent, scores), self.rank)
-
-    def _select(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of the pools (B, r, d_in) and (B, r, d_out)."""
-        index_a, index_b = self._indices(hidden, mask)
-        return self.factors_a(index_a), self.factors_b(index_b)
 
 
 class PublishedLayer(PublishedForm):

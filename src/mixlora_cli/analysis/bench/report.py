@@ -1,4 +1,4 @@
-"""What follows from the measurements: ratios, verdicts on the goals, tables, a plot, performance.md, results.json.
+"""What a finished benchmark hands over: tables, a plot, performance.md, and results.json.
 
     {"format", "machine": {processor, cores, torch_threads, bf16_in_hardware, versions, ...},
      "cases": [{"part", "case": {...},
@@ -14,289 +14,41 @@ number that the rounds do not tell (LoRA was not slower than the frozen layer al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from mixlora_cli.analysis.bench.counters import Measurement
+from mixlora_cli.analysis.bench.goals import (
+    EXTRA,
+    FASTER,
+    FLAT,
+    FLOPS,
+    GOALS,
+    MIXLORA,
+    SAVED,
+    TIME,
+    Comparison,
+    Findings,
+    as_asked,
+    extras,
+)
 from mixlora_cli.analysis.bench.layers import LINEAR, LORA, PUBLISHED, mixlora
 from mixlora_cli.analysis.bench.whole import (
-    BASE,
-    BATCHED,
-    ONE_BY_ONE,
-    ONE_BY_ONE_PUBLISHED,
     SAME_ANSWERS,
     SCORING,
 )
 from mixlora_cli.config import Part
 from mixlora_cli.plots import HUES, figure
-from mixlora_cli.stats import ABSENT, Estimate, ratio_of_medians
+from mixlora_cli.stats import ABSENT, Estimate
 from mixlora_cli.store import write_json, write_text
-from mixlora_cli.tables import Table, markdown, show
+from mixlora_cli.tables import Table, markdown
 
 FORMAT = "mixlora-bench/1"
 RESULTS, MARKDOWN, PLOT = "results.json", "performance.md", "ratio"
-MIXLORA = "mixlora"
-
-EXTRA = "extra time, MixLoRA / LoRA"
-TIME = "time, MixLoRA / LoRA"
-FASTER = "time, published form / MixLoRA"
-FLAT = "time, largest pool / smallest"
-FLAT_EXTRA = "extra time, largest pool / smallest"
-FLOPS = "operations, MixLoRA / LoRA"
-SAVED = "bytes kept for backward, MixLoRA / LoRA"
-PEAK = "peak memory, MixLoRA / LoRA"
-STEP_MEMORY = "memory above the resting state, MixLoRA / LoRA"
-OVER_BASE = "time, MixLoRA / base"
-LORA_OVER_BASE = "time, LoRA / base"
-BATCHING = "time, one by one / batched"
-SCORING_SECONDS = "seconds to score what is stored"
-EVALUATION = "time, one by one in the published form / batched"
-
-Verdict = Literal["met", "not met", "not measured"]
-
-
-# -- ratios -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One ratio of one case; of the scoring, the seconds themselves."""
-
-    name: str
-    """One of the constants above."""
-    measurement: Measurement
-    factors: int
-    """E of the MixLoRA in it, 0 where there is none."""
-    estimate: Estimate
-
-
-def compare(done: Measurement) -> list[Comparison]:
-    """All ratios of a finished case."""
-    factors = int(done.case.get("factors", 0))
-    return [
-        Comparison(name, done, factors if pool is None else pool, estimate)
-        for name, pool, estimate in _COMPARE[done.part](done)
-    ]
-
-
-_Ratio = tuple[str, int | None, Estimate]
-"""Name, E where it is not the case's own, and the ratio."""
-
-
-def _compare_layer(done: Measurement) -> Iterator[_Ratio]:
-    times, pools = done.seconds, done.pools
-    above = {name: _above(seconds, times[LINEAR]) for name, seconds in times.items()}
-    for pool in pools:
-        yield EXTRA, pool, ratio_of_medians(above[mixlora(pool)], above[LORA])
-        yield TIME, pool, ratio_of_medians(times[mixlora(pool)], times[LORA])
-    if PUBLISHED in times:
-        ours = times[mixlora(done.number("factors"))]
-        yield FASTER, None, ratio_of_medians(times[PUBLISHED], ours)
-    if len(pools) > 1:
-        few, many = mixlora(pools[0]), mixlora(pools[-1])
-        yield FLAT, pools[-1], ratio_of_medians(times[many], times[few])
-        yield FLAT_EXTRA, pools[-1], ratio_of_medians(above[many], above[few])
-
-
-def _compare_operations(done: Measurement) -> Iterator[_Ratio]:
-    for pool in done.pools:
-        ours, lora = done.counts[mixlora(pool)], done.counts[LORA]
-        flops, lora_flops = (each["forward_flops"] + each["backward_flops"] for each in (ours, lora))
-        yield FLOPS, pool, _exact(flops / lora_flops)
-        yield SAVED, pool, _exact(ours["saved_bytes"] / lora["saved_bytes"])
-
-
-def _compare_memory(done: Measurement) -> Iterator[_Ratio]:
-    for name, count in ((PEAK, "peak_bytes"), (STEP_MEMORY, "step_bytes"), (SAVED, "saved_bytes")):
-        yield name, None, _exact(done.counts[MIXLORA][count] / done.counts[LORA][count])
-
-
-def _compare_times(*ratios: tuple[str, str, str]) -> Callable[[Measurement], Iterator[_Ratio]]:
-    """Ratios of whole times: (name, above, below) each."""
-
-    def compared(done: Measurement) -> Iterator[_Ratio]:
-        for name, above, below in ratios:
-            yield name, None, ratio_of_medians(done.seconds[above], done.seconds[below])
-
-    return compared
-
-
-def _compare_scoring(done: Measurement) -> Iterator[_Ratio]:
-    seconds = done.seconds[SCORING]
-    yield SCORING_SECONDS, 0, ratio_of_medians(seconds, [1.0] * len(seconds))
-
-
-_COMPARE: dict[Part, Callable[[Measurement], Iterator[_Ratio]]] = {
-    "layer": _compare_layer,
-    "operations": _compare_operations,
-    "memory": _compare_memory,
-    "step": _compare_times((TIME, MIXLORA, LORA)),
-    "generation": _compare_times(
-        (TIME, MIXLORA, LORA), (OVER_BASE, MIXLORA, BASE), (LORA_OVER_BASE, LORA, BASE)
-    ),
-    "evaluation": _compare_times(
-        (BATCHING, ONE_BY_ONE, BATCHED), (EVALUATION, ONE_BY_ONE_PUBLISHED, BATCHED)
-    ),
-    "scoring": _compare_scoring,
-}
-
-
-def _above(seconds: Sequence[float], linear: Sequence[float]) -> list[float]:
-    """Seconds above the frozen linear layer alone; within a round the machine was in the same mood for both."""
-    return [one - other for one, other in zip(seconds, linear, strict=True)]
-
-
-def _exact(value: float) -> Estimate:
-    """A ratio of counts, which do not vary."""
-    return Estimate(value, value, value)
-
-
-# -- goals ------------------------------------------------------------------------------------------------------------
-
-
-def _as_asked(one: Comparison) -> bool:
-    """MixLoRA with E = `factors`."""
-    return one.factors == one.measurement.number("factors")
-
-
-def _wide(dtype: str) -> Callable[[Comparison], bool]:
-    return lambda one: (
-        _as_asked(one) and one.measurement.case["dtype"] == dtype and one.measurement.number("d_in") >= 1024
-    )
-
-
-def _at_4096(one: Comparison) -> bool:
-    return _as_asked(one) and one.measurement.number("d_in") == one.measurement.number("d_out") == 4096
-
-
-def _from_16_to_64(one: Comparison) -> bool:
-    return (one.measurement.pools[0], one.measurement.pools[-1]) == (16, 64)
-
-
-@dataclass(frozen=True)
-class Goal:
-    """A bound on one ratio, for all cases that it speaks of."""
-
-    text: str
-    part: Part
-    comparison: str
-    limit: float
-    at_most: bool = True
-    """Else at least."""
-    applies: Callable[[Comparison], bool] = _as_asked
-
-    def holds(self, value: float) -> bool:
-        """Whether a ratio is on the right side."""
-        return value <= self.limit if self.at_most else value >= self.limit
-
-    def speaks_of(self, one: Comparison) -> bool:
-        """Whether this ratio is one that the goal bounds."""
-        return (one.name, one.measurement.part) == (self.comparison, self.part) and self.applies(one)
-
-
-GOALS = (
-    Goal(
-        "extra time over the frozen layer <= 0.8x of LoRA's, fp32, widths >= 1024",
-        "layer",
-        EXTRA,
-        0.8,
-        applies=_wide("fp32"),
-    ),
-    Goal(
-        "extra time over the frozen layer <= 1.0x of LoRA's, bf16, widths >= 1024",
-        "layer",
-        EXTRA,
-        1.0,
-        applies=_wide("bf16"),
-    ),
-    Goal("layer >= 3x faster than the published form, width 4096", "layer", FASTER, 3.0, False, _at_4096),
-    Goal("layer with E=64 within 1.05x of E=16", "layer", FLAT, 1.05, applies=_from_16_to_64),
-    Goal("peak memory of a training step <= 1.02x of LoRA's", "memory", PEAK, 1.02),
-    Goal("whole training step <= 1.05x of LoRA's", "step", TIME, 1.05),
-    Goal("whole generation <= 1.05x of LoRA's", "generation", TIME, 1.05),
-    Goal(
-        "evaluation in batches >= 5x faster than one by one in the published form",
-        "evaluation",
-        EVALUATION,
-        5.0,
-        at_most=False,
-    ),
-    Goal(
-        "100,000 stored predictions scored in <= 5 s",
-        "scoring",
-        SCORING_SECONDS,
-        5.0,
-        applies=lambda one: one.measurement.number("predictions") == 100_000,
-    ),
-)
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What became of a goal."""
-
-    goal: Goal
-    verdict: Verdict
-    num_met: int = 0
-    num_cases: int = 0
-    worst: Comparison | None = None
-    """The case farthest on the wrong side; None if nothing was measured."""
-
-    @property
-    def certain(self) -> bool:
-        """The interval of the worst case lies whole on the side that the verdict says."""
-        if self.worst is None:
-            return False
-        ends = (self.worst.estimate.low, self.worst.estimate.high)
-        return None not in ends and len({self.goal.holds(end) for end in ends if end is not None}) == 1
-
-
-def judge(goal: Goal, found: Sequence[Comparison]) -> Judgement:
-    """Met if every case meets it; a ratio that could not be told does not."""
-    cases = [comparison for comparison in found if goal.speaks_of(comparison)]
-    if not cases:
-        return Judgement(goal, "not measured")
-
-    def badness(case: Comparison) -> float:
-        value = case.estimate.value
-        return float("inf") if value is None else value if goal.at_most else -value
-
-    met = [case for case in cases if case.estimate.value is not None and goal.holds(case.estimate.value)]
-    verdict: Verdict = "met" if len(met) == len(cases) else "not met"
-    return Judgement(goal, verdict, len(met), len(cases), max(cases, key=badness))
-
-
-@dataclass(frozen=True)
-class Findings:
-    """The measured cases and what follows from them."""
-
-    machine: Mapping[str, Any]
-    measurements: tuple[Measurement, ...]
-    comparisons: tuple[Comparison, ...]
-    judgements: tuple[Judgement, ...]
-
-    def estimates(self, done: Measurement) -> dict[tuple[str, int], Estimate]:
-        """The ratios of a case, by name and E."""
-        own = (one for one in self.comparisons if one.measurement is done)
-        return {(one.name, one.factors): one.estimate for one in own}
-
-
-def find(machine: Mapping[str, Any], measurements: Sequence[Measurement]) -> Findings:
-    """Compare the variants of each case, and judge the goals."""
-    found = [comparison for measurement in measurements for comparison in compare(measurement)]
-    return Findings(machine, tuple(measurements), tuple(found), tuple(judge(goal, found) for goal in GOALS))
-
-
-# -- files ------------------------------------------------------------------------------------------------------------
-
-
-def print_report(findings: Findings) -> None:
-    """All tables."""
-    show(all_tables(findings))
 
 
 def write_report(findings: Findings, folder: Path) -> list[Path]:
@@ -317,7 +69,7 @@ def as_dict(findings: Findings) -> dict[str, Any]:
                 "part": done.part,
                 "case": dict(done.case),
                 "seconds": {name: _spread(times) for name, times in done.seconds.items()},
-                "extra_seconds": {name: asdict(estimate) for name, estimate in _extras(done).items()},
+                "extra_seconds": {name: asdict(estimate) for name, estimate in extras(done).items()},
                 "counts": {name: dict(counts) for name, counts in done.counts.items()},
                 "ratios": [
                     {"name": name, "factors": factors, **asdict(estimate)}
@@ -345,18 +97,6 @@ def _spread(seconds: Sequence[float]) -> dict[str, float]:
     """Median and quartiles of one variant over the counted rounds."""
     low, middle, high = (float(value) for value in np.percentile(np.asarray(seconds), (25, 50, 75)))
     return {"median": middle, "lower_quartile": low, "upper_quartile": high, "rounds": len(seconds)}
-
-
-def _extras(done: Measurement) -> dict[str, Estimate]:
-    """Seconds above the frozen linear layer alone, by variant; empty where there is no such layer."""
-    if LINEAR not in done.seconds:
-        return {}
-    linear, ones = done.seconds[LINEAR], [1.0] * len(done.seconds[LINEAR])
-    return {
-        name: ratio_of_medians(_above(times, linear), ones)
-        for name, times in done.seconds.items()
-        if name != LINEAR
-    }
 
 
 def as_markdown(findings: Findings, has_plot: bool) -> str:
@@ -462,7 +202,7 @@ def _layer_ratios(findings: Findings, cases: list[Measurement]) -> Table:
 
 def _layer_times(findings: Findings, cases: list[Measurement]) -> Table:
     def cells(done: Measurement, pools: list[int]) -> dict[str, str]:
-        above, linear = _extras(done), _spread(done.seconds[LINEAR])
+        above, linear = extras(done), _spread(done.seconds[LINEAR])
         headings = {
             LORA: "+ LoRA",
             **{mixlora(pool): f"+ MixLoRA E={pool}" for pool in pools},
@@ -604,7 +344,7 @@ def draw_ratios(found: Sequence[Comparison], folder: Path) -> list[Path]:
 
     Nothing where no layer was measured.
     """
-    shown = [one for one in found if one.name == EXTRA and _as_asked(one)]
+    shown = [one for one in found if one.name == EXTRA and as_asked(one)]
     dtypes = [dtype for dtype in ("fp32", "bf16") if any(_dtype(one) == dtype for one in shown)]
     if not dtypes:
         return []
@@ -646,7 +386,7 @@ def _panel(axes: Any, dtype: str, found: Sequence[Comparison]) -> None:
             label=f"batch {batch}",
         )
     for goal in GOALS:
-        if goal.comparison == EXTRA and dtype in goal.text:
+        if (goal.comparison, goal.dtype) == (EXTRA, dtype):
             axes.axhline(goal.limit, linestyle="--", color="0.3", label=f"goal: at most {goal.limit}")
     axes.axhline(0, color="0.8", linewidth=0.8)
     axes.set_title(f"{dtype}, E={found[0].factors}, r={found[0].measurement.case['rank']}")

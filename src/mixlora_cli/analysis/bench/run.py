@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,15 @@ import torch
 from rich.console import Console
 
 from mixlora_cli.analysis.bench.counters import Measurement, Value
-from mixlora_cli.analysis.bench.report import Findings, find, print_report, write_report
+from mixlora_cli.analysis.bench.goals import Findings, find
+from mixlora_cli.analysis.bench.report import all_tables, write_report
 from mixlora_cli.analysis.bench.whole import WholeModel, measure
 from mixlora_cli.config import BenchConfig, BenchSettings, Precision, parse_shape
 from mixlora_cli.models.forward import choose_dtype, multiplies_bf16
 from mixlora_cli.output import alone_in
 from mixlora_cli.progress import counting, say
 from mixlora_cli.store import Log, digest_of, move_aside, open_log
+from mixlora_cli.tables import show
 from mixlora_cli.training.run_folder import versions
 
 FORMAT = "mixlora-bench-measurements/1"
@@ -97,7 +100,7 @@ def _bench(config: BenchConfig, folder: Path) -> Findings:
             say(f"stopped at {count}/{len(plan)} cases: the same command continues", console)
             raise
     findings = find(machine, [done[case.key] for case in plan])
-    print_report(findings)
+    show(all_tables(findings))
     for path in write_report(findings, folder):
         say(f"wrote {path}", console)
     return findings
@@ -151,10 +154,9 @@ def make_plan(config: BenchConfig, precision: str) -> list[Measurement]:
 
 def _chosen(settings: BenchSettings) -> dict[str, Any]:
     """The settings without nulls, but for tokens, which follow from the width."""
-    given = {name: getattr(settings, name) for name in _DEFAULTS}
+    chosen = {name: getattr(settings, name) for name in _DEFAULTS}
     return {
-        name: values[settings.quick] if given[name] is None else given[name]
-        for name, values in _DEFAULTS.items()
+        name: _DEFAULTS[name][settings.quick] if value is None else value for name, value in chosen.items()
     }
 
 
@@ -172,29 +174,24 @@ def tokens_for(d_in: int, d_out: int, batch: int, dtype: Precision, most: int = 
 
 
 def _layer_cases(config: BenchConfig, chosen: dict[str, Any]) -> list[Measurement]:
-    settings = config.bench
+    settings, most = config.bench, _MOST_TOKENS[config.bench.quick]
     cases = []
-    for shape in chosen["shapes"]:
+    for shape, dtype, batch in product(chosen["shapes"], settings.dtypes, chosen["batches"]):
         d_in, d_out = parse_shape(shape)
-        for dtype in settings.dtypes:
-            for batch in chosen["batches"]:
-                most = _MOST_TOKENS[settings.quick]
-                values: dict[str, Value] = {
-                    "shape": shape,
-                    "d_in": d_in,
-                    "d_out": d_out,
-                    "dtype": dtype,
-                    "batch": batch,
-                    "tokens": settings.tokens or tokens_for(d_in, d_out, batch, dtype, most),
-                    "rank": config.rank,
-                    "factors": config.factors,
-                    "pools": ",".join(map(str, pools_of(config))),
-                    "seed": config.seed,
-                    "rounds": chosen["rounds"],
-                    "warmup": chosen["warmup"],
-                    "min_seconds": chosen["min_seconds"],
-                }
-                cases.append(Measurement("layer", values))
+        values: dict[str, Value] = {
+            "shape": shape,
+            "d_in": d_in,
+            "d_out": d_out,
+            "dtype": dtype,
+            "batch": batch,
+            "tokens": settings.tokens or tokens_for(d_in, d_out, batch, dtype, most),
+            "rank": config.rank,
+            "factors": config.factors,
+            "pools": ",".join(map(str, pools_of(config))),
+            "seed": config.seed,
+            **{name: chosen[name] for name in ("rounds", "warmup", "min_seconds")},
+        }
+        cases.append(Measurement("layer", values))
     return cases
 
 
@@ -257,13 +254,11 @@ def fingerprint(machine: dict[str, Any]) -> dict[str, Value]:
     """What measurements depend on beside their case; equal fingerprints may share a file."""
     packages = machine["versions"]["packages"]
     return {
-        "processor": machine["processor"],
-        "cores": machine["cores"],
-        "device": machine["device"],
-        "torch threads": machine["torch_threads"],
-        "torch": str(packages["torch"]),
-        "peft": str(packages["peft"]),
-        "transformers": str(packages["transformers"]),
+        **{
+            name.replace("_", " "): machine[name]
+            for name in ("processor", "cores", "device", "torch_threads")
+        },
+        **{name: str(packages[name]) for name in ("torch", "peft", "transformers")},
         "code": code_digest(),
     }
 

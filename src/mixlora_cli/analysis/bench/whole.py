@@ -47,6 +47,8 @@ from mixlora_cli.training.run_folder import RunFolder
 from mixlora_cli.training.train import build_trainer
 
 AdapterName = Literal["lora", "mixlora", "none"]
+Answering = Callable[[Sequence[Item]], list[str]]
+"""Of one batch of prompts, in order, as `mixlora eval` makes them."""
 NUM_BATCHES = 4
 """Batches that the training steps take in turn."""
 ADAPTERS: tuple[AdapterName, ...] = ("lora", "mixlora")
@@ -57,8 +59,6 @@ SAME_ANSWERS = "same_answers"
 """Answers that are those of the base."""
 PUBLISHED_COPIES = 4
 """(B, d_in, d_out) tensors alive at once in the published form: matrices, their gradient, working space for both."""
-_CHUNK = 1_000
-"""Predictions that are written at once."""
 
 
 def measure(case: Measurement, whole: WholeModel) -> Measurement:
@@ -130,7 +130,7 @@ def _step(case: Measurement, whole: WholeModel) -> Measurement:
 def _generation(case: Measurement, whole: WholeModel) -> Measurement:
     items = whole.prompts(case.number("batch_size"))
     tokens = case.number("max_new_tokens")
-    models = {BASE: whole.generator("none", tokens)}
+    models: dict[str, Answering] = {BASE: whole.generator("none", tokens)}
     models |= {name: whole.generator(name, tokens) for name in ADAPTERS}
     answers = {name: answering(items) for name, answering in models.items()}
     # Untrained adapters change nothing; where rounding makes an answer longer, its time says less.
@@ -176,10 +176,8 @@ _MEASURES: dict[Part, Callable[[Measurement, WholeModel], Measurement]] = {
 def write_predictions(folder: Path, count: int, seed: int) -> None:
     """`count` answers to the paper's eight benchmarks in turn, right and wrong, as `mixlora eval` writes them."""
     header = Header({"made up": str(seed)}, count, {"label": "made up"})
-    predictions = _predictions(count, random.Random(seed))
     with open_predictions(folder / FILE_NAME, header) as writer:
-        while chunk := [prediction for _, prediction in zip(range(_CHUNK), predictions, strict=False)]:
-            writer.append(chunk)
+        writer.append(list(_predictions(count, random.Random(seed))))
 
 
 def _predictions(count: int, rng: random.Random) -> Iterator[Prediction]:
@@ -238,12 +236,6 @@ class WholeModel:
             self._config.factors,
         )
 
-    def training_items(self, count: int) -> EncodedDataset:
-        """A seeded sample of the training records."""
-        records = load_records(self._config.data, "train", self._config.seed)
-        chosen = _sample(records, count, self._config.seed)
-        return encode_records(chosen, self.base, self._config.data.max_length, self._config.data.on_error)
-
     def prompts(self, count: int) -> list[Item]:
         """A seeded sample of the held-out records, as prompts; of the training records where there are none."""
         data = self._config.data
@@ -255,17 +247,19 @@ class WholeModel:
 
     def step(self, name: AdapterName, batch_size: int) -> TrainingStep:
         """Training of a new adapter, step by step."""
-        dataset = self.training_items(NUM_BATCHES * batch_size)
+        data, seed = self._config.data, self._config.seed
+        chosen = _sample(load_records(data, "train", seed), NUM_BATCHES * batch_size, seed)
+        dataset = encode_records(chosen, self.base, data.max_length, data.on_error)
         config = TrainConfig(
             model=self._config.model,
             adapter=AdapterConfig(name=name),
             routing=RoutingConfig(name="instance"),
-            data=self._config.data,
+            data=data,
             train=OptimConfig(batch_size=batch_size),
             rank=self._config.rank,
             factors=self._config.factors,
             output_dir="",
-            seed=self._config.seed,
+            seed=seed,
         )
         return TrainingStep(self, self.adapted(name), dataset, config)
 
@@ -274,7 +268,13 @@ class WholeModel:
         model = self.adapted(name)
         if published:
             into_published_form(model)
-        return Answering(model, Generator(model, self.base, self.features, max_new_tokens), self.dtype)
+        generator = Generator(model, self.base, self.features, max_new_tokens)
+
+        def answers(items: Sequence[Item]) -> list[str]:
+            with matrix_products_in(model, self.dtype, self.device.type):
+                return generator(items)
+
+        return answers
 
 
 class TrainingStep:
@@ -296,9 +296,11 @@ class TrainingStep:
         size = config.train.batch_size
         starts = range(0, len(dataset) - size + 1, size) or [0]
         collate: Any = trainer.data_collator
+        batches = (
+            collate([dataset[at] for at in range(start, min(start + size, len(dataset)))]) for start in starts
+        )
         self._batches = [
-            self._on_device(collate([dataset[at] for at in range(start, min(start + size, len(dataset)))]))
-            for start in starts
+            {name: tensor.to(whole.device) for name, tensor in batch.items()} for batch in batches
         ]
         self._taken = 0
 
@@ -325,22 +327,6 @@ class TrainingStep:
         state = [value for entry in self.optimizer.state.values() for value in entry.values()]
         tensors = [value for value in state if isinstance(value, Tensor)]
         return [*self.model.parameters(), *self.model.buffers(), *tensors]
-
-    def _on_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: tensor.to(self._device) for name, tensor in batch.items()}
-
-
-class Answering:
-    """Called with prompts, it returns the answers, as `mixlora eval` makes them."""
-
-    def __init__(self, model: nn.Module, generator: Generator, dtype: torch.dtype) -> None:
-        self._model, self._generator, self._dtype = model, generator, dtype
-
-    def __call__(self, items: Sequence[Item]) -> list[str]:
-        """Answers to one batch, in order."""
-        device = next(self._model.parameters()).device
-        with matrix_products_in(self._model, self._dtype, device.type):
-            return self._generator(items)
 
 
 def sharing_weights(model: PreTrainedModel) -> PreTrainedModel:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mixlora_cli.analysis.bench.counters import Measurement
-from mixlora_cli.analysis.bench.report import EXTRA, GOALS, Comparison, Goal, compare, judge
+from mixlora_cli.analysis.bench.goals import EXTRA, GOALS, Comparison, Goal, compare, judge
 from mixlora_cli.stats import Estimate, ratio_of_medians
 
 FP32, BF16, PUBLISHED, FLAT, PEAK, STEP, GENERATION, BATCHING, SCORING = GOALS
@@ -28,73 +28,68 @@ def layer(shape: str = "4096", dtype: str = "fp32", **times: float) -> Measureme
     return Measurement("layer", case, {name: [time] * 3 for name, time in seconds.items()})
 
 
-def verdict(goal: Goal, *done: Measurement) -> tuple[str, int, int, float | None]:
-    judgement = judge(goal, [found for measurement in done for found in compare(measurement)])
-    worst = None if judgement.worst is None else judgement.worst.estimate.value
-    return judgement.verdict, judgement.num_met, judgement.num_cases, worst
+def without_published() -> Measurement:
+    times = {name: seconds for name, seconds in layer().seconds.items() if name != "published"}
+    return replace(layer(), seconds=times)
 
 
-def test_every_case_has_to_meet_the_goal() -> None:
-    good, bad = layer(), layer("1024", mixlora_e16=1.17)
-    assert verdict(FP32, good) == ("met", 1, 1, pytest.approx(0.5))
-    assert verdict(FP32, good, bad) == ("not met", 1, 2, pytest.approx(0.85))
+def other_pools() -> Measurement:
+    times = {**layer().seconds, "mixlora_e32": [9.0] * 3}
+    return replace(layer(), case={**layer().case, "pools": "16,32"}, seconds=times)
 
 
-def test_each_number_format_has_its_own_bound() -> None:
-    ours = {"mixlora_e16": 1.19}
-    assert verdict(FP32, layer(**ours), layer(dtype="bf16"))[0] == "not met"
-    assert verdict(BF16, layer(dtype="bf16", **ours)) == ("met", 1, 1, pytest.approx(0.95))
-    assert verdict(BF16, layer(**ours)) == ("not measured", 0, 0, None)
-
-
-def test_narrow_layers_and_other_pools_are_not_judged() -> None:
-    assert verdict(FP32, layer("576", mixlora_e16=9.0))[0] == "not measured"
-    assert verdict(FP32, layer(mixlora_e64=9.0)) == ("met", 1, 1, pytest.approx(0.5))
-
-
-def test_the_published_form_is_judged_at_4096_alone() -> None:
-    assert verdict(PUBLISHED, layer(), layer("1024", published=1.0), layer("4096x11008", published=1.0)) == (
-        "met",
-        1,
-        1,
-        pytest.approx(4.0),
-    )
-    assert verdict(PUBLISHED, layer(published=3.2))[0] == "not met"
-    without = layer()
-    del without.seconds["published"]  # type: ignore[attr-defined]
-    assert verdict(PUBLISHED, without)[0] == "not measured"
-
-
-def test_flat_in_the_pool() -> None:
-    assert verdict(FLAT, layer()) == ("met", 1, 1, pytest.approx(1.12 / 1.1))
-    assert verdict(FLAT, layer(mixlora_e64=1.2))[0] == "not met"
-    other = replace(layer(), case={**layer().case, "pools": "16,32"})
-    seconds = {**other.seconds, "mixlora_e32": [9.0] * 3}
-    assert verdict(FLAT, replace(other, seconds=seconds))[0] == "not measured"
-
-
-def test_whole_model_goals() -> None:
-    about: dict[str, Any] = {"model": "tiny", "factors": 16}
-    counts = {
+ABOUT: dict[str, Any] = {"model": "tiny", "factors": 16}
+MEMORY = Measurement(
+    "memory",
+    ABOUT,
+    counts={
         name: {"peak_bytes": peak, "step_bytes": 10, "saved_bytes": 5}
         for name, peak in (("lora", 1000), ("mixlora", 1021))
-    }
-    step = Measurement("step", about, {"lora": [1.0], "mixlora": [1.04]})
-    generation = Measurement("generation", about, {"base": [0.5], "lora": [1.0], "mixlora": [1.06]})
-    evaluation = Measurement(
-        "evaluation", about, {"batched": [1.0], "one_by_one": [2.5], "one_by_one_published": [5.5]}
-    )
-    assert verdict(PEAK, Measurement("memory", about, counts=counts)) == ("not met", 0, 1, 1.021)
-    assert verdict(STEP, step, generation) == ("met", 1, 1, 1.04)
-    assert verdict(GENERATION, step, generation) == ("not met", 0, 1, 1.06)
-    scoring = Measurement("scoring", {"predictions": 100_000}, {"scoring": [4.0, 4.5, 7.0]})
-    assert verdict(SCORING, scoring) == ("met", 1, 1, 4.5)
-    assert verdict(SCORING, replace(scoring, case={"predictions": 160}))[0] == "not measured"
-    assert verdict(BATCHING, evaluation) == ("met", 1, 1, 5.5)
+    },
+)
+STEPS = Measurement("step", ABOUT, {"lora": [1.0], "mixlora": [1.04]})
+GENERATED = Measurement("generation", ABOUT, {"base": [0.5], "lora": [1.0], "mixlora": [1.06]})
+EVALUATED = Measurement(
+    "evaluation", ABOUT, {"batched": [1.0], "one_by_one": [2.5], "one_by_one_published": [5.5]}
+)
+SCORED = Measurement("scoring", {"predictions": 100_000}, {"scoring": [4.0, 4.5, 7.0]})
+ALMOST = {"mixlora_e16": 1.19}
 
 
-def test_what_cannot_be_told_is_not_met() -> None:
-    assert verdict(FP32, layer(lora=0.9)) == ("not met", 0, 1, None)
+@pytest.mark.parametrize(
+    ("goal", "done", "expected"),
+    [
+        (FP32, [layer()], ("met", 1, 1, 0.5)),
+        (FP32, [layer(), layer("1024", mixlora_e16=1.17)], ("not met", 1, 2, 0.85)),  # every case has to
+        (FP32, [layer(**ALMOST), layer(dtype="bf16")], ("not met", 0, 1, 0.95)),  # bounds of their own
+        (BF16, [layer(dtype="bf16", **ALMOST)], ("met", 1, 1, 0.95)),
+        (BF16, [layer(**ALMOST)], ("not measured", 0, 0, None)),
+        (FP32, [layer("576", mixlora_e16=9.0)], ("not measured", 0, 0, None)),  # narrow
+        (FP32, [layer(mixlora_e64=9.0)], ("met", 1, 1, 0.5)),  # another pool
+        (FP32, [layer(lora=0.9)], ("not met", 0, 1, None)),  # cannot be told
+        (
+            PUBLISHED,
+            [layer(), *(layer(each, published=1.0) for each in ("1024", "4096x11008"))],
+            ("met", 1, 1, 4.0),
+        ),
+        (PUBLISHED, [layer(published=3.2)], ("not met", 0, 1, 3.2 / 1.1)),
+        (PUBLISHED, [without_published()], ("not measured", 0, 0, None)),
+        (FLAT, [layer()], ("met", 1, 1, 1.12 / 1.1)),
+        (FLAT, [layer(mixlora_e64=1.2)], ("not met", 0, 1, 1.2 / 1.1)),
+        (FLAT, [other_pools()], ("not measured", 0, 0, None)),
+        (PEAK, [MEMORY], ("not met", 0, 1, 1.021)),
+        (STEP, [STEPS, GENERATED], ("met", 1, 1, 1.04)),
+        (GENERATION, [STEPS, GENERATED], ("not met", 0, 1, 1.06)),
+        (BATCHING, [EVALUATED], ("met", 1, 1, 5.5)),
+        (SCORING, [SCORED], ("met", 1, 1, 4.5)),
+        (SCORING, [replace(SCORED, case={"predictions": 160})], ("not measured", 0, 0, None)),
+    ],
+)
+def test_verdicts(goal: Goal, done: list[Measurement], expected: tuple[Any, ...]) -> None:
+    found = judge(goal, [one for measurement in done for one in compare(measurement)])
+    worst = None if found.worst is None else found.worst.estimate.value
+    value = None if expected[-1] is None else pytest.approx(expected[-1])
+    assert (found.verdict, found.num_met, found.num_cases, worst) == (*expected[:-1], value)
 
 
 @pytest.mark.parametrize(

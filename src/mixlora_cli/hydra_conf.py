@@ -1,0 +1,127 @@
+"""What Hydra composes beside the files in conf/: resolvers, how Hydra behaves, --help, routings, the paper's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import takewhile
+from pathlib import PurePath
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from mixlora_cli.commands import COMMANDS, Command
+from mixlora_cli.paths import conf_dir
+from mixlora_cli.routers import ROUTERS
+
+_HYDRA = {
+    # It neither changes the working directory nor leaves folders and logs of its own: the run folder is output_dir,
+    # which the command makes itself and where it keeps the resolved configuration.
+    "run": {"dir": "."},
+    "output_subdir": None,
+    # What a -m sweep was, as multirun.yaml.
+    "sweep": {"dir": "runs/.multirun/${now:%Y-%m-%d_%H-%M-%S}", "subdir": "${hydra.job.num}"},
+    # No log file, and no handler that would print every library's messages; but the line that announces a sweep's job.
+    "job_logging": {"root": None},
+    "hydra_logging": {
+        "formatters": {"simple": {"format": "%(message)s"}},
+        "root": {"level": "WARNING", "handlers": []},
+        "loggers": {"hydra": {"level": "INFO", "handlers": ["console"]}},
+    },
+}
+_HELP = """\
+${{help_head:{name}}}
+{groups}
+keys and the values that this command line gives them (key.subkey=value changes one):
+$CONFIG
+flags:
+  -m, --multirun          run every combination of comma-separated values
+  -c, --cfg job           print the configuration and stop (--resolve fills in the interpolations)
+  -cd, --config-dir DIR   add your own folder of configurations and group options
+  -cn, --config-name X    start from X.yaml instead of {name}.yaml
+  -i, --info              what the configuration is made of; --hydra-help tells more"""
+_GROUPS = "\ngroups (group=option chooses one):\n${{config_groups:{groups}}}\n"
+_ROUTING_DEFAULTS = {"pool": "all", "decode": "prefill", "encoder": None, "balance_loss": 0.0}
+
+
+def register(command: str | None = None, experiments: bool = True) -> None:
+    """Make all of it known to Hydra and OmegaConf; calling it again changes nothing.
+
+    Args:
+        command: The only one that is to be composed; None = any.
+        experiments: Whether the paper's rows may be named.
+    """
+    functions = (run_name, usual_routing, eval_dir, last_part, grid_dir, joined, config_groups, help_head)
+    for resolver in functions:
+        OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
+    # Hydra copies the store for every group that it looks at, though what it takes out of it, it copies once more.
+    ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
+    store = ConfigStore.instance()
+    for name in COMMANDS if command is None else [command]:
+        store.store(name, _hydra_node(COMMANDS[name]), "hydra/cli", "hydra", "mixlora")
+    for router in ROUTERS.values():
+        heeded = {key: _ROUTING_DEFAULTS[key] for key in router.heeds}
+        store.store(
+            router.name, {"name": router.name, **heeded, "health_every": 50}, "routing", None, "mixlora"
+        )
+    if experiments:
+        from mixlora_cli.reproduce.paper import register_experiments
+
+        register_experiments()
+
+
+def _hydra_node(command: Command) -> dict[str, Any]:
+    groups = _GROUPS.format(groups=command.groups) if command.groups else ""
+    return {**_HYDRA, "help": {"template": _HELP.format(name=command.name, groups=groups)}}
+
+
+def run_name(adapter: str, rank: int, factors: int, routing: str) -> str:
+    """What tells this run from its neighbours: `lora-r4`, `mixlora-instance-e16-r4`, `full`."""
+    if adapter == "mixlora":
+        return f"mixlora-{routing}-e{factors}-r{rank}"
+    return f"{adapter}-r{rank}" if adapter == "lora" else adapter
+
+
+def usual_routing(source: str, metadata: str | None, tasks: Sequence[str] | None) -> str:
+    """What routing=auto is: `task` for data=mini and where a file of definitions is given, else `instance`.
+
+    Also `instance` for one chosen task, for which `task` would use r factors alone; and for Vision-Flan, though its
+    preparation finds definitions: there the paper (Table 2) has `instance` ahead.
+    """
+    defined = source == "mini" or bool(metadata)
+    return "task" if defined and (tasks is None or len(tasks) > 1) else "instance"
+
+
+def eval_dir(run: str | None, model: str) -> str:
+    """Default folder of an evaluation: in the run that is evaluated, or by the untuned base's name."""
+    return f"{run.rstrip('/')}/eval" if run else f"runs/{model}-base/eval"
+
+
+def last_part(path: str | None, default: str) -> str:
+    """Last part of a path or hub id, without `.json`: `llava-hf/llava-1.5-7b-hf` -> `llava-1.5-7b-hf`."""
+    return PurePath(str(path)).name.removesuffix(".json") if path else default
+
+
+def grid_dir(scale: str, budget: int | None) -> str:
+    """Default folder of a grid's cells; those of a smoke run lie apart, so that no table takes them for real ones."""
+    return f"runs/reproduce/{scale}" + ("" if budget is None else f"-budget{budget}")
+
+
+def joined(names: Sequence[str] | None) -> str:
+    """Names in one, as part of a folder's name: `[GQA, VQAv2]` -> `GQA-VQAv2`, none -> `all`."""
+    return "-".join(names) if names else "all"
+
+
+def config_groups(*groups: str) -> str:
+    """One line for each group with its options, those of the user's own folder (`-cd`) included."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    loader = GlobalHydra.instance().config_loader()
+    options = {group: ", ".join(sorted(loader.get_group_options(group))) for group in groups}
+    return "\n".join(f"  {group + ':':<12}{names}" for group, names in options.items())
+
+
+def help_head(command: str) -> str:
+    """The comment that a command's root file begins with: what it does, usage and examples."""
+    lines = (conf_dir() / f"{command}.yaml").read_text(encoding="utf-8").splitlines()
+    return "\n".join(line[2:] for line in takewhile(lambda line: line.startswith("#"), lines))
