@@ -1,13 +1,15 @@
 """Answers are those of greedy decoding one instance at a time, whatever the batch."""
 
+import hashlib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from mixlora_cli.config import AdapterConfig, DataConfig, RoutingConfig
-from mixlora_cli.data.collate import PixelLoader
+from mixlora_cli.data.collate import PixelLoader, draw_seed
 from mixlora_cli.data.encode import Item, encode_prompts
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.evaluation.generate import Generator, batches
@@ -39,11 +41,15 @@ def greedy_tokens(base: Base, item: Item, model: torch.nn.Module) -> list[int]:
     return ids[item.length :]
 
 
-def greedy_one_by_one(base: Base, item: Item, model: torch.nn.Module) -> str:
-    return base.tokenizer.decode(greedy_tokens(base, item, model), skip_special_tokens=True).strip()
+def greedy_one_by_one(base: Base, item: Item) -> str:
+    return base.tokenizer.decode(greedy_tokens(base, item, base.model), skip_special_tokens=True).strip()
 
 
-def answers(generator: Generator, items: list[Item], batch_size: int) -> dict[int, str]:
+def answers(
+    base: Base, items: list[Item], batch_size: int, model: torch.nn.Module | None = None, **settings: bool
+) -> dict[int, str]:
+    pixels = PixelLoader(base.image_processor)
+    generator = Generator(model or base.model, base, pixels, NEW_TOKENS, **settings)  # type: ignore[arg-type]
     found: dict[int, str] = {}
     for batch in batches(items, batch_size):
         found.update(zip((item.index for item in batch), generator(batch), strict=True))
@@ -51,15 +57,11 @@ def answers(generator: Generator, items: list[Item], batch_size: int) -> dict[in
 
 
 def test_the_untuned_model_answers_as_one_by_one(base: Base, items: list[Item]) -> None:
-    expected = {item.index: greedy_one_by_one(base, item, base.model) for item in items}
+    expected = {item.index: greedy_one_by_one(base, item) for item in items}
     assert len(set(expected.values())) > 3  # else the comparison below would show little
-    generator = Generator(base.model, base, PixelLoader(base.image_processor), NEW_TOKENS)
     for batch_size in (1, 3, 10):
-        assert answers(generator, items, batch_size) == expected
-    without_cache = Generator(
-        base.model, base, PixelLoader(base.image_processor), NEW_TOKENS, use_cache=False
-    )
-    assert answers(without_cache, items, 5) == expected
+        assert answers(base, items, batch_size) == expected
+    assert answers(base, items, 5, use_cache=False) == expected
 
 
 @pytest.mark.parametrize("name", ["lora", "mixlora"])
@@ -72,24 +74,22 @@ def test_an_adapter_answers_alike_in_every_batch(items: list[Item], name: str) -
         if parameter.requires_grad:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
     with model.disable_adapter():
-        plain = answers(Generator(model, own, PixelLoader(own.image_processor), NEW_TOKENS), items, 7)
-    alone = answers(Generator(model, own, PixelLoader(own.image_processor), NEW_TOKENS), items, 1)
-    together = answers(Generator(model, own, PixelLoader(own.image_processor), NEW_TOKENS), items, 10)
-    assert alone == together
+        plain = answers(own, items, 7, model)
+    alone = answers(own, items, 1, model)
+    assert alone == answers(own, items, 10, model)
     assert alone != plain
 
 
 def test_each_answer_stops_at_its_own_end_token(base: Base, items: list[Item]) -> None:
-    pixels = PixelLoader(base.image_processor)
     whole = greedy_tokens(base, items[0], base.model)
     # Let the third token of one answer be the end token: that answer has two tokens, others go on or stop
     # elsewhere.
     end = base.tokenizer.convert_ids_to_tokens(whole[2])
     stopping = replace(base, template=replace(base.template, end=end))
-    expected = {item.index: greedy_one_by_one(stopping, item, base.model) for item in items}
+    expected = {item.index: greedy_one_by_one(stopping, item) for item in items}
     assert greedy_tokens(stopping, items[0], base.model) == whole[: whole.index(whole[2])]
     assert len({len(greedy_tokens(stopping, item, base.model)) for item in items}) > 1
-    assert answers(Generator(base.model, stopping, pixels, NEW_TOKENS), items, 7) == expected
+    assert answers(stopping, items, 7) == expected
 
 
 def test_batches_go_from_long_to_short_and_lose_nothing(items: list[Item]) -> None:
@@ -118,3 +118,20 @@ def test_the_mode_of_the_model_is_put_back(items: list[Item]) -> None:
     own.model.train()
     Generator(own.model, own, PixelLoader(own.image_processor), 1)(items[:1])
     assert own.model.training
+
+
+def test_a_draw_s_seed_is_a_digest_of_seed_tokens_and_picture(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"one")
+    (tmp_path / "b.png").write_bytes(b"one")
+    (tmp_path / "c.png").write_bytes(b"two")
+    item = Item([1, 2], [-100, -100], tmp_path / "a.png", "task", 5)
+    tokens = (1).to_bytes(8, "little") + (2).to_bytes(8, "little")
+    expected = hashlib.sha256(b"7 2 " + tokens + b"one").digest()
+    assert draw_seed(7, item) == int.from_bytes(expected[:8], "big") >> 1
+    assert draw_seed(7, replace(item, image=tmp_path / "b.png", index=6, task="x")) == draw_seed(7, item)
+    others = [
+        replace(item, image=tmp_path / "c.png"),
+        replace(item, input_ids=[1, 3]),
+        replace(item, image=None),
+    ]
+    assert len({draw_seed(7, item), draw_seed(8, item), *(draw_seed(7, each) for each in others)}) == 5

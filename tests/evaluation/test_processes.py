@@ -18,54 +18,9 @@ from foolbox_rows import foolbox_rows, table
 from mixlora_cli.benchmarks.registry import BENCHMARKS
 from mixlora_cli.config import AdapterConfig, EvalConfig
 from mixlora_cli.evaluation.evaluate import evaluate
-from mixlora_cli.evaluation.predictions import (
-    Header,
-    Prediction,
-    open_predictions,
-    rank_file,
-    read_predictions,
-    take_in_rank_files,
-)
+from mixlora_cli.evaluation.predictions import read_predictions
 from mixlora_cli.launch import Team
 from tiny_runs import finished_run
-
-HEADER = Header({"model": "m1"}, count=6)
-
-
-def prediction(index: int, text: str = "cat") -> Prediction:
-    return Prediction("unseen", index, "mnist", str(index), "what?", "cat", text)
-
-
-def write(path: Path, indices: range, header: Header = HEADER) -> None:
-    with open_predictions(path, header) as writer:
-        writer.append([prediction(index) for index in indices])
-
-
-def test_shards_are_taken_in_whatever_their_number(tmp_path: Path) -> None:
-    path = tmp_path / "predictions.jsonl"
-    write(path, range(2))
-    write(rank_file(path, 1), range(1, 4))  # one of them is in the file already
-    write(rank_file(path, 12), range(4, 6))
-    torn = rank_file(path, 12)
-    torn.write_bytes(torn.read_bytes()[:-5])
-    path.write_bytes(path.read_bytes() + b'{"half')
-    take_in_rank_files(path)
-    assert [each.index for each in read_predictions(path).predictions] == [0, 1, 2, 3, 4]
-    assert len(path.read_bytes().splitlines()) == 6
-    assert sorted(tmp_path.iterdir()) == [path]
-
-
-def test_shards_of_other_settings_are_moved_aside(tmp_path: Path) -> None:
-    path = tmp_path / "predictions.jsonl"
-    write(path, range(2))
-    write(rank_file(path, 1), range(3, 5), Header({"model": "m2"}, count=6))
-    rank_file(path, 2).write_bytes(b'{"format": "mixl')  # killed while its header was written
-    take_in_rank_files(path)
-    assert [each.index for each in read_predictions(path).predictions] == [0, 1]
-    assert sorted(each.name for each in tmp_path.iterdir()) == [
-        "predictions.jsonl",
-        "predictions.rank1.1.jsonl",
-    ]
 
 
 def test_shares_are_disjoint_and_whole() -> None:

@@ -202,14 +202,16 @@ def build_llama(seed: int = 0, **fields: Any) -> LlamaForCausalLM:
     return model
 
 
-def strengthen(model: nn.Module, seed: int = 1) -> None:
-    """Give the B factors values and the routers sharp opinions, as after training."""
+def strengthen(model: nn.Module, seed: int = 1, name: str = "") -> None:
+    """Give the B factors values and the routers sharp opinions, as after training; of one adapter if named."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "mixlora_factors_b" in name:
+        for key, parameter in model.named_parameters():
+            if name and f".{name}." not in key:
+                continue
+            if "mixlora_factors_b" in key:
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-            elif "mixlora_router" in name:
+            elif "mixlora_router" in key:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator))
 
 
@@ -276,3 +278,19 @@ def assert_same_choice(together: dict[str, Selection], row: int, alone: dict[str
     for name, selection in alone.items():
         assert torch.equal(selection.index_a[0], together[name].index_a[row]), name
         assert torch.equal(selection.index_b[0], together[name].index_b[row]), name
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the gradients there are, which are reset."""
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], rtol: float, atol: float) -> None:
+    """The same tensors by name."""
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(
+            found[name], tensor, rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}"
+        )

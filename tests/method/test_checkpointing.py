@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from method_models import batch
+from method_models import assert_close, batch, gradients
 from torch import Tensor
 
 from mixlora_cli.method.context import _threads
@@ -16,17 +16,9 @@ def loss_of(model: Any, inputs: dict[str, Tensor], **extra: Any) -> Tensor:
     return model(**inputs, use_cache=False, **extra).logits.float().log_softmax(-1)[..., 7].mean()
 
 
-def collect(model: Any) -> dict[str, Tensor]:
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad(set_to_none=True)
-    return gradients
-
-
 def check_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert one.keys() == other.keys()
     assert len(one) >= 28
-    for name in one:
-        torch.testing.assert_close(one[name], other[name], rtol=1e-5, atol=1e-7, msg=name)
+    assert_close(one, other, rtol=1e-5, atol=1e-7)
     assert max(g.abs().max() for g in one.values()) > 1e-4
 
 
@@ -55,11 +47,11 @@ def test_gradients_are_those_without_checkpointing(make_model, prompts, fields, 
         extra["task_embeddings"] = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(9)
     loss_of(model, inputs, **extra).backward()
-    plain = collect(model)
+    plain = gradients(model)
     enable(model, use_reentrant)
     torch.manual_seed(9)
     loss_of(model, inputs, **extra).backward()
-    check_equal(collect(model), plain)
+    check_equal(gradients(model), plain)
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
@@ -68,10 +60,10 @@ def test_two_forward_passes_before_one_backward(make_model, prompts, use_reentra
     model = make_model(router_grad="straight_through").train()
     first, second = batch(prompts, side="right", extra=2), batch(prompts[::-1], extra=6)
     (loss_of(model, first) + 2 * loss_of(model, second)).backward()
-    plain = collect(model)
+    plain = gradients(model)
     enable(model, use_reentrant)
     (loss_of(model, first) + 2 * loss_of(model, second)).backward()
-    check_equal(collect(model), plain)
+    check_equal(gradients(model), plain)
 
 
 def test_switching_it_off_and_on_again_wraps_once(make_model, prompts) -> None:

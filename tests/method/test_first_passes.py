@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from method_models import PAD, adapt, build_llama, build_llava
-from test_generation import selections_of_each_pass
+from test_generation import same, selections_of_each_pass
 from torch import Tensor
 
 NEW = 12
@@ -51,8 +51,7 @@ def test_prompt_lookup_equals_greedy(pool: str) -> None:
         assert read[0] > ids.shape[1], "the first pass did not read any guess"
         with selections_of_each_pass(model) as plain:
             assert torch.equal(looked_up, greedy(model, ids))
-        for each in passes:
-            assert all(torch.equal(a, b) for a, b in zip(each, plain[0], strict=True))
+        assert all(same(each, plain[0]) for each in passes)
 
 
 @pytest.mark.parametrize("assistant", ["adapted", "plain", "itself"])
@@ -72,8 +71,7 @@ def test_assisted_decoding_equals_greedy(model: Any, assistant: str) -> None:
         with selections_of_each_pass(model) as plain:
             assert torch.equal(assisted, greedy(model, ids))
         # Guesses are many and of one kind, so a choice that counted them would be another.
-        for each in passes:
-            assert all(torch.equal(a, b) for a, b in zip(each, plain[0], strict=True))
+        assert all(same(each, plain[0]) for each in passes)
 
 
 def test_an_early_exit_as_the_assistant_equals_greedy(model: Any) -> None:
@@ -89,9 +87,8 @@ def test_guidance_reads_a_second_prompt_and_keeps_both_apart(model: Any, use_cac
         guided = greedy(model, ids, guidance_scale=1.7, negative_prompt_ids=negative, use_cache=use_cache)
     assert len(passes) == 2 * NEW
     for first, kind in ((passes[0], passes[0::2]), (passes[1], passes[1::2])):
-        for each in kind:
-            assert all(torch.equal(a, b) for a, b in zip(first, each, strict=True))
-    assert any(not torch.equal(a, b) for a, b in zip(passes[0], passes[1], strict=True))
+        assert all(same(first, each) for each in kind)
+    assert not same(passes[0], passes[1])
     assert torch.equal(
         guided, greedy(model, ids, guidance_scale=1.7, negative_prompt_ids=negative, use_cache=not use_cache)
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from method_models import batch, prompt
+from method_models import assert_same_choice, batch, logits, prompt
 from torch import Tensor
 
 from mixlora_cli.method.context import _threads
@@ -15,14 +15,18 @@ from mixlora_cli.method.forward_info import read_inputs
 
 def run(model: Any, inputs: dict[str, Tensor], **extra: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Logits and, by layer, the selections of both sides (B, 2, r)."""
-    with torch.no_grad():
-        logits = model(**inputs, **extra).logits
-    chosen = {
+    scores = logits(model, inputs, **extra)
+    chosen = selections(model)
+    assert len(chosen) == 14
+    return scores, chosen
+
+
+def selections(model: Any) -> dict[str, Tensor]:
+    """By layer (B, 2, r)."""
+    return {
         name: torch.stack([selection.index_a, selection.index_b], dim=1)
         for name, selection in model.base_model.selections().items()
     }
-    assert len(chosen) == 14
-    return logits, chosen
 
 
 def own(logits: Tensor, mask: Tensor, row: int) -> Tensor:
@@ -140,8 +144,7 @@ def test_inner_models_called_directly_read_the_mask_too(make_model, prompts) -> 
     _, chosen = run(model, inputs)
     with torch.no_grad():
         model.get_base_model().model(**inputs)
-    for name, selection in model.base_model.selections().items():
-        assert torch.equal(torch.stack([selection.index_a, selection.index_b], dim=1), chosen[name])
+    assert all(torch.equal(selection, chosen[name]) for name, selection in selections(model).items())
 
 
 def test_arguments_may_be_positional_and_masks_four_dimensional(make_model, prompts) -> None:
@@ -156,17 +159,13 @@ def test_arguments_may_be_positional_and_masks_four_dimensional(make_model, prom
     for given in (inputs["attention_mask"], additive):
         with torch.no_grad():
             base(inputs["input_ids"], inputs["pixel_values"], given)
-        for name, selection in model.base_model.selections().items():
-            assert torch.equal(torch.stack([selection.index_a, selection.index_b], dim=1), chosen[name])
+        assert all(torch.equal(selection, chosen[name]) for name, selection in selections(model).items())
 
 
 def test_layers_outside_the_language_model_count_all_their_tokens(make_model, prompts) -> None:
     model = make_model(target_modules=r".*vision_tower.*\.(q|k|v)_proj")
-    with torch.no_grad():
-        model(**batch(prompts))
+    logits(model, batch(prompts))
     chosen = model.base_model.selections()
     assert len(chosen) == 6
-    with torch.no_grad():
-        model(**batch(prompts[1:2], extra=4))
-    for name, alone in model.base_model.selections().items():
-        assert torch.equal(alone.index_a[0], chosen[name].index_a[1])
+    logits(model, batch(prompts[1:2], extra=4))
+    assert_same_choice(chosen, 1, model.base_model.selections())

@@ -96,11 +96,11 @@ def test_adapters_added_by_transformers_share_one_context() -> None:
         alone = build_llama()
         torch.manual_seed(1)
         alone.add_adapter(MixLoraConfig(**KINDS[name]), name)
-        strengthen_one(alone, name)
+        strengthen(alone, name=name)
         expected[name] = generate(alone, {"input_ids": ids, "attention_mask": mask})
         torch.manual_seed(1)
         model.add_adapter(MixLoraConfig(**KINDS[name]), name)
-        strengthen_one(model, name)
+        strengthen(model, name=name)
     contexts = {id(layer.context) for layer in model.modules() if isinstance(layer, MixLoraLayer)}
     assert len(contexts) == 1
     assert not torch.equal(expected["default"], expected["second"])
@@ -112,18 +112,6 @@ def test_adapters_added_by_transformers_share_one_context() -> None:
     model.delete_adapter("default")
     model.set_adapter("second")
     assert torch.equal(generate(model, {"input_ids": ids, "attention_mask": mask}), expected["second"])
-
-
-def strengthen_one(model: Any, name: str) -> None:
-    """`strengthen` of a single adapter, the same whatever others there are."""
-    own = [(key.replace(f".{name}.", ".x."), p) for key, p in model.named_parameters() if f".{name}." in key]
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for key, parameter in own:
-            if "factors_b" in key:
-                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-            elif "router" in key:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator))
 
 
 def test_modules_trained_whole_follow_their_rows_adapter() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,11 +11,13 @@ from method_models import (
     PAD,
     adapt,
     adapted_layers,
+    assert_close,
     assert_same_choice,
     build,
     build_llama,
     build_llava,
     generate,
+    gradients,
     padded,
     prompt,
     texts,
@@ -89,20 +90,18 @@ def test_layers_that_read_tokens_in_one_list_train_as_if_their_rows_were_apart()
     model = adapt(eager("opt"), router_grad="straight_through").train()
     rows = texts()
 
-    def gradients(inputs: dict[str, Tensor], kept: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        model.zero_grad()
-        kept(model(**inputs).logits.log_softmax(-1)[..., 7]).sum().backward()
-        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    def learn(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        scores = model(**inputs).logits.log_softmax(-1)[..., 7]
+        (scores * inputs["attention_mask"]).sum().backward()
+        return gradients(model)
 
-    together = padded(rows, "right")
-    found = gradients(together, lambda scores: scores * together["attention_mask"])
+    found = learn(padded(rows, "right"))
     expected: dict[str, Tensor] = {}
     for ids in rows:
-        for name, gradient in gradients(padded([ids], "right"), lambda scores: scores).items():
+        for name, gradient in learn(padded([ids], "right")).items():
             expected[name] = expected.get(name, 0) + gradient
-    assert any("fc1" in name for name in found) and found.keys() == expected.keys()
-    for name, gradient in found.items():
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-4, msg=name)
+    assert any("fc1" in name for name in found)
+    assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def with_pictures(num: int) -> dict[str, Tensor]:
@@ -205,15 +204,12 @@ def test_cross_attention_counts_the_encoders_tokens_even_if_there_are_as_many() 
         alone = model(input_ids=torch.tensor([ids]), decoder_input_ids=decoder[row : row + 1]).logits
         torch.testing.assert_close(whole[row], alone[0], rtol=1e-3, atol=1e-3)
     whole[..., 7].mean().backward()
-    plain = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    plain = gradients(model)
     for use_reentrant in (False, True):
-        model.zero_grad()
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
         model.enable_input_require_grads()
         model(**encoder, decoder_input_ids=decoder, use_cache=False).logits[..., 7].mean().backward()
-        for name, gradient in plain.items():
-            found = dict(model.named_parameters())[name].grad
-            torch.testing.assert_close(found, gradient, rtol=1e-3, atol=1e-3, msg=name)
+        assert_close(gradients(model), plain, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("pool", ["all", "prompt"])

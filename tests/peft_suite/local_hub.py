@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,28 +52,24 @@ ENCODER = {
     "max_position_embeddings": 512,
 }
 T5 = {"vocab_size": 1103, "d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers": 3, "num_heads": 4}
+HALVES = {
+    "d_model": 16,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+}
 BART = {
     "vocab_size": 1024,
-    "d_model": 16,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
+    "max_position_embeddings": 100,
+    **HALVES,
     "encoder_ffn_dim": 4,
     "decoder_ffn_dim": 4,
-    "max_position_embeddings": 100,
 }
-NEOX = {
-    key: DECODER[key]
-    for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-}
+NEOX = {key: size for key, size in DECODER.items() if key != "num_key_value_heads"}
 WHISPER = {
     "vocab_size": 1024,
-    "d_model": 16,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
+    **HALVES,
     "encoder_ffn_dim": 8,
     "decoder_ffn_dim": 8,
     "num_mel_bins": 80,
@@ -107,25 +103,28 @@ class Adapter:
 
 
 LLAMA = Base("LlamaForCausalLM", "LlamaConfig", DECODER)
-BERT_REVISIONS = ("main", "v2.0.0")
+GPT2_LM = Base("GPT2LMHeadModel", "GPT2Config", GPT2)
+QWEN2 = Base("Qwen2ForCausalLM", "Qwen2Config", DECODER)
+BERT = Base("BertForPreTraining", "BertConfig", ENCODER)
+T5_LM = Base("T5ForConditionalGeneration", "T5Config", {**T5, "decoder_start_token_id": 0})
+FLAN = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+BLOOM = {"vocab_size": 320, "hidden_size": 32, "n_layer": 2, "n_head": 4}
+PEFT = "peft-internal-testing/"
+TINY = f"{PEFT}tiny-random-"
 BASES = {
-    "peft-internal-testing/tiny-random-OPTForCausalLM": Base("OPTForCausalLM", "OPTConfig", OPT),
-    "peft-internal-testing/opt-125m": Base("OPTForCausalLM", "OPTConfig", OPT_125M),
-    "peft-internal-testing/tiny-random-GPT2LMHeadModel": Base("GPT2LMHeadModel", "GPT2Config", GPT2),
-    "hf-internal-testing/tiny-random-gpt2": Base("GPT2LMHeadModel", "GPT2Config", GPT2),
-    "peft-internal-testing/tiny-random-gpt2": Base("GPT2LMHeadModel", "GPT2Config", GPT2),
-    "gpt2": Base("GPT2LMHeadModel", "GPT2Config", GPT2),
-    "peft-internal-testing/tiny-random-GPTJForCausalLM": Base(
-        "GPTJForCausalLM", "GPTJConfig", {**GPT2, "rotary_dim": 4}
-    ),
-    "peft-internal-testing/tiny-random-GPTNeoXForCausalLM": Base("GPTNeoXForCausalLM", "GPTNeoXConfig", NEOX),
-    "peft-internal-testing/tiny-random-BloomForCausalLM": Base(
-        "BloomForCausalLM", "BloomConfig", {"vocab_size": 320, "hidden_size": 32, "n_layer": 2, "n_head": 4}
-    ),
+    f"{TINY}OPTForCausalLM": Base("OPTForCausalLM", "OPTConfig", OPT),
+    f"{PEFT}opt-125m": Base("OPTForCausalLM", "OPTConfig", OPT_125M),
+    f"{TINY}GPT2LMHeadModel": GPT2_LM,
+    "hf-internal-testing/tiny-random-gpt2": GPT2_LM,
+    f"{TINY}gpt2": GPT2_LM,
+    "gpt2": GPT2_LM,
+    f"{TINY}GPTJForCausalLM": Base("GPTJForCausalLM", "GPTJConfig", {**GPT2, "rotary_dim": 4}),
+    f"{TINY}GPTNeoXForCausalLM": Base("GPTNeoXForCausalLM", "GPTNeoXConfig", NEOX),
+    f"{TINY}BloomForCausalLM": Base("BloomForCausalLM", "BloomConfig", BLOOM),
     "trl-internal-testing/tiny-random-LlamaForCausalLM": LLAMA,
-    "peft-internal-testing/tiny-random-LlamaForCausalLM": LLAMA,
-    "peft-internal-testing/tiny-dummy-qwen2": Base("Qwen2ForCausalLM", "Qwen2Config", DECODER),
-    "Qwen/Qwen2-0.5B": Base("Qwen2ForCausalLM", "Qwen2Config", DECODER),
+    f"{TINY}LlamaForCausalLM": LLAMA,
+    f"{PEFT}tiny-dummy-qwen2": QWEN2,
+    "Qwen/Qwen2-0.5B": QWEN2,
     "trl-internal-testing/tiny-Qwen3ForCausalLM": Base("Qwen3ForCausalLM", "Qwen3Config", DECODER),
     "hf-internal-testing/tiny-random-MistralForCausalLM": Base(
         "MistralForCausalLM", "MistralConfig", DECODER
@@ -133,35 +132,19 @@ BASES = {
     "hf-internal-testing/tiny-random-Gemma3ForCausalLM": Base(
         "Gemma3ForCausalLM", "Gemma3TextConfig", {**DECODER, "head_dim": 8}
     ),
-    "peft-internal-testing/tiny-random-T5ForConditionalGeneration-calibrated": Base(
-        "T5ForConditionalGeneration", "T5Config", {**T5, "decoder_start_token_id": 0}
-    ),
-    "peft-internal-testing/tiny-random-T5ForConditionalGeneration": Base(
-        "T5ForConditionalGeneration", "T5Config", {**T5, "decoder_start_token_id": 0}
-    ),
-    "peft-internal-testing/tiny-random-t5": Base(
-        "T5ForConditionalGeneration", "T5Config", {**T5, "decoder_start_token_id": 0}
-    ),
-    "google/flan-t5-small": Base(
-        "T5ForConditionalGeneration",
-        "T5Config",
-        {**T5, "decoder_start_token_id": 0, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
-    ),
-    "peft-internal-testing/tiny-random-BartForConditionalGeneration": Base(
-        "BartForConditionalGeneration", "BartConfig", BART
-    ),
-    "peft-internal-testing/tiny-random-BertModel": Base(
-        "BertForPreTraining", "BertConfig", ENCODER, BERT_REVISIONS
-    ),
-    "bert-base-uncased": Base("BertForPreTraining", "BertConfig", ENCODER),
-    "hf-internal-testing/tiny-random-BertModel": Base("BertForPreTraining", "BertConfig", ENCODER),
-    "peft-internal-testing/tiny-random-RobertaModel": Base("RobertaModel", "RobertaConfig", ENCODER),
-    "peft-internal-testing/tiny-random-DebertaModel": Base("DebertaModel", "DebertaConfig", ENCODER),
-    "peft-internal-testing/tiny-random-DebertaV2Model": Base("DebertaV2Model", "DebertaV2Config", ENCODER),
-    "peft-internal-testing/tiny-random-BertForSequenceClassification": Base(
-        "BertForSequenceClassification", "BertConfig", ENCODER
-    ),
-    "peft-internal-testing/tiny-random-RobertaForSequenceClassification": Base(
+    f"{TINY}T5ForConditionalGeneration-calibrated": T5_LM,
+    f"{TINY}T5ForConditionalGeneration": T5_LM,
+    f"{TINY}t5": T5_LM,
+    "google/flan-t5-small": Base(T5_LM.model, T5_LM.config, {**T5_LM.sizes, **FLAN}),
+    f"{TINY}BartForConditionalGeneration": Base("BartForConditionalGeneration", "BartConfig", BART),
+    f"{TINY}BertModel": replace(BERT, revisions=("main", "v2.0.0")),
+    "bert-base-uncased": BERT,
+    "hf-internal-testing/tiny-random-BertModel": BERT,
+    f"{TINY}RobertaModel": Base("RobertaModel", "RobertaConfig", ENCODER),
+    f"{TINY}DebertaModel": Base("DebertaModel", "DebertaConfig", ENCODER),
+    f"{TINY}DebertaV2Model": Base("DebertaV2Model", "DebertaV2Config", ENCODER),
+    f"{TINY}BertForSequenceClassification": Base("BertForSequenceClassification", "BertConfig", ENCODER),
+    f"{TINY}RobertaForSequenceClassification": Base(
         "RobertaForSequenceClassification", "RobertaConfig", ENCODER
     ),
     "trl-internal-testing/tiny-LlamaForSequenceClassification-3.2": Base(
@@ -169,42 +152,35 @@ BASES = {
     ),
     "openai/whisper-tiny": Base("WhisperForConditionalGeneration", "WhisperConfig", WHISPER),
 }
-OPT_ID = "peft-internal-testing/tiny-random-OPTForCausalLM"
+ON_OPT = Adapter(f"{TINY}OPTForCausalLM", "AutoModelForCausalLM")
+EXTENDED = replace(ON_OPT, extra_tokens=10)
 ADAPTERS = {
-    "peft-internal-testing/tiny-OPTForCausalLM-lora": Adapter(OPT_ID, "AutoModelForCausalLM"),
-    "peft-internal-testing/tiny-random-OPTForCausalLM-extended-vocab": Adapter(
-        OPT_ID, "AutoModelForCausalLM", extra_tokens=10
+    f"{PEFT}tiny-OPTForCausalLM-lora": ON_OPT,
+    f"{TINY}OPTForCausalLM-extended-vocab": EXTENDED,
+    f"{PEFT}opt-tokenizer-revision": replace(EXTENDED, revisions=("main", "my-revision")),
+    f"{PEFT}tiny-opt-lora-revision": replace(ON_OPT, revisions=("main", "test")),
+    f"{PEFT}test-lora-subfolder": replace(ON_OPT, subfolder="test"),
+    f"{PEFT}tiny_OPTForFeatureExtraction-lora": Adapter(
+        ON_OPT.base, "AutoModel", {"task_type": "FEATURE_EXTRACTION"}
     ),
-    "peft-internal-testing/opt-tokenizer-revision": Adapter(
-        OPT_ID, "AutoModelForCausalLM", revisions=("main", "my-revision"), extra_tokens=10
+    f"{PEFT}tiny_OPTForSequenceClassification-lora": Adapter(
+        ON_OPT.base, "AutoModelForSequenceClassification", {"task_type": "SEQ_CLS"}
     ),
-    "peft-internal-testing/tiny-opt-lora-revision": Adapter(
-        OPT_ID, "AutoModelForCausalLM", revisions=("main", "test")
+    f"{PEFT}tiny_OPTForQuestionAnswering-lora": Adapter(
+        ON_OPT.base, "AutoModelForQuestionAnswering", {"task_type": "QUESTION_ANS"}
     ),
-    "peft-internal-testing/test-lora-subfolder": Adapter(OPT_ID, "AutoModelForCausalLM", subfolder="test"),
-    "peft-internal-testing/tiny_OPTForFeatureExtraction-lora": Adapter(
-        OPT_ID, "AutoModel", {"task_type": "FEATURE_EXTRACTION"}
-    ),
-    "peft-internal-testing/tiny_OPTForSequenceClassification-lora": Adapter(
-        OPT_ID, "AutoModelForSequenceClassification", {"task_type": "SEQ_CLS"}
-    ),
-    "peft-internal-testing/tiny_OPTForQuestionAnswering-lora": Adapter(
-        OPT_ID, "AutoModelForQuestionAnswering", {"task_type": "QUESTION_ANS"}
-    ),
-    "peft-internal-testing/tiny_GPT2ForTokenClassification-lora": Adapter(
-        "peft-internal-testing/tiny-random-BertForSequenceClassification",
+    f"{PEFT}tiny_GPT2ForTokenClassification-lora": Adapter(
+        f"{TINY}BertForSequenceClassification",
         "AutoModelForTokenClassification",
         {"task_type": "TOKEN_CLS"},
     ),
-    "peft-internal-testing/tiny_T5ForSeq2SeqLM-lora": Adapter(
-        "peft-internal-testing/tiny-random-T5ForConditionalGeneration",
-        "AutoModelForSeq2SeqLM",
-        {"task_type": "SEQ_2_SEQ_LM"},
+    f"{PEFT}tiny_T5ForSeq2SeqLM-lora": Adapter(
+        f"{TINY}T5ForConditionalGeneration", "AutoModelForSeq2SeqLM", {"task_type": "SEQ_2_SEQ_LM"}
     ),
-    "peft-internal-testing/tiny_WhisperForConditionalGeneration-lora": Adapter(
+    f"{PEFT}tiny_WhisperForConditionalGeneration-lora": Adapter(
         "openai/whisper-tiny", "AutoModelForSpeechSeq2Seq"
     ),
-    "peft-internal-testing/tiny-random-BertModel-lora": Adapter(
+    f"{TINY}BertModel-lora": Adapter(
         "hf-internal-testing/tiny-random-BertModel", "AutoModelForCausalLM", revisions=("main", "v1.2.3")
     ),
 }

@@ -82,6 +82,11 @@ def _flat(value: Any) -> Iterator[Any]:
         yield value
 
 
+def _params(item: pytest.Item) -> list[Any]:
+    callspec = getattr(item, "callspec", None)
+    return list(_flat(list(callspec.params.values()))) if callspec else []
+
+
 def _is_ours(value: Any) -> bool:
     return isinstance(value, MixLoraConfig) or (isinstance(value, type) and issubclass(value, MixLoraConfig))
 
@@ -95,8 +100,7 @@ def _is_foreign(value: Any) -> bool:
 
 def _left_out(item: pytest.Item) -> bool:
     """Parametrised with another method, or with options that LoRA alone has."""
-    callspec = getattr(item, "callspec", None)
-    values = list(_flat(list(callspec.params.values()))) if callspec else []
+    values = _params(item)
     if any(map(_is_foreign, values)):
         return True
     options = [value for value in values if isinstance(value, dict)]
@@ -151,11 +155,6 @@ def _outcome(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.Test
         return "passed"
     assert call.excinfo is not None
     return reason_of(_function(item), call.excinfo) or "failed"
-
-
-def _params(item: pytest.Item) -> list[Any]:
-    callspec = getattr(item, "callspec", None)
-    return list(_flat(list(callspec.params.values()))) if callspec else []
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

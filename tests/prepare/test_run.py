@@ -30,6 +30,10 @@ MODEL = ModelConfig("llava_v1_7b", "prepared")
             "prepare.projector=./no.bin: no such file or folder; give one with mm_projector.bin, or a hub id",
         ),
         (
+            ["model=llava_v1_7b", "prepare.output=/dev/null/x"],
+            "prepare.output=/dev/null/x: cannot be written (Not a directory)",
+        ),
+        (
             ["model=llava_v1_7b", "prepare.shards=3"],
             "prepare.shards=3: unknown key; allowed here: prepare.output",
         ),

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import calendar
+import dataclasses
+import difflib
+import inspect
 import json
 import random
 import re
@@ -12,7 +17,6 @@ from sentencepiece import SentencePieceProcessor
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-import mixlora_cli
 from mixlora_cli.errors import UserError
 from mixlora_cli.prepare.parts import Part
 from mixlora_cli.prepare.tokenizer import as_sentencepiece_reads, build_vocabulary, merges_by_score
@@ -22,8 +26,7 @@ from .standins import train_sentencepiece
 VOCABULARY = 2000
 RUNS = ["▁" * length for length in range(2, 17)]
 LAST = -1e9  # the score of LLaMA's runs of spaces
-SOURCES = sorted(Path(mixlora_cli.__file__).parent.rglob("*.py"))
-CODE = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES[:80])
+CODE = "\n".join(map(inspect.getsource, (argparse, calendar, dataclasses, difflib)))
 
 
 def trained(folder: Path, **options: object) -> ModelProto:

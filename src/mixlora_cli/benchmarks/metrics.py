@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import ClassVar, Literal
@@ -80,17 +80,10 @@ class InstanceScores:
     def compute(self) -> Measured:
         """The score with Wilson's interval; that of each category too where there are several."""
         groups = self.by_category(self.by_index)
-        whole = self._accuracy(list(self.by_index))
-        if len(groups) == 1:
-            return Measured(whole)
-        parts = {name: self._accuracy(indices) for name, indices in groups.items()}
-        return Measured(
-            whole,
-            {
-                name: {**with_ends("accuracy", found), "n": float(len(groups[name]))}
-                for name, found in parts.items()
-            },
-        )
+        parts: Parts = {}
+        for name, indices in groups.items() if len(groups) > 1 else ():
+            parts[name] = {**with_ends("accuracy", self._accuracy(indices)), "n": float(len(indices))}
+        return Measured(self._accuracy(self.by_index), parts)
 
     def value(self, indices: Sequence[int]) -> float:
         """The score on chosen instances, by 100."""
@@ -116,15 +109,13 @@ class InstanceScores:
         """Texts by file name that the benchmark's own tool reads; none where it has no such tool."""
         return {}
 
-    def _accuracy(self, indices: Sequence[int]) -> Estimate:
+    def _accuracy(self, indices: Collection[int]) -> Estimate:
         return per_cent(int(sum(self.by_index[index] for index in indices)), len(indices))
 
 
 def with_ends(name: str, found: Estimate, prefix: str = "") -> dict[str, float]:
     """A number and the ends of its interval, as parts of a score hold them."""
-    assert found.value is not None
-    assert found.low is not None
-    assert found.high is not None
+    assert found.value is not None and found.low is not None and found.high is not None
     return {name: found.value, f"{prefix}low": found.low, f"{prefix}high": found.high}
 
 
@@ -150,7 +141,7 @@ class PopeScores(InstanceScores):
         groups = {name: indices for name, indices in self.by_category(self.by_index).items() if name}
         parts = {name: pope_numbers(self._pairs(indices)) for name, indices in groups.items()}
         parts["all"] = pope_numbers(self._pairs(self.by_index))
-        return Measured(self._accuracy(list(self.by_index)), parts)
+        return Measured(self._accuracy(self.by_index), parts)
 
     def _pairs(self, indices: Iterable[int]) -> Counter[tuple[str, str]]:
         answered = (self.predictions[index] for index in indices)
@@ -185,16 +176,8 @@ def pope_numbers(pairs: Counter[tuple[str, str]]) -> dict[str, float]:
 
 
 PERCEPTION = (
-    "existence",
-    "count",
-    "position",
-    "color",
-    "posters",
-    "celebrity",
-    "scene",
-    "landmark",
-    "artwork",
-    "OCR",
+    *("existence", "count", "position", "color", "posters"),
+    *("celebrity", "scene", "landmark", "artwork", "OCR"),
 )
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 _HALVES = {"perception": PERCEPTION, "cognition": COGNITION}
@@ -296,24 +279,16 @@ def _subtask(images: Floats, samples: Floats | None) -> dict[str, float]:
         found = Estimate(score, score * alike, score + (SUBTASK_POINTS - score) * (1 - alike))
     else:
         found = percentile(score, samples)
-    return {
-        **with_ends("score", found),
-        "accuracy": accuracy,
-        "accuracy_plus": plus,
-        "images": float(count),
-    }
+    shares = {"accuracy": accuracy, "accuracy_plus": plus}
+    return {**with_ends("score", found), **shares, "images": float(count)}
 
 
 def _sum_of(value: float, samples: Iterable[Floats | None]) -> Estimate:
     """A sum of subtasks; one without samples may have scored anything."""
-    known, unknown = np.zeros(RESAMPLES), 0
-    for each in samples:
-        if each is None:
-            unknown += 1
-        else:
-            known += each
+    samples = list(samples)
+    known = sum((each for each in samples if each is not None), start=np.zeros(RESAMPLES))
     found = percentile(value, known)
-    return replace(found, high=(found.high or 0.0) + SUBTASK_POINTS * unknown)
+    return replace(found, high=(found.high or 0.0) + SUBTASK_POINTS * sum(each is None for each in samples))
 
 
 def subtasks_in(parts: Iterable[str]) -> list[str]:

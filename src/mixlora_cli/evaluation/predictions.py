@@ -8,11 +8,11 @@ several processes each but the main one writes a file of its own, which the main
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from mixlora_cli.errors import UserError
@@ -111,9 +111,9 @@ def _shared(values: tuple[str, ...]) -> tuple[str, ...]:
 class PredictionLog:
     """A predictions file that is open for writing; every `append` is on the disk when it returns."""
 
-    def __init__(self, log: Log, done: Iterable[Key] = ()) -> None:
+    def __init__(self, log: Log) -> None:
         self._log = log
-        self.done = {*done, *map(_key, log.records)}
+        self.done = set(map(_key, log.records))
         """Keys of the instances that are answered."""
 
     def append(self, predictions: Sequence[Prediction]) -> None:
@@ -125,47 +125,48 @@ class PredictionLog:
         )
         self.done.update(prediction.key for prediction in predictions)
 
-    def __enter__(self) -> PredictionLog:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._log.__exit__(kind, error, trace)
-
 
 def _key(record: Mapping[str, Any]) -> Key:
     return record["split"], record["benchmark"], record["index"]
 
 
-def open_predictions(path: Path, header: Header, announce: Callable[[str], None] = print) -> PredictionLog:
+@contextmanager
+def open_predictions(
+    path: Path, header: Header, announce: Callable[[str], None] = print
+) -> Iterator[PredictionLog]:
     """Continue the predictions file at `path` if it was made with the same settings, else start a new one.
 
     A file made with other settings is moved aside (`predictions.1.jsonl`) and `announce`d with what changed.
     Raises UserError when the file cannot be read.
     """
-    log = open_log(path, {"format": FORMAT, **vars(header)}, _WHAT_TO_DO, announce)
-    found = PredictionLog(log)
-    if found.done:
-        announce(f"continuing: {len(found.done)} of {header.count} answers are there already")
-    return found
+    with open_log(path, {"format": FORMAT, **vars(header)}, _WHAT_TO_DO, announce) as log:
+        found = PredictionLog(log)
+        if found.done:
+            announce(f"continuing: {len(found.done)} of {header.count} answers are there already")
+        yield found
 
 
-def open_share(path: Path, header: Header, team: Team, announce: Callable[[str], None]) -> PredictionLog:
+@contextmanager
+def open_share(
+    path: Path, header: Header, team: Team, announce: Callable[[str], None]
+) -> Iterator[PredictionLog]:
     """This process's file; its `done` are the instances that were answered before, the same in all processes.
 
     Every process must call it.
     """
     if team.leads:
         take_in_rank_files(path)
-        log = open_predictions(path, header, announce)
-    team.wait()
-    if not team.leads:
-        before = read_log(path, FORMAT, _WHAT_TO_DO).records
-        own = open_log(rank_file(path, team.rank), {"format": FORMAT, **vars(header)}, _WHAT_TO_DO)
-        log = PredictionLog(own, map(_key, before))
-    team.wait()  # the main process appends to the file that the others have just read
-    return log
+        with open_predictions(path, header, announce) as log:
+            team.wait()
+            team.wait()  # appends to the file that the others have just read
+            yield log
+    else:
+        team.wait()
+        before = {prediction.key for prediction in read_predictions(path).predictions}
+        with open_predictions(rank_file(path, team.rank), header) as log:
+            log.done |= before
+            team.wait()
+            yield log
 
 
 def rank_file(path: Path, rank: int) -> Path:

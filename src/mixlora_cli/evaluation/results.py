@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from rich.console import Console
 
 from mixlora_cli.benchmarks.metrics import subtasks_in
@@ -147,21 +148,11 @@ def read_results(path: Path) -> Results:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("format") != FORMAT:
             raise ValueError("format")
-        mean, seen = (None if content[key] is None else Score(**content[key]) for key in ("mean", "seen"))
-        scores = tuple(Score(**score) for score in content["scores"])
-        judged = tuple(map(_judged, content.get("judged", ())))
-        return Results(content["about"], scores, mean, seen, judged)
+        return TypeAdapter(Results).validate_python(content)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: run `mixlora eval` first") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # pydantic's is a ValueError
         raise UserError(f"{path} is no results file of this version (expected format {FORMAT})") from error
-
-
-def _judged(content: Mapping[str, Any]) -> Judged:
-    mean, seen = (None if content[key] is None else JudgedScore(**content[key]) for key in ("mean", "seen"))
-    scores = tuple(JudgedScore(**score) for score in content["scores"])
-    agreement = {title: Agreement(**found) for title, found in content["agreement"].items()}
-    return Judged(content["judge"], scores, mean, seen, agreement)
 
 
 Row = tuple[str, Results]

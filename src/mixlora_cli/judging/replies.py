@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import combinations
@@ -87,19 +88,17 @@ class ReplyLog:
         """Write them in one go."""
         self._log.append({"key": key, "reply": reply} for key, reply in replies.items())
 
-    def __enter__(self) -> ReplyLog:
-        return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._log.__exit__(*error)
-
-
-def open_replies(folder: Path, identity: Identity) -> ReplyLog:
+@contextmanager
+def open_replies(folder: Path, identity: Identity) -> Iterator[ReplyLog]:
     """Continue the judge's file in an evaluation folder, or start it. Raises UserError when it cannot be read."""
     path = folder / _FOLDER / identity.file_name
     if path.exists() and read_log(path, _FORMAT, _WHAT_TO_DO, header_only=True).header is not None:
-        return ReplyLog(resume_log(path, _FORMAT, _WHAT_TO_DO))
-    return ReplyLog(open_log(path, {"format": _FORMAT, "judge": asdict(identity)}, _WHAT_TO_DO))
+        log = resume_log(path, _FORMAT, _WHAT_TO_DO)
+    else:
+        log = open_log(path, {"format": _FORMAT, "judge": asdict(identity)}, _WHAT_TO_DO)
+    with log:
+        yield ReplyLog(log)
 
 
 @dataclass(frozen=True)

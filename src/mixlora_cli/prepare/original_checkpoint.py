@@ -51,7 +51,7 @@ _LAYER = re.compile(
 _BASE = re.compile(r"(?:^|\.)model\.layers\.(\d+)\.")
 # A file of PEFT's own leaves out the adapter's name, which is always "default".
 _FACTOR = re.compile(r"lora_([AB])\.(?:default\.)?(\d+)")
-_PROJECTOR = re.compile(r"(?:.*\.)?mm_projector\.(?:(\d+)\.)?(weight|bias)")
+_PROJECTOR = re.compile(r"(?:.*\.)?mm_projector\.((?:\d+\.)?(?:weight|bias))")
 _REFUSED = (
     (r"mixlora_", "this is an adapter of mixlora itself; use it as it is: mixlora eval run=FOLDER"),
     (
@@ -110,8 +110,8 @@ class Checkpoint:
     """Decoder layers of the frozen base, where its tensors lie beside the adapter's."""
     linears: Linears = field(default_factory=dict)
     """By part: lora_A.<number> (1, d_in), lora_B.<number> (1, d_out), routers (E, width), router_ab (E, r * d_in)."""
-    projector: dict[tuple[int | None, str], Tensor] = field(default_factory=dict)
-    """By position in a sequence (None: the projector is one linear layer) and "weight" or "bias"."""
+    projector: dict[str, Tensor] = field(default_factory=dict)
+    """By name: "weight" and "bias" of one linear layer, or "0.weight", "0.bias", "2.weight" ... of a sequence."""
     projector_file: str | None = None
 
 
@@ -179,7 +179,7 @@ def sort_tensors(files: Sequence[WeightFile]) -> Checkpoint:
     layers = [int(found[1]) for file in files for name in file.others if (found := _BASE.search(name))]
     checkpoint = Checkpoint(files[0].name, max(layers) + 1 if layers else None)
     for file in files:
-        projector: dict[tuple[int | None, str], Tensor] = {}
+        projector: dict[str, Tensor] = {}
         for name, tensor in file.tensors.items():
             if tensor.numel() == 0:
                 raise UserError(
@@ -187,7 +187,7 @@ def sort_tensors(files: Sequence[WeightFile]) -> Checkpoint:
                     "run DeepSpeed's zero_to_fp32.py on the original folder and import the result"
                 )
             if found := _PROJECTOR.fullmatch(name):
-                projector[None if found[1] is None else int(found[1]), found[2]] = tensor
+                projector[found[1]] = tensor
                 continue
             layer = _LAYER.fullmatch(name)
             part = layer and (_ROUTERS.get(layer[3]) or _FACTOR.fullmatch(layer[3]))
@@ -378,17 +378,18 @@ def _convert_projector(checkpoint: Checkpoint, hidden_size: int | None) -> dict[
     if not checkpoint.projector:
         return {}
     file, projector = checkpoint.projector_file, checkpoint.projector
-    positions = sorted({position for position, _ in projector}, key=lambda p: -1 if p is None else p)
-    if positions not in ([None], [0, 2]):
+    positions = sorted({name.rpartition(".")[0] for name in projector})
+    if positions not in ([""], ["0", "2"]):
         raise UserError(
-            f"{file}: the projector has layers {', '.join(str(p) for p in positions)}; expected one linear layer "
-            "(LLaVA-v1) or layers 0 and 2 (LLaVA-1.5)"
+            f"{file}: the projector has layers {', '.join(positions)}; expected one linear layer (LLaVA-v1) or layers "
+            "0 and 2 (LLaVA-1.5)"
         )
-    if any((position, "weight") not in projector for position in positions):
+    weights = [f"{position}.weight".lstrip(".") for position in positions]
+    if not projector.keys() >= set(weights):
         raise UserError(f"{file}: the projector has a bias but no weight; the checkpoint is not complete")
     if not all(value.is_floating_point() and torch.isfinite(value).all() for value in projector.values()):
         raise UserError(f"{file}: the projector's values are not all finite floating-point numbers")
-    layers = [projector[position, "weight"] for position in positions]
+    layers = [projector[name] for name in weights]
     if any(layer.dim() != 2 for layer in layers):
         raise UserError(f"{file}: a weight of the projector is no matrix; the checkpoint is not complete")
     if len(layers) == 2 and layers[0].shape[0] != layers[1].shape[1]:
@@ -400,8 +401,10 @@ def _convert_projector(checkpoint: Checkpoint, hidden_size: int | None) -> dict[
             f"{file}: the projector makes {layers[-1].shape[0]} features, the language model has {hidden_size}"
         )
     return {
-        f"{_PREFIX}multi_modal_projector.linear_{positions.index(position) + 1}.{kind}": tensor.contiguous().clone()
-        for (position, kind), tensor in projector.items()
+        f"{_PREFIX}multi_modal_projector.linear_{2 if name.startswith('2') else 1}.{name.rpartition('.')[2]}": (
+            tensor.contiguous().clone()
+        )
+        for name, tensor in projector.items()
     }
 
 
@@ -412,7 +415,7 @@ def _say_what_was_chosen(
     # The published training starts from LLaVA-v1; a projector of two layers tells of another base.
     projector, model = "none in the checkpoint: the base keeps its own", "llava_v1_7b"
     if checkpoint.projector:
-        one = (None, "weight") in checkpoint.projector
+        one = "weight" in checkpoint.projector
         layers = "one linear layer, as in LLaVA-v1" if one else "two linear layers, as in LLaVA-1.5"
         projector = f"{layers} (from {checkpoint.projector_file}); it replaces the base's"
         model = "llava_v1_7b" if one else "<the base that it was trained on>"

@@ -13,7 +13,7 @@ from rich.console import Console
 from mixlora_cli.config import ModelConfig, PrepareConfig, PrepareOptions
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.load import prepared_folder
-from mixlora_cli.output import one_line_errors
+from mixlora_cli.output import one_line_errors, require_writable
 from mixlora_cli.progress import say
 from mixlora_cli.store import publish_folder, sync_files, temp_of, write_errors, write_json
 
@@ -72,6 +72,7 @@ def prepare_model(model: ModelConfig, options: PrepareOptions) -> Path:
 def _assemble_alone(folder: Path, options: PrepareOptions) -> Path:
     """Hold a lock beside the folder, so that two commands do not assemble the same model."""
     sources = {key: str(getattr(options, key)) for key in _NEEDED}
+    require_writable(folder, "prepare.output")
     with one_line_errors(folder, "prepare.output"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:

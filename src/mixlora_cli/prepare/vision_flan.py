@@ -35,6 +35,7 @@ from mixlora_cli.data.records import Record, parse_record, read_annotations
 from mixlora_cli.data.template import IMAGE_MARKER
 from mixlora_cli.data.text_files import read_json
 from mixlora_cli.errors import UserError, cut
+from mixlora_cli.output import require_writable
 from mixlora_cli.prepare.parts import find_part, require_space
 from mixlora_cli.progress import say, with_bar
 from mixlora_cli.store import is_lfs_pointer, publish_folder, sync_files, temp_of, write_json
@@ -81,6 +82,7 @@ def prepare_vision_flan(config: PrepareConfig) -> Path:
     elif _is_done(root, settings):
         say(f"{root} is prepared already")
         return root
+    require_writable(root, "prepare.output" if options.output else "data.root")
     source = open_source(find_part(_KEY, options.vision_flan, FILES, options.revision, "dataset").path)
     records = _read_records(source, data.on_error)
     if data.max_per_task is not None:

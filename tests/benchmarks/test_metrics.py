@@ -3,14 +3,24 @@
 import random
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mixlora_cli.benchmarks.metrics import COGNITION, LABELS, MME, POPE, VQA, pope_numbers
+from mixlora_cli.benchmarks.metrics import (
+    COGNITION,
+    LABELS,
+    MME,
+    PERCEPTION,
+    POPE,
+    VQA,
+    pope_numbers,
+    safe_names,
+)
 from mixlora_cli.errors import UserError
-from mixlora_cli.evaluation.predictions import Prediction
-from mixlora_cli.evaluation.scoring import score_predictions
+from mixlora_cli.evaluation.predictions import Header, Prediction, open_predictions
+from mixlora_cli.evaluation.scoring import score, score_predictions
 from mixlora_cli.stats import wilson
 
 
@@ -114,42 +124,22 @@ def test_pope_by_hand() -> None:
     ]
     measured = POPE.scores(answers).compute()
     assert measured.score.value == pytest.approx(60.0)
-    random_part = {
-        "accuracy": 200 / 3,
-        "precision": 100.0,
-        "recall": 50.0,
-        "f1": 200 / 3,
-        "yes_ratio": 100 / 3,
-        "n": 3.0,
-    }
-    popular = {
-        "accuracy": 50.0,
-        "precision": 50.0,
-        "recall": 100.0,
-        "f1": 200 / 3,
-        "yes_ratio": 100.0,
-        "n": 2.0,
-    }
-    together = {
-        "accuracy": 60.0,
-        "precision": 200 / 3,
-        "recall": 200 / 3,
-        "f1": 200 / 3,
-        "yes_ratio": 60.0,
-        "n": 5.0,
-    }
-    for name, expected in (("random", random_part), ("popular", popular), ("all", together)):
-        assert {key: measured.parts[name][key] for key in expected} == pytest.approx(expected)
-    ends = {
+    names = ("accuracy", "precision", "recall", "f1", "yes_ratio", "n")
+    for category, expected in {
+        "random": (200 / 3, 100.0, 50.0, 200 / 3, 100 / 3, 3.0),
+        "popular": (50.0, 50.0, 100.0, 200 / 3, 100.0, 2.0),
+        "all": (60.0, 200 / 3, 200 / 3, 200 / 3, 60.0, 5.0),
+    }.items():
+        assert [measured.parts[category][name] for name in names] == pytest.approx(expected)
+    part = measured.parts["all"]
+    for prefix, interval in {
         "": wilson(3, 5),  # right of all
         "precision_": wilson(2, 3),  # right of those that say yes
         "recall_": wilson(2, 3),  # right of those that are yes
         "yes_ratio_": wilson(3, 5),
-    }
-    part = measured.parts["all"]
-    for prefix, interval in ends.items():
-        found = part[f"{prefix}low"], part[f"{prefix}high"]
-        assert found == pytest.approx((100 * interval.low, 100 * interval.high))
+    }.items():
+        assert part[f"{prefix}low"] == pytest.approx(100 * interval.low)
+        assert part[f"{prefix}high"] == pytest.approx(100 * interval.high)
 
 
 def test_popes_f1_has_wilsons_interval_of_the_jaccard_index() -> None:
@@ -202,26 +192,12 @@ def test_vqa_is_the_mean_over_instances() -> None:
 
 
 def _all_columns() -> list[Prediction]:
-    labels = ("cat", "dog")
-    answers: list[Prediction] = [replace(p, benchmark="mini_mme") for p in MME_ANSWERS]
-    names = (
-        "mini_vsr",
-        "mini_snli_ve",
-        "mini_cifar10",
-        "mini_cifar100",
-        "mini_mnist",
-        "mini_pope",
-        "mini_textvqa",
-    )
-    for number, name in enumerate(names):
-        yes, no = ("yes", "no") if name in ("mini_vsr", "mini_pope") else ("cat", "dog")
+    answers = [replace(p, benchmark="mini_mme") for p in MME_ANSWERS]
+    for number, name in enumerate(("vsr", "snli_ve", "cifar10", "cifar100", "mnist", "pope", "textvqa")):
+        yes, no = ("yes", "no") if name in ("vsr", "pope") else ("cat", "dog")
         for i in range(10):  # the first right in 1 of 10, the second in 2, ...
-            fields = {"labels": () if name == "mini_textvqa" else labels}
-            if name in ("mini_vsr", "mini_pope"):
-                fields = {}
-            answers.append(
-                answered(len(answers), yes, yes if i <= number else no, name, answers=(yes,) * 10, **fields)
-            )
+            given = yes if i <= number else no
+            answers.append(answered(len(answers), yes, given, f"mini_{name}", answers=(yes,) * 10))
     return answers
 
 
@@ -267,21 +243,105 @@ def test_seen_tasks_count_equally() -> None:
 
 
 def test_the_most_frequent_answer_is_what_chance_can_reach() -> None:
-    targets = ["yes", "Yes.", "no", "yes"]
     answers = [
-        replace(answered(i, target, "no", "presence"), split="heldout") for i, target in enumerate(targets)
+        replace(answered(i, target, "no", "presence"), split="heldout")
+        for i, target in enumerate(("yes", "Yes.", "no", "yes"))
     ]
     seen = score_predictions(answers, {}).seen
     assert seen is not None
-    assert seen.parts["presence"]["most_frequent"] == 75.0
-    assert seen.parts["presence"]["accuracy"] == 25.0
+    assert (seen.parts["presence"]["most_frequent"], seen.parts["presence"]["accuracy"]) == (75.0, 25.0)
 
 
 def test_a_benchmark_of_the_users_own_is_scored_by_label_match() -> None:
-    results = score_predictions(
-        [answered(0, "cat", "a cat", "birds"), answered(1, "cat", "dog", "birds")], {}
-    )
-    score = results.column("birds")
-    assert score is not None
-    assert (score.value, score.n, score.unit) == (50.0, 2, "%")
+    answers = [answered(0, "cat", "a cat", "birds"), answered(1, "cat", "dog", "birds")]
+    (score,) = score_predictions(answers, {}).scores
+    assert (score.column, score.value, score.n, score.unit) == ("birds", 50.0, 2, "%")
     assert "normalisation" in score.rule
+
+
+SUBTASKS = [*PERCEPTION, *COGNITION]
+ANSWERS = (
+    *("yes", "No", "Yes, it is not", " yes", "  yes", "not sure", "None", "", "\nyes", "y\tes"),
+    *("The answer: no", "NO."),
+)
+
+
+def _mme_answers() -> list[Prediction]:
+    rng, found = random.Random(0), []
+    for subtask in SUBTASKS:
+        for image in range(5):
+            for target in ("Yes", "No"):
+                about = {"category": subtask, "image_id": f"{subtask}/{image}.jpg"}
+                question = f"Is it {target}?\tPlease answer yes or no."
+                given = answered(len(found), target, rng.choice(ANSWERS), "mme", **about)
+                found.append(replace(given, question=question))
+    rng.shuffle(found)
+    return found
+
+
+def official(folder: Path) -> dict[str, float]:
+    """Accuracy and accuracy-plus as in the tool's `calculation.py`, of pairs of lines that stand together."""
+    scores = {}
+    for subtask in SUBTASKS:
+        right = []
+        for line in (folder / f"{subtask}.txt").read_text().splitlines(keepends=True):
+            _, _, truth, prediction = line.split("\t")
+            prediction = prediction.lower()
+            read = prediction
+            if prediction not in ("yes", "no"):
+                start = prediction[:4]
+                read = "yes" if "yes" in start else "no" if "no" in start else "other"
+            right.append(read == truth.lower())
+        pairs = [all(right[place : place + 2]) for place in range(0, len(right), 2)]
+        scores[subtask] = 100 * sum(right) / len(right) + 100 * sum(pairs) / len(pairs)
+    return scores
+
+
+def test_mmes_official_tool_gets_the_same_numbers(tmp_path: Path) -> None:
+    given = _mme_answers()
+    with open_predictions(tmp_path / "predictions.jsonl", Header({}, len(given))) as log:
+        log.append(given)
+    results = score(tmp_path)
+    theirs = official(tmp_path / "official" / "mme")
+    (ours,) = results.scores
+    assert {name: ours.parts[name]["score"] for name in SUBTASKS} == pytest.approx(theirs)
+    assert 0 < ours.value < 2800
+    assert ours.value == pytest.approx(sum(theirs.values()))
+    for half, names in (("perception", PERCEPTION), ("cognition", COGNITION)):
+        assert ours.parts[half]["score"] == pytest.approx(sum(theirs[name] for name in names))
+    lines = (tmp_path / "official" / "mme" / "scene.txt").read_text().splitlines()
+    assert [line.split("\t")[0] for line in lines] == [f"scene/{number // 2}.jpg" for number in range(10)]
+    assert [line.split("\t")[2] for line in lines] == ["Yes", "No"] * 5
+
+
+def test_a_benchmark_of_the_users_own_gets_mmes_files_too(tmp_path: Path) -> None:
+    """Category names are the user's: whatever they are, the files stay in the folder."""
+    given = [
+        answered(number, target, "yes", "sides", category="../up/left or right", image_id=f"{number // 2}")
+        for number, target in enumerate(("yes", "no", "yes", "no"))
+    ]
+    about = {"benchmarks": {"sides": {"column": "Sides", "scorer": "mme"}}}
+    with open_predictions(tmp_path / "predictions.jsonl", Header({}, 4, about)) as log:
+        log.append(given)
+    folder = tmp_path / "official" / "sides"
+    folder.mkdir(parents=True)
+    (folder / "existence.txt").write_text("of an earlier evaluation")
+    score(tmp_path)
+    (path,) = folder.iterdir()
+    assert path.name == "-up-left-or-right.txt"
+    assert path.read_text().splitlines() == [
+        "0\t?\tYes\tyes", "0\t?\tNo\tyes", "1\t?\tYes\tyes", "1\t?\tNo\tyes"
+    ]  # fmt: skip
+
+
+def test_names_are_safe_as_file_names_and_differ() -> None:
+    assert safe_names(SUBTASKS) == {name: name for name in SUBTASKS}
+    names = ["../../etc", "a/b", "a b", "A:B", "", ".hidden", "\N{SNOWMAN}", "é" * 300]
+    expected = ["-..-etc", "a-b", "a-b-2", "A-B-3", "unnamed", "hidden", "-", "é" * 60]
+    assert list(safe_names(names).values()) == expected
+
+
+def test_mmes_halves_need_all_of_their_subtasks() -> None:
+    parts = MME.scores([answer for answer in _mme_answers() if answer.category != "posters"]).compute().parts
+    assert "perception" not in parts
+    assert parts["cognition"]["score"] == pytest.approx(sum(parts[name]["score"] for name in COGNITION))

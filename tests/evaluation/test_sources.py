@@ -1,4 +1,4 @@
-"""Missing, wrong and partial copies; pictures that the user fetches; benchmarks of the user's own."""
+"""Real rows of MNIST and CIFAR, wrong and partial copies, pictures that the user fetches, benchmarks of one's own."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import datasets
 import pytest
 from PIL import Image
 
-from foolbox_rows import table
+from foolbox_rows import foolbox_pictures, foolbox_rows, table
 from mixlora_cli.benchmarks import registry as ask
 from mixlora_cli.benchmarks.benchmark import Origin
-from mixlora_cli.benchmarks.registry import BENCHMARKS
+from mixlora_cli.benchmarks.registry import BENCHMARKS, CIFAR10, CIFAR100, DIGITS
 from mixlora_cli.benchmarks.rows import from_lines
 from mixlora_cli.benchmarks.sources import open_benchmark, sourced
 from mixlora_cli.config import EvalConfig
@@ -23,8 +23,11 @@ from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.evaluate import evaluate
 from mixlora_cli.evaluation.instances import choose_instances
 from mixlora_cli.evaluation.predictions import read_predictions
+from mixlora_cli.evaluation.scoring import score
 
-from .conftest import Rows
+LABELS = {"mnist": DIGITS, "cifar10": CIFAR10, "cifar100": CIFAR100}
+HUB_NAMES = {"crab": "cra"}
+"""Where the hub's name of a class is not ours: `uoft-cs/cifar100` has a misprint in class 26."""
 
 
 @pytest.fixture(autouse=True)
@@ -33,14 +36,114 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+def laid_out(folder: Path, name: str, rows: list[dict[str, Any]], named: bool = True) -> Path:
+    """Two parquet files as in a clone of the hub's repository."""
+    names = [HUB_NAMES.get(label, label).replace(" ", "_") for label in LABELS[name]] if named else None
+    (folder / name / "data").mkdir(parents=True)
+    for part in range(2):
+        file = folder / name / "data" / f"test-{part:05d}-of-00002.parquet"
+        table(name, rows[10 * part :][:10], names).to_parquet(str(file))
+    return folder / name
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "cifar100"])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_clone_of_the_hub_becomes_records(name: str, named: bool, tmp_path: Path) -> None:
+    folder = laid_out(tmp_path, name, foolbox_rows(name), named)
+    found = open_benchmark(name, {name: str(folder)})
+    records = [json.loads(line) for line in found.records.read_text().splitlines()]
+    assert (found.rows, found.left_out, len(records)) == (20, 0, 20)
+    for record, (file, number) in zip(records, foolbox_pictures(name), strict=True):
+        question, answer = record["conversations"]
+        assert answer["value"] == LABELS[name][number]
+        assert record["labels"] == list(LABELS[name])
+        assert (found.images / record["image"]).read_bytes() == file.read_bytes()
+        thing = "number" if name == "mnist" else "object"
+        assert question["value"] == (
+            f"<image>\nWhat is the {thing} in the image? Please only answer a single {thing} in "
+            f"{', '.join(LABELS[name])}."
+        )
+    before = found.records.stat().st_mtime_ns
+    assert open_benchmark(name, {name: str(folder)}) == found
+    assert found.records.stat().st_mtime_ns == before  # not made again
+
+
+def test_what_foolbox_s_classes_are() -> None:
+    """Numbers in file names are the hub's: sizes, and names of some of the classes."""
+    assert {number for _, number in foolbox_pictures("mnist")} <= set(range(10))
+    with Image.open(foolbox_pictures("cifar100")[0][0]) as picture:
+        assert picture.size == (32, 32)
+    assert (len(CIFAR100), CIFAR100[26]) == (100, "crab")
+    assert (CIFAR100[47], CIFAR100[0], CIFAR100[99], CIFAR10[9]) == ("maple tree", "apple", "worm", "truck")
+
+
+def test_a_single_file_and_a_saved_data_set_are_the_same(tmp_path: Path) -> None:
+    data = table("mnist", foolbox_rows("mnist"), list(DIGITS))
+    data.to_parquet(str(tmp_path / "digits.parquet"))
+    data.save_to_disk(str(tmp_path / "saved"))
+    import datasets
+
+    datasets.DatasetDict({"test": data, "train": data.select([0])}).save_to_disk(str(tmp_path / "splits"))
+    texts = set()
+    for path in ("digits.parquet", "saved", "splits"):
+        found = open_benchmark("mnist", {"mnist": str(tmp_path / path)})
+        texts.add(found.records.read_text())
+    assert len(texts) == 1
+
+
+def test_the_whole_way_from_parquet_to_scores(
+    config: EvalConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("cifar10", "cifar100", "mnist")
+    sources = {name: str(laid_out(tmp_path, name, foolbox_rows(name))) for name in names}
+    whole = replace(config, eval=replace(config.eval, sources=sources))
+    results = evaluate(whole)
+    assert {each.column: each.n for each in results.scores} == {"CIFAR-10": 20, "CIFAR-100": 20, "MNIST": 20}
+    assert "mnist: " in (said := capsys.readouterr().err)
+    assert "has 20 rows, the whole split 10000" in said
+    assert results.about["sources"]["mnist"]["rows"] == 20
+    assert results.about["sample"]["mnist"] == {"answered": 20, "of": 20}
+    path = Path(config.output_dir) / "predictions.jsonl"
+    mnist = [p for p in read_predictions(path).predictions if p.benchmark == "mnist"]
+    images = Path(results.about["images"]["mnist"])
+    assert all((images / p.image).is_file() for p in mnist)
+    # Answers as a good model gives them, in the same file: the score follows.
+    lines = path.read_text().splitlines()
+    right = [json.loads(line) for line in lines[1:]]
+    for number, line in enumerate(sorted(right, key=lambda line: (line["benchmark"], line["index"]))):
+        line["prediction"] = (
+            f"The answer is {line['target'].upper()}." if number % 20 < 15 else "I see nothing"
+        )
+    path.write_text("\n".join([lines[0], *map(json.dumps, right)]) + "\n")
+    assert {each.column: each.value for each in score(path.parent).scores} == {
+        "CIFAR-10": 75.0, "CIFAR-100": 75.0, "MNIST": 75.0
+    }  # fmt: skip
+
+
+def test_a_limit_takes_labels_evenly_and_is_said(config: EvalConfig, tmp_path: Path) -> None:
+    source = {"mnist": str(laid_out(tmp_path, "mnist", foolbox_rows("mnist")))}
+    results = evaluate(replace(config, eval=replace(config.eval, sources=source, limit=8)))
+    assert results.about["sample"]["mnist"] == {"answered": 8, "of": 20}
+    answered = read_predictions(Path(config.output_dir) / "predictions.jsonl").predictions
+    present = {number for _, number in foolbox_pictures("mnist")}
+    assert len({p.target for p in answered}) == min(8, len(present))
+
+
+def test_benchmarks_of_one_column_are_not_mixed(config: EvalConfig, tmp_path: Path) -> None:
+    source = {"mnist": str(laid_out(tmp_path, "mnist", foolbox_rows("mnist")))}
+    both = replace(config.eval, sources=source, benchmarks=["mini_mnist", "mnist"])
+    with pytest.raises(UserError, match="mini_mnist and mnist are both the column MNIST"):
+        evaluate(replace(config, eval=both))
+
+
 def parquet(path: Path, rows: list[dict[str, Any]], names: str = "0123456789") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     table("mnist", rows, list(names)).to_parquet(str(path))
     return path
 
 
-def test_each_kind_of_bad_copy_says_what_it_is(rows: Rows, tmp_path: Path) -> None:
-    mnist = rows("mnist")
+def test_each_kind_of_bad_copy_says_what_it_is(tmp_path: Path) -> None:
+    mnist = foolbox_rows("mnist")
     cases: dict[str, Path] = {
         r"=.*nowhere: no such file or folder; expected a copy of ylecun/mnist": tmp_path / "nowhere"
     }
@@ -95,9 +198,9 @@ def test_each_kind_of_bad_copy_says_what_it_is(rows: Rows, tmp_path: Path) -> No
     ],
 )
 def test_a_copy_of_another_benchmark_with_the_same_columns_is_refused(
-    given_as: str, category: str, message: str, rows: Rows, tmp_path: Path, cache: Path
+    given_as: str, category: str, message: str, tmp_path: Path, cache: Path
 ) -> None:
-    picture = rows("mnist")[0]["image"]
+    picture = foolbox_rows("mnist")[0]["image"]
     own = {"mme": "scene", "pope": "popular"}[given_as]
     table = datasets.Dataset.from_list(
         [
@@ -113,27 +216,23 @@ def test_a_copy_of_another_benchmark_with_the_same_columns_is_refused(
     assert open_benchmark(given_as, {given_as: str(tmp_path / "test.parquet")}).rows == 1
 
 
-def test_the_commit_is_that_of_the_library_s_cache(
-    rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_commit_is_that_of_the_library_s_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commit = "0123456789abcdef0123456789abcdef01234567"
-    table("mnist", rows("mnist"), list("0123456789")).save_to_disk(str(tmp_path / commit))
+    table("mnist", foolbox_rows("mnist"), list("0123456789")).save_to_disk(str(tmp_path / commit))
     monkeypatch.setattr(
         datasets, "load_dataset", lambda *_, **__: datasets.load_from_disk(str(tmp_path / commit))
     )
     assert open_benchmark("mnist", {}).source == f"hub:ylecun/mnist@newest test, commit {commit}"
 
 
-def test_the_hub_s_names_are_tried_in_turn(
-    rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_hub_s_names_are_tried_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str]] = []
 
     def load(name: str, split: str, revision: str | None) -> Any:
         asked.append((name, split))
         if name == "lmms-lab/MME" or len(asked) > 4:
             raise ConnectionError("no network\nhere")
-        picture = rows("mnist")[0]["image"]
+        picture = foolbox_rows("mnist")[0]["image"]
         about = {"question_id": "scene/1.jpg", "category": "scene", "image": picture}
         both = [{**about, "question": f"Is it {word}?", "answer": word} for word in ("Yes", "No")]
         return datasets.Dataset.from_list(both).cast_column("image", datasets.Image())
