@@ -42,7 +42,7 @@ _ALL = (
     Command("plan", "PlanConfig", "mixlora_cli.analysis.plan:plan", _TRAINING),
     Command("interference", "InterferenceConfig", "mixlora_cli.launch:interference", "model,data"),
     Command("tsne", "TsneConfig", "mixlora_cli.analysis.selections.run:tsne", "model,data"),
-    Command("reproduce", "ReproduceConfig", "mixlora_cli.reproduce.run:reproduce", first_word="what"),
+    Command("reproduce", "ReproduceConfig", "mixlora_cli.reproduce.grid:reproduce", first_word="what"),
     Command("table", "TableConfig", "mixlora_cli.reproduce.table:table", first_word="what"),
 )
 COMMANDS = {command.name: command for command in _ALL}
