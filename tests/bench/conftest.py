@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
-from mixlora_cli.config import BenchConfig, BenchSettings, DataConfig, ModelConfig
+from mixlora_cli.config import BenchConfig, BenchSettings, ModelConfig
+from tiny_data import tiny_data
 
 QUICK = BenchSettings(
     quick=True,
@@ -52,29 +51,10 @@ def no_collection(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataConfig:
-    """Eight pictures of one colour each."""
-    monkeypatch.setenv("MIXLORA_CACHE", str(tmp_path / "cache"))
-    images = tmp_path / "images"
-    images.mkdir()
-    records = []
-    for number in range(8):
-        Image.new("RGB", (16 + number, 16), ("red", "green", "blue")[number % 3]).save(
-            images / f"{number}.png"
-        )
-        question = "<image>\nWhich colour is it?" + " Look well." * (number % 3)
-        turns = [{"from": "human", "value": question}, {"from": "gpt", "value": "red"}]
-        records.append(
-            {"id": str(number), "task_name": "colour", "image": f"{number}.png", "conversations": turns}
-        )
-    path = tmp_path / "train.json"
-    path.write_text(json.dumps(records))
-    return DataConfig(name="json", source="json", train=str(path), images=str(images))
-
-
-@pytest.fixture
-def make_config(tmp_path: Path, data: DataConfig) -> MakeConfig:
+def make_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeConfig:
     """`make_config(parts=["layer"], ...)`: keywords of `BenchConfig` or of its settings."""
+    monkeypatch.setenv("MIXLORA_CACHE", str(tmp_path / "cache"))
+    data = tiny_data(tmp_path / "data", train=["counting", "reading"] * 4)
 
     def make(**values: Any) -> BenchConfig:
         top = {key: values.pop(key) for key in ("seed", "overwrite", "rank", "factors") if key in values}

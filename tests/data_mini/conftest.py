@@ -1,3 +1,5 @@
+"""The small data set: planned completely once, drawn with few instances once."""
+
 from __future__ import annotations
 
 import json
@@ -10,8 +12,6 @@ import pytest
 from mixlora_cli.data.mini.build import build_mini
 from mixlora_cli.data.mini.plan import Counts, Plan, make_plan
 
-FEW = Counts(train=6, heldout=3, unseen=0.1)
-
 
 @pytest.fixture(scope="session")
 def full_plan() -> Plan:
@@ -23,13 +23,8 @@ def full_plan() -> Plan:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set on disk with few instances of everything."""
     root = tmp_path_factory.mktemp("cache") / "mini-few"
-    build_mini(root, progress=False, counts=FEW)
+    build_mini(root, progress=False, counts=Counts(train=6, heldout=3, unseen=0.1))
     return root
-
-
-@pytest.fixture(scope="session")
-def few() -> Counts:
-    return FEW
 
 
 @pytest.fixture(scope="session")

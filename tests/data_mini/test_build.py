@@ -1,4 +1,4 @@
-"""Building on disk: the format, the same files every time, whole or not at all."""
+"""Building on disk: the format, the same files every time, complete or not at all."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from typing import Any
 
 import pytest
 
+from mixlora_cli.config import DataConfig
+from mixlora_cli.data.definitions import parse_definitions
+from mixlora_cli.data.loading import load_records
 from mixlora_cli.data.mini import build
 from mixlora_cli.data.mini.build import build_mini, generator_digest, mini_root
-from mixlora_cli.data.mini.plan import Counts, make_plan
+from mixlora_cli.data.mini.plan import Counts, Plan
 from mixlora_cli.data.mini.seen import SEEN_TASKS
 from mixlora_cli.data.mini.unseen import UNSEEN_BENCHMARKS
 from mixlora_cli.errors import UserError
@@ -39,14 +42,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_two_builds_are_equal_bit_for_bit(built: Path, few: Counts, tmp_path: Path) -> None:
-    build_mini(tmp_path / "again", progress=False, counts=few)
-    first, second = tree(built), tree(tmp_path / "again")
-    assert len(first) == 4 + 26 * (6 + 3) + 8 + 5 * 12 + 13 + 2
-    assert first == second
-
-
-def test_records_have_the_vision_flan_format(built: Path, read_records: Records) -> None:
+def test_records_have_the_vision_flan_format(built: Path, read_records: Records, one: Path) -> None:
     for split, records in read_records.items():
         assert len({record["id"] for record in records}) == len(records)
         for record in records:
@@ -56,27 +52,24 @@ def test_records_have_the_vision_flan_format(built: Path, read_records: Records)
             assert ("benchmark" in record) == (split == "unseen")
     first = read_records["train"][0]
     assert (first["id"], first["image"]) == ("object_naming_train_0000", "object_naming/train_0000.png")
+    config = DataConfig("json", "json", train=str(one / "train.json"), images=str(one / "images"))
+    assert len(load_records(config, "train")) == 26  # by the project's own loader
 
 
 def test_counts_and_metadata(built: Path, read_records: Records) -> None:
-    assert Counter(record["task_name"] for record in read_records["train"]) == dict.fromkeys(SEEN_TASKS, 6)
-    assert Counter(record["task_name"] for record in read_records["heldout"]) == dict.fromkeys(SEEN_TASKS, 3)
+    assert len(tree(built)) == 4 + 26 * (6 + 3) + 8 + 5 * 12 + 13 + 2
+    for split, count in (("train", 6), ("heldout", 3)):
+        names = Counter(record["task_name"] for record in read_records[split])
+        assert names == dict.fromkeys(SEEN_TASKS, count)
     assert {record["benchmark"] for record in read_records["unseen"]} == set(UNSEEN_BENCHMARKS)
     metadata = json.loads((built / "metadata.json").read_text())
     assert list(metadata) == [*SEEN_TASKS, *UNSEEN_BENCHMARKS]
-    assert metadata["count_digit"]["split"] == "seen"
-    assert metadata["count_digit"]["instances"] == {"train": 6, "heldout": 3}
-    assert metadata["mini_mme"]["split"] == "unseen"
-    assert metadata["mini_mme"]["instances"] == {"unseen": 16}
-    assert all(entry["definition"] for entry in metadata.values())
-
-
-def test_the_project_s_own_loader_takes_it(one: Path) -> None:
-    from mixlora_cli.config import DataConfig
-    from mixlora_cli.data.loading import load_records
-
-    config = DataConfig("json", "json", train=str(one / "train.json"), images=str(one / "images"))
-    assert len(load_records(config, "train")) == 26
+    seen, unseen = metadata["count_digit"], metadata["mini_mme"]
+    assert (seen["split"], seen["instances"]) == ("seen", {"train": 6, "heldout": 3})
+    assert (unseen["split"], unseen["instances"]) == ("unseen", {"unseen": 16})
+    definitions = parse_definitions(metadata, "metadata.json")  # which task routing reads
+    assert len(set(definitions.values())) == 26 + 8
+    assert all(7 <= len(text.split()) <= 45 and text.endswith(".") for text in definitions.values())
 
 
 def test_what_is_there_stays(one: Path) -> None:
@@ -85,18 +78,18 @@ def test_what_is_there_stays(one: Path) -> None:
     assert tree(one) == before
 
 
-def test_a_failed_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_build_leaves_nothing_and_a_faster_builder_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(build, "_write_json", fail)
-    with pytest.raises(KeyboardInterrupt):
-        build_mini(tmp_path / "mini", progress=False, counts=ONE)
+    root = tmp_path / "mini"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(build, "_write_json", fail)
+        build_mini(root, progress=False, counts=ONE)
     assert list(tmp_path.iterdir()) == []
 
-
-def test_a_faster_builder_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = tmp_path / "mini"
     write_json = build._write_json
 
     def write_and_be_overtaken(plan: Any, folder: Path) -> None:
@@ -110,16 +103,20 @@ def test_a_faster_builder_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert list(tmp_path.iterdir()) == [root]
 
 
-def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:
-    root = tmp_path / "mini"
-    root.mkdir()
-    (root / "diary.txt").write_text("mine")
+def test_where_nothing_can_be_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mini").mkdir()
+    (tmp_path / "mini" / "diary.txt").write_text("mine")
     with pytest.raises(UserError, match=r"cannot be built at .*mini"):
-        build_mini(root, progress=False, counts=ONE)
-    assert (root / "diary.txt").read_text() == "mine"
+        build_mini(tmp_path / "mini", progress=False, counts=ONE)
+    assert (tmp_path / "mini" / "diary.txt").read_text() == "mine"
+    monkeypatch.setenv("MIXLORA_CACHE", str(tmp_path / "mini" / "diary.txt"))
+    with pytest.raises(UserError, match="set MIXLORA_CACHE"):
+        mini_root()
 
 
-def test_without_worker_processes(one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_worker_processes_the_files_are_the_same(
+    one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class NoProcesses:
         def __init__(self, *_: object, **__: object) -> None:
             raise BrokenProcessPool
@@ -138,14 +135,13 @@ def test_with_spawned_processes(one: Path, tmp_path: Path) -> None:
         "multiprocessing.set_start_method('spawn')\n"
         "build_mini(pathlib.Path(sys.argv[1]), counts=Counts(1, 1, 0.001))\n"
     )
-    source = str(Path(build.__file__).parents[3])
-    run = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "mini")],
-        capture_output=True,
-        text=True,
-        env={"PYTHONPATH": source, "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
-        check=True,
-    )
+    environment = {
+        "PYTHONPATH": str(Path(build.__file__).parents[3]),
+        "PATH": "/usr/bin:/bin",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-c", program, str(tmp_path / "mini")]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     assert run.stderr.splitlines()[-1] == "Drawing the mini data set 60/60"
     assert tree(tmp_path / "mini") == tree(one)
 
@@ -158,28 +154,17 @@ def test_root_is_in_the_cache_and_named_by_the_generator(
     root.mkdir()
     (root / "metadata.json").write_text("{}")  # already built, so that nothing is drawn here
     assert mini_root() == root
-    assert len(generator_digest()) == 12
 
 
-def test_the_digest_is_that_of_what_is_drawn_and_its_name_is_kept() -> None:
+def test_the_digest_is_that_of_what_is_drawn_and_its_name_is_kept(
+    full_plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of records, pictures' descriptions and every 101st picture's pixels: moving the code changes none of them."""
-    plan = make_plan(Counts())
-    assert build.plan_digest(plan) == build.DRAWN
-    assert build.pixels_digest(plan) == build.PIXELS
+    assert build.plan_digest(full_plan) == build.DRAWN
+    assert build.pixels_digest(full_plan) == build.PIXELS
     assert generator_digest() == "b4050ad1f629"  # what results/mini was made of
-    name = next(iter(plan.pictures))
-    other = replace(plan, pictures=plan.pictures | {name: plan.pictures[list(plan.pictures)[-1]]})
+    first, *_, last = full_plan.pictures
+    other = replace(full_plan, pictures={**full_plan.pictures, first: full_plan.pictures[last]})
     assert build.plan_digest(other) != build.DRAWN
-
-
-def test_digest_changes_with_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = generator_digest()
     monkeypatch.setattr(build, "version", lambda package: "0.0")
-    assert generator_digest() != before
-
-
-def test_an_unusable_cache_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("MIXLORA_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UserError, match="set MIXLORA_CACHE"):
-        mini_root()
+    assert generator_digest() != "b4050ad1f629"

@@ -10,7 +10,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    CLIPVisionConfig,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from mixlora_cli.analysis.bench.counters import Operations, count_operations, saved_bytes
 from mixlora_cli.analysis.meta_step import MetaStep
@@ -32,8 +40,8 @@ LOG_PROBABILITIES = BATCH * LABELS * VOCABULARY * 4
 TOLERANCE = 0.03
 
 
-def small_llava(attention: str) -> LlavaForConditionalGeneration:
-    """Three LLaMA layers with grouped keys and values; no two sizes are alike."""
+def small_llava(attention: str, family: Any = LlamaConfig) -> LlavaForConditionalGeneration:
+    """Three layers with grouped keys and values; no two sizes are alike."""
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
             hidden_size=32,
@@ -44,13 +52,14 @@ def small_llava(attention: str) -> LlavaForConditionalGeneration:
             patch_size=14,
             projection_dim=16,
         ),
-        text_config=LlamaConfig(
+        text_config=family(
             vocab_size=VOCABULARY,
             hidden_size=64,
             intermediate_size=176,
             num_hidden_layers=LAYERS,
             num_attention_heads=4,
             num_key_value_heads=2,
+            head_dim=16,
         ),
         image_token_index=5,
         image_seq_length=4,
@@ -79,16 +88,16 @@ def with_checkpointing(config: TrainConfig) -> TrainConfig:
     return replace(config, train=replace(config.train, gradient_checkpointing=True))
 
 
-def on_meta(config: TrainConfig) -> MetaStep:
+def on_meta(config: TrainConfig, family: Any = LlamaConfig) -> MetaStep:
     with torch.device("meta"):
-        return MetaStep(small_llava("eager"), config)
+        return MetaStep(small_llava("eager", family), config)
 
 
 class Reality:
     """A small model with an adapter on the CPU, and one text batch with padding."""
 
-    def __init__(self, config: TrainConfig, bf16: bool = False) -> None:
-        base = small_llava(config.model.attn_implementation)
+    def __init__(self, config: TrainConfig, bf16: bool = False, family: Any = LlamaConfig) -> None:
+        base = small_llava(config.model.attn_implementation, family)
         if bf16 and config.adapter.name != "full":
             base = base.to(torch.bfloat16)
         self.bf16 = bf16
@@ -182,6 +191,18 @@ def test_operations_are_those_that_torch_counts(
     assert BATCH * found.forward == pytest.approx(real.forward, rel=1e-3)
     assert BATCH * (found.backward + found.recomputation) == pytest.approx(real.backward, rel=0.01)
     assert (found.recomputation > 0) == checkpointing
+
+
+@pytest.mark.parametrize("family", [Qwen2Config, Qwen3Config, Gemma3TextConfig])
+@pytest.mark.parametrize("adapter", ["mixlora", "full"])
+def test_other_language_models_are_measured_as_well(family: Any, adapter: str) -> None:
+    config = configured(name=adapter, dropout=0.0)
+    step, real = on_meta(config, family), Reality(config, family=family)
+    found, _ = step.kept_bytes(BATCH, LENGTH, 4, checkpointing=False)
+    assert found + LOG_PROBABILITIES == pytest.approx(saved_bytes(real.loss, real.model), rel=TOLERANCE)
+    operations, counted = step.operations(LENGTH, LABELS), real.operations()
+    assert BATCH * operations.forward == pytest.approx(counted.forward, rel=1e-3)
+    assert BATCH * operations.backward == pytest.approx(counted.backward, rel=0.01)
 
 
 def test_a_frozen_base_saves_the_weight_gradients() -> None:

@@ -120,7 +120,7 @@ class MetaStep:
             inputs = self._inputs(model, instances, length, checkpointing)
             with _autocast_on_meta(), inputs_keep_their_dtype(model), _AsOnGpu(bf16=element == 2) as gpu:
                 return saved_bytes(
-                    lambda: model(**inputs, logits_to_keep=1, use_cache=False), model, gpu.weights
+                    lambda: model(**inputs, logits_to_keep=1, use_cache=False), model, gpu.copies.values()
                 )
 
         one, two = kept(1), kept(2)
@@ -230,9 +230,8 @@ class _AsOnGpu(TorchFunctionMode):
     def __init__(self, bf16: bool) -> None:
         super().__init__()
         self._bf16 = bf16
-        self._cast: dict[int, Tensor] = {}
-        self.weights: list[Tensor] = []
-        """Autocast's copies of trained weights, one each."""
+        self.copies: dict[int, Tensor] = {}
+        """Of trained weights, which autocast makes once in a pass."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -247,10 +246,9 @@ class _AsOnGpu(TorchFunctionMode):
     def _in_bf16(self, tensor: Tensor) -> Tensor:
         if tensor.dtype != torch.float32 or not isinstance(tensor, nn.Parameter):
             return tensor.to(torch.bfloat16)
-        if id(tensor) not in self._cast:
-            self._cast[id(tensor)] = tensor.to(torch.bfloat16)
-            self.weights.append(self._cast[id(tensor)])
-        return self._cast[id(tensor)]
+        if id(tensor) not in self.copies:
+            self.copies[id(tensor)] = tensor.to(torch.bfloat16)
+        return self.copies[id(tensor)]
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
@@ -267,10 +265,8 @@ def _fused_attention(
     **options: Any,
 ) -> tuple[Tensor, None]:
     """(B, heads, S, d) each, mask (B, 1, S, S) -> (B, S, heads, d)."""
-    query, key = (
-        query.to(value.dtype),
-        key.to(value.dtype),
-    )  # autocast casts what the positions' fp32 has widened
+    # Autocast casts what the positions' fp32 has widened.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     repeats = query.shape[1] // key.shape[1]
     key, value = (
         tensor.repeat_interleave(repeats, dim=1) if repeats > 1 else tensor for tensor in (key, value)

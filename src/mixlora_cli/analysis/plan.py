@@ -189,9 +189,9 @@ class Plan:
         passes = accumulation(optim, machine.gpus)
         together = optim.batch_size * passes * machine.gpus
         length = work.tokens / (1 - work.padding)
-        one = asdict(
-            self.measured.operations(max(1, round(length)), max(1, round(work.label_tokens)), published)
-        )
+        tokens = max(1, round(length))
+        labels = min(tokens, max(1, round(work.label_tokens)))
+        one = asdict(self.measured.operations(tokens, labels, published))
         done = {part: together * operations for part, operations in one.items()}
         total = sum(done.values())
         steps = optim.steps or max(1, math.ceil(work.instances * optim.epochs / together))

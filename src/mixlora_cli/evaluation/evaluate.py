@@ -47,7 +47,7 @@ from mixlora_cli.models.session import Run, Session, find_run
 from mixlora_cli.output import alone_in
 from mixlora_cli.paths import require_cache
 from mixlora_cli.progress import counting, say
-from mixlora_cli.report.finish import finish
+from mixlora_cli.report.run import finish
 from mixlora_cli.training.run_folder import versions
 
 
@@ -115,7 +115,7 @@ def _answer(config: EvalConfig, folder: Path, team: ProcessGroup, console: Conso
         base = build_base(run.model, run.dtype)
     work = [_encoded(part, base, config) for part in chosen]
     for each in work:  # again: encoding may have left out one of two
-        check_pairs(each.chosen, each.encoded, config.eval.sources or {})
+        check_pairs(each.chosen, each.encoded)
     header = _header(config, run, base, work, routing)
     with open_share(folder / FILE_NAME, header, team, lambda text: say(text, console)) as log:
         if len(log.done) == header.count:
@@ -177,7 +177,7 @@ def _about(config: EvalConfig, run: Run, base: Base, work: Sequence[Work]) -> Ma
         "sample": {task[1]: {"answered": n, "of": available[task]} for task, n in answered.items()},
         "images": {name: str(part.images) for part in chosen for name in part.counts if part.images},
         "sources": {part.name: dict(part.about) for part in chosen if part.about},
-        "benchmarks": declared(chosen, config.eval.sources or {}),
+        "benchmarks": declared(chosen),
         "versions": versions(),
     }
 

@@ -30,10 +30,12 @@ class Chosen:
     split: EvalSplit
     records: Sequence[Record]
     images: Path | None
+    counts: Mapping[str, int]
+    """Instances of each benchmark or task before `eval.limit`."""
+    benchmarks: Mapping[str, Benchmark] = field(default_factory=dict)
+    """Those that the instances belong to, by name; empty for held-out ones."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """A benchmark's own source: where, how many rows, how many of them are unusable, how many the whole split has."""
-    counts: Mapping[str, int] = field(default_factory=dict)
-    """Instances of each benchmark or task before `eval.limit`."""
 
 
 def choose_instances(config: EvalConfig) -> list[Chosen]:
@@ -43,87 +45,71 @@ def choose_instances(config: EvalConfig) -> list[Chosen]:
     questions for MME's rule that are not in pairs.
     """
     wanted = None if config.eval.benchmarks is None else expand(config.eval.benchmarks)
-    sources = config.eval.sources or {}
-    own = sourced(wanted, sources)
-    chosen = _of_data(config, wanted, own)
-    chosen += [_of_source(name, config, sources) for name in own]
+    own = sourced(wanted, config.eval.sources or {})
+    rest = None if wanted is None else [name for name in wanted if name not in own]
+    chosen = []
+    if rest or (not own and not (config.eval.seen and (rest == [] or not _has_unseen(config.data)))):
+        groups = grouped(load_records(config.data, "unseen"), benchmark_of)
+        records = [record for name in choose(rest, list(groups)) for record in groups[name]]
+        chosen.append(_of_data("unseen", records, config))
+    chosen += [_of_source(name, config) for name in own]
     if config.eval.seen:
-        chosen.append(_limited("heldout", "heldout", load_records(config.data, "heldout"), config))
-    _check_columns([name for part in chosen if part.split == "unseen" for name in part.counts], sources)
+        chosen.append(_of_data("heldout", load_records(config.data, "heldout"), config))
+    by_column: dict[str, str] = {}
+    for benchmark in (each for part in chosen for each in part.benchmarks.values()):
+        if other := by_column.get(benchmark.column):
+            raise UserError(
+                f"eval.benchmarks: {other} and {benchmark.name} are both the column {cut(benchmark.column)}; "
+                "evaluate them apart, each with its own output_dir"
+            )
+        by_column[benchmark.column] = benchmark.name
     for part in chosen:
-        check_pairs(part, part.records, sources)
+        check_pairs(part, part.records)
     return chosen
 
 
-def _of_data(config: EvalConfig, wanted: list[str] | None, own: Sequence[str]) -> list[Chosen]:
-    data = config.data
-    rest = None if wanted is None else [name for name in wanted if name not in own]
-    if own and not rest:
-        return []
-    if config.eval.seen and (rest == [] or (data.source == "json" and data.unseen is None)):
-        return []
-    groups = grouped(load_records(data, "unseen"), benchmark_of)
-    records = [record for name in choose(rest, list(groups)) for record in groups[name]]
-    return [_limited("unseen", "unseen", records, config)]
+def _has_unseen(data: DataConfig) -> bool:
+    return data.source != "json" or data.unseen is not None
 
 
-def _limited(name: str, split: EvalSplit, records: Sequence[Record], config: EvalConfig) -> Chosen:
+def _of_data(split: EvalSplit, records: Sequence[Record], config: EvalConfig) -> Chosen:
+    """Raises UserError where `answers` or `labels` of a record are not what scoring reads."""
     files = locate_files(config.data, split)
+    counts = Counter(map(benchmark_of, records))
+    benchmarks = {name: benchmark_named(name) for name in counts} if split == "unseen" else {}
     for record in records:
-        _check_answers(record, split, str(files.annotations))
-    counts = {key: len(group) for key, group in grouped(records, benchmark_of).items()}
-    return Chosen(name, split, limited(records, config.eval.limit, config.seed), files.images, counts=counts)
-
-
-def _check_answers(record: Record, split: EvalSplit, source: str) -> None:
-    """Raise UserError where `answers` or `labels` are not what scoring reads."""
-    try:
-        references(record.extra, benchmark_named(benchmark_of(record)).metric if split == "unseen" else None)
-        label_set(record.extra)
-    except ValueError as error:
-        raise UserError(f"{source}, record {record.index}: {error}") from None
-
-
-def _of_source(name: str, config: EvalConfig, sources: Mapping[str, str]) -> Chosen:
-    found = open_benchmark(name, sources, config.data.on_error, config.eval.ocr_tokens)
-    files = DataConfig(
-        name=name,
-        source="json",
-        unseen=str(found.records),
-        images=str(found.images),
-        on_error=config.data.on_error,
-    )
-    records = load_records(files, "unseen")
-    origin = BENCHMARKS[name].origin if name in BENCHMARKS else None
-    about = {"source": found.source, "rows": found.rows, "left_out": found.rows - len(records)}
-    if origin is not None:
-        about["split_rows"] = origin.rows
+        try:
+            benchmark = benchmarks.get(benchmark_of(record))
+            references(record.extra, benchmark.metric if benchmark else None)
+            label_set(record.extra)
+        except ValueError as error:
+            raise UserError(f"{files.annotations}, record {record.index}: {error}") from None
     sample = limited(records, config.eval.limit, config.seed)
-    return Chosen(name, "unseen", sample, found.images, about, {name: len(records)})
+    return Chosen(split, split, sample, files.images, dict(counts), benchmarks)
 
 
-def _check_columns(names: Sequence[str], sources: Mapping[str, str]) -> None:
-    by_column: dict[str, str] = {}
-    for name in names:
-        column = _benchmark(name, sources).column
-        if column in by_column:
-            raise UserError(
-                f"eval.benchmarks: {by_column[column]} and {name} are both the column {cut(column)}; "
-                "evaluate them apart, each with its own output_dir"
-            )
-        by_column[column] = name
+def _of_source(name: str, config: EvalConfig) -> Chosen:
+    sources, on_error = config.eval.sources or {}, config.data.on_error
+    found = open_benchmark(name, sources, on_error, config.eval.ocr_tokens)
+    place, images = str(found.records), str(found.images)
+    files = DataConfig(name=name, source="json", unseen=place, images=images, on_error=on_error)
+    records = load_records(files, "unseen")
+    benchmark = described(name, sources)
+    about = {"source": found.source, "rows": found.rows, "left_out": found.rows - len(records)}
+    if benchmark.origin is not None:
+        about["split_rows"] = benchmark.origin.rows
+    sample = limited(records, config.eval.limit, config.seed)
+    return Chosen(name, "unseen", sample, found.images, {name: len(records)}, {name: benchmark}, about)
 
 
-def check_pairs(part: Chosen, records: Sequence[Record], sources: Mapping[str, str]) -> None:
+def check_pairs(part: Chosen, records: Sequence[Record]) -> None:
     """Raise UserError where a rule that pairs questions finds more or fewer about a picture in `part`'s `records`."""
-    if part.split != "unseen":
-        return
     for name, group in grouped(records, benchmark_of).items():
-        metric = _benchmark(name, sources).metric
-        if not (wanted := metric.aggregate.questions_per_image):
+        metric = part.benchmarks[name].metric if part.benchmarks else None
+        if metric is None or not metric.aggregate.questions_per_image:
             continue
         questions = Counter((category_of(record), str(record.extra.get("image_id", ""))) for record in group)
-        odd = [(key, count) for key, count in questions.items() if count != wanted]
+        odd = [each for each in questions.items() if each[1] != metric.aggregate.questions_per_image]
         if odd:
             (subtask, image), count = odd[0]
             first = f"{cut(repr(image))} of subtask {cut(repr(subtask))} with {count}"
@@ -136,15 +122,12 @@ def check_pairs(part: Chosen, records: Sequence[Record], sources: Mapping[str, s
 
 def check_targets(part: Chosen, config: EvalConfig) -> None:
     """Raise UserError where no answer to one of `part`'s records can be right by its benchmark's rule."""
-    if part.split != "unseen":
-        return
-    for name, records in grouped(part.records, benchmark_of).items():
-        metric = _benchmark(name, config.eval.sources or {}).metric
-        for record in records:
-            try:
-                require_reachable(record.conversation[-1].text, label_set(record.extra), metric)
-            except ValueError as error:
-                raise UserError(f"{_place_of(part, record, config)}: {error}") from None
+    for record in part.records if part.benchmarks else ():
+        metric = part.benchmarks[benchmark_of(record)].metric
+        try:
+            require_reachable(record.conversation[-1].text, label_set(record.extra), metric)
+        except ValueError as error:
+            raise UserError(f"{_place_of(part, record, config)}: {error}") from None
 
 
 def _place_of(part: Chosen, record: Record, config: EvalConfig) -> str:
@@ -156,16 +139,15 @@ def _place_of(part: Chosen, record: Record, config: EvalConfig) -> str:
     return f"{locate_files(config.data, 'unseen').annotations}, record {record.index}"
 
 
-def _benchmark(name: str, sources: Mapping[str, str]) -> Benchmark:
-    return described(name, sources) if name in sources else benchmark_named(name)
-
-
-def declared(chosen: Sequence[Chosen], sources: Mapping[str, str]) -> dict[str, dict[str, str]]:
+def declared(chosen: Sequence[Chosen]) -> dict[str, dict[str, str]]:
     """What scoring has to know of the user's own benchmarks: see `benchmark_named`."""
     scorers = {metric: name for name, metric in METRICS.items()}
-    names = [part.name for part in chosen if part.name in sources and part.name not in BENCHMARKS]
-    own = {name: described(name, sources) for name in names}
-    return {name: {"column": each.column, "scorer": scorers[each.metric]} for name, each in own.items()}
+    own = (each for part in chosen if part.about for each in part.benchmarks.values())
+    return {
+        each.name: {"column": each.column, "scorer": scorers[each.metric]}
+        for each in own
+        if each.name not in BENCHMARKS
+    }
 
 
 def notes(chosen: Sequence[Chosen]) -> list[str]:

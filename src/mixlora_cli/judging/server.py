@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
-from itertools import islice
-from threading import Event
+from threading import Event, Lock
 from typing import Any
 
 import httpx
@@ -61,18 +60,6 @@ class _Refused(Exception):
 
 
 @dataclass
-class _Failures:
-    """What went wrong so far."""
-
-    failed: int = 0
-    in_a_row: int = 0
-    """Questions without a reply since the last one that had one."""
-    refused: int = 0
-    reason: str = ""
-    """What the last failure said."""
-
-
-@dataclass
 class ServerJudge:
     """Keeps `concurrency` requests under way; gives up when the server answers none any more."""
 
@@ -89,39 +76,49 @@ class ServerJudge:
         )
 
     def replies(self, questions: Questions) -> Iterator[dict[str, str]]:
-        """Replies as they come.
+        """Replies one by one.
 
         Raises UserError when a question was not answered after all retries, once the others are; at once when the
         server answers none any more, or refuses them all alike.
         """
-        settings, stop, failures = self.settings, Event(), _Failures()
+        settings, stop, lock = self.settings, Event(), Lock()
+        failures: list[_Passing | _Refused] = []
+        before_last_reply = 0  # failures until the last question that had a reply
         client = self._client()
         place = str(client.base_url.copy_with(username=None, password=None))
         again = _retrying(settings.retries, settings.first_wait, stop)
-        pool = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="judge")
-        running: dict[Future[str], str] = {}
 
-        def collect() -> Iterator[dict[str, str]]:
-            finished, _ = wait(running, return_when=FIRST_COMPLETED)
-            yield from self._sort({future: running.pop(future) for future in finished}, failures)
+        def answer(asked: Prediction) -> str | None:
+            nonlocal before_last_reply
+            if stop.is_set():
+                return None
+            try:
+                text = again(self._ask, client, place, asked)
+            except UserError:
+                stop.set()
+                raise
+            except (_Passing, _Refused) as error:
+                if isinstance(error, _Passing) or settings.on_refusal == "stop":
+                    with lock:
+                        failures.append(error)
+                        if len(failures) - before_last_reply >= max(settings.concurrency, 3):
+                            stop.set()
+                    return None
+                text = REFUSED
+            with lock:
+                before_last_reply = len(failures)
+            return text
 
-        try:
-            waiting = iter(questions.items())
-            while True:
-                for key, prediction in islice(waiting, 2 * settings.concurrency - len(running)):
-                    running[pool.submit(again, self._ask, client, place, prediction)] = key
-                if not running:
-                    break
-                yield from collect()
-                if failures.in_a_row >= max(settings.concurrency, 3):
-                    stop.set()
-                    while running:  # what still comes in is kept
-                        yield from collect()
-                    break
-        finally:
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-            client.close()
+        with ThreadPoolExecutor(settings.concurrency, thread_name_prefix="judge") as pool:
+            try:
+                keys = {pool.submit(answer, asked): key for key, asked in questions.items()}
+                for future in as_completed(keys):
+                    if (text := future.result()) is not None:
+                        yield {keys[future]: text}
+            finally:
+                stop.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+                client.close()
         self._report(failures, place)
 
     def _client(self) -> httpx.Client:
@@ -174,41 +171,18 @@ class ServerJudge:
             raise _Passing(f"a reply whose text is none: {shown}")
         return text or ""  # None: a model that spent its tokens before it said anything
 
-    def _sort(self, finished: Mapping[Future[str], str], failures: _Failures) -> Iterator[dict[str, str]]:
-        """The replies among finished requests, in one portion; what went wrong is counted."""
-        answered: dict[str, str] = {}
-        fatal: UserError | None = None
-        for future, key in finished.items():
-            try:
-                answered[key] = future.result()
-            except _Refused as error:
-                if self.settings.on_refusal == "unparsed":
-                    answered[key] = REFUSED
-                else:
-                    failures.refused += 1
-                    failures.in_a_row, failures.reason = failures.in_a_row + 1, str(error)
-            except _Passing as error:
-                failures.failed += 1
-                failures.in_a_row, failures.reason = failures.in_a_row + 1, str(error)
-            except UserError as error:
-                fatal = error
-        if answered:
-            failures.in_a_row = 0
-            yield answered
-        if fatal is not None:
-            raise fatal
-
-    def _report(self, failures: _Failures, place: str) -> None:
-        if failures.failed:
+    def _report(self, failures: Sequence[_Passing | _Refused], place: str) -> None:
+        failed = sum(isinstance(error, _Passing) for error in failures)
+        if failed:
             raise UserError(
-                f"the judge at {place} left {failures.failed} questions unanswered after up to "
-                f"{self.settings.retries} retries each; the last said: {failures.reason}. All other replies are "
-                "kept: the same command asks only what is missing"
+                f"the judge at {place} left {failed} questions unanswered after up to {self.settings.retries} retries "
+                f"each; the last said: {failures[-1]}. All other replies are kept: the same command asks only what is "
+                "missing"
             )
-        if failures.refused:
+        if failures:
             raise UserError(
-                f"the judge at {place} refused {failures.refused} questions; the last said: {failures.reason}. Mend "
-                "that, or count them as unparsed with judge.on_refusal=unparsed. All other replies are kept"
+                f"the judge at {place} refused {len(failures)} questions; the last said: {failures[-1]}. Mend that, "
+                "or count them as unparsed with judge.on_refusal=unparsed. All other replies are kept"
             )
 
 

@@ -13,7 +13,7 @@ import math
 import random
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -162,7 +162,7 @@ def count_operations(forward: Callable[[], Tensor], gradient: Tensor) -> Operati
     return Operations(before, counter.get_total_flops() - before)
 
 
-def saved_bytes(forward: Callable[[], object], model: nn.Module, copies: Sequence[Tensor] = ()) -> int:
+def saved_bytes(forward: Callable[[], object], model: nn.Module, copies: Iterable[Tensor] = ()) -> int:
     """Bytes that `forward()` keeps for the backward pass, parameters and buffers of `model` left out.
 
     A storage counts once and whole, however many tensors look at it or at a part of it: that is what stays allocated.

@@ -1,4 +1,4 @@
-"""`mixlora check` on data in which everything that can be wrong is wrong a known number of times."""
+"""`mixlora check`: exact counts of everything that is wrong, in processes and out of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,10 @@ from mixlora_cli.data import images as image_checks
 from mixlora_cli.data.encode import Item
 from mixlora_cli.data.problems import Kind
 from mixlora_cli.errors import UserError
-from mixlora_cli.prepare import check as texts
+from mixlora_cli.prepare import check as module
 from mixlora_cli.prepare.check import (
     Mistake,
     Remark,
-    Report,
     Rules,
     check,
     check_chunk,
@@ -44,31 +42,19 @@ def raw(
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Noise pictures a..d.png and z.png, a damaged one, and a link that leads out."""
+    """Small noise pictures a..d.png and z.png, a damaged one, a large one, and a link that leads out."""
     monkeypatch.setenv("MIXLORA_CACHE", str(tmp_path / "cache"))
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for name in "abcdz":
-        Image.frombytes("L", (8, 8), random.Random(name).randbytes(64)).resize((64, 64)).save(
-            pictures / f"{name}.png"
-        )
-    (pictures / "half.png").write_bytes((pictures / "a.png").read_bytes()[:200])
-    Image.new("RGB", (40, 30)).save(pictures / "large.png")
-    outside = tmp_path / "outside.png"
-    Image.new("RGB", (4, 4)).save(outside)
-    (pictures / "link.png").symlink_to(outside)
+        noise = Image.frombytes("L", (8, 8), random.Random(name).randbytes(64))
+        noise.resize((64, 64)).save(pictures / f"{name}.png")
+    whole = (pictures / "a.png").read_bytes()
+    (pictures / "half.png").write_bytes(whole[: len(whole) // 2])
+    Image.new("RGB", (100, 90)).save(pictures / "large.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "outside.png")
+    (pictures / "link.png").symlink_to(tmp_path / "outside.png")
     return tmp_path
-
-
-Check = Callable[..., Report]
-
-
-@pytest.fixture
-def checked(folder: Path) -> Check:
-    def make(train: list[Any], unseen: list[Any] | None = None, **options: Any) -> Report:
-        return run_check(configured(folder, train, unseen, **options))
-
-    return make
 
 
 def configured(
@@ -108,11 +94,7 @@ EVERYTHING = [
 
 
 def test_exact_counts_of_everything(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_checks, "MAX_PIXELS", 40 * 30 - 1)
-    for name in "abcd":  # small enough for that limit
-        Image.effect_noise((20, 20), 80).save(folder / "pictures" / f"{name}.png")
-    whole = (folder / "pictures" / "a.png").read_bytes()
-    (folder / "pictures" / "half.png").write_bytes(whole[: len(whole) // 2])
+    monkeypatch.setattr(image_checks, "MAX_PIXELS", 8999)
     (folder / "tasks.json").write_text(json.dumps({"colour": "Name the colour."}))
     data = {"max_length": 300, "metadata": str(folder / "tasks.json")}
     report = run_check(configured(folder, EVERYTHING, data=data))
@@ -130,28 +112,27 @@ def test_exact_counts_of_everything(folder: Path, monkeypatch: pytest.MonkeyPatc
         Remark.OVER_LENGTH: 1,
         Remark.UNDEFINED_TASK: 1,
     }
-    found = train.found
-    assert found[Remark.DUPLICATE].examples == ["record 1: as record 0", "record 2: as record 0"]
-    assert found[Remark.UNDEFINED_TASK].examples == ["text (1 records)"]
-    assert found[Kind.HUGE_IMAGE].examples[0].startswith("record 10: large.png has 40 x 30 pixels")
+    assert train.found[Remark.DUPLICATE].examples == ["record 1: as record 0", "record 2: as record 0"]
+    assert train.found[Remark.UNDEFINED_TASK].examples == ["text (1 records)"]
+    huge = "record 10: large.png has 100 x 90 pixels, at most 8999 allowed"
+    assert train.found[Kind.HUGE_IMAGE].examples == [huge]
     assert (train.records, train.good, train.text_only, train.pictures) == (16, 6, 1, 2)
-    assert train.tasks == {"colour": 5, "text": 1}
-    assert train.shared_ids == 5
+    assert (train.tasks, train.shared_ids) == ({"colour": 5, "text": 1}, 5)
     assert report.exit_code == 1
 
 
-def test_good_data_is_found_good_and_remarks_count_only_if_strict(checked: Check) -> None:
+def test_good_data_is_found_good_and_remarks_count_only_if_strict(folder: Path) -> None:
     good = [raw("What?", "red", "a.png"), raw("What?", "red", "b.png")]
     for strict in (False, True):
-        report = checked(good, strict=strict)
+        report = run_check(configured(folder, good, strict=strict))
         assert (report.exit_code, report.splits[0].found) == (0, {})
-        assert checked([*good, good[0]], strict=strict).exit_code == int(strict)
+        assert run_check(configured(folder, [*good, good[0]], strict=strict)).exit_code == int(strict)
 
 
-def test_what_is_left_out_is_said(checked: Check) -> None:
+def test_what_is_left_out_is_said(folder: Path) -> None:
     train = [raw("What?", "red " * 2000, "half.png")]
-    assert checked(train).exit_code == 1
-    report = checked(train, lengths=False, images=False)
+    assert run_check(configured(folder, train)).exit_code == 1
+    report = run_check(configured(folder, train, lengths=False, images=False))
     assert (report.exit_code, report.splits[0].good) == (0, 1)
     assert report.left_out == [
         "lengths and label masks (check.lengths=false)",
@@ -170,33 +151,33 @@ def test_only_the_named_tasks(folder: Path) -> None:
 
 
 def test_a_wrong_label_mask_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    side = text_side(TINY)
-    encode = texts.encode
+    encode = module.encode
 
     def slipped(record: Any, base: Any, max_length: int | None = None) -> Item:
         whole = encode(record, base, max_length)
         return replace(whole, labels=[*whole.labels[1:], -100])
 
-    rules = Rules(None, 1792, None, side)
+    rules = Rules(None, 1792, None, text_side(TINY))
     rows = [(n, raw("What?", "red", None)) for n in range(5)]
     assert check_chunk(rows, rules).found == []
-    monkeypatch.setattr(texts, "encode", slipped)
-    found = check_chunk(rows, rules).found
-    assert [(index, sort) for index, sort, _ in found] == [(0, Mistake.LABELS), (1, Mistake.LABELS)]
+    monkeypatch.setattr(module, "encode", slipped)
+    result = check_chunk(rows, rules)
+    assert [(index, sort) for index, sort, _ in result.found] == [(0, Mistake.LABELS), (1, Mistake.LABELS)]
+    assert len(result.good) == 5
 
 
 def test_processes_give_what_one_gives_in_order(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(texts, "CHUNK", 7)
+    monkeypatch.setattr(module, "CHUNK", 7)
     rows = [(n, raw(f"What {n}?", "" if n % 10 == 3 else "red", "a.png")) for n in range(60)]
     rules = Rules((folder / "pictures").resolve(), 1792, None, text_side(TINY))
     alone, together = (list(check_texts(rows, rules, workers)) for workers in (1, 2))
     assert alone == together
-    assert [summary.index for result in together for summary in result.good] == [
+    assert [record.index for result in together for record in result.good] == [
         n for n in range(60) if n % 10 != 3
     ]
 
 
-def test_leakage(folder: Path, checked: Check) -> None:
+def test_leakage(folder: Path) -> None:
     pictures = folder / "pictures"
     (pictures / "copy.png").write_bytes((pictures / "a.png").read_bytes())
     with Image.open(pictures / "b.png") as image:
@@ -208,16 +189,20 @@ def test_leakage(folder: Path, checked: Check) -> None:
         raw("Where?", "here", "plain.png"),
     ]
     unseen = [
-        raw(
-            "what  is IT?\n<image>", "Red", "copy.png", benchmark="pope"
-        ),  # the same question about the same picture
+        # the same question about the same picture
+        raw("what  is IT?\n<image>", "Red", "copy.png", benchmark="pope"),
         raw("How many?", "two", "copy.png", benchmark="pope"),
         raw("Which?", "blue", "z.png", benchmark="pope"),
         raw("Who?", "me", "b_small.jpg", benchmark="mme"),
         raw("Who?", "you", "d.png", benchmark="mme"),
         raw("Who?", "they", None, benchmark="mme"),
     ]
-    pope, mme = checked(train, unseen).leaks
+
+    def checked(**options: Any) -> module.Report:
+        return run_check(configured(folder, train, unseen, **options))
+
+    report = checked()
+    pope, mme = report.leaks
     assert (pope.benchmark, pope.records, pope.pictures) == ("pope", 3, 2)
     assert pope.same_picture.examples == ["copy.png = a.png"]
     assert pope.same_text.examples == ["record 0 = training record 0", "record 2 = training record 1"]
@@ -225,10 +210,9 @@ def test_leakage(folder: Path, checked: Check) -> None:
     assert pope.near_picture.count == 0
     assert (mme.benchmark, mme.records, mme.pictures, mme.total) == ("mme", 3, 2, 1)
     assert mme.near_picture.examples[0].startswith("b_small.jpg ~ b.png (")
-    assert checked(train, unseen, near=0).leaks[1].near_picture.count == 0
-    assert checked(train, unseen, strict=True).exit_code == 1
-    assert checked(train, unseen).exit_code == 0
-    assert checked(train, unseen, leakage=False).leaks == []
+    assert checked(near=0).leaks[1].near_picture.count == 0
+    assert (report.exit_code, checked(strict=True).exit_code) == (0, 1)
+    assert checked(leakage=False).leaks == []
 
 
 def test_table_file_and_exit_code(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -236,46 +220,29 @@ def test_table_file_and_exit_code(folder: Path, capsys: pytest.CaptureFixture[st
         check(configured(folder, [raw("What?", "", "a.png"), raw("What?", "red", "a.png")], examples=1))
     assert stop.value.code == 1
     written = json.loads((folder / "out" / "check.json").read_text())
-    assert written["exit_code"] == 1
-    assert written["splits"]["train"]["findings"] == {
-        "empty_answer": {
-            "text": "empty answer",
-            "remark": False,
-            "count": 1,
-            "examples": ["record 0: turn 1"],
-        }
+    train = written["splits"]["train"]
+    assert list(written) == ["exit_code", "splits", "leakage", "left_out"]
+    assert train.pop("text_records_per_second") > 0
+    assert train == {
+        "source": str(folder / "train.json"),
+        "records": 2,
+        "good": 1,
+        "text_only": 0,
+        "pictures": 1,
+        "shared_ids": 0,
+        "tasks": {"colour": 1},
+        "findings": {
+            "empty_answer": {
+                "text": "empty answer",
+                "remark": False,
+                "count": 1,
+                "examples": ["record 0: turn 1"],
+            }
+        },
     }
-    assert (written["splits"]["train"]["records"], written["splits"]["train"]["good"]) == (2, 1)
     shown = capsys.readouterr().out
     assert "train: 2 records of 1 tasks, 1 pictures, 0 records without one; 1 good" in shown
     assert "1 problems, 0 remarks; full report: " in shown
-
-
-@pytest.mark.slow
-def test_the_command_line_gives_the_exit_code(folder: Path) -> None:
-    def run(answer: str, *more: str) -> subprocess.CompletedProcess[str]:
-        configured(folder, [raw("What?", answer, "a.png")])
-        arguments = [
-            "data=json",
-            f"data.train={folder}/train.json",
-            f"data.images={folder}/pictures",
-            "model=tiny",
-        ]
-        command = [
-            sys.executable,
-            "-m",
-            "mixlora_cli.cli",
-            "check",
-            *arguments,
-            f"output_dir={folder}/out",
-            *more,
-        ]
-        return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
-
-    assert run("red").returncode == 0
-    assert run("").returncode == 1
-    wrong = run("red", "check.near=100")
-    assert (wrong.returncode, wrong.stderr) == (2, "error: check.near=100: must be from 0 to 64\n")
 
 
 def test_pictures_inside_records_do_not_flood_the_terminal(
@@ -287,13 +254,17 @@ def test_pictures_inside_records_do_not_flood_the_terminal(
     (folder / "tasks.json").write_text(json.dumps({"colour": "Name the colour."}))
     with pytest.raises(SystemExit):
         check(configured(folder, records, data={"metadata": str(folder / "tasks.json")}))
-    printed = capsys.readouterr().out
-    assert len(printed) < 4000
+    assert len(capsys.readouterr().out) < 4000
     report = json.loads((folder / "out" / "check.json").read_text())["splits"]["train"]["findings"]
     told = "the picture is in the record (base64); write it to a file and give its name"
-    assert report["malformed"]["count"] == 5
-    assert (
-        report["malformed"]["examples"][0]
-        == f"record 0: data:image/jpeg;base64,{('QUJD' * 14)[:54]}...: {told}"
-    )
+    example = f"record 0: data:image/jpeg;base64,{('QUJD' * 14)[:54]}...: {told}"
+    assert (report["malformed"]["count"], report["malformed"]["examples"][0]) == (5, example)
     assert report["undefined_task"]["examples"] == [f"{'t' * 77}... (1 records)"]
+
+
+@pytest.mark.slow
+def test_the_command_line_gives_the_exit_code(folder: Path) -> None:
+    configured(folder, [raw("What?", "", "a.png")])
+    files = [f"data.train={folder}/train.json", f"data.images={folder}/pictures", f"output_dir={folder}/out"]
+    command = [sys.executable, "-m", "mixlora_cli.cli", "check", "data=json", "model=tiny", *files]
+    assert subprocess.run(command, capture_output=True, cwd=folder, check=False).returncode == 1
