@@ -25,7 +25,7 @@ from mean_loss import mean_loss
 from mixlora_cli.benchmarks.registry import COLUMNS, MEAN_TITLE
 from mixlora_cli.evaluation.compare import Line, compare, read_group
 from mixlora_cli.evaluation.predictions import FILE_NAME, read_predictions
-from mixlora_cli.reproduce.cell import read_record
+from mixlora_cli.reproduce.jobs import read_record
 from mixlora_cli.training.run_folder import read_metrics
 
 SCORES = (COLUMNS[0], MEAN_TITLE)

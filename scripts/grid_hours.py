@@ -7,7 +7,7 @@ Usage: scripts/grid_hours.py JOBS FOLDER [EXPERIMENT ...]
 import sys
 from pathlib import Path
 
-from mixlora_cli.reproduce.cell import RECORD, read_record
+from mixlora_cli.reproduce.jobs import RECORD, read_record
 
 if len(sys.argv) < 3:
     raise SystemExit(__doc__)

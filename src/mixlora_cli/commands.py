@@ -110,7 +110,7 @@ _ALL = (
         "reproduce",
         "Train and evaluate every row of one of the paper's tables, then print it; goes on where it was.",
         "ReproduceConfig",
-        "mixlora_cli.reproduce.run:reproduce",
+        "mixlora_cli.reproduce.grid:reproduce",
         first_word="what",
     ),
     Command(

@@ -12,7 +12,14 @@ import pytest
 
 from mixlora_cli import cli
 from mixlora_cli.errors import UserError
-from mixlora_cli.evaluation.compare import as_json, compare, comparisons_markdown, read_group
+from mixlora_cli.evaluation.compare import (
+    Comparison,
+    Line,
+    as_json,
+    compare,
+    comparisons_markdown,
+    read_group,
+)
 from mixlora_cli.evaluation.predictions import Header, Prediction, open_predictions
 from mixlora_cli.evaluation.scoring import score
 from mixlora_cli.stats import mcnemar
@@ -22,32 +29,34 @@ def answer(index: int, benchmark: str, target: str, prediction: str, **more: obj
     return Prediction("unseen", index, benchmark, str(index), f"{index}?", target, prediction, **more)  # type: ignore[arg-type]
 
 
-def run(folder: Path, right: int, label: str, shift: int = 0, digits: str = "mnist") -> Path:
-    """The first `right` of 40 MNIST answers are right, and as many halves of Text-VQA; MME: pairs of 10 images."""
-    answers = [answer(i, digits, "7", "7" if i < right else "1", labels=("1", "7")) for i in range(40)]
-    people = ("stop",) * 3 + ("go",) * 7
-    answers += [
-        answer(i, "textvqa", "go", "stop" if i < right else "no idea", answers=people) for i in range(40)
-    ]
-    answers += [
-        answer(
-            i,
-            "mme",
-            ("Yes", "No")[i % 2],
-            "yes" if i < right else "no",
-            category="scene",
-            image_id=str(i // 2),
-        )
-        for i in range(20)
-    ]
-    answers += [
-        replace(answer(i, "naming", "cat", "cat" if i < right else "dog"), split="heldout") for i in range(40)
-    ]
-    header = Header({"model": label}, len(answers) - shift, {"label": label, "limit": None})
-    with open_predictions(folder / "eval" / "predictions.jsonl", header) as writer:
-        writer.append(answers[shift:])
+def written(folder: Path, label: str, answers: list[Prediction]) -> Path:
+    header = Header({"model": label}, len(answers), {"label": label, "limit": None})
+    with open_predictions(folder / "eval" / "predictions.jsonl", header) as log:
+        log.append(answers)
     score(folder / "eval")
     return folder
+
+
+def about_picture(index: int, target: str, prediction: str) -> Prediction:
+    return answer(index, "mme", target, prediction, category="scene", image_id=str(index // 2))
+
+
+def run(folder: Path, right: int, label: str, shift: int = 0, digits: str = "mnist") -> Path:
+    """The first `right` of 40 MNIST answers are right, and as many halves of Text-VQA; MME: pairs of 10 images."""
+    people = ("stop",) * 3 + ("go",) * 7
+    answers = [answer(i, digits, "7", "7" if i < right else "1", labels=("1", "7")) for i in range(40)]
+    for i in range(40):
+        given = "stop" if i < right else "no idea"
+        answers.append(answer(i, "textvqa", "go", given, answers=people))
+    answers += [about_picture(i, ("Yes", "No")[i % 2], "yes" if i < right else "no") for i in range(20)]
+    for i in range(40):
+        given = "cat" if i < right else "dog"
+        answers.append(replace(answer(i, "naming", "cat", given), split="heldout"))
+    return written(folder, label, answers[shift:])
+
+
+def line_of(found: Comparison, column: str) -> Line:
+    return next(line for line in found.lines if line.column == column)
 
 
 def test_two_runs(tmp_path: Path) -> None:
@@ -79,7 +88,7 @@ def test_two_runs(tmp_path: Path) -> None:
 def test_only_instances_of_both_count(tmp_path: Path) -> None:
     first, second = run(tmp_path / "a", 10, "a"), run(tmp_path / "b", 10, "b", shift=10)
     (found,) = compare([read_group(str(first)), read_group(str(second))])
-    mnist = next(line for line in found.lines if line.column == "MNIST")
+    mnist = line_of(found, "MNIST")
     assert (mnist.n, mnist.answered) == (30, (40, 30))
     assert (mnist.first.value, mnist.second.value) == (0.0, 0.0)  # the ten right ones are not shared
     assert mnist.difference is not None
@@ -90,23 +99,11 @@ def test_only_instances_of_both_count(tmp_path: Path) -> None:
 
 
 def test_both_sides_and_the_difference_are_of_the_shared_instances(tmp_path: Path) -> None:
-    header = Header({"model": "m"}, 12, {"label": "part", "limit": None})
-    answers = [
-        answer(i, "mme", "Yes", "yes" if i % 4 != 3 else "no", category="scene", image_id=str(i // 2))
-        for i in range(8, 20)
-    ]
     # Every question has the answer yes, so that it is clear which answers are right.
-    whole = [
-        answer(i, "mme", "Yes", "yes" if i < 14 else "no", category="scene", image_id=str(i // 2))
-        for i in range(20)
-    ]
-    for name, written in (("part", answers), ("whole", whole)):
-        with open_predictions(
-            tmp_path / name / "predictions.jsonl", replace(header, count=len(written))
-        ) as writer:
-            writer.append(written)
-        score(tmp_path / name)
-    (found,) = compare([read_group(str(tmp_path / name)) for name in ("whole", "part")])
+    whole = [about_picture(i, "Yes", "yes" if i < 14 else "no") for i in range(20)]
+    part = [about_picture(i, "Yes", "yes" if i % 4 != 3 else "no") for i in range(8, 20)]
+    folders = [written(tmp_path / str(len(answers)), "m", answers) for answers in (whole, part)]
+    (found,) = compare([read_group(str(folder)) for folder in folders])
     (mme,) = found.lines
     # Of images 4 to 9 the first has 4 to 6 right, the second every other: 50 + 50 and 75 + 50 points.
     assert (mme.first.value, mme.second.value) == pytest.approx((100.0, 125.0))
@@ -120,7 +117,7 @@ def test_seeds_are_averaged(tmp_path: Path) -> None:
     mix = ",".join(str(run(tmp_path / f"m{right}", right, "MixLoRA")) for right in (20, 22))
     (found,) = compare([read_group(lora), read_group(mix)])
     assert (found.first.label, found.second.label) == ("LoRA (3 seeds)", "MixLoRA (2 seeds)")
-    mnist = next(line for line in found.lines if line.column == "MNIST")
+    mnist = line_of(found, "MNIST")
     assert (mnist.first.value, mnist.second.value) == (30.0, 52.5)
     assert mnist.first.low is not None
     assert mnist.difference is not None
@@ -135,7 +132,7 @@ def test_seeds_with_the_same_scores_are_not_tested(tmp_path: Path) -> None:
     lora = ",".join(str(run(tmp_path / name, 10, "LoRA")) for name in ("l0", "l1"))
     mix = ",".join(str(run(tmp_path / name, 12, "MixLoRA")) for name in ("m0", "m1"))
     (found,) = compare([read_group(lora), read_group(mix)])
-    (mnist,) = (line for line in found.lines if line.column == "MNIST")
+    mnist = line_of(found, "MNIST")
     assert (mnist.difference, mnist.untested, mnist.p_holm) == (None, "no spread over seeds", None)
     text = comparisons_markdown([found])
     assert "| MNIST | 25.0 [-] | 30.0 [-] | +5.0 | - | - | no spread over seeds | 40 |" in text

@@ -120,9 +120,7 @@ def test_gradients_are_those_of_training_over_all_factors(make_run: MakeRun, mak
     )
     trainer.compute_loss(taker.session.model, dict(taker.session.collator(seen["items"]))).backward()
     assert len(seen["found"]) == 28
-    for group, parameter, gradient in zip(
-        taker.factors.groups, taker.factors.parameters, seen["found"], strict=True
-    ):
+    for (group, parameter), gradient in zip(taker.factors.items(), seen["found"], strict=True):
         assert parameter.shape[0] == NUM_FACTORS, group
         assert torch.allclose(parameter.grad.flatten(), gradient, atol=1e-7), group
     pool = seen["found"][0].view(NUM_FACTORS, -1)
@@ -199,14 +197,14 @@ def test_real_steps_approach_the_estimate_and_leave_the_weights_alone(
     original = run.measure_steps
 
     def watched(taker: GradientTaker, *args: Any) -> Any:
-        kept.append((taker, [p.detach().clone() for p in taker.factors.parameters]))
+        kept.append((taker, [p.detach().clone() for p in taker.factors.values()]))
         return original(taker, *args)
 
     monkeypatch.setattr(run, "measure_steps", watched)
     done = make_run("lora")
     interference(make_config(done.root, lambdas=[0.3, 0.03, 0.003]))
     taker, before = kept[0]
-    assert all(torch.equal(p, b) for p, b in zip(taker.factors.parameters, before, strict=True))
+    assert all(torch.equal(p, b) for p, b in zip(taker.factors.values(), before, strict=True))
     rows = result(done.root / "interference")["measured"]
     for matrix in "AB":
         errors = [row["relative_error"] for row in rows if row["matrix"] == matrix]

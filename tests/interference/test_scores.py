@@ -191,11 +191,11 @@ def routed(factors: int) -> Measurement:
 
     def gradients(task: int) -> list[list[Tensor]]:
         losses = ((model(hidden) - wanted).square().mean() for hidden, wanted in conflicting(task))
-        return [[g.flatten() for g in torch.autograd.grad(loss, chosen.parameters)] for loss in losses]
+        return [[g.flatten() for g in torch.autograd.grad(loss, [*chosen.values()])] for loss in losses]
 
     directions = stack_directions([mean_unit_gradient(gradients(task)) for task in range(2)])
     found = tuple(products(gradients(task), directions) for task in range(2))
-    return Measurement(("plus", "minus"), chosen.groups, found)
+    return Measurement(("plus", "minus"), tuple(chosen), found)
 
 
 def test_routing_that_separates_conflicting_tasks_removes_their_interference() -> None:

@@ -1,93 +1,118 @@
-"""From a table's layout to its cells: every row, seed and task, with the commands that make it.
-
-The rows are Hydra's experiments (`conf/experiment/<scale>`), but each runs in processes of its own and not as a job of
-Hydra's multirun: a crash, or a kernel that kills for memory, then ends one cell and not the sweep; a cell that is there
-is not run again; and a row is trained and evaluated before the next, so that the table fills row by row.
-"""
+"""`mixlora reproduce`: the grid of a table, cell by cell, and then the table."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-from mixlora_cli.config import ReproduceConfig, TrainConfig
-from mixlora_cli.errors import UserError
-from mixlora_cli.reproduce.cell import Cell
-from mixlora_cli.reproduce.compose import sweep_of
-from mixlora_cli.reproduce.drawings import COMPARED, FIGURE_ROWS, LORA, drawings_of
-from mixlora_cli.reproduce.layout import LAYOUTS, Layout, Row
-from mixlora_cli.reproduce.parts import BASE, base_folder, evaluation, training
+from rich.console import Console
 
-DEFAULT_SEEDS = {"mini": [0, 1, 2], "paper": [0]}
+from mixlora_cli.config import MOST_JOBS, ReproduceConfig, TableConfig
+from mixlora_cli.errors import WorkerFailed
+from mixlora_cli.launch import threads_each
+from mixlora_cli.output import require_writable
+from mixlora_cli.progress import say
+from mixlora_cli.reproduce.jobs import Job, build_grid
+from mixlora_cli.reproduce.runner import PROGRAM, GridView, Outcome, Runner, StopRequest, in_words, total
+
+NOTHING_YET = "no cell is finished yet: there is no table to print"
 
 
-def build_grid(config: ReproduceConfig) -> list[Cell]:
-    """All cells, in the order in which they are run: every row with the first seed, then the further seeds.
+def reproduce(config: ReproduceConfig, program: Sequence[str] = PROGRAM) -> Outcome:
+    """Run what is missing of the grid, print the table, and say what failed.
+
+    Args:
+        config: what to reproduce.
+        program: what `mixlora` is; tests put a stand-in here.
 
     Raises:
-        UserError: an experiment, an override or the name of a row in `replicated` or `only` is wrong.
+        UserError: an experiment or override is wrong, before anything runs.
+        WorkerFailed: cells failed, or are left to another process; the others are done.
+        KeyboardInterrupt: stopped by a signal; the running training has its checkpoint.
     """
-    layout = LAYOUTS.get(str(config.what))
-    rows = FIGURE_ROWS if layout is None else layout.rows
-    known = {row.experiment for each in LAYOUTS.values() for row in each.rows}
-    _check_names("replicated", config.replicated, known)
-    _check_names("only", config.only, {row.experiment for row in rows})
-    rows = tuple(row for row in rows if config.only is None or row.experiment in config.only)
-    first, *others = config.seeds or DEFAULT_SEEDS[config.scale]
-    wanted = [(row, first) for row in rows]
-    if layout is not None:  # one training is enough for a picture
-        wanted += [(row, seed) for seed in others for row in rows if _is_replicated(row, config)]
-    maker = _Maker(config, layout, _tasks(config) if layout and layout.on_seen_tasks else [])
-    return [maker.cell(row, seed, task) for row, seed in wanted for task in maker.tasks_of(row)]
+    console = Console(highlight=False)
+    jobs = build_grid(config)
+    _say_estimate(config, jobs, console)
+    if config.dry_run:
+        for job in jobs:
+            steps = ", ".join(
+                f"{step.name} {'there' if job.has(step) else in_words(step.seconds)}" for step in job.steps
+            )
+            say(f"  {job.title}: {steps}  {job.folder}", console)
+        return Outcome()
+    require_writable(Path(config.output_dir))
+    stop = StopRequest()
+    unfinished = sum(bool(job.missing()) for job in jobs)
+    # Of all, not of what is left: it decides how many threads a cell gets, on which its numbers depend.
+    at_once = _at_once(config)
+    with stop.listening(), GridView(jobs, console, min(at_once, max(unfinished, 1))) as view:
+        outcome = Runner(view, stop, program, config.keep_checkpoints, at_once).run(jobs)
+    if outcome.stopped:
+        say(
+            f"stopped: {len(outcome.done)} of {len(jobs)} cells are done, interrupted trainings have their "
+            "checkpoints; the same command goes on from here",
+            console,
+        )
+        raise KeyboardInterrupt
+    _print_table(config, outcome, console)
+    _complain(outcome)
+    return outcome
 
 
-@dataclass(frozen=True)
-class _Maker:
-    config: ReproduceConfig
-    layout: Layout | None
-    tasks: list[str]
-    """The six seen tasks where the table is about them."""
-
-    def tasks_of(self, row: Row) -> list[str] | list[None]:
-        """Specialists have a cell for each task, the others one for all."""
-        return self.tasks if row.per_task else [None]
-
-    def cell(self, row: Row, seed: int, task: str | None) -> Cell:
-        name = f"{row.experiment}{f'-{_safe(task)}' if task else ''}-seed{seed}"
-        if row.experiment == BASE:
-            folder, parts = base_folder(self.config, name), []
-        else:
-            train, folder = training(self.config, row.experiment, seed, task, name)
-            parts = [train]
-        after = None
-        if self.layout is None:
-            lora = self._lora(seed)
-            parts += drawings_of(row.experiment, folder, lora, self.config)
-            after = lora if row.experiment == COMPARED else None
-        else:
-            seen = ([task] if task else self.tasks) if self.layout.on_seen_tasks else None
-            parts.append(evaluation(self.config, row.experiment, folder, seen))
-        return Cell(row.experiment, seed, task, folder, tuple(parts), after)
-
-    def _lora(self, seed: int) -> Path:
-        return training(self.config, LORA, seed, None, f"{LORA}-seed{seed}")[1]
+def _say_estimate(config: ReproduceConfig, jobs: Sequence[Job], console: Console) -> None:
+    missing = [step for job in jobs for step in job.missing()]
+    complete = sum(not job.missing() for job in jobs)
+    seconds, unknown = total(step.seconds for step in missing)
+    trainings = sum(step.name == "train" for step in missing)
+    by = (
+        f"{config.speed.train} training and {config.speed.answer} answered instances a second"
+        if config.scale == "mini"
+        else "`mixlora plan` for four A100s of 80 GB"
+    )
+    without = f", {unknown} parts without an estimate" if unknown else ""
+    say(
+        f"{config.what} at scale {config.scale}: {len(jobs)} cells, {complete} there, {trainings} trainings and "
+        f"{len(missing) - trainings} other parts to do; "
+        f"estimate {seconds / 3600:.1f} hours ({by}){without}; in {config.output_dir}",
+        console,
+    )
 
 
-def _is_replicated(row: Row, config: ReproduceConfig) -> bool:
-    return row.experiment != BASE and (config.replicated is None or row.experiment in config.replicated)
+def _at_once(config: ReproduceConfig) -> int:
+    """How many cells run at the same time. Few threads each waste least of a processor; GPUs are for one training."""
+    if config.jobs is not None:
+        return config.jobs
+    import torch  # takes a second, which a mistake in the configuration need not wait for
+
+    if config.scale == "paper" or torch.cuda.is_available():
+        return 1
+    return min(threads_each(1), MOST_JOBS)
 
 
-def _check_names(key: str, names: Sequence[str] | None, known: Collection[str]) -> None:
-    if unknown := [name for name in names or [] if name not in known]:
-        raise UserError(f"{key}={unknown[0]}: no such row; rows are {', '.join(sorted(known))}")
+def _print_table(config: ReproduceConfig, outcome: Outcome, console: Console) -> None:
+    if config.what == "figures":
+        for job in outcome.done:
+            for step in job.steps[1:]:
+                say(f"{step.name} of {job.title}: {step.result.parent}", console)
+        return
+    if not outcome.done:
+        say(NOTHING_YET, console)
+        return
+    from mixlora_cli.reproduce.table import table  # loads libraries that a mistake need not wait for
+
+    folder = str(Path(config.output_dir) / "tables")
+    table(TableConfig(runs=config.output_dir, output_dir=folder, what=config.what, scale=config.scale))
 
 
-def _tasks(config: ReproduceConfig) -> list[str]:
-    """The six seen tasks: the specialists' experiment says which."""
-    experiment = f"experiment={config.scale}/specialist_lora_r4"
-    return [value.strip("[]") for value in sweep_of("train", TrainConfig, [experiment], "data.tasks")]
-
-
-def _safe(task: str) -> str:
-    return task.replace("/", "-").replace("+", "-")
+def _complain(outcome: Outcome) -> None:
+    if not outcome.failed and not outcome.elsewhere:
+        return
+    lines = [
+        f"{each.job.title}: {each.step.name} failed, {each.reason}\n  log: {each.log}"
+        for each in outcome.failed
+    ]
+    lines += [f"{job.title}: another process is at work in {job.folder}" for job in outcome.elsewhere]
+    raise WorkerFailed(
+        f"{len(lines)} cells are not done, {len(outcome.done)} are; the same command tries them again\n"
+        + "\n".join(lines)
+    )

@@ -1,35 +1,521 @@
-"""`mixlora table`: read cells, print the table, write it as Markdown, LaTeX and CSV."""
+"""`mixlora table`: read finished cells, print the table and the differences of its pairs, write them and Figure 4."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from rich.console import Console
 
+from mixlora_cli.benchmarks.metrics import InstanceScores, mean_over
+from mixlora_cli.benchmarks.registry import MEAN_TITLE, seen_title
 from mixlora_cli.config import TableConfig
-from mixlora_cli.reproduce.build import build_table
-from mixlora_cli.reproduce.differences import pair_lines
-from mixlora_cli.reproduce.sheet import differences_sheet, values_sheet
-from mixlora_cli.reproduce.write import show, write_files
+from mixlora_cli.errors import UserError
+from mixlora_cli.evaluation.compare import Group, paired_over_seeds, read_run, shared_by_all
+from mixlora_cli.evaluation.results import FILE_NAME, JudgedScore, Results, Score, read_results
+from mixlora_cli.plots import figure
+from mixlora_cli.progress import say
+from mixlora_cli.reproduce.jobs import EVALUATION, RECORD, SEEN_EVALUATION, read_record
+from mixlora_cli.reproduce.paper import (
+    ABSENT,
+    AVERAGE_TITLE,
+    SEEN_TASKS,
+    TABLES,
+    Layout,
+    Pair,
+    Row,
+    columns_of,
+    published,
+    rows_of,
+)
+from mixlora_cli.stats import (
+    Difference,
+    Estimate,
+    Floats,
+    compare_means,
+    compare_right_over_seeds,
+    compare_seeds,
+    holm,
+    over_seeds,
+    why_untested,
+)
+from mixlora_cli.tables import Cell, Table, latex, markdown, show, to_csv
+
+UNITS = "MME in points, the rest in per cent; [...]: 95 % interval"
+SIGNIFICANCE = 0.05
+_TESTS = (
+    "Paired: on the same instances, the mean over the seeds; McNemar's exact test for right or wrong, over "
+    "several seeds an exact test by flipping signs; a paired bootstrap for MME, Text-VQA, means. About other "
+    "instances, for these trainings. Over seeds: Welch's t; about other trainings, on these instances. p is "
+    "not corrected; *: below 0.05 after Holm's correction over the benchmarks of a line."
+)
+_WITH, _WITHOUT = "#1f5a94", "#d99a3c"  # told apart in grey, too
+_BAR = 0.36
+
+Columns = Mapping[str, Estimate]
+"""Numbers by column."""
+Seeds = tuple[tuple[int, int], ...]
+"""(seed of the left row, seed of the right row) of trainings that are compared with one another."""
 
 
 def table(config: TableConfig) -> list[Path]:
-    """Print one table; returns the files that were written.
+    """Print one table; the files that were written.
 
     Raises:
         UserError: the folder has no cells, or two evaluations that are compared have other data.
     """
     values = build_table(config)
     lines = pair_lines(values)
-    sheets = [values_sheet(values, config.scale)]
+    tables = [_values_table(values)]
     if lines:
-        sheets.append(differences_sheet(values, lines))
-    show(sheets)
+        tables.append(_differences_table(values, lines))
+    show(tables)
     folder = Path(config.output_dir).expanduser()
-    written = write_files(folder, values, sheets, lines)
-    if values.layout.name == "figure4":
-        from mixlora_cli.reproduce.figure import draw
-
-        written += draw(values, folder)
-    Console(soft_wrap=True).print(f"written: {', '.join(map(str, written))}", markup=False, highlight=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = {
+        f"{values.name}.md": markdown(tables),
+        f"{values.name}.tex": latex(tables),
+        f"{values.name}.csv": _values_csv(values),
+        f"{values.name}-differences.csv": _differences_csv(lines),
+    }
+    for file, text in contents.items():
+        (folder / file).write_text(text, encoding="utf-8")
+    written = [folder / file for file in contents]
+    if values.name == "figure4":
+        written += _draw(values, folder)
+    say(f"written: {', '.join(map(str, written))}", Console())
     return written
+
+
+@dataclass(frozen=True)
+class RowValues:
+    """One row: by seed and by column, and over the seeds."""
+
+    row: Row
+    by_seed: Mapping[int, Columns]
+    values: Columns
+    evaluations: Mapping[int, Path]
+    """Folder of each seed's evaluation on the unseen benchmarks."""
+    scores: Mapping[int, Mapping[str, InstanceScores]]
+    """By seed and task, for tables about seen tasks."""
+
+    def seeds(self, column: str | None = None) -> list[int]:
+        """Seeds that have a value in the column, or in any."""
+        has = (seed for seed, values in self.by_seed.items() if (column in values if column else values))
+        return sorted(has)
+
+
+@dataclass(frozen=True)
+class TableValues:
+    """A table with its numbers."""
+
+    name: str
+    scale: str
+    columns: tuple[str, ...]
+    rows: tuple[RowValues, ...]
+    notes: tuple[str, ...]
+    """What a reader has to know: settings, missing cells, configurations that differ."""
+
+    @property
+    def layout(self) -> Layout:
+        """Its title, headings and pairs."""
+        return TABLES[self.name]
+
+    def row(self, name: str) -> RowValues:
+        """The row of this experiment."""
+        return next(each for each in self.rows if each.row.name == name)
+
+
+Key = tuple[str, int, str | None]
+"""Experiment, seed, task."""
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The newest cell of each experiment, seed and task: its folder and what `cell.json` says."""
+
+    newest: Mapping[Key, tuple[Path, Mapping[str, Any]]]
+    older: frozenset[str]
+    """Experiments of which cells of other configurations were passed over."""
+
+    def seeds(self, experiment: str) -> list[int]:
+        """Seeds that there are cells of, finished or not."""
+        return sorted({seed for name, seed, _ in self.newest if name == experiment})
+
+    def evaluation(self, key: Key, folder: str) -> Path | None:
+        """A cell's finished evaluation; None where it has not been made."""
+        if key not in self.newest:
+            return None
+        place = self.newest[key][0] / folder
+        return place if (place / FILE_NAME).is_file() else None
+
+
+def find_cells(folder: Path) -> Cells:
+    """The cells in `folder`.
+
+    Of several configurations of one cell the one that was asked for last counts, even if it has no result: an older one
+    would be another experiment in the place of a failed one.
+
+    Raises:
+        UserError: there is no cell.
+    """
+    by_key: dict[Key, list[tuple[Path, Mapping[str, Any]]]] = defaultdict(list)
+    for path in sorted(folder.glob(f"*/{RECORD}")):
+        record = read_record(path.parent)
+        if "experiment" in record:
+            by_key[record["experiment"], record["seed"], record["task"]].append((path.parent, record))
+    if not by_key:
+        raise UserError(
+            f"runs={folder}: no cells there; expected the folder that `mixlora reproduce` wrote to"
+        )
+    newest = {key: max(cells, key=lambda cell: float(cell[1]["used"])) for key, cells in by_key.items()}
+    return Cells(newest, frozenset(name for (name, *_), cells in by_key.items() if len(cells) > 1))
+
+
+def build_table(config: TableConfig) -> TableValues:
+    """Read the cells of a table.
+
+    Raises:
+        UserError: the folder has no cells, or a stored result cannot be read.
+    """
+    name = str(config.what)
+    cells = find_cells(Path(config.runs).expanduser())
+    columns = columns_of(name, config.scale)
+    tasks = SEEN_TASKS[config.scale] if TABLES[name].on_seen_tasks else ()
+    rows = tuple(_read_row(row, cells, columns, tasks, config.judge) for row in rows_of(name))
+    return TableValues(name, config.scale, columns, rows, tuple(_notes(rows, cells, columns)))
+
+
+def _read_row(
+    row: Row, cells: Cells, columns: Sequence[str], tasks: Sequence[str], judge: str | None
+) -> RowValues:
+    by_seed: dict[int, Columns] = {}
+    evaluations: dict[int, Path] = {}
+    scores: dict[int, Mapping[str, InstanceScores]] = {}
+    for seed in cells.seeds(row.name):
+        if tasks:
+            scores[seed] = _seen_scores(cells, row, seed, tasks)
+            by_seed[seed] = _of_scores(scores[seed], tasks)
+        elif place := cells.evaluation((row.name, seed, None), EVALUATION):
+            evaluations[seed] = place
+            results = read_results(place)
+            by_seed[seed] = {
+                column: Estimate(score.value, score.low, score.high)
+                for column in columns
+                if (score := _score(results, column, judge))
+            }
+    values = {
+        column: found[0] if len(found) == 1 else over_seeds([_number(each) for each in found])
+        for column in columns
+        if (found := [seeds[column] for seeds in by_seed.values() if column in seeds])
+    }
+    return RowValues(row, by_seed, values, evaluations, scores)
+
+
+def _number(estimate: Estimate) -> float:
+    assert estimate.value is not None  # only a mean of nothing has none
+    return estimate.value
+
+
+def _score(results: Results, column: str, judge: str | None) -> Score | JudgedScore | None:
+    """By a judge where one is named, MME by its rule."""
+    if judge is None or column == "MME":
+        return results.column(column)
+    judged = next((each for each in results.judged if each.title == judge), None)
+    if judged is None or column == MEAN_TITLE:
+        return None if judged is None else judged.mean
+    return next((score for score in judged.scores if score.column == column), None)
+
+
+def _seen_scores(cells: Cells, row: Row, seed: int, tasks: Sequence[str]) -> dict[str, InstanceScores]:
+    """Of the held-out instances of each task; specialists have a cell for each, the others one for all."""
+    scores: dict[str, InstanceScores] = {}
+    for task in tasks if row.per_task else (None,):
+        if place := cells.evaluation((row.name, seed, task), SEEN_EVALUATION):
+            run = read_run(str(place))
+            scores |= {name: run.tasks["heldout", name] for name in tasks if ("heldout", name) in run.tasks}
+    return scores
+
+
+def _of_scores(scores: Mapping[str, InstanceScores], tasks: Sequence[str]) -> Columns:
+    """Per cent right on each seen task, and the average where all are there."""
+    arrays = {task: scores[task].array() for task in tasks if task in scores}
+    # The values as they always were, to the last digit: 100 * mean, and the mean of these.
+    per_cent = {task: 100 * float(array.mean()) for task, array in arrays.items()}
+    values = {
+        seen_title(task): replace(scores[task].compute().score, value=value)
+        for task, value in per_cent.items()
+    }
+    if len(arrays) == len(tasks):
+        mean = float(np.mean(list(per_cent.values())))
+        values[AVERAGE_TITLE] = replace(mean_over(list(arrays.values())), value=mean)
+    return values
+
+
+def _notes(rows: Sequence[RowValues], cells: Cells, columns: Sequence[str]) -> list[str]:
+    notes = _settings(rows, cells)
+    if empty := [each.row.title for each in rows if not each.values]:
+        notes.append(f"Missing, shown as -: {', '.join(empty)}.")
+    for each in rows:
+        if each.values and (lacking := [column for column in columns if column not in each.values]):
+            notes.append(f"{each.row.title} lacks {', '.join(lacking)}.")
+    if older := sorted(cells.older & {each.row.name for each in rows}):
+        notes.append(f"Cells of earlier configurations passed over: {', '.join(older)}.")
+    return notes
+
+
+def _settings(rows: Sequence[RowValues], cells: Cells) -> list[str]:
+    """How the rows were trained, in one sentence where they agree."""
+    by_setting: dict[str, list[str]] = {}
+    for each in rows:
+        for (name, seed, _), (_, record) in cells.newest.items():
+            about = record.get("about")
+            if name != each.row.name or not about or seed not in each.seeds():
+                continue
+            length = f"{about['steps']} steps" if about["steps"] else f"{about['epochs']:g} epochs"
+            text = f"{length} of {about['batch']} instances, learning rate {about['learning_rate']:g}"
+            titles = by_setting.setdefault(text, [])
+            if each.row.title not in titles:
+                titles.append(each.row.title)
+    if len(by_setting) == 1:
+        return [f"Trainings: {next(iter(by_setting))}."]
+    return [f"Trainings of {', '.join(titles)}: {text}." for text, titles in by_setting.items()]
+
+
+@dataclass(frozen=True)
+class PairLine:
+    """A pair's difference in one column, left minus right."""
+
+    pair: Pair
+    column: str
+    paired: Difference
+    """On the instances that both answered; the mean over `seeds`."""
+    seeds: tuple[int, ...]
+    """The seeds that both have, else the first of the left row."""
+    over_seeds: Difference | None
+    """Of the means over seeds; None unless both rows have several, and some spread."""
+    untested: str
+    """Why several seeds of both rows have no test."""
+    p_holm: float | None = None
+    """Corrected for the number of columns; the means are left alone."""
+
+
+def pair_lines(table: TableValues) -> list[PairLine]:
+    """Every pair of the layout that both rows are there for, column by column."""
+    lines: list[PairLine] = []
+    for pair in table.layout.pairs:
+        left, right = table.row(pair[0]), table.row(pair[1])
+        unseen: dict[Seeds, Mapping[str, Difference]] = {}  # evaluations are read once for the same seeds
+        fresh = []
+        for column in table.columns:
+            if not (seeds := _paired_seeds(left, right, column)):
+                continue
+            if table.layout.on_seen_tasks:
+                found: Difference | None = _seen_difference(table, left, right, column, seeds)
+            else:
+                if seeds not in unseen:
+                    unseen[seeds] = _unseen_differences(left, right, seeds)
+                found = unseen[seeds].get(column)
+            if found is not None:
+                before, after = (
+                    [_number(values[column]) for values in row.by_seed.values() if column in values]
+                    for row in (right, left)
+                )
+                why = why_untested(before, after) if min(len(before), len(after)) > 1 else ""
+                ours, over = tuple(seed for seed, _ in seeds), compare_seeds(before, after)
+                fresh.append(PairLine(pair, column, found, ours, over, why))
+        lines += _corrected(fresh)
+    return lines
+
+
+def _paired_seeds(left: RowValues, right: RowValues, column: str) -> Seeds:
+    """The seeds that both have the column of, each with itself; where there is none, each one's first."""
+    ours, theirs = left.seeds(column), right.seeds(column)
+    both = tuple((seed, seed) for seed in ours if seed in theirs)
+    return both or tuple(zip(ours[:1], theirs[:1], strict=False))
+
+
+def _unseen_differences(left: RowValues, right: RowValues, seeds: Seeds) -> Mapping[str, Difference]:
+    theirs = tuple(read_run(str(right.evaluations[seed])) for _, seed in seeds)
+    ours = tuple(read_run(str(left.evaluations[seed])) for seed, _ in seeds)
+    return paired_over_seeds(*(Group(runs[0].results.label, runs) for runs in (theirs, ours)))
+
+
+def _seen_difference(
+    table: TableValues, left: RowValues, right: RowValues, column: str, seeds: Seeds
+) -> Difference:
+    def by_seed(task: str) -> list[Floats]:
+        """Left minus right (n,) for each pair of trainings, on the instances that all of them answered."""
+        both = [(right.scores[theirs][task], left.scores[ours][task]) for ours, theirs in seeds]
+        indices = shared_by_all([scores for each in both for scores in each], task)
+        return [after.array(indices) - before.array(indices) for before, after in both]
+
+    tasks = SEEN_TASKS[table.scale]
+    if column == AVERAGE_TITLE:
+        return compare_means([np.mean(by_seed(task), axis=0) for task in tasks], 100)
+    return compare_right_over_seeds(by_seed(next(task for task in tasks if seen_title(task) == column)))
+
+
+def _corrected(lines: Sequence[PairLine]) -> list[PairLine]:
+    tested = [line for line in lines if line.column not in (MEAN_TITLE, AVERAGE_TITLE)]
+    corrected = iter(holm([line.paired.p for line in tested]))
+    return [replace(line, p_holm=next(corrected)) if line in tested else line for line in lines]
+
+
+def _values_table(table: TableValues) -> Table:
+    """The paper's table with our numbers."""
+    rows: tuple[tuple[Cell | str, ...], ...] = tuple(
+        (*each.row.labels, *(_value_cell(table, each, column) for column in table.columns))
+        for each in table.rows
+    )
+    headings = table.layout.headings
+    title = f"{table.layout.title} (scale: {table.scale})"
+    return Table(title, (*headings, *table.columns), rows, len(headings), (_reading(table), *table.notes))
+
+
+def _reading(table: TableValues) -> str:
+    over = " over instances"
+    if several := [each for each in table.rows if len(each.seeds()) > 1]:
+        seeds = "; ".join(f"{each.row.title}: {', '.join(map(str, each.seeds()))}" for each in several)
+        over = f" over instances; ±: mean of several seeds and interval over them ({seeds})"
+    if any(value.low is None for each in table.rows for value in each.values.values()):
+        over += f"; [{ABSENT}]: the same in every seed, no spread to make an interval of"
+    beside = "; p: the paper's number" if table.scale == "paper" else ""
+    return f"{UNITS}{over}{beside}."
+
+
+def _value_cell(table: TableValues, each: RowValues, column: str) -> Cell:
+    number = published(table.name, each.row.name, column) if table.scale == "paper" else None
+    beside = "" if number is None else f"p {number:.2f}"
+    value, digits = each.values.get(column), _digits(column)
+    if value is None:
+        return Cell(ABSENT, "", beside)
+    mark = "±" if len(each.seeds(column)) > 1 else ""
+    return Cell(f"{value.value:.{digits}f}{mark}", value.interval_text(digits), beside)
+
+
+def _digits(column: str) -> int:
+    """Decimals: none for points."""
+    return 0 if column == "MME" else 1
+
+
+def _differences_table(table: TableValues, lines: Sequence[PairLine]) -> Table:
+    """Differences of the layout's pairs; a second row where both sides have several seeds."""
+    rows: list[tuple[Cell | str, ...]] = []
+    for pair in table.layout.pairs:
+        left, right, why = pair
+        found = {line.column: line for line in lines if line.pair == pair}
+        if not found:
+            continue
+        seeds = max((line.seeds for line in found.values()), key=len)
+        head = f"{table.row(left).row.title} - {table.row(right).row.title}"
+        paired = [_paired_cell(found.get(column), column, seeds) for column in table.columns]
+        rows.append((head, why, f"{_seeds_text(seeds)}, paired", *paired))
+        if any(line.over_seeds or line.untested for line in found.values()):
+            over = [_seeds_cell(found.get(column), column) for column in table.columns]
+            rows.append((head, why, "means over seeds", *over))
+    headings = ("Left - right", "With", "By", *table.columns)
+    return Table("Differences", headings, tuple(rows), 3, (_TESTS,))
+
+
+def _seeds_text(seeds: Sequence[int]) -> str:
+    """`seed 0` or `seeds 0, 1, 2`."""
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+
+
+def _paired_cell(line: PairLine | None, column: str, usual: Sequence[int]) -> Cell:
+    """Says of which seeds it is where those are not the row's."""
+    if line is None:
+        return Cell(ABSENT)
+    cell = _cell(line.paired, column, "*" if line.p_holm is not None and line.p_holm < SIGNIFICANCE else "")
+    if line.seeds == usual:
+        return cell
+    return replace(cell, beside=f"{cell.beside} ({_seeds_text(line.seeds)})")
+
+
+def _seeds_cell(line: PairLine | None, column: str) -> Cell:
+    if line is None or line.over_seeds is None:
+        return Cell(ABSENT, "", line.untested if line else "")
+    return _cell(line.over_seeds, column, "")
+
+
+def _cell(difference: Difference, column: str, star: str) -> Cell:
+    digits = _digits(column)
+    p = "p<0.001" if difference.p < 0.001 else f"p={difference.p:.3f}"
+    value = round(difference.value, digits) + 0.0  # no "-0.0"
+    ends = f"[{difference.low:.{digits}f}, {difference.high:.{digits}f}]"
+    return Cell(f"{value:+.{digits}f}{star}", ends, p)
+
+
+def _values_csv(table: TableValues) -> str:
+    """A line for each row and column: value, interval, seeds, the paper's number."""
+    headings = map(str.lower, table.layout.headings)
+    fields = ("experiment", *headings, "column", "value", "low", "high", "seeds", "paper")
+    lines: list[Sequence[object]] = []
+    for each in table.rows:
+        for column in table.columns:
+            value = each.values.get(column, Estimate(None))
+            seeds = " ".join(map(str, each.seeds(column)))
+            paper = published(table.name, each.row.name, column)
+            found = (value.value, value.low, value.high, seeds, paper)
+            lines.append((each.row.name, *each.row.labels, column, *found))
+    return to_csv(fields, lines)
+
+
+def _differences_csv(lines: Iterable[PairLine]) -> str:
+    """A line for each pair, column and way of testing."""
+    fields = ("left", "right", "column", "by", "difference", "low", "high", "p", "p_holm", "test")
+    rows: list[Sequence[object]] = []
+    for line in lines:
+        left, right, _ = line.pair
+        paired, over = line.paired, line.over_seeds
+        for by, found, corrected in (
+            (_seeds_text(line.seeds), paired, line.p_holm),
+            ("over seeds", over, None),
+        ):
+            if found is not None:
+                ends = (found.value, found.low, found.high, found.p)
+                rows.append((left, right, line.column, by, *ends, corrected, found.test))
+    return to_csv(fields, rows)
+
+
+def _draw(table: TableValues, folder: Path) -> list[Path]:
+    """Figure 4: MMAvg with and without CFS, as bars with their intervals; settings without a number leave a gap."""
+    sizes = list(dict.fromkeys(each.row.labels[1:3] for each in table.rows))
+    values = {each.row.labels[1:]: each.values.get(MEAN_TITLE) for each in table.rows}
+    paths = [folder / f"figure4.{kind}" for kind in ("png", "svg")]
+    highs = [0.0]
+    with figure(paths, figsize=(8, 4), font_size=10, dpi=160) as (_, ((axes,),)):
+        for side, (cfs, colour) in enumerate((("with", _WITH), ("without", _WITHOUT))):
+            bars = [values[(*size, cfs)] or Estimate(None) for size in sizes]
+            places = [place + (side - 0.5) * _BAR for place in range(len(sizes))]
+            ends = np.array([(each.value, each.low, each.high) for each in bars], dtype=np.float64).T
+            middle, low, high = ends  # NaN, which draws nothing, where there is none
+            axes.bar(
+                places,
+                middle,
+                _BAR * 0.94,
+                yerr=[middle - low, high - middle],
+                label=f"{cfs} CFS",
+                color=colour,
+                capsize=3,
+                error_kw={"linewidth": 1},
+            )
+            highs += [float(top) for top in np.fmax(middle, high) if not np.isnan(top)]
+            for place in np.array(places)[np.isnan(middle)]:
+                axes.annotate(
+                    "-", (place, 0), (0, 4), xycoords=("data", "axes fraction"), textcoords="offset points"
+                )
+        # From zero: bars are read by their length.
+        axes.set_ylim(0, min(100.0, 1.08 * max(highs)) or 100)
+        axes.set_xlim(-0.6, len(sizes) - 0.4)
+        axes.set_xticks(range(len(sizes)), [f"E={factors}, r={rank}" for factors, rank in sizes])
+        axes.set_ylabel(f"{MEAN_TITLE}, per cent")
+        axes.set_title(table.layout.title, fontsize=11, loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
+    return paths

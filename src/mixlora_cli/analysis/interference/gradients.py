@@ -60,13 +60,8 @@ class Group:
         return f"{self.layer}.{self.matrix}"
 
 
-@dataclass(frozen=True)
-class Factors:
-    """The groups of an adapted model and, in their order, the parameters."""
-
-    groups: tuple[Group, ...]
-    parameters: tuple[nn.Parameter, ...]
-    """LoRA: A (r, d_in) and B (d_out, r). MixLoRA: A (E, d_in) and B (E, d_out)."""
+Factors = Mapping[Group, nn.Parameter]
+"""LoRA: A (r, d_in) and B (d_out, r). MixLoRA: A (E, d_in) and B (E, d_out)."""
 
 
 def require_gradients(model: PeftModel) -> Factors:
@@ -75,14 +70,13 @@ def require_gradients(model: PeftModel) -> Factors:
     Routers, and a projector that was trained too, are shared by all tasks but are no factors: they stay frozen.
     """
     model.requires_grad_(False)
-    groups, parameters = [], []
+    factors = {}
     for name, module in model.named_modules():
         for matrix, parameter in zip(MATRICES, _factors_of(module), strict=False):
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
-            groups.append(Group(name.removeprefix("base_model.model."), matrix))
-            parameters.append(parameter)
-    return Factors(tuple(groups), tuple(parameters))
+            factors[Group(name.removeprefix("base_model.model."), matrix)] = parameter
+    return factors
 
 
 def _factors_of(module: nn.Module) -> Sequence[nn.Parameter]:
@@ -123,13 +117,11 @@ class GradientTaker:
 
     def gradient(self, task: str, number: int, items: Sequence[Item]) -> list[Tensor]:
         """Gradient of `loss` for each group, flat and in fp32; zero for parameters that took no part."""
+        parameters = [*self.factors.values()]
         with torch.enable_grad():
             loss = self.loss(task, number, items)
-            found = torch.autograd.grad(loss, self.factors.parameters, allow_unused=True)
-        return [
-            torch.zeros_like(parameter).flatten() if gradient is None else gradient.detach().float().flatten()
-            for gradient, parameter in zip(found, self.factors.parameters, strict=True)
-        ]
+            found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        return [gradient.detach().float().flatten() for gradient in found]
 
 
 @contextmanager
@@ -241,35 +233,32 @@ def measure_steps(
         advance: called after each step.
     """
     steps: list[Step] = []
-    for matrix in dict.fromkeys(group.matrix for group in taker.factors.groups):
-        chosen = [k for k, group in enumerate(taker.factors.groups) if group.matrix == matrix]
+    for matrix in dict.fromkeys(group.matrix for group in taker.factors):
         for number in range(num_batches):
             items = {task: b[number] for task, b in batches.items()}
-            steps += _steps_of_batch(taker, matrix, chosen, number, items, lengths, advance)
+            steps += _steps_of_batch(taker, matrix, number, items, lengths, advance)
     return steps
 
 
 def _steps_of_batch(
     taker: GradientTaker,
     matrix: str,
-    chosen: Sequence[int],
     number: int,
     items: Mapping[str, Sequence[Item]],
     lengths: Sequence[float],
     advance: Callable[[], None],
 ) -> list[Step]:
-    gradients = {}
-    for task, batch in items.items():
-        whole = taker.gradient(task, number, batch)
-        gradients[task] = [whole[k] for k in chosen]
+    def moved(of_groups: Iterable[Tensor]) -> list[Tensor]:
+        return [one for group, one in zip(taker.factors, of_groups, strict=True) if group.matrix == matrix]
 
     @torch.no_grad()
     def losses() -> dict[str, tuple[float, list[Tensor]]]:
         """By task: the loss of its batch, and what its instances selected."""
         return {i: (float(taker.loss(i, number, batch)), taker.selected()) for i, batch in items.items()}
 
+    gradients = {task: moved(taker.gradient(task, number, batch)) for task, batch in items.items()}
     before = losses()
-    parameters = [taker.factors.parameters[k] for k in chosen]
+    parameters = moved(taker.factors.values())
     kept = [parameter.detach().clone() for parameter in parameters]
     steps = []
     for j, gradient in gradients.items():

@@ -346,7 +346,7 @@ def _run_passes(
             f"{len(mine) - len(second)} are there already",
             console,
         )
-    groups = taker.factors.groups
+    groups = tuple(taker.factors)
 
     def gradients(task: str, advance: Advance) -> Iterator[list[torch.Tensor]]:
         for number, items in enumerate(batches[task]):
@@ -407,7 +407,7 @@ def _take_steps(
         (folder / files.STEPS).unlink(missing_ok=True)  # of another measurement
     if settings.lambdas is None or _cover(taken, settings, available):
         return
-    matrices = len({group.matrix for group in taker.factors.groups})
+    matrices = len({group.matrix for group in taker.factors})
     num_batches = min(settings.batches, available)
     total = matrices * num_batches * len(batches) * len(settings.lambdas)
     with counting("real steps", total, console=console) as advance:

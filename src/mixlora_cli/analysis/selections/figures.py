@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mixlora_cli import plots
-from mixlora_cli.analysis.selections.maps import Map, Maps
+from mixlora_cli.analysis.selections.maps import Floats, Map, Maps
 
 Marker = Literal["circle", "triangle", "square", "diamond"]
 Pairs = Sequence[Sequence[str]] | None
@@ -144,16 +144,13 @@ def _draw_use(maps: Maps, folder: Path, heading: str) -> None:
     num_factors = maps.each[0].use.shape[1]
     size = (0.5 + 0.17 * num_factors, 0.5 + 0.26 * len(maps.tasks))
     with _figure(maps, size, (_room(maps) + 1, 0.8), folder / "use") as (figure, axes):
-        image = None
-        for one, place in zip(maps.each, axes.flat, strict=True):
-            image = place.imshow(one.use, vmin=0, vmax=1, cmap="Blues", aspect="auto")
-            place.set_title(one.title, fontsize=9)
+        tables = [one.use for one in maps.each]
+        _heatmaps(maps, tables, figure, axes, "share of the task's\ninstances", cmap="Blues", aspect="auto")
+        for place in axes.flat:
             place.set_xticks(range(0, num_factors, max(1, num_factors // 8)))
             place.tick_params(length=2)
-        _name_rows(maps, axes)
         for place in axes[-1]:
             place.set_xlabel("factor")
-        figure.colorbar(image, ax=axes, label="share of the task's\ninstances", shrink=0.9, aspect=30)
         figure.suptitle(f"{heading}\nuse of the factors", fontsize=10)
 
 
@@ -162,30 +159,31 @@ def _draw_overlap(maps: Maps, folder: Path, heading: str) -> None:
     side = max(1.8, 0.4 * len(names))
     around = (_room(maps) + 1, _room(maps) + 0.6)
     with _figure(maps, (side + 0.2, side + 0.3), around, folder / "overlap") as (figure, axes):
-        image = None
-        for one, place in zip(maps.each, axes.flat, strict=True):
-            image = place.imshow(one.overlap, vmin=0, vmax=1, cmap="viridis")
-            place.set_title(one.title, fontsize=9)
-            place.set_xticks([])
-            if len(names) <= _WRITTEN_OUT:
-                for (row, column), value in np.ndenumerate(one.overlap):
-                    colour = "white" if value < 0.6 else "black"
-                    shown = f"{value:.2f}".lstrip("0")
-                    place.text(column, row, shown, ha="center", va="center", color=colour, fontsize=7)
-        _name_rows(maps, axes)
+        tables = [one.overlap for one in maps.each]
+        _heatmaps(maps, tables, figure, axes, "overlap (1 = the same use)", cmap="viridis")
+        for table, place in zip(tables if len(names) <= _WRITTEN_OUT else (), axes.flat, strict=False):
+            for (row, column), value in np.ndenumerate(table):
+                colour = "white" if value < 0.6 else "black"
+                shown = f"{value:.2f}".lstrip("0")
+                place.text(column, row, shown, ha="center", va="center", color=colour, fontsize=7)
         for place in axes[-1]:
             place.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor")
-        figure.colorbar(image, ax=axes, label="overlap (1 = the same use)", shrink=0.9, aspect=30)
         figure.suptitle(f"{heading}\noverlap of the factors that two tasks use", fontsize=10)
+
+
+def _heatmaps(
+    maps: Maps, tables: Sequence[Floats], figure: Any, axes: Any, label: str, **options: Any
+) -> None:
+    """A table (tasks, columns) of numbers from 0 to 1 for each map; tasks are named at the left."""
+    for one, table, place in zip(maps.each, tables, axes.flat, strict=True):
+        image = place.imshow(table, vmin=0, vmax=1, **options)
+        place.set(xticks=[], yticks=[])
+        place.set_title(one.title, fontsize=9)
+    for row in axes:
+        row[0].set_yticks(range(len(maps.tasks)), maps.names)
+    figure.colorbar(image, ax=axes, label=label, shrink=0.9, aspect=30)
 
 
 def _room(maps: Maps) -> float:
     """Inches that the longest task name takes."""
     return 0.075 * max(map(len, maps.names))
-
-
-def _name_rows(maps: Maps, axes: Any) -> None:
-    for row in axes:
-        for place in row:
-            place.set_yticks([])
-        row[0].set_yticks(range(len(maps.tasks)), maps.names)

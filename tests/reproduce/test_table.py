@@ -12,10 +12,8 @@ from scipy.stats import t
 
 from mixlora_cli.config import TableConfig, TableName
 from mixlora_cli.errors import UserError
-from mixlora_cli.reproduce.build import build_table
-from mixlora_cli.reproduce.differences import pair_lines
-from mixlora_cli.reproduce.layout import LAYOUTS
-from mixlora_cli.reproduce.table import table
+from mixlora_cli.reproduce.paper import TABLES, rows_of
+from mixlora_cli.reproduce.table import build_table, pair_lines, table
 from mixlora_cli.stats import mcnemar
 
 TASKS = ("odd_one_out", "object_category", "count_digit", "flag_naming", "word_reading", "left_or_right")
@@ -38,7 +36,7 @@ def test_values_and_missing_rows(make_cell: Any, tmp_path: Path) -> None:
         *("MME", "Text-VQA", "VSR", "SNLI-VE", "CIFAR-10", "CIFAR-100", "MNIST", "POPE", "MMAvg"),
     )
     lora = built.row("lora_r4").values
-    assert (lora["VSR"].value, lora["MMAvg"].value, lora["VSR"].runs) == (40.0, 40.0, 1)
+    assert (lora["VSR"].value, lora["MMAvg"].value) == (40.0, 40.0)
     assert lora["VSR"].low == pytest.approx(21.88, abs=0.01)  # Wilson, 8 of 20
     assert lora["MME"].value == pytest.approx(100 * 8 / 20 + 100 * 4 / 10)
     assert built.row("mixlora_e16_r4").values == {}
@@ -50,9 +48,10 @@ def test_values_and_missing_rows(make_cell: Any, tmp_path: Path) -> None:
 def test_several_seeds_give_mean_and_t_interval(make_cell: Any, tmp_path: Path) -> None:
     for seed, right in enumerate((8, 10, 12)):
         make_cell("lora_r4", right=right, seed=seed)
-    value = build_table(config(tmp_path)).row("lora_r4").values["MNIST"]
+    built = build_table(config(tmp_path))
+    value = built.row("lora_r4").values["MNIST"]
     half = t.ppf(0.975, 2) * 10 / 3**0.5  # 40, 50, 60 per cent: standard deviation 10
-    assert (value.value, value.runs) == (50.0, 3)
+    assert (value.value, built.row("lora_r4").seeds("MNIST")) == (50.0, [0, 1, 2])
     assert (value.low, value.high) == pytest.approx((50 - half, 50 + half))
 
 
@@ -62,10 +61,10 @@ def test_differences_are_tested_on_the_same_instances(make_cell: Any, tmp_path: 
     lines = {line.column: line for line in pair_lines(build_table(config(tmp_path)))}
     assert len({line.pair for line in lines.values()}) == 1 and len(lines) == 9
     vsr = lines["VSR"]
-    assert (vsr.pair.left, vsr.pair.right, vsr.paired_seeds) == ("mixlora_e16_r4", "lora_r4", (0,))
+    assert (*vsr.pair[:2], vsr.seeds) == ("mixlora_e16_r4", "lora_r4", (0,))
     assert vsr.paired.value == pytest.approx(40.0)
     assert vsr.paired.p == mcnemar(0, 8) == 2 / 256
-    assert vsr.seeds is None and lines["MMAvg"].p_holm is None
+    assert vsr.over_seeds is None and lines["MMAvg"].p_holm is None
     assert vsr.p_holm is not None and vsr.p_holm > vsr.paired.p
     assert lines["MMAvg"].paired.value == pytest.approx(40.0)
 
@@ -75,9 +74,9 @@ def test_differences_over_seeds(make_cell: Any, tmp_path: Path) -> None:
         make_cell("lora_r4", right=6 + seed, seed=seed)
         make_cell("mixlora_e16_r4", right=10 + seed, seed=seed)
     line = next(line for line in pair_lines(build_table(config(tmp_path))) if line.column == "MNIST")
-    assert line.seeds is not None
-    assert line.seeds.value == pytest.approx(20.0)
-    assert line.seeds.low < 20 < line.seeds.high
+    assert line.over_seeds is not None
+    assert line.over_seeds.value == pytest.approx(20.0)
+    assert line.over_seeds.low < 20 < line.over_seeds.high
 
 
 def test_differences_on_instances_are_means_over_the_common_seeds(make_cell: Any, tmp_path: Path) -> None:
@@ -86,7 +85,7 @@ def test_differences_on_instances_are_means_over_the_common_seeds(make_cell: Any
         make_cell("mixlora_e16_r4", right=theirs, seed=seed)
     make_cell("lora_r4", right=20, seed=3)  # the other one has no such seed
     lines = {line.column: line for line in pair_lines(build_table(config(tmp_path)))}
-    assert lines["VSR"].paired_seeds == (0, 1, 2)
+    assert lines["VSR"].seeds == (0, 1, 2)
     # Of 20 instances the first eight are alike or differ in two seeds by turns: 20, 10 and 0 per cent.
     assert lines["VSR"].paired.value == pytest.approx(10.0)
     assert lines["MMAvg"].paired.value == pytest.approx(10.0)
@@ -95,7 +94,7 @@ def test_differences_on_instances_are_means_over_the_common_seeds(make_cell: Any
     # Signs can be flipped in four instances: 1/3, 2/3, 2/3, 1/3. All + or all - are as far out as what was seen.
     assert lines["VSR"].paired.p == pytest.approx(2 / 2**4)
     assert lines["VSR"].p_holm is not None and lines["MMAvg"].p_holm is None
-    assert lines["VSR"].seeds is not None
+    assert lines["VSR"].over_seeds is not None
 
 
 def test_seeds_with_the_same_scores_have_no_interval_and_no_test(make_cell: Any, tmp_path: Path) -> None:
@@ -104,9 +103,9 @@ def test_seeds_with_the_same_scores_have_no_interval_and_no_test(make_cell: Any,
         make_cell("mixlora_e16_r4", right=10, seed=seed)
     built = build_table(config(tmp_path))
     value = built.row("lora_r4").values["MNIST"]
-    assert (value.value, value.low, value.high, value.runs) == (30.0, None, None, 2)
+    assert (value.value, value.low, value.high) == (30.0, None, None)
     line = next(line for line in pair_lines(built) if line.column == "MNIST")
-    assert (line.seeds, line.untested) == (None, "no spread over seeds")
+    assert (line.over_seeds, line.untested) == (None, "no spread over seeds")
     written = table(config(tmp_path))
     text = written[0].read_text()
     assert "| 30.0± [-] |" in text and "[-]: the same in every seed" in text
@@ -165,7 +164,7 @@ def test_table_3_puts_specialists_together(make_cell: Any, tmp_path: Path) -> No
         make_cell("specialist_lora_r4", right=10 + number, task=task, seen=(task,), seed=1)
     make_cell("lora_r4", right=7, seen=TASKS, seed=1)
     both = {line.column: line for line in pair_lines(build_table(config(tmp_path, "table3")))}
-    assert both["odd_one_out"].paired_seeds == (0, 1)
+    assert both["odd_one_out"].seeds == (0, 1)
     assert both["odd_one_out"].paired.value == pytest.approx((-25.0 - 15.0) / 2)
     assert both["AVG"].paired.value == pytest.approx((-37.5 - 27.5) / 2)
 
@@ -177,8 +176,8 @@ def test_a_seed_that_lacks_a_task_does_not_hide_what_another_has(make_cell: Any,
     for seed in range(2):
         make_cell("lora_r4", right=5, seen=TASKS, seed=seed)
     lines = {line.column: line for line in pair_lines(build_table(config(tmp_path, "table3")))}
-    assert [lines[task].paired_seeds for task in TASKS] == [(0, 1), *([(0,)] * 5)]
-    assert lines["AVG"].paired_seeds == (0,) and lines["AVG"].paired.value == pytest.approx(-25.0)
+    assert [lines[task].seeds for task in TASKS] == [(0, 1), *([(0,)] * 5)]
+    assert lines["AVG"].seeds == (0,) and lines["AVG"].paired.value == pytest.approx(-25.0)
     text = table(config(tmp_path, "table3"))[0].read_text()
     assert "seeds 0, 1, paired" in text and "p=0.062 (seed 0)" in text
 
@@ -191,7 +190,7 @@ def test_seeds_that_answered_other_instances_are_compared_on_what_all_answered(
     make_cell("lora_r4", right=5, seed=0)
     make_cell("lora_r4", right=5, seed=1, instances=8)
     lines = {line.column: line for line in pair_lines(build_table(config(tmp_path)))}
-    assert lines["VSR"].paired_seeds == (0, 1)
+    assert lines["VSR"].seeds == (0, 1)
     assert lines["VSR"].paired.value == pytest.approx(100 * 3 / 8)  # of the first eight, 8 and 5 are right
 
 
@@ -216,7 +215,7 @@ def test_files(make_cell: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str
     rows = [line for line in markdown.splitlines() if line.startswith("| ")]
     assert rows[0].startswith("| Model | Factors | Rank | MME | Text-VQA | VSR |")
     assert [row.split(" | ")[:3] for row in rows[2:15]] == [
-        [f"| {row.labels[0]}", *row.labels[1:]] for row in LAYOUTS["table1"].rows
+        [f"| {row.labels[0]}", *row.labels[1:]] for row in rows_of("table1")
     ]
     assert "| LoRA | - | 4 | 40 [" in markdown and "| 20.0 [8.1, 41.6] |" in markdown
     assert "| LoRA | - | 2 | - | - |" in markdown
@@ -259,7 +258,7 @@ def test_every_layout_prints_from_nothing_but_one_cell(make_cell: Any, tmp_path:
     make_cell("control_lora_r4", right=10, seen=TASKS)
     for name in ("table1", "table2", "figure4", "control"):
         assert table(config(tmp_path, name))
-    assert set(LAYOUTS) == set(get_args(TableName))
+    assert set(TABLES) == set(get_args(TableName))
 
 
 def test_choices_are_compared_on_seen_tasks(make_cell: Any, tmp_path: Path) -> None:
@@ -270,8 +269,8 @@ def test_choices_are_compared_on_seen_tasks(make_cell: Any, tmp_path: Path) -> N
     assert built.row("task_routing").values["AVG"].value == pytest.approx(52.5)
     assert built.row("routing_task").values == {}
     (average,) = [line for line in pair_lines(built) if line.column == "AVG"]
-    assert (average.pair.left, average.pair.right) == ("task_routing", "mixlora_e16_r4")
-    assert (average.paired.value, average.paired_seeds) == (pytest.approx(10.0), (0,))
+    assert average.pair[:2] == ("task_routing", "mixlora_e16_r4")
+    assert (average.paired.value, average.seeds) == (pytest.approx(10.0), (0,))
 
 
 def test_what_the_paper_does_not_have_has_no_paper_scale(tmp_path: Path) -> None:

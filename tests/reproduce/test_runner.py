@@ -15,10 +15,18 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from mixlora_cli.reproduce.board import Board
-from mixlora_cli.reproduce.cell import Cell, Part, read_record
-from mixlora_cli.reproduce.process import StopRequest, last_line, locked
-from mixlora_cli.reproduce.runner import Outcome, Runner
+from mixlora_cli.reproduce.jobs import Job, Step, read_record
+from mixlora_cli.reproduce.runner import (
+    GridView,
+    Outcome,
+    Runner,
+    StopRequest,
+    in_words,
+    last_line,
+    locked,
+    time_left,
+    total,
+)
 
 STANDIN = (sys.executable, str(Path(__file__).with_name("standin.py")))
 
@@ -31,31 +39,31 @@ def cell(
     limit: int = 5,
     rank: int = 4,
     after: Path | None = None,
-) -> Cell:
+) -> Job:
     """A training and an evaluation that behave as they are told."""
     folder = root / name
     config = {"rank": rank}
 
-    def part(kind: str, behaviour: str, result: str, asked: dict[str, Any]) -> Part:
+    def part(kind: str, behaviour: str, result: str, asked: dict[str, Any]) -> Step:
         arguments = (kind, str(folder), behaviour, json.dumps({**config, "resume": "auto"}))
-        return Part(kind, arguments, folder / result, asked, 10.0, {"steps": 3} if kind == "train" else {}, 3)
+        return Step(kind, arguments, folder / result, asked, 10.0, {"steps": 3} if kind == "train" else {})
 
     parts = (
         part("train", train, "result.json", config),
         part("eval", evaluate, "eval/results.json", {"limit": limit}),
     )
-    return Cell(name, 0, None, folder, parts, after)
+    return Job(name, 0, None, folder, parts, after)
 
 
-def run(*cells: Cell, keep: bool = False, jobs: int = 1) -> tuple[Outcome, list[str]]:
+def run(*cells: Job, keep: bool = False, jobs: int = 1) -> tuple[Outcome, list[str]]:
     """The outcome, and the lines that were printed."""
     printed, stop = io.StringIO(), StopRequest()
-    with stop.listening(), Board(cells, Console(file=printed, width=200), jobs) as board:
-        outcome = Runner(board, stop, STANDIN, keep, jobs).run(cells)
+    with stop.listening(), GridView(cells, Console(file=printed, width=200), jobs) as view:
+        outcome = Runner(view, stop, STANDIN, keep, jobs).run(cells)
     return outcome, printed.getvalue().splitlines()
 
 
-def calls(cell: Cell) -> list[str]:
+def calls(cell: Job) -> list[str]:
     return (cell.folder / "calls").read_text().split() if (cell.folder / "calls").exists() else []
 
 
@@ -79,7 +87,7 @@ def test_a_failure_is_noted_and_the_others_go_on(tmp_path: Path) -> None:
     outcome, lines = run(broken, fine)
     assert outcome.done == [fine]
     (failure,) = outcome.failed
-    assert (failure.cell, failure.part.name) == (broken, "train")
+    assert (failure.job, failure.step.name) == (broken, "train")
     assert failure.reason == "exit code 2: error: no luck today"
     assert failure.log.read_text().splitlines()[1:] == ["this is train", "error: no luck today"]
     assert any(
@@ -95,7 +103,7 @@ def test_a_failure_is_noted_and_the_others_go_on(tmp_path: Path) -> None:
 
 def test_an_evaluation_that_failed_does_not_train_again(tmp_path: Path) -> None:
     one = cell(tmp_path, "a", evaluate="fail")
-    assert run(one)[0].failed[0].part.name == "eval"
+    assert run(one)[0].failed[0].step.name == "eval"
     (one.folder / "mended").touch()
     assert run(one)[0].done == [one]
     assert calls(one) == ["train", "eval", "eval"]
@@ -109,13 +117,16 @@ def test_success_without_a_result_is_a_failure(tmp_path: Path) -> None:
 
 def test_a_changed_evaluation_is_made_anew_and_a_changed_training_too(tmp_path: Path) -> None:
     run(cell(tmp_path, "a", limit=5))
+    assert run(cell(tmp_path, "a", limit=6, evaluate="fail"))[0].failed
+    assert not (tmp_path / "a" / "eval" / "results.json").exists()  # of other settings
+    (tmp_path / "a" / "mended").touch()
     changed = cell(tmp_path, "a", limit=6)
     assert run(changed)[0].done == [changed]
-    assert calls(changed) == ["train", "eval", "eval"]
+    assert calls(changed) == ["train", "eval", "eval", "eval"]
     assert read_record(changed.folder)["parts"]["eval"]["asked"] == {"limit": 6}
     # In the real grid another rank is another folder; here it shows that a result alone is not trusted.
     run(cell(tmp_path, "a", limit=6, rank=8))
-    assert calls(changed) == ["train", "eval", "eval", "train", "eval"]
+    assert calls(changed) == ["train", "eval", "eval", "eval", "train", "eval"]
 
 
 def test_another_adapter_does_not_keep_the_scores_of_the_one_before(tmp_path: Path) -> None:
@@ -127,12 +138,6 @@ def test_another_adapter_does_not_keep_the_scores_of_the_one_before(tmp_path: Pa
     (one.folder / "mended").touch()
     assert run(one)[0].done == [one]
     assert calls(one) == ["train", "eval", "train", "train", "eval"]
-
-
-def test_a_stale_result_goes_before_its_part_runs(tmp_path: Path) -> None:
-    run(cell(tmp_path, "a", limit=5))
-    outcome, _ = run(cell(tmp_path, "a", limit=6, evaluate="fail"))
-    assert outcome.failed and not (tmp_path / "a" / "eval" / "results.json").exists()
 
 
 def test_what_was_asked_survives_a_kill_after_the_result(tmp_path: Path) -> None:
@@ -152,34 +157,23 @@ def interrupt_when(*ready: Path) -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_ctrl_c_stops_with_a_checkpoint_and_the_next_run_resumes(tmp_path: Path) -> None:
-    slow, later = cell(tmp_path, "slow", train="slow"), cell(tmp_path, "later")
-    helper = threading.Thread(target=interrupt_when, args=[slow.folder / "ready"])
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_ctrl_c_stops_all_with_a_checkpoint_and_the_next_run_resumes(tmp_path: Path, jobs: int) -> None:
+    slow = [cell(tmp_path, name, train="slow") for name in "ab"[:jobs]]
+    later = cell(tmp_path, "later")
+    helper = threading.Thread(target=interrupt_when, args=[each.folder / "ready" for each in slow])
     before = signal.getsignal(signal.SIGINT)  # a shell ignores it for what runs in the background
     helper.start()
-    outcome, lines = run(slow, later)
-    helper.join()
-    assert outcome.stopped and not outcome.done and not outcome.failed
-    assert (slow.folder / "checkpoints" / "checkpoint-1").is_dir()
-    assert "[1/2] slow seed 0: stopped, in train" in lines
-    assert calls(later) == []
-    assert signal.getsignal(signal.SIGINT) is before  # given back
-
-    outcome, _ = run(slow, later)
-    assert outcome.done == [slow, later] and not outcome.stopped
-
-
-def test_ctrl_c_reaches_all_jobs(tmp_path: Path) -> None:
-    slow = [cell(tmp_path, name, train="slow") for name in "ab"]
-    later = cell(tmp_path, "later")
-
-    helper = threading.Thread(target=interrupt_when, args=[each.folder / "ready" for each in slow])
-    helper.start()
-    outcome, _ = run(*slow, later, jobs=2)
+    outcome, lines = run(*slow, later, jobs=jobs)
     helper.join()
     assert outcome.stopped and not outcome.done and not outcome.failed
     assert all((each.folder / "checkpoints" / "checkpoint-1").is_dir() for each in slow)
+    assert f"[1/{jobs + 1}] a seed 0: stopped, in train" in lines
     assert calls(later) == []
+    assert signal.getsignal(signal.SIGINT) is before  # given back
+
+    outcome, _ = run(*slow, later)
+    assert outcome.done == [*slow, later] and not outcome.stopped
 
 
 def test_a_cell_that_another_process_works_on_is_left_alone(tmp_path: Path) -> None:
@@ -214,19 +208,17 @@ def moment(file: Path) -> float:
     return float(file.read_text())
 
 
-def test_a_cell_waits_for_the_one_that_it_comes_after(tmp_path: Path) -> None:
-    first = cell(tmp_path, "first")
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_cell_waits_for_the_one_that_it_comes_after_if_that_does_not_fail(
+    tmp_path: Path, fails: bool
+) -> None:
+    first = cell(tmp_path, "first", train="fail" if fails else "ok")
     second = cell(tmp_path, "second", after=first.folder)
     outcome, _ = run(first, second, jobs=2)
-    assert outcome.done == [first, second]
-    assert moment(second.folder / "train.start") > moment(first.folder / "eval.end")
-
-
-def test_a_cell_does_not_wait_for_ever_for_one_that_failed(tmp_path: Path) -> None:
-    first = cell(tmp_path, "first", train="fail")
-    second = cell(tmp_path, "second", after=first.folder)
-    outcome, _ = run(first, second, jobs=2)
-    assert outcome.done == [second] and outcome.failed[0].cell == first
+    assert outcome.done == ([second] if fails else [first, second])
+    assert [failure.job for failure in outcome.failed] == ([first] if fails else [])
+    if not fails:
+        assert moment(second.folder / "train.start") > moment(first.folder / "eval.end")
 
 
 def test_a_cell_whose_files_cannot_be_written_has_failed(tmp_path: Path) -> None:
@@ -244,9 +236,9 @@ def test_a_mistake_of_ours_ends_the_other_jobs(tmp_path: Path, monkeypatch: pyte
         cell(tmp_path, "broken"),
         cell(tmp_path, "later"),
     )
-    real = Runner._run_part
+    real = Runner._run_step
 
-    def run_part(self: Runner, each: Cell, *rest: Any) -> str | None:
+    def run_step(self: Runner, each: Job, *rest: Any) -> str | None:
         if each is broken:
             deadline = time.monotonic() + 30
             while not (slow.folder / "ready").exists() and time.monotonic() < deadline:
@@ -254,7 +246,7 @@ def test_a_mistake_of_ours_ends_the_other_jobs(tmp_path: Path, monkeypatch: pyte
             raise KeyError("nobody thought of this")
         return real(self, each, *rest)
 
-    monkeypatch.setattr(Runner, "_run_part", run_part)
+    monkeypatch.setattr(Runner, "_run_step", run_step)
     start = time.monotonic()
     with pytest.raises(KeyError):
         run(slow, broken, later, jobs=2)
@@ -264,22 +256,22 @@ def test_a_mistake_of_ours_ends_the_other_jobs(tmp_path: Path, monkeypatch: pyte
 
 def test_the_time_left_counts_jobs_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cells = [cell(tmp_path, name) for name in "ab"]  # four parts of 10 seconds of the whole machine
-    board = Board(cells, Console(file=io.StringIO()), jobs=2)
-    assert board.time_left() == 40.0
+    view = GridView(cells, Console(file=io.StringIO()), at_once=2)
+    assert view.time_left() == 40.0
     clock = [100.0]
-    monkeypatch.setattr("mixlora_cli.reproduce.board.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("mixlora_cli.reproduce.runner.time.monotonic", lambda: clock[0])
     for each in cells:
-        board.start(each.parts[0])
+        view.start(each.steps[0])
     clock[0] += 6.0
-    assert board.time_left() == 34.0  # both together had 6 seconds of the whole machine
+    assert view.time_left() == 34.0  # both together had 6 seconds of the whole machine
     clock[0] += 10.0
     for each in cells:
-        assert board.finish(each.parts[0], succeeded=True) == 16.0
-    assert board.time_left() == 16.0  # 8 of the machine instead of 10 for each part: two are left
-    board.start(cells[0].parts[1])
+        assert view.finish(each.steps[0], succeeded=True) == 16.0
+    assert view.time_left() == 16.0  # 8 of the machine instead of 10 for each part: two are left
+    view.start(cells[0].steps[1])
     clock[0] += 16.0
-    board.finish(cells[0].parts[1], succeeded=True)
-    assert board.time_left() == 16.0  # the last part alone has half the machine: 16 seconds, not 8
+    view.finish(cells[0].steps[1], succeeded=True)
+    assert view.time_left() == 16.0  # the last part alone has half the machine: 16 seconds, not 8
 
 
 @pytest.mark.parametrize("keep", [False, True])
@@ -289,29 +281,47 @@ def test_checkpoints_of_a_finished_training(tmp_path: Path, keep: bool) -> None:
     assert (one.folder / "checkpoints").exists() == keep
 
 
-def test_last_line_of_a_log(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    assert last_line(log) == ""
-    log.write_text("x" * 10_000 + "\nwhy it failed\n\n")
-    assert last_line(log) == "why it failed"
-
-
 def test_live_table_in_a_terminal(tmp_path: Path) -> None:
     cells = [cell(tmp_path, f"row{number}") for number in range(30)]
     console = Console(file=io.StringIO(), force_terminal=True, width=100, height=20)
-    board = Board(cells, console)
+    view = GridView(cells, console)
     for each in cells[:10]:
-        for part in each.parts:
-            board.start(part)
-            board.finish(part, succeeded=True)
-        board.change(each, "done", "in 0:10:00")
-    board.change(cells[10], "failed", "train, exit code 2: " + "why " * 60)
-    board.change(cells[11], "running", "train")
-    board.look(cells[11], "train, step 3/3, loss 1.500")
+        for part in each.steps:
+            view.start(part)
+            view.finish(part, succeeded=True)
+        view.change(each, "done", "in 0:10:00")
+    view.change(cells[10], "failed", "train, exit code 2: " + "why " * 60)
+    view.change(cells[11], "running", "train")
+    view.look(cells[11], "train, step 3/3, loss 1.500")
     with console.capture() as capture:
-        console.print(board.render())
+        console.print(view.render())
     shown = capture.get()
     assert "row10 seed 0" in shown and "failed" in shown and "row11 seed 0" in shown and "running" in shown
     assert "step 3/3, loss 1.500" in shown and "exit code 2" in shown
     assert "row29" not in shown and "18 waiting" in shown and "more not shown" in shown
     assert len(shown.splitlines()) <= 20
+
+
+def test_last_line_and_words(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert last_line(log) == ""
+    log.write_text("x" * 10_000 + "\nwhy it failed\n\n")
+    assert last_line(log) == "why it failed"
+    assert (in_words(3723.4), in_words(None)) == ("1:02:03", "?")
+    assert total([10.0, None, 5.0]) == (15.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("done", "rest", "left"),
+    [
+        ([], [100.0, 50.0], 150.0),
+        ([(100.0, 200.0), (50.0, 100.0)], [10.0], 20.0),  # corrected by what steps took
+        ([], [10.0, None], None),
+        ([(None, 30.0), (None, 50.0)], [None, None], 80.0),  # without an estimate: as long as the others
+        ([(10.0, 20.0), (None, 40.0)], [10.0, None], 20.0 + 30.0),
+    ],
+)
+def test_time_left(
+    done: list[tuple[float | None, float]], rest: list[float | None], left: float | None
+) -> None:
+    assert time_left(done, rest) == pytest.approx(left)
