@@ -62,8 +62,10 @@ def _add(command: Command) -> None:
             arguments[0] = f"{command.first_word}={arguments[0]}"
         raise typer.Exit(run_command(command, arguments))
 
+    summary = command.head().splitlines()[0].partition(": ")[2]
+    help_line = f"{summary[0].upper()}{summary[1:]}."
     settings = {"allow_extra_args": True, "ignore_unknown_options": True}
-    app.command(command.name, help=command.help, context_settings=settings, add_help_option=False)(run)
+    app.command(command.name, help=help_line, context_settings=settings, add_help_option=False)(run)
 
 
 def _compare(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import takewhile
 from pathlib import PurePath
 from typing import Any
 
@@ -11,7 +10,6 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from mixlora_cli.commands import COMMANDS, Command
-from mixlora_cli.paths import conf_dir
 from mixlora_cli.routers import ROUTERS
 
 _HYDRA = {
@@ -122,6 +120,5 @@ def config_groups(*groups: str) -> str:
 
 
 def help_head(command: str) -> str:
-    """The comment that a command's root file begins with: what it does, usage and examples."""
-    lines = (conf_dir() / f"{command}.yaml").read_text(encoding="utf-8").splitlines()
-    return "\n".join(line[2:] for line in takewhile(lambda line: line.startswith("#"), lines))
+    """What --help says of a command before it lists groups and keys."""
+    return COMMANDS[command].head()

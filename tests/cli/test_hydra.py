@@ -7,68 +7,60 @@ import pytest
 import yaml
 
 from mixlora_cli import __version__
+from mixlora_cli.commands import COMMANDS, Command
 from mixlora_cli.config import AlignConfig, EvalConfig, TrainConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.paths import conf_dir
 from mixlora_cli.routers import ROUTERS
 
 
-def test_train_hands_over_the_typed_configuration(mixlora: Any, commands: Any, tmp_path: Path) -> None:
-    result = mixlora("train", "adapter=lora", "rank=8", "train.learning_rate=1e-3", "seed=3")
-    (config,) = commands.called
-    assert isinstance(config, TrainConfig)
-    assert (config.adapter.name, config.rank, config.train.learning_rate, config.seed) == ("lora", 8, 1e-3, 3)
-    assert config.output_dir == "runs/mini-mini/lora-r8-seed3"
-    assert (result.code, result.out, result.err) == (0, "", "")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_eval_and_align(mixlora: Any, commands: Any, tmp_path: Path) -> None:
+def test_commands_get_the_typed_configuration(mixlora: Any, commands: Any, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
+    result = mixlora("train", "adapter=lora", "rank=8", "train.learning_rate=1e-3", "seed=3")
+    assert (result.code, result.out, result.err) == (0, "", "")
     assert mixlora("eval", "run=run", "eval.benchmarks=[mini_pope]").code == 0
     assert mixlora("align", "steps=3").code == 0
-    evaluation, alignment = commands.called
-    assert isinstance(evaluation, EvalConfig) and isinstance(alignment, AlignConfig)
-    assert (evaluation.run, evaluation.output_dir, evaluation.eval.benchmarks) == (
-        "run",
-        "run/eval",
-        ["mini_pope"],
-    )
-    assert alignment.steps == 3
+    train, evaluation, alignment = commands.called
+    assert (type(train), type(evaluation), type(alignment)) == (TrainConfig, EvalConfig, AlignConfig)
+    assert (train.adapter.name, train.rank, train.train.learning_rate, train.seed) == ("lora", 8, 1e-3, 3)
+    assert train.output_dir == "runs/mini-mini/lora-r8-seed3"
+    assert (evaluation.run, evaluation.output_dir) == ("run", "run/eval")
+    assert (evaluation.eval.benchmarks, alignment.steps) == (["mini_pope"], 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_cfg_job_prints_the_configuration(mixlora: Any, commands: Any) -> None:
+def test_what_is_printed_instead_of_run(mixlora: Any, commands: Any) -> None:
     printed = yaml.safe_load(mixlora("train", "--cfg", "job", "--resolve", "rank=2").out)
     assert (printed["rank"], printed["model"]["name"]) == (2, "mini")
     assert printed["output_dir"] == "runs/mini-mini/mixlora-task-e16-r2-seed0"
-    assert commands.called == []
-
-
-def test_info_prints_the_defaults_list(mixlora: Any, commands: Any) -> None:
+    assert yaml.safe_load(mixlora("table", "table2", "--cfg", "job").out)["what"] == "table2"
+    hydra = yaml.safe_load(mixlora("train", "--cfg", "hydra").out)["hydra"]
+    assert (hydra["output_subdir"], hydra["job_logging"]["root"]) == (None, None)
     result = mixlora("train", "--info", "defaults")
     assert result.code == 0 and "adapter/mixlora" in result.out
+    assert mixlora("--version").out == f"mixlora {__version__}\n"
     assert commands.called == []
 
 
-@pytest.mark.parametrize(
-    ("command", "groups"),
-    [
-        ("train", ["model", "adapter", "routing", "data", "deepspeed", "experiment"]),
-        ("eval", ["model", "adapter", "routing", "data"]),
-    ],
-)
-def test_help_lists_groups_options_and_keys(command: str, groups: list[str], mixlora: Any) -> None:
-    result = mixlora(command, "--help")
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=lambda command: command.name)
+def test_help_lists_groups_options_keys_and_examples(command: Command, mixlora: Any) -> None:
+    result = mixlora(command.name, "--help")
     assert (result.code, result.err) == (0, "")
-    for group in groups:
+    assert result.out.startswith(f"mixlora {command.name}: ")
+    for group in filter(None, command.groups.split(",")):
         files = {path.stem for path in (conf_dir() / group).glob("*.yaml")}
         options = sorted(files | set(ROUTERS) if group == "routing" else files)
         assert f"  {group + ':':<12}{', '.join(options)}\n" in result.out
-    for key in yaml.safe_load((conf_dir() / f"{command}.yaml").read_text()):
-        if key != "defaults":
-            assert f"\n{key}:" in result.out
-    assert result.out.count(f"mixlora {command} ") >= 4
-    assert "--multirun" in result.out and "--cfg" in result.out
+    for key in yaml.safe_load((conf_dir() / f"{command.name}.yaml").read_text()):
+        assert f"\n{key}:" in result.out or key == "defaults"
+    assert result.out.count(f"  mixlora {command.name} ") >= 2
+    assert (
+        "--multirun" in result.out
+        and "--cfg" in result.out
+        and f"instead of {command.name}.yaml" in result.out
+    )
+    first = result.out.splitlines()[0].partition(": ")[2][:40].strip()
+    assert first[1:] in mixlora("--help").out.replace("\n", " ")
 
 
 def test_help_shows_the_chosen_values_and_the_users_options(mixlora: Any, tmp_path: Path) -> None:
@@ -77,18 +69,6 @@ def test_help_shows_the_chosen_values_and_the_users_options(mixlora: Any, tmp_pa
     printed = mixlora("train", "-cd", str(tmp_path), "adapter=mine", "rank=3", "-h").out
     assert "  adapter:    full, lora, mine, mixlora, none\n" in printed
     assert "\nrank: 3\n" in printed and "  dropout: 0.5\n" in printed
-
-
-def test_align_help_and_root_help(mixlora: Any) -> None:
-    assert "\nlexical_steps: " in mixlora("align", "--help").out
-    printed = mixlora("--help").out
-    for name in ("train", "eval", "align", "interference", "tsne", "--version"):
-        assert f"  {name} " in printed
-    assert mixlora("tsne", "--help").code == 0
-
-
-def test_version(mixlora: Any) -> None:
-    assert mixlora("--version").out == f"mixlora {__version__}\n"
 
 
 def test_users_own_configuration_folder(mixlora: Any, commands: Any, tmp_path: Path) -> None:

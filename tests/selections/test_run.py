@@ -259,7 +259,7 @@ def test_command_line(make_run: MakeRun, data: DataConfig, capsys: pytest.Captur
     assert (run.root / "tsne" / "tsne.html").is_file()
     assert run_command(COMMAND, [*arguments[:-3], "tasks=[mini_vsr]"]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: tasks=['mini_vsr']: must name two different tasks")
+    assert error.startswith("error: tasks=[mini_vsr]: must name two different tasks")
     assert (
         run_command(COMMAND, [f"run={run.root}", *given, "pairs=[[counting,mini_pope]]", "tsne.sides=[a]"])
         == 0

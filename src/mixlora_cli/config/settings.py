@@ -164,7 +164,8 @@ def parse(config_class: type[T], values: Mapping[Any, Any], with_paths: bool = F
             where nothing of its kind is.
     """
     try:
-        return TypeAdapter(config_class).validate_python(values, context=with_paths)
+        plain = {str(key): value for key, value in values.items()}
+        return TypeAdapter(config_class).validate_python(plain, context=with_paths)
     except ValidationError as error:
         raise UserError(_one_line(error, config_class)) from error
 
