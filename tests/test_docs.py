@@ -21,5 +21,7 @@ def test_named_files_are_there(document: Path) -> None:
 
 def test_the_architecture_names_the_rooms() -> None:
     text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
-    rooms = [place.name for place in (ROOT / "src/mixlora_cli").iterdir() if (place / "__init__.py").is_file()]
+    rooms = [
+        place.name for place in (ROOT / "src/mixlora_cli").iterdir() if (place / "__init__.py").is_file()
+    ]
     assert [room for room in rooms if f"{room}/" not in text] == []
