@@ -24,9 +24,8 @@ def test_it_is_filled_literally() -> None:
     assert "Questions: What is {Prediction}? Answer: a {Question} Prediction: \\1 {x} Your response" in text
 
 
-@pytest.mark.parametrize(
-    "reply",
-    [
+YES = (
+    *(
         "Yes",
         " yes.",
         "YES, it is",
@@ -35,48 +34,16 @@ def test_it_is_filled_literally() -> None:
         "_Yes_",
         "\N{LEFT DOUBLE QUOTATION MARK}Yes",
         "\nYes\nNo",
-        "Yes; not no",
-        "Yes, yes it is",
-        "Yes. No",
-        "Yes or maybe",
-        "Yes, orange is no fruit",
-    ],
+    ),
+    *("Yes; not no", "Yes, yes it is", "Yes. No", "Yes or maybe", "Yes, orange is no fruit"),
 )
-def test_yes(reply: str) -> None:
-    assert read_verdict(reply) == "yes"
-
-
-@pytest.mark.parametrize(
-    "reply",
-    [
-        "No",
-        "no",
-        " No, the answer is yes",
-        "`No`",
-        "(No)",
-        "No, no.",
-        "No, yes it is wrong",
-        "No. Yes",
-        "No no",
-        "No: nor yes",
-    ],
+NO = (
+    *("No", "no", " No, the answer is yes", "`No`", "(No)", "No, no.", "No, yes it is wrong", "No. Yes"),
+    *("No no", "No: nor yes"),
 )
-def test_no(reply: str) -> None:
-    assert read_verdict(reply) == "no"
-
-
-@pytest.mark.parametrize(
-    "reply",
-    [
-        "",
-        "  ",
-        "Not sure",
-        "None",
-        "Nothing",
-        "Yesterday",
-        "The answer is Yes",
-        "Yes or No",
-        "yes or no?",
+UNPARSED = (
+    *("", "  ", "Not sure", "None", "Nothing", "Yesterday", "The answer is Yes", "Yes or No", "yes or no?"),
+    *(
         "No or Yes.",
         '"Yes" or "No"',
         "**Yes** or **No**",
@@ -84,11 +51,18 @@ def test_no(reply: str) -> None:
         "yes/no",
         "Yes / No: no",
         "Yes|No",
-        "Yes or No: Yes",
-        "I",
-        "…",
-        "Nope",
+    ),
+    *("Yes or No: Yes", "I", "…", "Nope"),
+)
+
+
+@pytest.mark.parametrize(
+    ("reply", "verdict"),
+    [
+        *((reply, "yes") for reply in YES),
+        *((reply, "no") for reply in NO),
+        *((reply, "unparsed") for reply in UNPARSED),
     ],
 )
-def test_everything_else_is_unparsed(reply: str) -> None:
-    assert read_verdict(reply) == "unparsed"
+def test_the_first_word_decides(reply: str, verdict: str) -> None:
+    assert read_verdict(reply) == verdict

@@ -18,8 +18,7 @@ from mixlora_cli.config import JudgeConfig, PageConfig, ReportConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.scoring import read_evaluation, score_evaluation
 from mixlora_cli.judging.judge import judge_answers
-from mixlora_cli.report.finish import finish
-from mixlora_cli.report.run import report
+from mixlora_cli.report.run import finish, report
 
 EVIL = "<script>document.title = 'stolen'</script><img src=x onerror=alert(1)>\"' {{ 7 * 7 }} & more"
 

@@ -5,9 +5,7 @@ from pathlib import Path
 import pytest
 from report_folder import COLOURS, prediction, write_folder
 
-from mixlora_cli.report.confusion import confusions
-from mixlora_cli.report.evaluated import UNREAD, read_evaluated
-from mixlora_cli.report.sample import sample
+from mixlora_cli.report.answers import UNREAD, confusions, read_evaluated, sample
 
 
 def test_the_sample_is_bounded_seeded_and_of_every_outcome(folder: Path) -> None:
@@ -27,7 +25,7 @@ def test_the_sample_is_bounded_seeded_and_of_every_outcome(folder: Path) -> None
 
 def test_the_order_of_the_file_changes_no_sample(folder: Path, tmp_path: Path, images: Path) -> None:
     run = read_evaluated(folder)
-    turned = read_evaluated(write_folder(tmp_path / "turned", [*run.predictions()][::-1], images))
+    turned = read_evaluated(write_folder(tmp_path / "turned", [*run.evaluation.predictions][::-1], images))
     assert sample([turned], 3, 0) == sample([run], 3, 0)
 
 
@@ -57,7 +55,7 @@ def test_several_runs_are_compared_on_the_instances_they_share(
         assert [answer.label for answer in entry.answers] == ["LoRA r=4", "MixLoRA E=16 r=4"]
         rights = {answer.right for answer in entry.answers}
         assert (entry.outcome == "differ") == (len(rights) == 2)
-    few = [p for p in runs[1].predictions() if p.index < 3]
+    few = [p for p in runs[1].evaluation.predictions if p.index < 3]
     changed = [*few[:2], prediction(2, "mini_cifar10", "blue", "red", question="Another?", labels=COLOURS)]
     third = read_evaluated(write_folder(tmp_path / "three", changed, images))
     assert sorted(entry.instance.index for entry in sample([runs[0], third], 100, 0)) == [0, 1]
@@ -71,9 +69,9 @@ def test_confusion_matrices_count_every_instance_once(folder: Path) -> None:
     assert colours.labels == COLOURS and sum(map(sum, colours.counts)) == 30
     score = next(score for score in run.results.scores if score.column == "CIFAR-10")
     assert sum(colours.counts[n][n] for n in range(3)) == round(30 * score.value / 100)
-    given = [p.prediction for p in run.predictions() if p.benchmark == "mini_cifar10"]
+    given = [p.prediction for p in run.evaluation.predictions if p.benchmark == "mini_cifar10"]
     assert sum(row[3] for row in colours.counts) == given.count("a dog")
-    maybe = [p.prediction for p in run.predictions() if p.benchmark == "mini_mme"].count("perhaps")
+    maybe = [p.prediction for p in run.evaluation.predictions if p.benchmark == "mini_mme"].count("perhaps")
     assert sum(row[2] for row in found["MME"].counts) == maybe
     assert sum(row[2] for row in found["POPE"].counts) == 0  # its parser reads every answer
 

@@ -47,7 +47,7 @@ from mixlora_cli.models.session import Run, Session, find_run
 from mixlora_cli.output import alone_in
 from mixlora_cli.paths import require_cache
 from mixlora_cli.progress import counting, say
-from mixlora_cli.report.finish import finish
+from mixlora_cli.report.run import finish
 from mixlora_cli.training.run_folder import versions
 
 

@@ -80,7 +80,13 @@ def open_llava_v1(language_model: Part, vision_tower: Part, projector: Part) -> 
         UserError: a part is of another kind, incomplete or damaged, or does not fit the others.
     """
     text, vision = _text_config(language_model), _vision_config(vision_tower)
-    weights = _language_weights(language_model) | _vision_weights(vision_tower)
+    weights = {
+        re.sub(r"^model\.", "model.language_model.", name): weight
+        for name, weight in _weights(language_model).items()
+    }
+    for name, weight in _weights(vision_tower).items():
+        if not name.startswith(_CLIP_ONLY):
+            weights[f"model.vision_tower.{name.removeprefix('vision_model.')}"] = weight
     weights |= _projector_weights(projector, vision.hidden_size, text.hidden_size)
     vocabulary = build_vocabulary(language_model, text.vocab_size)
     sizes: Any = vision
@@ -137,22 +143,6 @@ def _read_config(part: Part) -> PreTrainedConfig:
     return config
 
 
-def _language_weights(part: Part) -> dict[str, Tensor]:
-    return {
-        re.sub(r"^model\.", "model.language_model.", name): weight
-        for name, weight in _weights(part).items()
-        if not name.endswith(_LEFT_OUT)
-    }
-
-
-def _vision_weights(part: Part) -> dict[str, Tensor]:
-    return {
-        f"model.vision_tower.{name.removeprefix('vision_model.')}": weight
-        for name, weight in _weights(part).items()
-        if not name.startswith(_CLIP_ONLY) and not name.endswith(_LEFT_OUT)
-    }
-
-
 def _projector_weights(part: Part, in_features: int, out_features: int) -> dict[str, Tensor]:
     """The published projector: one linear layer between the vision tower's and the language model's width."""
     file = part.path / _PROJECTOR_FILE if part.path.is_dir() else part.path
@@ -187,7 +177,7 @@ def _weights(part: Part) -> dict[str, Tensor]:
     file = next((part.path / name for name in _WEIGHT_FILES if (part.path / name).is_file()), None)
     if file is None:
         raise part.refuse(f"{part.path} has no weights: expected one of {', '.join(_WEIGHT_FILES)}")
-    return _read(part, file)
+    return {name: weight for name, weight in _read(part, file).items() if not name.endswith(_LEFT_OUT)}
 
 
 def _read(part: Part, file: Path) -> dict[str, Tensor]:

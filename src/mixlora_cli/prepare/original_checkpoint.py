@@ -18,7 +18,7 @@ from torch import Tensor
 from mixlora_cli.config import ImportConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.adapters import ADAPTER_WEIGHTS
-from mixlora_cli.prepare.original_settings import Settings, Sizes, choose_settings
+from mixlora_cli.prepare.original_settings import Sizes, choose_settings
 from mixlora_cli.prepare.weight_files import WeightFile, read_weights
 from mixlora_cli.store import folder_beside, readable_as_usual
 
@@ -127,7 +127,7 @@ def import_checkpoint(options: ImportConfig) -> Path:
     checkpoint = sort_tensors(read_files(options.folder))
     linears = {place: _convert_linear(place, parts) for place, parts in sorted(checkpoint.linears.items())}
     sizes = _measure(linears)
-    settings = choose_settings(options, sizes, bool(checkpoint.projector), checkpoint.base_layers)
+    config, reasons = choose_settings(options, sizes, bool(checkpoint.projector), checkpoint.base_layers)
     weights = _convert_projector(checkpoint, sizes.hidden_size)
     for place, parts in linears.items():
         for kind, tensor in parts.items():
@@ -135,14 +135,18 @@ def import_checkpoint(options: ImportConfig) -> Path:
     folder = options.destination
     try:
         with folder_beside(folder) as temp:
-            settings.config.save_pretrained(str(temp))
+            config.save_pretrained(str(temp))
             save_file(weights, temp / ADAPTER_WEIGHTS, metadata={"format": "pt"})
             readable_as_usual(temp / ADAPTER_WEIGHTS)
             temp.rename(folder)
     except OSError as error:
         raise UserError(f"--output={folder}: cannot be written: {error}") from error
     numbers = sum(tensor.numel() for parts in linears.values() for tensor in parts.values())
-    _say_what_was_chosen(options, checkpoint, sizes, settings, numbers)
+    read = (
+        f"{options.folder / checkpoint.main_file}: {sizes.num_layers} decoder layers x {len(sizes.linears)} linear "
+        f"layers, {numbers:,} numbers"
+    )
+    _say_what_was_chosen({"read": read, **reasons}, checkpoint, config.routing, folder)
     return folder
 
 
@@ -408,9 +412,7 @@ def _convert_projector(checkpoint: Checkpoint, hidden_size: int | None) -> dict[
     }
 
 
-def _say_what_was_chosen(
-    options: ImportConfig, checkpoint: Checkpoint, sizes: Sizes, settings: Settings, numbers: int
-) -> None:
+def _say_what_was_chosen(reasons: dict[str, str], checkpoint: Checkpoint, routing: str, folder: Path) -> None:
     """Print for people what was read, chosen and written, and what stays different."""
     # The published training starts from LLaVA-v1; a projector of two layers tells of another base.
     projector, model = "none in the checkpoint: the base keeps its own", "llava_v1_7b"
@@ -419,20 +421,10 @@ def _say_what_was_chosen(
         layers = "one linear layer, as in LLaVA-v1" if one else "two linear layers, as in LLaVA-1.5"
         projector = f"{layers} (from {checkpoint.projector_file}); it replaces the base's"
         model = "llava_v1_7b" if one else "<the base that it was trained on>"
-    lines = {
-        "read": (
-            f"{options.folder / checkpoint.main_file}: {sizes.num_layers} decoder layers x {len(sizes.linears)} linear "
-            f"layers, {numbers:,} numbers"
-        ),
-        **settings.reasons,
-        "projector": projector,
-        "differs": _DIFFERENCES[settings.config.routing],
-        "and": _PRECISION,
-        "wrote": str(options.destination),
-        "next": f"mixlora eval run={options.destination} model={model}",
-    }
-    if settings.config.routing == "random":
-        del lines["and"]
+    lines = reasons | {"projector": projector, "differs": _DIFFERENCES[routing]}
+    if routing != "random":
+        lines["and"] = _PRECISION
+    lines |= {"wrote": str(folder), "next": f"mixlora eval run={folder} model={model}"}
     width = max(len(name) for name in lines)
     for name, text in lines.items():
         print(f"{name:<{width}}  {text}")

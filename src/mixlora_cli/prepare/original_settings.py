@@ -69,15 +69,6 @@ class Sizes:
     """Width of the routers' input where it cannot be the layer's own input; None where it can."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The configuration of the imported adapter, and for people why it is so."""
-
-    config: MixLoraConfig
-    reasons: dict[str, str]
-    """By setting: its value and where it comes from."""
-
-
 class _Facts:
     """Values with their sources; two sources that differ are an error."""
 
@@ -86,16 +77,17 @@ class _Facts:
         self.confirmed: set[str] = set()
         """Keys that several sources tell alike."""
 
-    def add(self, key: str, value: Any, source: str) -> None:
-        if value is None:
-            return
-        if key in self._known:
-            self.confirmed.add(key)
-        known, before = self._known.setdefault(key, (value, source))
-        if known != value:
-            raise UserError(
-                f"{key}: {known} in {before}, but {value} in {source}; one of the two is not of this checkpoint"
-            )
+    def add(self, source: str, **values: Any) -> None:
+        for key, value in values.items():
+            if value is None:
+                continue
+            if key in self._known:
+                self.confirmed.add(key)
+            known, before = self._known.setdefault(key, (value, source))
+            if known != value:
+                raise UserError(
+                    f"{key}: {known} in {before}, but {value} in {source}; one of the two is not of this checkpoint"
+                )
 
     def get(self, key: str) -> Any:
         return self._known.get(key, (None, ""))[0]
@@ -107,7 +99,7 @@ class _Facts:
 
 def choose_settings(
     options: ImportConfig, sizes: Sizes, has_projector: bool, base_layers: int | None
-) -> Settings:
+) -> tuple[MixLoraConfig, dict[str, str]]:
     """Put together what the tensors, `cmoa_args.bin`, `adapter_config.json`, `config.json` and the options tell.
 
     Args:
@@ -116,21 +108,19 @@ def choose_settings(
         has_projector: whether a projector comes with them.
         base_layers: decoder layers of the base, where its tensors are there.
 
+    Returns:
+        The adapter's configuration, and for people where each setting comes from.
+
     Raises:
         UserError: two of them contradict each other, a value is missing, or the checkpoint needs a form of the method
             that mixlora does not have.
     """
     facts = _Facts()
-    for key, value in (
-        ("factors", sizes.factors),
-        ("rank", sizes.rank),
-        ("num_hidden_layers", sizes.num_layers),
-        ("hidden_size", sizes.hidden_size),
-    ):
-        facts.add(key, value, "the tensors")
-    facts.add("num_hidden_layers", base_layers, "the frozen base's tensors")
+    facts.add("the tensors", factors=sizes.factors, rank=sizes.rank)
+    facts.add("the tensors", num_hidden_layers=sizes.num_layers, hidden_size=sizes.hidden_size)
+    facts.add("the frozen base's tensors", num_hidden_layers=base_layers)
     for key in ("factors", "rank", "alpha", "cond_type"):
-        facts.add(key, getattr(options, key), "--" + key.replace("_", "-"))
+        facts.add("--" + key.replace("_", "-"), **{key: getattr(options, key)})
     problem = _add_files(facts, options.folder)
     cond_type, why = _what_selects(facts, sizes.cond_type)
     routing = _ROUTINGS[cond_type]
@@ -176,7 +166,7 @@ def choose_settings(
         )
     if problem is not None:
         reasons["not read"] = problem
-    return Settings(config, reasons)
+    return config, reasons
 
 
 def _targets(sizes: Sizes) -> str:
@@ -213,8 +203,8 @@ def _add_files(facts: _Facts, folder: Path) -> str | None:
     if model.is_file():
         content = read_object(model)
         _add(facts, {key: content.get(key) for key in ("cond_type", "mix_mm_projector")}, model.name)
-        for key in ("num_hidden_layers", "hidden_size"):
-            facts.add(key, content.get(key), model.name)
+        sizes = {key: content.get(key) for key in ("num_hidden_layers", "hidden_size")}
+        facts.add(model.name, **sizes)
     return problem
 
 
@@ -229,20 +219,15 @@ def _add(facts: _Facts, content: Mapping[str, Any], source: str) -> None:
         value = content.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
             raise UserError(f"{key}={value!r} in {source}: must be a number")
-        facts.add(name, value, source)
+        facts.add(source, **{name: value})
     cond_type = content.get("cond_type")
     if cond_type is not None and not isinstance(cond_type, str):
         raise UserError(f"cond_type={cond_type!r} in {source}: must be a word")
-    facts.add("cond_type", cond_type, source)
+    facts.add(source, cond_type=cond_type)
 
 
 def _what_selects(facts: _Facts, shown: str | None) -> tuple[str, str]:
-    """The published name of what selects the factors, and how it is known.
-
-    Args:
-        facts: what files and options tell.
-        shown: what the tensors show.
-    """
+    """The published name of what selects the factors, which the tensors show in part, and how it is known."""
     told = facts.get("cond_type")
     if told is not None and told not in _ROUTINGS:
         raise UserError(

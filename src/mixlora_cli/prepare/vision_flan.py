@@ -88,7 +88,8 @@ def prepare_vision_flan(config: PrepareConfig) -> Path:
     if data.max_per_task is not None:
         records = sample_per_task(records, data.max_per_task, config.seed)
     root.mkdir(parents=True, exist_ok=True)
-    names = [None if record.image is None else source.name_of(record.image) for record in records]
+    images = [record.image for record in records]
+    names = [None if image is None else image.relative_to(source.images).as_posix() for image in images]
     if options.unpack:
         _unpack(names, source.images, root)
     _write_records(records, names, root)
@@ -161,10 +162,6 @@ class Source:
     """The folder of the pictures, or the folder inside the archive that holds them."""
     stamps: dict[str, list[int]]
     """Size and time of change of each file."""
-
-    def name_of(self, image: Path) -> str:
-        """A picture's path in the picture folder."""
-        return image.relative_to(self.images).as_posix()
 
 
 def open_source(folder: Path) -> Source:

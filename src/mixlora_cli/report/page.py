@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
@@ -14,19 +14,17 @@ from PIL import Image
 
 from mixlora_cli import __version__
 from mixlora_cli.benchmarks.registry import seen_title
-from mixlora_cli.evaluation.results import ABSENT, Results, columns_of, seen_text
+from mixlora_cli.evaluation.results import ABSENT, JudgedScore, Results, Row, Score, columns_of, seen_text
 from mixlora_cli.judging.verdicts import judged_table
-from mixlora_cli.report.bars import bars_of
-from mixlora_cli.report.confusion import Confusion, confusions
-from mixlora_cli.report.evaluated import UNREAD, Evaluated
-from mixlora_cli.report.sample import Shown
+from mixlora_cli.report.answers import UNREAD, Confusion, Evaluated, Shown, confusions
 from mixlora_cli.report.thumbnails import encoded
 
-FILE_NAME = "report.html"
 LONGEST_TEXT = 1_500
 """Characters of a question or an answer that are shown."""
 WRITTEN_OUT = 20
 """Confusion matrices with more labels are drawn as a picture instead of a table."""
+MME_SUBTASK = 200.0
+"""Points that one of MME's subtasks can give."""
 _ACCENT = (47, 111, 208)
 _CELL = 5
 """Pixels of a cell in such a picture."""
@@ -65,7 +63,7 @@ def write_page(runs: Sequence[Evaluated], cards: Sequence[Card], notes: Sequence
         judged=judged.rows if judged else (),
         seen=_seen_rows(rows),
         matrices=[(run.label, [_matrix(found) for found in confusions(run)]) for run in runs],
-        rules=_rules(rows),
+        rules=rules_of(rows),
         cards=cards,
         shown_columns=list(dict.fromkeys(card.shown.column for card in cards)),
         notes=notes,
@@ -88,13 +86,13 @@ def _cell(results: Results, column: str) -> list[str]:
     return score.cell.joined("\n").split("\n") if score else [ABSENT]
 
 
-def _seen_rows(rows: Sequence[tuple[str, Results]]) -> list[tuple[str, list[str]]]:
+def _seen_rows(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
     """A row for each seen task: a cell for each run."""
     tasks = dict.fromkeys(task for _, results in rows if results.seen for task in results.seen.parts)
     return [(seen_title(task), [seen_text(results.seen, task) for _, results in rows]) for task in tasks]
 
 
-def _rules(rows: Sequence[tuple[str, Results]]) -> list[tuple[str, str, str]]:
+def rules_of(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
     """Column, instances and rule of every score of the first run that has it."""
     found: dict[str, tuple[str, str, str]] = {}
     for _, results in rows:
@@ -126,3 +124,78 @@ def _drawn(confusion: Confusion) -> str:
     cells[..., :3] = _ACCENT
     cells[..., 3] = np.round(255 * np.sqrt(shares))
     return encoded(Image.fromarray(cells.repeat(_CELL, axis=0).repeat(_CELL, axis=1)), "PNG", optimize=True)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar; lengths are per cent of the width."""
+
+    series: str
+    """Name in the legend."""
+    colour: int
+    """Number of the run."""
+    judged: bool
+    value: float
+    low: float
+    high: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Bars:
+    """The bars of one column of the table."""
+
+    column: str
+    scale: str
+    """What the full width stands for."""
+    bars: tuple[Bar, ...]
+
+
+def bars_of(rows: Sequence[Row]) -> list[Bars]:
+    """A group of bars for each column that some row has a score in."""
+    groups = []
+    for column in columns_of(rows):
+        scores = [score for _, results in rows if (score := results.column(column))]
+        widest = max(scores, key=_most, default=None)
+        most = 100.0 if widest is None else _most(widest)
+        bars = [
+            bar
+            for number, (label, results) in enumerate(rows)
+            for bar in _bars(number, label, results, column, most)
+        ]
+        if bars:
+            groups.append(Bars(column, _scale(widest), tuple(bars)))
+    return groups
+
+
+def _most(score: Score) -> float:
+    """The largest value that a score can have."""
+    return MME_SUBTASK * max(score.num_subtasks, 1) if score.unit == "points" else 100.0
+
+
+def _scale(widest: Score | None) -> str:
+    if widest is None or widest.unit != "points":
+        return "100 %"
+    return ", ".join(filter(None, (f"{_most(widest):.0f} points", widest.incomplete)))
+
+
+def _bars(number: int, label: str, results: Results, column: str, most: float) -> list[Bar]:
+    score = results.column(column)
+    bars = []
+    if score is not None:
+        bars.append(_bar(label, number, False, score, most, replace(score.cell, beside="").joined(" ")))
+    for judged in results.judged:
+        found = [
+            s for s in (*judged.scores, judged.mean, judged.seen) if s is not None and s.column == column
+        ]
+        for said in found:
+            text = f"{said.value:.1f} [{said.low:.1f}, {said.high:.1f}]"
+            bars.append(_bar(f"judge: {judged.title}", number, True, said, 100.0, text))
+    return bars
+
+
+def _bar(series: str, colour: int, judged: bool, score: Score | JudgedScore, most: float, text: str) -> Bar:
+    value, low, high = (
+        min(max(100 * end / most, 0.0), 100.0) for end in (score.value, score.low, score.high)
+    )
+    return Bar(series, colour, judged, value, low, high, text)

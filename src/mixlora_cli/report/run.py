@@ -7,19 +7,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-
-from mixlora_cli.config import PageConfig, ReportConfig
+from mixlora_cli.config import JudgeConfig, PageConfig, ReportConfig
+from mixlora_cli.evaluation.instances import source_notes
+from mixlora_cli.evaluation.results import Results, Row, results_markdown
+from mixlora_cli.evaluation.scoring import Evaluation, score_evaluation
+from mixlora_cli.judging.judge import judge_answers, print_judged
+from mixlora_cli.judging.verdicts import judged_table
 from mixlora_cli.output import one_line_errors
-from mixlora_cli.report.data_notes import data_notes
-from mixlora_cli.report.evaluated import Evaluated, read_evaluated
-from mixlora_cli.report.markdown import FILE_NAME as MARKDOWN
-from mixlora_cli.report.markdown import write_markdown
-from mixlora_cli.report.page import FILE_NAME as PAGE
-from mixlora_cli.report.page import Card, write_page
-from mixlora_cli.report.sample import sample
+from mixlora_cli.progress import say
+from mixlora_cli.report.answers import Evaluated, evaluated, read_evaluated, sample
+from mixlora_cli.report.page import Card, rules_of, write_page
 from mixlora_cli.report.thumbnails import Thumbnails, picture_folder
 from mixlora_cli.store import write_text
+from mixlora_cli.tables import markdown
+
+MARKDOWN, PAGE = "results.md", "report.html"
 
 
 def report(config: ReportConfig) -> Path:
@@ -33,27 +35,36 @@ def report(config: ReportConfig) -> Path:
         return write_report(runs, folder, config.report)
 
 
+def finish(evaluation: Evaluation, results: Results, judge: JudgeConfig, seed: int) -> Results:
+    """Have the answers of a scored evaluation judged and write its report; the results with what the judge said.
+
+    Raises UserError when the judge cannot go on; the report is written all the same, and the same command continues.
+    """
+    try:
+        if judge.name != "none":
+            judge_answers(evaluation.folder, judge)
+    finally:
+        if judge.name != "none":
+            results = score_evaluation(evaluation)
+        print_judged(results)
+        write_report([evaluated(evaluation, results)], evaluation.folder, PageConfig(seed=seed))
+    return results
+
+
 def write_report(runs: Sequence[Evaluated], folder: Path, settings: PageConfig) -> Path:
-    """Write results.md and report.html into `folder`, each whole or not at all; the path of the page."""
-    runs = _told_apart(runs)
+    """Write results.md and report.html into `folder`, each complete or not at all; the path of the page."""
+    often = Counter(run.label for run in runs)
+    runs = [
+        replace(run, label=f"{run.label} ({_name(run)})") if often[run.label] > 1 else run for run in runs
+    ]
     thumbnails = Thumbnails(int(settings.picture_megabytes * 1e6))
-    about = runs[0].results.about
     cards = []
     for shown in sample(runs, settings.sample, settings.seed):
-        place = picture_folder(shown.instance, about, settings.images)
+        place = picture_folder(shown.instance, runs[0].results.about, settings.images)
         cards.append(Card(shown, thumbnails(shown.instance, place)))
     folder.mkdir(parents=True, exist_ok=True)
     rows = [(run.label, run.results) for run in runs]
-    notes = [*data_notes(rows), *_notes(thumbnails)]
-    markdown = write_markdown(rows)
-    write_text(folder / MARKDOWN, markdown, errors="replace")
-    write_text(folder / PAGE, write_page(runs, cards, notes), errors="replace")
-    Console(stderr=True).print(f"report: {folder / PAGE}", markup=False, highlight=False, soft_wrap=True)
-    return folder / PAGE
-
-
-def _notes(thumbnails: Thumbnails) -> list[str]:
-    notes = []
+    notes = _data_notes(rows)
     if thumbnails.missing:
         notes.append(
             f"{thumbnails.missing} pictures of the sample were not found or cannot be read; "
@@ -61,18 +72,47 @@ def _notes(thumbnails: Thumbnails) -> list[str]:
         )
     if thumbnails.left_out:
         notes.append(f"{thumbnails.left_out} pictures are left out to keep this file small.")
-    return notes
+    write_text(folder / MARKDOWN, _markdown(rows), errors="replace")
+    write_text(folder / PAGE, write_page(runs, cards, notes), errors="replace")
+    say(f"report: {folder / PAGE}")
+    return folder / PAGE
 
 
-def _told_apart(runs: Sequence[Evaluated]) -> list[Evaluated]:
-    """Runs with equal labels get their folders' names."""
-    often = Counter(run.label for run in runs)
+def _name(run: Evaluated) -> str:
+    """What tells runs with equal labels apart."""
+    place = run.folder.resolve()
+    return place.parent.name if place.name == "eval" else place.name
+
+
+def _data_notes(rows: Sequence[Row]) -> list[str]:
+    """Each note on incomplete sources once; with the labels of the evaluations that it is about unless it is all."""
+    labels: dict[str, list[str]] = {}
+    for label, results in rows:
+        for note in source_notes(results.about.get("sources") or {}):
+            labels.setdefault(note, []).append(label)
     return [
-        replace(run, label=f"{run.label} ({_name(run.folder)})") if often[run.label] > 1 else run
-        for run in runs
+        f"{note}." if len(which) == len(rows) else f"{note}: {', '.join(which)}."
+        for note, which in labels.items()
     ]
 
 
-def _name(folder: Path) -> str:
-    place = folder.resolve()
-    return place.parent.name if place.name == "eval" else place.name
+def _markdown(rows: Sequence[Row]) -> str:
+    """results.md: the table in the paper's column order, what the judges say, and the rules."""
+
+    def escaped(text: str) -> str:
+        return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+    lines = [(escaped(label), results) for label, results in rows]
+    limits = sorted({str(results.about["limit"]) for _, results in rows if results.about.get("limit")})
+    sections = [f"# Results: {', '.join(label for label, _ in lines)}\n"]
+    if limits:
+        sections.append(f"Samples of at most {' or '.join(limits)} instances of each benchmark.\n")
+    if notes := _data_notes(lines):
+        sections.append("\n".join(f"- {escaped(note)}" for note in notes) + "\n")
+    sections.append(results_markdown(lines))
+    if judged := judged_table(lines):
+        sections.append(markdown(judged))
+    if rules := rules_of(rows):
+        listed = "\n".join(f"- {column}, {count} instances: {rule}" for column, count, rule in rules)
+        sections.append(f"## Rules\n\n{listed}\n")
+    return "\n".join(sections)

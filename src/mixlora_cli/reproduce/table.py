@@ -134,46 +134,37 @@ Key = tuple[str, int, str | None]
 """Experiment, seed, task."""
 
 
-@dataclass(frozen=True)
-class Cells:
-    """The newest cell of each experiment, seed and task: its folder and what `cell.json` says."""
-
-    newest: Mapping[Key, tuple[Path, Mapping[str, Any]]]
-    older: frozenset[str]
-    """Experiments of which cells of other configurations were passed over."""
-
-    def seeds(self, experiment: str) -> list[int]:
-        """Seeds that there are cells of, finished or not."""
-        return sorted({seed for name, seed, _ in self.newest if name == experiment})
-
-    def evaluation(self, key: Key, folder: str) -> Path | None:
-        """A cell's finished evaluation; None where it has not been made."""
-        if key not in self.newest:
-            return None
-        place = self.newest[key][0] / folder
-        return place if (place / FILE_NAME).is_file() else None
+Cells = Mapping[Key, list[tuple[Path, Mapping[str, Any]]]]
+"""Folders and what their `cell.json` says; of several configurations of one cell the one asked for last comes first."""
 
 
 def find_cells(folder: Path) -> Cells:
     """The cells in `folder`.
 
-    Of several configurations of one cell the one that was asked for last counts, even if it has no result: an older one
-    would be another experiment in the place of a failed one.
+    The one that was asked for last counts, even if it has no result: an older one would be another experiment in the
+    place of a failed one.
 
     Raises:
         UserError: there is no cell.
     """
-    by_key: dict[Key, list[tuple[Path, Mapping[str, Any]]]] = defaultdict(list)
+    cells: dict[Key, list[tuple[Path, Mapping[str, Any]]]] = defaultdict(list)
     for path in sorted(folder.glob(f"*/{RECORD}")):
         record = read_record(path.parent)
         if "experiment" in record:
-            by_key[record["experiment"], record["seed"], record["task"]].append((path.parent, record))
-    if not by_key:
+            cells[record["experiment"], record["seed"], record["task"]].append((path.parent, record))
+    if not cells:
         raise UserError(
             f"runs={folder}: no cells there; expected the folder that `mixlora reproduce` wrote to"
         )
-    newest = {key: max(cells, key=lambda cell: float(cell[1]["used"])) for key, cells in by_key.items()}
-    return Cells(newest, frozenset(name for (name, *_), cells in by_key.items() if len(cells) > 1))
+    for found in cells.values():
+        found.sort(key=lambda cell: float(cell[1]["used"]), reverse=True)
+    return cells
+
+
+def _evaluation(cells: Cells, key: Key, folder: str) -> Path | None:
+    """A cell's finished evaluation; None where it has not been made."""
+    place = cells[key][0][0] / folder if key in cells else None
+    return place if place is not None and (place / FILE_NAME).is_file() else None
 
 
 def build_table(config: TableConfig) -> TableValues:
@@ -196,11 +187,11 @@ def _read_row(
     by_seed: dict[int, Columns] = {}
     evaluations: dict[int, Path] = {}
     scores: dict[int, Mapping[str, InstanceScores]] = {}
-    for seed in cells.seeds(row.name):
+    for seed in sorted({seed for name, seed, _ in cells if name == row.name}):
         if tasks:
             scores[seed] = _seen_scores(cells, row, seed, tasks)
             by_seed[seed] = _of_scores(scores[seed], tasks)
-        elif place := cells.evaluation((row.name, seed, None), EVALUATION):
+        elif place := _evaluation(cells, (row.name, seed, None), EVALUATION):
             evaluations[seed] = place
             results = read_results(place)
             by_seed[seed] = {
@@ -235,7 +226,7 @@ def _seen_scores(cells: Cells, row: Row, seed: int, tasks: Sequence[str]) -> dic
     """Of the held-out instances of each task; specialists have a cell for each, the others one for all."""
     scores: dict[str, InstanceScores] = {}
     for task in tasks if row.per_task else (None,):
-        if place := cells.evaluation((row.name, seed, task), SEEN_EVALUATION):
+        if place := _evaluation(cells, (row.name, seed, task), SEEN_EVALUATION):
             run = read_run(str(place))
             scores |= {name: run.tasks["heldout", name] for name in tasks if ("heldout", name) in run.tasks}
     return scores
@@ -263,7 +254,8 @@ def _notes(rows: Sequence[RowValues], cells: Cells, columns: Sequence[str]) -> l
     for each in rows:
         if each.values and (lacking := [column for column in columns if column not in each.values]):
             notes.append(f"{each.row.title} lacks {', '.join(lacking)}.")
-    if older := sorted(cells.older & {each.row.name for each in rows}):
+    passed_over = {name for (name, *_), found in cells.items() if len(found) > 1}
+    if older := sorted(passed_over & {each.row.name for each in rows}):
         notes.append(f"Cells of earlier configurations passed over: {', '.join(older)}.")
     return notes
 
@@ -272,7 +264,7 @@ def _settings(rows: Sequence[RowValues], cells: Cells) -> list[str]:
     """How the rows were trained, in one sentence where they agree."""
     by_setting: dict[str, list[str]] = {}
     for each in rows:
-        for (name, seed, _), (_, record) in cells.newest.items():
+        for (name, seed, _), ((_, record), *_) in cells.items():
             about = record.get("about")
             if name != each.row.name or not about or seed not in each.seeds():
                 continue

@@ -82,28 +82,24 @@ def _single(rng: random.Random) -> tuple[list[Item], str]:
 
 
 def _placed(rng: random.Random) -> tuple[list[Item], str]:
-    cell = rng.choice(NINTHS)
-    thing = rng.choice(all_objects())
-    return [
-        _object_item(rng, thing, cell.x, cell.y, rng.randint(40, 52))
-    ], f"{with_article(thing.name)} at the {cell.name}."
+    cell, thing = rng.choice(NINTHS), rng.choice(all_objects())
+    item = _object_item(rng, thing, cell.x, cell.y, rng.randint(40, 52))
+    return [item], f"{with_article(thing.name)} at the {cell.name}."
 
 
 def _beside(rng: random.Random) -> tuple[list[Item], str]:
     first, second = rng.sample(all_objects(), 2)
     size, offset = rng.randint(50, 76), rng.randint(-24, 24)
     near, far = SIZE // 4, 3 * SIZE // 4
-    if rng.random() < 0.5:
-        items = [
-            _object_item(rng, first, near, 80 + offset, size),
-            _object_item(rng, second, far, 80 - offset, size),
-        ]
-        return items, f"{with_article(first.name)} on the left and {with_article(second.name)} on the right."
+    beside = rng.random() < 0.5
+    places = [(near, 80 + offset), (far, 80 - offset)]
+    if not beside:
+        places = [(y, x) for x, y in places]
     items = [
-        _object_item(rng, first, 80 + offset, near, size),
-        _object_item(rng, second, 80 - offset, far, size),
+        _object_item(rng, thing, *place, size) for thing, place in zip((first, second), places, strict=True)
     ]
-    return items, f"{with_article(first.name)} above {with_article(second.name)}."
+    one, other = with_article(first.name), with_article(second.name)
+    return items, f"{one} on the left and {other} on the right." if beside else f"{one} above {other}."
 
 
 def _corners(rng: random.Random) -> tuple[list[Item], str]:
@@ -140,13 +136,9 @@ def _shapes(rng: random.Random) -> tuple[list[Item], str]:
     items, parts = [], []
     for cell in _scatter(rng, rng.randint(1, 3)):
         shape, colour = rng.choice(shapes()), rng.choice(tuple(COLOURS))
-        large = rng.random() < 0.5
-        items.append(
-            Item(
-                "shape", shape, cell.x, cell.y, rng.randint(44, 52) if large else rng.randint(20, 26), colour
-            )
-        )
-        parts.append(f"a {'large' if large else 'small'} {colour} {shape} at the {cell.name}")
+        size, sizes = ("large", (44, 52)) if rng.random() < 0.5 else ("small", (20, 26))
+        items.append(Item("shape", shape, cell.x, cell.y, rng.randint(*sizes), colour))
+        parts.append(f"a {size} {colour} {shape} at the {cell.name}")
     return items, ", ".join(parts) + "."
 
 
@@ -167,9 +159,8 @@ def _text_item(rng: random.Random, text: str, y: int | None = None) -> Item:
         size -= 2
     half = int(text_width(text, size) / 2) + 4
     x = rng.randint(half, SIZE - half)
-    return Item(
-        "text", text, x, rng.randint(28, SIZE - 28) if y is None else y, size, rng.choice(tuple(COLOURS))
-    )
+    y = rng.randint(28, SIZE - 28) if y is None else y
+    return Item("text", text, x, y, size, rng.choice(tuple(COLOURS)))
 
 
 def _word(rng: random.Random) -> tuple[list[Item], str]:
@@ -197,10 +188,8 @@ def _flag(rng: random.Random) -> tuple[list[Item], str]:
 def _labelled(rng: random.Random) -> tuple[list[Item], str]:
     thing = rng.choice(all_objects())
     text = _text_item(rng, rng.choice(words()), y=132)
-    return [
-        _object_item(rng, thing, 80, 58, rng.randint(70, 90)),
-        text,
-    ], f'{with_article(thing.name)} and the word "{text.name}".'
+    items = [_object_item(rng, thing, 80, 58, rng.randint(70, 90)), text]
+    return items, f'{with_article(thing.name)} and the word "{text.name}".'
 
 
 _KINDS: tuple[tuple[Callable[[random.Random], tuple[list[Item], str]], int], ...] = (

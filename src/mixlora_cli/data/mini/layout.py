@@ -13,6 +13,7 @@ from mixlora_cli.data.mini.canvas import SIZE, Item, text_width
 from mixlora_cli.data.mini.objects import BACKGROUNDS, COLOURS, MiniObject
 
 MARGIN = 4
+_LEFT, _RIGHT = (0, 0, SIZE // 2, SIZE), (SIZE // 2, 0, SIZE, SIZE)
 TEXT_COLOURS = ("black", "red", "blue", "green", "purple", "brown")
 """Dark enough to be read on every background."""
 PLACES = ("top left", "top right", "bottom left", "bottom right", "middle")
@@ -38,30 +39,25 @@ def colour_on(rng: Random, ground: str) -> str:
 
 def anywhere(rng: Random, smallest: int = 56, largest: int = 112) -> Spot:
     """One square of random size somewhere on the canvas."""
-    return _within(rng, 0, 0, SIZE, SIZE, smallest, largest)
+    return _within(rng, (0, 0, SIZE, SIZE), smallest, largest)
 
 
 def side_by_side(rng: Random) -> tuple[Spot, Spot]:
     """A square in the left half and one in the right half, at any height."""
-    half = SIZE // 2
-    return _within(rng, 0, 0, half, SIZE, 44, 66), _within(rng, half, 0, SIZE, SIZE, 44, 66)
+    return _within(rng, _LEFT, 44, 66), _within(rng, _RIGHT, 44, 66)
 
 
 def one_above_other(rng: Random) -> tuple[Spot, Spot]:
     """A square in the upper half and one in the lower half, anywhere across."""
     half = SIZE // 2
-    return _within(rng, 0, 0, SIZE, half, 44, 66), _within(rng, 0, half, SIZE, SIZE, 44, 66)
+    return _within(rng, (0, 0, SIZE, half), 44, 66), _within(rng, (0, half, SIZE, SIZE), 44, 66)
 
 
 def small_and_large(rng: Random) -> tuple[Spot, Spot]:
     """A small square and one of at least 1.5 times its side, the small one left or right of the large one."""
-    small, half = rng.randint(30, 42), SIZE // 2
-    large = rng.randint(64, 72)
-    offsets = (0, half) if rng.random() < 0.5 else (half, 0)
-    return (
-        _within(rng, offsets[0], 0, offsets[0] + half, SIZE, small, small),
-        _within(rng, offsets[1], 0, offsets[1] + half, SIZE, large, large),
-    )
+    small, large = rng.randint(30, 42), rng.randint(64, 72)
+    one, other = (_LEFT, _RIGHT) if rng.random() < 0.5 else (_RIGHT, _LEFT)
+    return _within(rng, one, small, small), _within(rng, other, large, large)
 
 
 def row_of_three(rng: Random) -> tuple[Spot, Spot, Spot]:
@@ -124,19 +120,13 @@ def _cells(rng: Random, count: int, per_side: int, smallest: int, largest: int) 
     side = SIZE // per_side
     corners = [(column * side, row * side) for row in range(per_side) for column in range(per_side)]
     chosen = rng.sample(corners, count)
-    return [_within(rng, x, y, x + side, y + side, smallest, largest, margin=2) for x, y in chosen]
+    return [_within(rng, (x, y, x + side, y + side), smallest, largest, margin=2) for x, y in chosen]
 
 
 def _within(
-    rng: Random,
-    left: int,
-    top: int,
-    right: int,
-    bottom: int,
-    smallest: int,
-    largest: int,
-    margin: int = MARGIN,
+    rng: Random, box: tuple[int, int, int, int], smallest: int, largest: int, margin: int = MARGIN
 ) -> Spot:
+    left, top, right, bottom = box
     size = rng.randint(smallest, largest)
     reach = size // 2 + size % 2 + margin
     return Spot(rng.randint(left + reach, right - reach), rng.randint(top + reach, bottom - reach), size)

@@ -44,6 +44,9 @@ class Question:
     """Keys of the record that scoring reads: `category`, `answers`, `labels`."""
 
 
+_Draw = Callable[[Random, int], tuple[Picture, list[Question]]]
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """One unseen benchmark, the counterpart of a column of the paper's tables."""
@@ -53,10 +56,20 @@ class Benchmark:
     templates: tuple[str, ...]
     """Every question is one of these with its `{blanks}` filled."""
     num_pictures: int
-    picture: Callable[[Random, int], tuple[Picture, list[Question]]]
+    picture: _Draw
     """(random numbers, k) -> picture number k and its questions; k balances labels and categories."""
     pairs: bool = False
     """Whether a picture has several questions that are scored together: records then carry `image_id`."""
+
+
+def benchmark(*templates: str, num_pictures: int, pairs: bool = False) -> Callable[[_Draw], Benchmark]:
+    """Make a benchmark of the function that draws its pictures: of its name, and of its docstring as the definition."""
+
+    def made(draw: _Draw) -> Benchmark:
+        definition = " ".join(str(draw.__doc__).split())
+        return Benchmark(draw.__name__, definition, templates, num_pictures, draw, pairs)
+
+    return made
 
 
 # MME: two questions a picture, one answered yes and one no, in eight of MME's subtasks.
@@ -161,7 +174,13 @@ SUBTASKS: dict[str, tuple[str, Callable[[Random, int], _Pair]]] = {
 _CLOSE = " Please answer yes or no."
 
 
-def _mme(rng: Random, k: int) -> tuple[Scene, list[Question]]:
+@benchmark(
+    *(template + _CLOSE for template, _ in SUBTASKS.values()), num_pictures=10 * len(SUBTASKS), pairs=True
+)
+def mini_mme(rng: Random, k: int) -> tuple[Scene, list[Question]]:
+    """Answer a question about perception (objects, number, place, colour, scene, writing) or reasoning (purpose,
+    calculation) with yes or no.
+    """
     name = tuple(SUBTASKS)[k % len(SUBTASKS)]
     template, draw = SUBTASKS[name]
     scene, right, wrong = draw(rng, k // len(SUBTASKS))
@@ -195,8 +214,10 @@ def _alone(rng: Random, item: MiniObject) -> Scene:
     return Scene((thing(item, anywhere(rng)),), background(rng))
 
 
-def _text(rng: Random, k: int) -> tuple[Scene, list[Question]]:
-    """A word, or every fourth time a number, in one half of the picture and an object in the other."""
+@benchmark(_WORD_QUESTION, _NUMBER_QUESTION, num_pictures=120)
+def mini_textvqa(rng: Random, k: int) -> tuple[Scene, list[Question]]:
+    """Read the text in a picture that also shows an object, and answer with the word or number."""
+    # a word, or every fourth time a number, in one half of the picture and an object in the other
     upper, lower = (0, 0, SIZE, SIZE // 2), (0, SIZE // 2, SIZE, SIZE)
     number = k % 4 == 3
     text = str(rng.choice(two_digit_numbers("unseen"))) if number else rng.choice(written_words("unseen"))
@@ -210,18 +231,24 @@ def _text(rng: Random, k: int) -> tuple[Scene, list[Question]]:
     return Scene((written, item), background(rng)), [question]
 
 
-def _one_of_ten(rng: Random, k: int) -> tuple[Scene, list[Question]]:
+@benchmark(_TEN_QUESTION, num_pictures=120)
+def mini_cifar10(rng: Random, k: int) -> tuple[Scene, list[Question]]:
+    """Name the object in the picture; the answer is one of the ten names that the question lists."""
     name = TEN[k % len(TEN)]
     return _alone(rng, _called(name)), [Question(_TEN_QUESTION, name, {"labels": list(TEN)})]
 
 
-def _one_of_all(rng: Random, k: int) -> tuple[Scene, list[Question]]:
+@benchmark(_OPEN_QUESTION, num_pictures=2 * len(pictured("unseen")))
+def mini_cifar100(rng: Random, k: int) -> tuple[Scene, list[Question]]:
+    """Name the object in the picture; the answer is one of many names that the question does not list."""
     names = [item.name for item in pictured("unseen")]
     item = pictured("unseen")[k % len(names)]
     return _alone(rng, item), [Question(_OPEN_QUESTION, item.name, {"labels": names})]
 
 
-def _digit(rng: Random, k: int) -> tuple[Digit, list[Question]]:
+@benchmark(_DIGIT_QUESTION, num_pictures=120)
+def mini_mnist(rng: Random, k: int) -> tuple[Digit, list[Question]]:
+    """Read the handwritten digit in the picture."""
     label = k % 10
     index, ink = rng.choice(handwritten()[label])
     digit = Digit(label, index, ink, rng.randint(110, 150))
@@ -264,13 +291,17 @@ def _statement(pair: list[MiniObject], relation: str) -> str:
     return f"The {pair[0].name} {is_or_are(pair[0].name)} {relation} the {pair[1].name}."
 
 
-def _vsr(rng: Random, k: int) -> tuple[Scene, list[Question]]:
+@benchmark(_VSR_QUESTION, num_pictures=120)
+def mini_vsr(rng: Random, k: int) -> tuple[Scene, list[Question]]:
+    """Decide whether a statement about where two objects are is correct. Answer yes or no."""
     scene, pair, relations = _related(rng)
     text = _VSR_QUESTION.format(statement=_statement(pair, relations[k % 2]))
     return scene, [Question(text, ("yes", "no")[k % 2], {"labels": ["yes", "no"]})]
 
 
-def _entailment(rng: Random, k: int) -> tuple[Scene, list[Question]]:
+@benchmark(_ENTAILMENT_QUESTION, num_pictures=120)
+def mini_snli_ve(rng: Random, k: int) -> tuple[Scene, list[Question]]:
+    """Decide whether the picture entails a hypothesis, contradicts it, or leaves it open (neutral)."""
     scene, pair, relations = _related(rng)
     verdict = VERDICTS[k % 3]
     text = _ENTAILMENT_QUESTION.format(hypothesis=_hypothesis(rng, verdict, pair, relations))
@@ -291,8 +322,12 @@ def _hypothesis(rng: Random, verdict: str, pair: list[MiniObject], relations: tu
     return f"There {is_or_are(name)} {with_article(name)}."
 
 
-def _pope(rng: Random, k: int) -> tuple[Scene, list[Question]]:
-    """Three objects, at least one of them popular, and for each category one present and one absent."""
+@benchmark(_POPE_QUESTION, num_pictures=20, pairs=True)
+def mini_pope(rng: Random, k: int) -> tuple[Scene, list[Question]]:
+    """Decide whether an object is in the picture. Objects that are not are chosen at random, among the frequent ones,
+    or among those like what is shown.
+    """
+    # three objects, at least one of them popular, and for each category one present and one absent
     frequent = rng.choice([item for item in pictured("unseen") if item.name in POPULAR])
     shown = [frequent, *rng.sample([item for item in pictured("unseen") if item != frequent], 2)]
     rng.shuffle(shown)
@@ -318,66 +353,8 @@ def _absent(rng: Random, category: str, shown: list[MiniObject], asked: list[Min
 
 
 _BENCHMARKS = (
-    Benchmark(
-        "mini_mme",
-        "Answer a question about perception (objects, number, place, colour, scene, writing) or reasoning "
-        "(purpose, calculation) with yes or no.",
-        tuple(template + _CLOSE for template, _ in SUBTASKS.values()),
-        num_pictures=10 * len(SUBTASKS),
-        picture=_mme,
-        pairs=True,
-    ),
-    Benchmark(
-        "mini_textvqa",
-        "Read the text in a picture that also shows an object, and answer with the word or number.",
-        (_WORD_QUESTION, _NUMBER_QUESTION),
-        num_pictures=120,
-        picture=_text,
-    ),
-    Benchmark(
-        "mini_vsr",
-        "Decide whether a statement about where two objects are is correct. Answer yes or no.",
-        (_VSR_QUESTION,),
-        num_pictures=120,
-        picture=_vsr,
-    ),
-    Benchmark(
-        "mini_snli_ve",
-        "Decide whether the picture entails a hypothesis, contradicts it, or leaves it open (neutral).",
-        (_ENTAILMENT_QUESTION,),
-        num_pictures=120,
-        picture=_entailment,
-    ),
-    Benchmark(
-        "mini_cifar10",
-        "Name the object in the picture; the answer is one of the ten names that the question lists.",
-        (_TEN_QUESTION,),
-        num_pictures=120,
-        picture=_one_of_ten,
-    ),
-    Benchmark(
-        "mini_cifar100",
-        "Name the object in the picture; the answer is one of many names that the question does not list.",
-        (_OPEN_QUESTION,),
-        num_pictures=2 * len(pictured("unseen")),
-        picture=_one_of_all,
-    ),
-    Benchmark(
-        "mini_mnist",
-        "Read the handwritten digit in the picture.",
-        (_DIGIT_QUESTION,),
-        num_pictures=120,
-        picture=_digit,
-    ),
-    Benchmark(
-        "mini_pope",
-        "Decide whether an object is in the picture. Objects that are not are chosen at random, among the "
-        "frequent ones, or among those like what is shown.",
-        (_POPE_QUESTION,),
-        num_pictures=20,
-        picture=_pope,
-        pairs=True,
-    ),
+    *(mini_mme, mini_textvqa, mini_vsr, mini_snli_ve),
+    *(mini_cifar10, mini_cifar100, mini_mnist, mini_pope),
 )
-UNSEEN_BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _BENCHMARKS}
+UNSEEN_BENCHMARKS: dict[str, Benchmark] = {each.name: each for each in _BENCHMARKS}
 """By name, in the order of the paper's columns."""
