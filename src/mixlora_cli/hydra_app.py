@@ -96,6 +96,7 @@ def _parse_arguments(arguments: Sequence[str]) -> Namespace:
 def _settings(command: Command, config: DictConfig) -> Any:
     from mixlora_cli.config import load  # pydantic is not needed to print a configuration
 
+    register(command.name, experiments=False)  # a launcher may have begun the job in another process
     return load(_config_class(command), config)
 
 
