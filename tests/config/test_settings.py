@@ -209,6 +209,7 @@ REFUSED = [
     ("data.images", "nope", "data.images=nope: must be an existing folder; looked in {here}"),
     ("data.images", "my.json", "data.images=my.json: must be an existing folder; this is a file"),
     ("output_dir", "my.json", "output_dir=my.json: must be a folder, or a name that is free; this is a file"),
+    ("output_dir", "/dev/null", "output_dir=/dev/null: must be a folder, or a name that is free; this is a file"),
     ("resume", "nope", "resume=nope: must be an existing folder; looked in {here}"),
     *(("model.name_or_path", name, f"model.name_or_path={name}: {CHECKPOINT}")
       for name in ("./nope", "/nope/model", "models/llava/7b", "images")),

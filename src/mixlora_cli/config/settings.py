@@ -100,7 +100,8 @@ def _checkpoint_fault(name: str) -> str:
 
 
 def _output_fault(path: str) -> str:
-    return "must be a folder, or a name that is free; this is a file" if Path(path).is_file() else ""
+    taken = Path(path).exists() and not Path(path).is_dir()  # also a device or a pipe
+    return "must be a folder, or a name that is free; this is a file" if taken else ""
 
 
 # YAML has told numbers, texts and switches apart: nothing is turned into another, but an integer may stand for a number
