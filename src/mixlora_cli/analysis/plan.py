@@ -308,9 +308,8 @@ def count_parameters(model: nn.Module) -> Counts:
 
 def total(counts: Counts) -> tuple[int, int]:
     """Parameters that training changes, and those that it does not."""
-    return sum(count["trained"] for count in counts.values()), sum(
-        count["frozen"] for count in counts.values()
-    )
+    trained, frozen = (sum(count[side] for count in counts.values()) for side in ("trained", "frozen"))
+    return trained, frozen
 
 
 def num_instances(data: DataConfig) -> tuple[int, str]:

@@ -37,10 +37,7 @@ from mixlora_cli.analysis.bench.goals import (
     extras,
 )
 from mixlora_cli.analysis.bench.layers import LINEAR, LORA, PUBLISHED, mixlora
-from mixlora_cli.analysis.bench.whole import (
-    SAME_ANSWERS,
-    SCORING,
-)
+from mixlora_cli.analysis.bench.whole import SAME_ANSWERS, SCORING
 from mixlora_cli.config import Part
 from mixlora_cli.plots import HUES, figure
 from mixlora_cli.stats import ABSENT, Estimate
