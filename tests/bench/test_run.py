@@ -85,23 +85,6 @@ def test_shapes() -> None:
     assert parse_shape("4096x11008") == (4096, 11008)
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"shapes": ["12y"]}, r"bench.shapes=12y: a width, or two joined by x"),
-        ({"shapes": []}, r"bench.shapes=\[\]: give at least one, or null"),
-        ({"batches": [0]}, "bench.batches=0: must be > 0"),
-        ({"rounds": 0}, "bench.rounds=0: must be > 0 or null"),
-        ({"min_seconds": -1}, "bench.min_seconds=-1: must be >= 0 or null"),
-        ({"parts": []}, "choose of layer, operations"),
-        ({"pools": [2]}, "rank=4: must be <= 2, the smallest pool"),
-    ],
-)
-def test_refuses(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        with_settings(**values)
-
-
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Parts of the cases that are really measured."""

@@ -17,7 +17,7 @@ from mixlora_cli.analysis.interference.gradients import GradientTaker
 from mixlora_cli.analysis.interference.run import interference
 from mixlora_cli.analysis.interference.scores import score
 from mixlora_cli.commands import COMMANDS
-from mixlora_cli.config import DataConfig, InterferenceConfig, parse
+from mixlora_cli.config import DataConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.hydra_app import run_command
 from mixlora_cli.models import forward
@@ -276,21 +276,3 @@ def test_refused_in_one_line_before_a_model_is_loaded(
     with pytest.raises(UserError, match=f"^{message}") as caught:
         interference(make_config(make_run(values.pop("name", "lora")).root, **values))
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"run": None}, "run=null: .*untuned base has no adapter"),
-        ({"tasks": ["counting"]}, r"tasks=\[counting\]: must name at least two"),
-        ({"tasks": ["counting", "counting"]}, "must name at least two"),
-        ({"seed": None}, "seed=null: must be an integer"),
-        ({"interference": {"batches": 1}}, "interference.batches=1: must be >= 2"),
-        ({"draw": {"score": "max"}}, "draw.score=max: must be one of"),
-        ({"measure": {"lambdas": [0.1, 0.0]}}, "measure.lambdas=0.0: must be > 0"),
-    ],
-)
-def test_configuration(values: dict[str, Any], message: str) -> None:
-    model, source = {"name": "tiny", "source": "tiny"}, {"name": "mini", "source": "mini"}
-    with pytest.raises(UserError, match=message):
-        parse(InterferenceConfig, {"run": "x", "output_dir": "x", "model": model, "data": source, **values})
