@@ -143,12 +143,10 @@ class Plan:
 
     @cached_property
     def measured(self) -> MetaStep:
-        """The model's training steps."""
         return MetaStep(build_skeleton(self.config.model), self.config)
 
     @cached_property
     def counts(self) -> Counts:
-        """Parameters by what they are."""
         config, skeleton = self.config, build_skeleton(self.config.model)
         projector = config.model.train_projector
         return count_parameters(
@@ -176,7 +174,6 @@ class Plan:
 
     @cached_property
     def schedule(self) -> Schedule:
-        """Steps and hours of this program."""
         return self._schedule(published=False)
 
     @cached_property
@@ -255,12 +252,10 @@ class Plan:
 
     @property
     def own(self) -> Fit:
-        """The configured stage."""
         return self.fits[self.stage]
 
     @property
     def advice(self) -> str:
-        """The stage to take."""
         for stage, fit in self.fits.items():
             if fit.fits:
                 return f"deepspeed={stage}: the first that fits, and each later one communicates more"

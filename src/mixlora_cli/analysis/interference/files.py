@@ -57,7 +57,6 @@ class Stored:
 
     @property
     def samples(self) -> dict[str, str]:
-        """Digest of each task's batches."""
         return dict(self.about["request"]["samples"])
 
 

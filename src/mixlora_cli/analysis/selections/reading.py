@@ -234,7 +234,6 @@ class SelectionStore:
         self.folder = folder
 
     def path(self, instances: Instances) -> Path:
-        """Where a task's selections lie."""
         digest = hashlib.sha256(f"{instances.split}/{instances.task}".encode()).hexdigest()[:8]
         return self.folder / f"{re.sub(r'[^A-Za-z0-9_.+-]+', '_', instances.task)[:60]}-{digest}.parquet"
 
