@@ -29,20 +29,26 @@ _TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "unexpected pos")
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
+def atomic(path: Path, synced: bool = True) -> Iterator[Path]:
     """A temporary path beside `path`, which takes its name once the block has filled it; folders are made.
 
     The name is this process's own, so that several may write the same file. Where the block fails, nothing is left.
+
+    Args:
+        path: the file.
+        synced: wait until the disk has it; a cache of many small files does without.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temp = path.with_name(f"{path.name}.{os.getpid()}{TEMP}")
     try:
         yield temp
-        sync(temp)
+        if synced:
+            sync(temp)
         temp.replace(path)
     finally:
         temp.unlink(missing_ok=True)
-    sync(path.parent)
+    if synced:
+        sync(path.parent)
 
 
 def write_text(path: Path, text: str, errors: str = "strict") -> None:

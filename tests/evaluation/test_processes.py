@@ -19,13 +19,13 @@ from mixlora_cli.benchmarks.registry import BENCHMARKS
 from mixlora_cli.config import AdapterConfig, EvalConfig
 from mixlora_cli.evaluation.evaluate import evaluate
 from mixlora_cli.evaluation.predictions import read_predictions
-from mixlora_cli.launch import Team
+from mixlora_cli.launch import ProcessGroup
 from tiny_runs import finished_run
 
 
 def test_shares_are_disjoint_and_whole() -> None:
     items = list(range(11))
-    shares = [Team(rank, 3).share(items) for rank in range(3)]
+    shares = [ProcessGroup(rank, 3).share(items) for rank in range(3)]
     assert sorted(item for share in shares for item in share) == items
     assert [len(share) for share in shares] == [4, 4, 3]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -60,41 +61,33 @@ def logits(model: nn.Module) -> torch.Tensor:
         return model.eval()(input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids)).logits
 
 
-def test_lora_trains_its_two_matrices_on_every_linear_of_the_language_model() -> None:
-    model = attach("lora")
+@pytest.mark.parametrize(
+    ("name", "weights", "size"),
+    [
+        ("lora", "lora_[AB]", 2 * sum(RANK * (d_in + d_out) for d_in, d_out in SHAPES)),
+        ("mixlora", "mixlora_factors_[ab]", POOLS),
+    ],
+)
+def test_every_linear_of_the_language_model_trains(name: str, weights: str, size: int) -> None:
+    model = attach(name)
     names = trainable(model)
-    pattern = r".*language_model\.layers\.\d\.(self_attn|mlp)\.\w+_proj\.lora_[AB]\.default\.weight"
+    pattern = rf".*language_model\.layers\.\d\.(self_attn|mlp)\.\w+_proj\.{weights}\.default\.weight"
     assert len(names) == 2 * LINEARS
     assert all(re.fullmatch(pattern, name) for name in names)
-    assert num_parameters(model)[0] == 2 * sum(RANK * (d_in + d_out) for d_in, d_out in SHAPES)
-    assert model.peft_config["default"].lora_alpha == 2 * RANK
-
-
-def test_mixlora_trains_its_two_pools_on_every_linear_of_the_language_model() -> None:
-    model = attach("mixlora")
-    names = trainable(model)
-    pattern = (
-        r".*language_model\.layers\.\d\.(self_attn|mlp)\.\w+_proj\.mixlora_factors_[ab]\.default\.weight"
-    )
-    assert len(names) == 2 * LINEARS
-    assert all(re.fullmatch(pattern, name) for name in names)
-    assert num_parameters(model)[0] == POOLS
-    assert model.peft_config["default"].scaling == 2 * FACTORS / RANK
+    assert num_parameters(model)[0] == size
+    config = model.peft_config["default"]
+    assert config.lora_alpha == 2 * RANK if name == "lora" else config.scaling == 2 * FACTORS / RANK
 
 
 def test_mixlora_trains_its_routers_too_where_they_get_a_gradient() -> None:
-    model = attach("mixlora", router_grad="straight_through")
-    assert num_parameters(model)[0] == POOLS + ROUTERS
+    assert num_parameters(attach("mixlora", router_grad="straight_through"))[0] == POOLS + ROUTERS
 
 
-def test_full_trains_the_language_model_without_head_tower_projector() -> None:
+def test_full_trains_the_language_model_without_head_tower_projector_and_none_nothing() -> None:
     model = attach("full")
     everything = {name for name, _ in model.named_parameters()}
     assert set(trainable(model)) == {name for name in everything if name.startswith("model.language_model.")}
     assert {"lm_head.weight", "model.multi_modal_projector.linear_1.weight"} <= everything
-
-
-def test_none_trains_nothing() -> None:
     assert trainable(attach("none")) == {}
 
 
@@ -114,11 +107,11 @@ def test_trainable_weights_are_fp32_in_a_bf16_base(name: str) -> None:
     assert {p.dtype for p in frozen} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("train_projector", [False, True])
-@pytest.mark.parametrize("name", ["lora", "mixlora", "full", "none"])
+@pytest.mark.parametrize(
+    ("name", "train_projector"),
+    [(name, whole) for name in ("lora", "mixlora", "full") for whole in (False, True)] + [("none", True)],
+)
 def test_round_trip(name: str, train_projector: bool, tmp_path: Path) -> None:
-    if name == "none" and not train_projector:
-        pytest.skip("nothing to save")
     model = attach(name, train_projector=train_projector)
     untrained = logits(model)
     disturb(model)
@@ -183,15 +176,6 @@ def test_an_adapter_has_to_have_all_layers_of_its_base_and_no_others(name: str, 
 
 
 @pytest.mark.parametrize("name", ["lora", "full"])
-def test_a_damaged_file_is_no_adapter(name: str, tmp_path: Path) -> None:
-    save_adapter(attach(name), tmp_path)
-    (file,) = tmp_path.glob("*.safetensors")
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(UserError, match="file is damaged: "):
-        load_adapter(build_tiny().model, tmp_path)
-
-
-@pytest.mark.parametrize("name", ["lora", "full"])
 def test_files_have_the_permissions_that_the_umask_says(name: str, tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
@@ -202,40 +186,45 @@ def test_files_have_the_permissions_that_the_umask_says(name: str, tmp_path: Pat
     assert file.stat().st_mode & 0o777 == 0o640
 
 
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 12\n"
+Weights = dict[str, torch.Tensor]
+NO_WEIGHTS: dict[str, tuple[Callable[[bytes, Weights], bytes | Weights | None], str]] = {
+    # what becomes of the file, and what is said; {first} is the first weight of {count}
+    "missing": (lambda content, weights: None, r"{folder}: {name} is missing: |{folder}: no adapter here"),
+    "cut": (lambda content, weights: content[:-100], r"{folder}/{name}: the adapter's file is damaged: "),
+    "pointer": (
+        lambda content, weights: LFS,
+        r"{folder}/{name}: only a Git LFS pointer, not the weights; run `git lfs pull` in its folder$",
+    ),
+    "spread": (  # as ZeRO-3's shards look from one process
+        lambda content, weights: {key: torch.zeros(0) for key in weights},
+        r"{folder}/{name}: {count} of {count} weights have size 0, the first is {first}: ZeRO-3 had spread ",
+    ),
+    "one empty": (
+        lambda content, weights: weights | {next(iter(weights)): torch.zeros(0)},
+        r"{folder}/{name}: 1 of {count} weights have size 0, the first is {first}:",
+    ),
+}
+
+
 @pytest.mark.parametrize("name", ["lora", "mixlora", "full"])
-def test_weights_that_are_none_are_refused_with_the_cause(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", NO_WEIGHTS)
+def test_a_file_without_weights_is_refused_with_the_cause(name: str, kind: str, tmp_path: Path) -> None:
     save_adapter(attach(name), tmp_path)
     (file,) = tmp_path.glob("*.safetensors")
-    whole = load_file(file)
-    first = next(iter(whole))
-    save_file({key: torch.zeros(0) for key in whole}, file)  # as ZeRO-3's shards look from one process
-    with pytest.raises(UserError) as spread:
-        load_adapter(build_tiny().model, tmp_path)
-    assert str(spread.value).startswith(
-        f"{file}: {len(whole)} of {len(whole)} weights have size 0, the first is {first}: ZeRO-3 had spread "
-    )
-
-    save_file({key: tensor if key != first else torch.zeros(0) for key, tensor in whole.items()}, file)
-    with pytest.raises(
-        UserError, match=rf"1 of {len(whole)} weights have size 0, the first is {re.escape(first)}:"
-    ):
-        load_adapter(build_tiny().model, tmp_path)
-
-    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 12\n")
-    with pytest.raises(UserError) as pointer:
-        load_adapter(build_tiny().model, tmp_path)
-    assert str(pointer.value) == (
-        f"{file}: only a Git LFS pointer, not the weights; run `git lfs pull` in its folder"
-    )
-
-
-@pytest.mark.parametrize("name", ["lora", "mixlora"])
-def test_an_adapter_without_its_weights(name: str, tmp_path: Path) -> None:
-    save_adapter(attach(name), tmp_path)
-    (tmp_path / "adapter_model.safetensors").unlink()
+    weights = load_file(file)
+    change, said = NO_WEIGHTS[kind]
+    content = change(file.read_bytes(), weights)
+    file.unlink()
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content is not None:
+        save_file(content, file)
     with pytest.raises(UserError) as stop:
         load_adapter(build_tiny().model, tmp_path)
-    assert str(stop.value).startswith(f"{tmp_path}: adapter_model.safetensors is missing: ")
+    values = {"folder": tmp_path, "name": file.name, "count": len(weights), "first": next(iter(weights))}
+    pattern = said.format(**{key: re.escape(str(value)) for key, value in values.items()})
+    assert re.match(pattern, str(stop.value)), stop.value
 
 
 def test_weights_of_another_size_are_named(tmp_path: Path) -> None:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import TrainerCallback
 
 from mixlora_cli.config import (
     AdapterConfig,
@@ -19,6 +24,9 @@ from mixlora_cli.config import (
     RoutingConfig,
     TrainConfig,
 )
+from mixlora_cli.training import train as run_module
+from mixlora_cli.training.run_folder import RunFolder
+from mixlora_cli.training.train import train
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "white")
 NUM_RECORDS = 12
@@ -63,6 +71,24 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataConfig:
 @pytest.fixture
 def make_config(tmp_path: Path, data: DataConfig) -> MakeConfig:
     """`make_config("run", steps=3, adapter="lora", ...)`: keywords of `OptimConfig`, `TrainConfig` or the adapter."""
+    return config_maker(tmp_path, data)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], RunFolder]:
+    """`trained("mixlora")`: a finished run of seven steps, three an epoch, to be read only; each is trained once."""
+    root = tmp_path_factory.mktemp("trained")
+    make = config_maker(root, write_data(root))
+
+    @cache
+    def run(adapter: str) -> RunFolder:
+        return RunFolder(train(make(adapter, adapter, steps=7)))
+
+    return run
+
+
+def config_maker(root: Path, data: DataConfig) -> MakeConfig:
+    """Configurations with output folders in `root`."""
 
     def make(folder: str, adapter: str = "mixlora", dropout: float = 0.1, **values: Any) -> TrainConfig:
         top = {
@@ -87,8 +113,36 @@ def make_config(tmp_path: Path, data: DataConfig) -> MakeConfig:
             train=optim,
             rank=2,
             factors=4,
-            output_dir=str(tmp_path / folder),
+            output_dir=str(root / folder),
         )
         return replace(config, **top)
 
     return make
+
+
+WEIGHTS = {"full": "trained_weights.safetensors"}
+
+
+def adapter_weights(run: Path, name: str = "mixlora") -> dict[str, Tensor]:
+    """What a run trained."""
+    return load_file(run / "adapter" / WEIGHTS.get(name, "adapter_model.safetensors"))
+
+
+def assert_same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def each_step(monkeypatch: pytest.MonkeyPatch, action: Callable[[int], None]) -> None:
+    """Call `action(step)` at the end of each step, before our own callbacks see it."""
+
+    class Act(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            action(state.global_step)
+
+    build = run_module.build_trainer
+
+    def build_with_action(*arguments: Any, **more: Any) -> Any:
+        return build(*arguments[:-1], [Act(), *arguments[-1]], **more)
+
+    monkeypatch.setattr(run_module, "build_trainer", build_with_action)

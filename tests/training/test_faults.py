@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from mixlora_cli.config import RoutingConfig, TrainConfig
-from mixlora_cli.training.run_folder import RunFolder, flaw, read_metrics
+from mixlora_cli.training.run_folder import RunFolder, missing_from, read_metrics
 
 from .conftest import MakeConfig
 
@@ -212,7 +212,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(
     run = RunFolder(Path(cut.output_dir))
     checkpoint = run.newest_checkpoint()
     assert checkpoint is not None
-    assert flaw(checkpoint) is None
+    assert missing_from(checkpoint) is None
     assert_same_weights(checkpoint, RunFolder(Path(whole.output_dir)).checkpoints / checkpoint.name)
 
     resize(little_disk, 5_000_000)

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from mixlora_cli.config import TrainConfig
@@ -20,7 +19,7 @@ from mixlora_cli.training.run_folder import RunFolder, read_metrics
 from mixlora_cli.training.train import train
 from mixlora_cli.training.trainer import AdapterTrainer
 
-from .conftest import MakeConfig
+from .conftest import MakeConfig, adapter_weights, assert_same_bits
 
 NUM_LAYERS = 14
 Seen = list[tuple[dict[str, Any], list[int]]]
@@ -28,10 +27,6 @@ Seen = list[tuple[dict[str, Any], list[int]]]
 
 def routed(config: TrainConfig, **values: Any) -> TrainConfig:
     return replace(config, routing=replace(config.routing, **values))
-
-
-def adapter_weights(run: Path) -> dict[str, Tensor]:
-    return load_file(run / "adapter" / "adapter_model.safetensors")
 
 
 @pytest.fixture
@@ -65,8 +60,7 @@ def test_training_does_not_notice(make_config: MakeConfig, routing: str) -> None
     for every in (0, 1):
         config = make_config(f"every{every}", steps=4)
         runs.append(train(routed(config, name=routing, health_every=every)))
-    off, on = map(adapter_weights, runs)
-    assert [name for name in off if not torch.equal(off[name], on[name])] == []
+    assert_same_bits(*map(adapter_weights, runs))
     rows_off, rows_on = (read_metrics(RunFolder(run).metrics) for run in runs)
     assert [row["loss"] for row in rows_off] == [row["loss"] for row in rows_on]
     assert not RunFolder(runs[0]).routing.exists()
@@ -161,7 +155,7 @@ def test_a_probe_leaves_no_trace(make_config: MakeConfig, monkeypatch: pytest.Mo
 
     def check(self: RoutingHealth, step: int) -> dict[str, float]:
         assert self._probe is not None
-        model = self._probe._model
+        (model,) = models
         before = (*state(model)[:3], dict(vars(model.context)))
         before_a, _ = self._probe()
         torch.rand(3)  # what the probe gives depends on no generator
@@ -174,8 +168,15 @@ def test_a_probe_leaves_no_trace(make_config: MakeConfig, monkeypatch: pytest.Mo
         checked.append(step)
         return original(self, step)
 
-    original = RoutingHealth.report
+    def attach_and_remember(*args: Any, **kwargs: Any) -> Any:
+        model: Any = attach(*args, **kwargs)
+        models.append(model.base_model)
+        return model
+
+    models: list[MixLoraModel] = []
+    original, attach = RoutingHealth.report, run_module.attach_adapter
     monkeypatch.setattr(RoutingHealth, "report", check)
+    monkeypatch.setattr(run_module, "attach_adapter", attach_and_remember)
     train(routed(make_config("run"), health_every=2))
     assert checked == [1, 2]
 

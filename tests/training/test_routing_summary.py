@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mixlora_cli.training.routing_stats import collapse_warning, has_collapsed, summarise
+from mixlora_cli.training.routing_stats import has_collapsed, routing_result, summarise
 
 
 def look(
@@ -57,10 +57,10 @@ def test_the_warning_names_the_first_collapse_and_the_end() -> None:
         return {"step": step, "routing": summary}
 
     rows = [{"step": 10}, row(50, 1), row(100, 3), row(150, 4), row(200, 2), {"step": 210, "routing": {}}]
-    warning = collapse_warning(rows)
+    warning = routing_result(rows)["routing_warning"]
     assert warning is not None
     assert warning.startswith("routing has collapsed in 3 of 4 layers at step 100: ")
     assert "all 32 instances of 2 tasks" in warning
     assert warning.endswith("; at step 200: 2 of 4 layers")
-    assert collapse_warning([row(50, 1), row(100, 2)]) is None
-    assert collapse_warning([]) is None
+    assert routing_result([row(50, 1), row(100, 2)])["routing_warning"] is None
+    assert routing_result([{"step": 10}]) == {}

@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import TrainerCallback
 
 from mixlora_cli.data.collate import Collator, PixelLoader
 from mixlora_cli.data.encode import encode_records
@@ -26,41 +25,17 @@ from mixlora_cli.training.callbacks import Interrupted
 from mixlora_cli.training.run_folder import RunFolder, read_metrics
 from mixlora_cli.training.train import train
 
-from .conftest import NUM_RECORDS, MakeConfig
+from .conftest import NUM_RECORDS, MakeConfig, adapter_weights, assert_same_bits, each_step
 
-WEIGHTS = {"full": "trained_weights.safetensors"}
-
-
-def adapter_weights(run: Path, name: str = "mixlora") -> dict[str, Tensor]:
-    return load_file(run / "adapter" / WEIGHTS.get(name, "adapter_model.safetensors"))
-
-
-def assert_same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert one.keys() == other.keys()
-    assert [name for name in one if not torch.equal(one[name], other[name])] == []
-
-
-def each_step(monkeypatch: pytest.MonkeyPatch, action: Callable[[int], None]) -> None:
-    """Call `action(step)` at the end of each step, before our own callbacks see it."""
-
-    class Act(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            action(state.global_step)
-
-    build = run_module.build_trainer
-
-    def build_with_action(*arguments: Any, **more: Any) -> Any:
-        return build(*arguments[:-1], [Act(), *arguments[-1]], **more)
-
-    monkeypatch.setattr(run_module, "build_trainer", build_with_action)
+Trained = Callable[[str], RunFolder]
 
 
 @pytest.mark.parametrize("adapter", ["lora", "mixlora"])
-def test_two_steps_are_repeatable_bit_for_bit(make_config: MakeConfig, adapter: str) -> None:
-    first = train(make_config("first", adapter))
+def test_steps_are_repeatable_bit_for_bit(make_config: MakeConfig, trained: Trained, adapter: str) -> None:
+    first = trained(adapter).root
     torch.rand(3)
-    second = train(make_config("second", adapter))
-    other_seed = train(make_config("third", adapter, seed=1))
+    second = train(make_config("second", adapter, steps=7))
+    other_seed = train(make_config("third", adapter, steps=7, seed=1))
     assert_same_bits(adapter_weights(first), adapter_weights(second))
     assert any(not torch.equal(t, adapter_weights(other_seed)[n]) for n, t in adapter_weights(first).items())
     untrained = [
@@ -103,8 +78,10 @@ def test_learning_rate_warms_up_and_falls_along_a_cosine(make_config: MakeConfig
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
 
 
-def test_each_row_says_over_how_many_steps_its_loss_is_the_mean(make_config: MakeConfig) -> None:
-    losses = [row["loss"] for row in read_metrics(RunFolder(train(make_config("each", steps=7))).metrics)]
+def test_each_row_says_over_how_many_steps_its_loss_is_the_mean(
+    make_config: MakeConfig, trained: Trained
+) -> None:
+    losses = [row["loss"] for row in read_metrics(trained("mixlora").metrics)]
     rows = read_metrics(RunFolder(train(make_config("some", steps=7, log_every=3))).metrics)
     assert [(row["step"], row["loss_steps"]) for row in rows] == [(1, 1), (3, 2), (6, 3), (7, 1)]
     for row in rows:
@@ -151,6 +128,7 @@ def test_trained_projector_comes_back(make_config: MakeConfig, adapter: str) -> 
 @pytest.mark.parametrize(("adapter", "stop_at"), [("mixlora", 2), ("lora", 3), ("mixlora", 5), ("full", 4)])
 def test_resume_after_a_signal_gives_the_uninterrupted_adapter(
     make_config: MakeConfig,
+    trained: Trained,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     adapter: str,
@@ -158,7 +136,7 @@ def test_resume_after_a_signal_gives_the_uninterrupted_adapter(
 ) -> None:
     """Three steps an epoch: the stops lie within the first epoch, at its very end and within the second one."""
     numbers = {"steps": 7, "batch_size": 4, "adapter": adapter}
-    whole = train(make_config("whole", **numbers))
+    whole = trained(adapter)
     with monkeypatch.context() as patch:
         each_step(patch, lambda step: signal.raise_signal(signal.SIGTERM) if step == stop_at else None)
         with pytest.raises(Interrupted) as stopped:
@@ -174,10 +152,10 @@ def test_resume_after_a_signal_gives_the_uninterrupted_adapter(
     assert cut.newest_checkpoint() == cut.checkpoints / f"checkpoint-{stop_at}"
 
     train(make_config("cut", resume="auto", **numbers))
-    assert_same_bits(adapter_weights(whole, adapter), adapter_weights(cut.root, adapter))
+    assert_same_bits(adapter_weights(whole.root, adapter), adapter_weights(cut.root, adapter))
     rows = read_metrics(cut.metrics)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 7]
-    assert [row["loss"] for row in rows] == [row["loss"] for row in read_metrics(RunFolder(whole).metrics)]
+    assert [row["loss"] for row in rows] == [row["loss"] for row in read_metrics(whole.metrics)]
     seconds = [row["seconds"] for row in rows]
     assert seconds == sorted(seconds)
 
@@ -203,8 +181,18 @@ def test_metrics_after_the_resumed_step_are_dropped(
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["checkpoint-4", "checkpoint-5"]
 
 
-def test_checkpoints_hold_no_base_weights(make_config: MakeConfig) -> None:
-    run = RunFolder(train(make_config("run", "lora", save_every=1)))
+def test_checkpoints_hold_no_base_weights_and_lines_say_what_to_do_next(
+    make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunFolder(train(make_config("run", "lora", save_every=1, resume="auto")))
+    said = capsys.readouterr().out
+    for words in (
+        "yet: starting new",
+        "step 2/2  loss ",
+        "tokens/s  ETA 0:00:00",
+        f"mixlora eval run={run.root}",
+    ):
+        assert words in said
     (newest,) = [path for path in run.checkpoints.iterdir() if path.name == "checkpoint-2"]
     assert {path.name for path in newest.glob("*.safetensors")} == {"adapter_model.safetensors"}
     assert not (newest / "pytorch_model.bin").exists()
@@ -245,18 +233,6 @@ def test_bf16_base_with_fp32_adapter(
     assert {t.dtype for t in adapter_weights(Path(config.output_dir)).values()} == {torch.float32}
 
 
-def test_lines_for_a_log_file_and_what_to_do_next(
-    make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = train(make_config("run", resume="auto"))
-    said = capsys.readouterr().out
-    assert "yet: starting new" in said
-    assert "step 2/2  loss " in said
-    assert "tokens/s  ETA 0:00:00" in said
-    assert f"next: mixlora eval run={run}" in said
-
-
-def test_gradient_checkpointing_changes_no_bit(make_config: MakeConfig) -> None:
-    plain = train(make_config("plain"))
-    saving = train(make_config("saving", gradient_checkpointing=True))
-    assert_same_bits(adapter_weights(plain), adapter_weights(saving))
+def test_gradient_checkpointing_changes_no_bit(make_config: MakeConfig, trained: Trained) -> None:
+    saving = train(make_config("saving", steps=7, gradient_checkpointing=True))
+    assert_same_bits(adapter_weights(trained("mixlora").root), adapter_weights(saving))

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from mixlora_cli.errors import UserError
 from mixlora_cli.models import forward as precision
 from mixlora_cli.output import LOCK
-from mixlora_cli.training.run_folder import RunFolder, seal, versions
+from mixlora_cli.training.run_folder import RunFolder, versions, write_manifest
 from mixlora_cli.training.train import train
 
 from .conftest import MakeConfig
@@ -28,7 +28,7 @@ def checkpoint(run: RunFolder, step: int, complete: bool = True) -> Path:
     folder.mkdir(parents=True)
     (folder / "trainer_state.json").write_text("{}")
     if complete:
-        seal(folder)
+        write_manifest(folder)
     return folder
 
 
@@ -49,7 +49,7 @@ def test_a_finished_run_is_not_replaced_silently(make_config: MakeConfig) -> Non
     config = make_config("run")
     run = RunFolder(Path(config.output_dir))
     run.begin(config, None)
-    run.finish({"steps": 2})
+    run.result.write_text(json.dumps({"steps": 2}))
     for resume in (None, "auto"):
         with pytest.raises(UserError, match=r"finished run; choose another output_dir=, or overwrite=true"):
             run.open(replace(config, resume=resume))

@@ -21,15 +21,14 @@ from mixlora_cli.data.loading import load_records
 from mixlora_cli.errors import UserError
 from mixlora_cli.models import definitions as task_embeddings
 from mixlora_cli.models.adapters import load_adapter
-from mixlora_cli.models.definitions import routing_of_adapter
+from mixlora_cli.models.session import Run
 from mixlora_cli.models.tiny import build_tiny
 from mixlora_cli.training import train as run_module
 from mixlora_cli.training.callbacks import Interrupted
 from mixlora_cli.training.run_folder import RunFolder, read_metrics
 from mixlora_cli.training.train import train
 
-from .conftest import NUM_RECORDS, MakeConfig
-from .test_run import adapter_weights, assert_same_bits, each_step
+from .conftest import NUM_RECORDS, MakeConfig, adapter_weights, assert_same_bits, each_step
 
 DEFINITIONS = {
     "task0": {"definition": "Say which colour fills the whole picture."},
@@ -121,7 +120,7 @@ def test_one_task_one_selection_in_every_layer(by_task: Callable[..., TrainConfi
     base = build_tiny()
     dataset = encode_records(load_records(config.data, "train"), base, 1792)
     tasks = [item.task for item in dataset.items]
-    routing = routing_of_adapter(run.adapter, config.data, tasks)
+    routing = Run("run", config.model, run.adapter).task_routing(config.data, tasks)
     assert routing is not None
     assert routing.definitions == load_definitions(config.data)
     collate = Collator(0, PixelLoader(base.image_processor), embeddings=routing.embeddings(base))
@@ -164,7 +163,7 @@ def test_another_encoder_sets_the_width_of_the_routers(
         (4, 24)
     }
     monkeypatch.chdir("/")
-    routing = routing_of_adapter(run.adapter, config.data, DEFINITIONS)
+    routing = Run("run", config.model, run.adapter).task_routing(config.data, DEFINITIONS)
     assert routing is not None
     assert routing.encoder == str(tmp_path / "encoder")
     assert {len(embedding) for embedding in routing.embeddings(base).values()} == {24}

@@ -16,7 +16,7 @@ from mixlora_cli.data.encode import IGNORE, EncodedDataset, Item
 from mixlora_cli.models.adapters import attach_adapter
 from mixlora_cli.models.features import FeatureCache
 from mixlora_cli.models.tiny import NUM_IMAGE_TOKENS, build_tiny
-from mixlora_cli.training.trainer import dummy_image_for_text
+from mixlora_cli.training.train import dummy_image_for_text
 
 TEXTS = [
     Item([1, 20, 30, 40, 2], [IGNORE, IGNORE, 30, 40, 2], None, "t", 0),

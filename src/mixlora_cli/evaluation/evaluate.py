@@ -39,7 +39,7 @@ from mixlora_cli.evaluation.predictions import (
 )
 from mixlora_cli.evaluation.results import Results, print_results, read_results
 from mixlora_cli.evaluation.scoring import read_evaluation, score_evaluation
-from mixlora_cli.launch import Team, joined
+from mixlora_cli.launch import ProcessGroup, joined
 from mixlora_cli.models.definitions import TaskRouting
 from mixlora_cli.models.features import pictures_from
 from mixlora_cli.models.load import Base, build_base
@@ -80,22 +80,22 @@ def evaluate(config: EvalConfig) -> Results:
     folder = Path(config.output_dir).expanduser()
     with alone_in(folder, "evaluation"):
         with joined() as team:
-            console = Console(stderr=True, quiet=not team.leads)
+            console = Console(stderr=True, quiet=not team.is_main)
             _answer(config, folder, team, console)
             team.wait()
-            if team.leads:
+            if team.is_main:
                 take_in_rank_files(folder / FILE_NAME)
                 evaluation = read_evaluation(folder)
                 results = score_evaluation(evaluation)
                 print_results([(results.label, results)])
                 say(f"predictions and results are in {folder}", console)
             team.wait()
-            if not team.leads:
+            if not team.is_main:
                 return read_results(folder)
         return finish(evaluation, results, config.judge, config.seed)
 
 
-def _answer(config: EvalConfig, folder: Path, team: Team, console: Console) -> None:
+def _answer(config: EvalConfig, folder: Path, team: ProcessGroup, console: Console) -> None:
     """Have every instance of this process's share answered in a predictions file."""
     if config.eval.cache_features:
         require_cache()
@@ -104,14 +104,14 @@ def _answer(config: EvalConfig, folder: Path, team: Team, console: Console) -> N
             f"adapter=none is the untuned base, run={config.run} a trained adapter: give one of the two"
         )
     run = find_run(config.run, config.model)
-    with team.leader_first():
+    with team.main_process_first():
         chosen = choose_instances(config)
     for part in chosen:
         check_targets(part, config)
     for note in notes(chosen):
         say(note, console)
     routing = run.task_routing(config.data, (record.task for part in chosen for record in part.records))
-    with team.leader_first():
+    with team.main_process_first():
         base = build_base(run.model, run.dtype)
     work = [_encoded(part, base, config) for part in chosen]
     for each in work:  # again: encoding may have left out one of two
@@ -187,7 +187,7 @@ def _answer_share(
     generator: Generator,
     log: PredictionLog,
     settings: GenerationConfig,
-    team: Team,
+    team: ProcessGroup,
     console: Console,
 ) -> None:
     """Answer this process's share of what no file has yet, batch by batch, each on the disk before the next begins."""

@@ -17,7 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from mixlora_cli.data.collate import Collator, Features, generation_collator
 from mixlora_cli.data.encode import Item
-from mixlora_cli.models.forward import head_reads
+from mixlora_cli.models.forward import with_head_input
 from mixlora_cli.models.load import Base
 
 
@@ -85,7 +85,7 @@ class Generator:
         device = next(self._model.parameters()).device
         batch = {name: tensor.to(device) for name, tensor in self._collate(items).items()}
         # After the prompts the head reads the last token's states, a slice.
-        with _inference(self._model), head_reads(self._head, Tensor.contiguous):
+        with _inference(self._model), with_head_input(self._head, Tensor.contiguous):
             tokens: Tensor = self._model.generate(**batch, generation_config=self._settings)  # type: ignore[operator]
         return [self._decode(row) for row in tokens[:, batch["input_ids"].shape[1] :].tolist()]
 

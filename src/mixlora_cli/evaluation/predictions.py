@@ -19,7 +19,7 @@ from mixlora_cli.errors import UserError
 from mixlora_cli.store import Log, changed_parts, move_aside, open_log, read_log, resume_log
 
 if TYPE_CHECKING:
-    from mixlora_cli.launch import Team  # loads torch
+    from mixlora_cli.launch import ProcessGroup
 
 FORMAT = "mixlora-predictions/1"
 FILE_NAME = "predictions.jsonl"
@@ -148,13 +148,13 @@ def open_predictions(
 
 @contextmanager
 def open_share(
-    path: Path, header: Header, team: Team, announce: Callable[[str], None]
+    path: Path, header: Header, team: ProcessGroup, announce: Callable[[str], None]
 ) -> Iterator[PredictionLog]:
     """This process's file; its `done` are the instances that were answered before, the same in all processes.
 
     Every process must call it.
     """
-    if team.leads:
+    if team.is_main:
         take_in_rank_files(path)
         with open_predictions(path, header, announce) as log:
             team.wait()

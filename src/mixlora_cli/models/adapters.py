@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
@@ -23,6 +24,7 @@ from transformers import PreTrainedModel
 from mixlora_cli.config import AdapterConfig, RoutingConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.method.config import MixLoraConfig
+from mixlora_cli.models.load import first_line
 from mixlora_cli.store import is_lfs_pointer, readable_as_usual
 
 PROJECTOR = "multi_modal_projector"
@@ -65,7 +67,7 @@ def attach_adapter(
                 adapted = get_peft_model(model, settings)
         except ValueError as error:
             raise UserError(
-                f"adapter.target_modules={adapter.target_modules}: {_first_line(error)}"
+                f"adapter.target_modules={adapter.target_modules}: {first_line(error)}"
             ) from error
     else:
         if adapter.name == "full":
@@ -94,35 +96,30 @@ def _peft_config(
     train_projector: bool,
     task_embedding_dim: int | None,
 ) -> PeftConfig:
-    modules_to_save = [PROJECTOR] if train_projector else None
+    shared: dict[str, Any] = {
+        "r": rank,
+        "target_modules": adapter.target_modules,
+        "modules_to_save": [PROJECTOR] if train_projector else None,
+    }
     if adapter.name == "lora":
-        return LoraConfig(
-            r=rank,
-            lora_alpha=2 * rank if adapter.alpha is None else adapter.alpha,  # type: ignore[arg-type]
-            lora_dropout=adapter.dropout,
-            target_modules=adapter.target_modules,
-            modules_to_save=modules_to_save,
-        )
+        alpha = 2 * rank if adapter.alpha is None else adapter.alpha
+        return LoraConfig(lora_alpha=alpha, lora_dropout=adapter.dropout, **shared)  # type: ignore[arg-type]
+    encoder = routing.encoder
+    if encoder is not None and Path(encoder).is_dir():
+        encoder = str(Path(encoder).resolve())  # the adapter finds it whatever the working directory
     return MixLoraConfig(
-        r=rank,
         factors=factors,
         alpha=2 * factors if adapter.alpha is None else adapter.alpha,
         dropout=adapter.dropout,
-        target_modules=adapter.target_modules,
-        modules_to_save=modules_to_save,
         cfs=adapter.cfs,
         router_grad=adapter.router_grad,
         routing=routing.name,
         pool=routing.pool,
         decode=routing.decode,
         task_embedding_dim=task_embedding_dim,
-        task_encoder=_from_anywhere(routing.encoder),
+        task_encoder=encoder,
+        **shared,
     )
-
-
-def _from_anywhere(model: str | None) -> str | None:
-    """A folder as an absolute path, so that the adapter finds it whatever the working directory; an id as it is."""
-    return str(Path(model).resolve()) if model is not None and Path(model).is_dir() else model
 
 
 def num_parameters(model: nn.Module) -> tuple[int, int]:
@@ -166,22 +163,15 @@ def load_adapter(
     Raises:
         UserError: the folder holds no adapter, a damaged one, or one that was trained on another model.
     """
-    if (folder / "adapter_config.json").is_file():
-        adapted: PreTrainedModel | PeftModel = _load_peft(model, folder, config)
-    else:
+    if not (folder / "adapter_config.json").is_file():
         load_trained_weights(model, folder)
-        adapted = model.requires_grad_(False)
-    adapted.train(False)
-    return adapted
-
-
-def _load_peft(model: PreTrainedModel, folder: Path, config: PeftConfig | None) -> PeftModel:
-    """`PeftModel.from_pretrained` of an adapter that has to have a weight for each of the layers that it is put on."""
+        model.requires_grad_(False).eval()
+        return model
     weights = folder / ADAPTER_WEIGHTS
-    if (
-        weights.is_file() or not (folder / _PICKLED_WEIGHTS).is_file()
-    ):  # PEFT reads these where they are alone
+    # PEFT reads pickled weights where they are alone.
+    if weights.is_file() or not (folder / _PICKLED_WEIGHTS).is_file():
         _require_weights(weights)
+    does_not_fit = f"{folder}: this adapter does not fit the model"
     try:
         settings = PeftConfig.from_pretrained(str(folder)) if config is None else config
         settings.inference_mode = True
@@ -189,20 +179,21 @@ def _load_peft(model: PreTrainedModel, folder: Path, config: PeftConfig | None) 
             adapted = PeftModel(model, settings)
         found = adapted.load_adapter(str(folder), "default", is_trainable=False)
     except KeyError as error:
-        raise UserError(f"{folder}: this adapter does not fit the model: it lacks {error.args[0]}") from error
+        raise UserError(f"{does_not_fit}: it lacks {error.args[0]}") from error
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"{folder}: this adapter does not fit the model: {_first_line(error)}") from error
+        raise UserError(f"{does_not_fit}: {first_line(error)}") from error
     # PEFT goes on with a warning, or with nothing: such layers would be untrained ones, or be left out.
     for keys, what in (
         (found.missing_keys, "it has no weights for"),
         (found.unexpected_keys, "the model has no layer for"),
     ):
         if keys:
+            layer = re.split(r"\.(?:lora_|mixlora_|modules_to_save)", keys[0])[0]
             raise UserError(
-                f"{folder}: this adapter does not fit the model: {what} {_layer(keys[0])} "
+                f"{does_not_fit}: {what} {layer.removeprefix('base_model.model.')} "
                 f"({len(keys)} weights in all); give the base that it was trained on"
             )
-    return adapted
+    return adapted.eval()
 
 
 def _require_weights(path: Path) -> None:
@@ -224,7 +215,7 @@ def _require_weights(path: Path) -> None:
             empty = [name for name in names if 0 in file.get_slice(name).get_shape()]
     except SafetensorError as error:
         raise UserError(
-            f"{path}: the adapter's file is damaged: {_first_line(error)}; copy or download it again"
+            f"{path}: the adapter's file is damaged: {first_line(error)}; copy or download it again"
         ) from error
     if empty:
         raise UserError(
@@ -232,12 +223,6 @@ def _require_weights(path: Path) -> None:
             "ZeRO-3 had spread them over the processes, and they were saved without being gathered; "
             "save them gathered, as `mixlora train` does"
         )
-
-
-def _layer(key: str) -> str:
-    """The base model's name for the layer that a weight of an adapter belongs to."""
-    layer = re.split(r"\.(?:lora_|mixlora_|modules_to_save)", key)[0]
-    return layer.removeprefix("base_model.model.")
 
 
 def unload_adapter(model: PeftModel) -> None:
@@ -276,11 +261,3 @@ def load_trained_weights(model: nn.Module, folder: Path) -> None:
     with torch.no_grad():
         for name, tensor in weights.items():
             own[name].copy_(tensor)
-
-
-def _first_line(error: Exception) -> str:
-    """What an error says, in a line; of torch's lists of mismatches the first."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if len(lines) > 1 and lines[0].endswith(":"):
-        return f"{lines[0]} {lines[1]}"
-    return lines[0] if lines else type(error).__name__

@@ -8,7 +8,6 @@ on no run that came before.
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from mixlora_cli.data.images import PIXELS, read_picture
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.load import Base
 from mixlora_cli.paths import WITHOUT_FEATURES, cache_root, unusable
+from mixlora_cli.store import atomic
 
 
 class FeatureTower(nn.Module):
@@ -93,7 +93,12 @@ class FeatureCache:
         files = [self._file(path) for path in paths]
         missing = {file: path for file, path in zip(files, paths, strict=True) if not file.is_file()}
         for file, path in missing.items():
-            self._store(file, self._compute(path))
+            features = self._compute(path)
+            try:
+                with atomic(file, synced=False) as temp, temp.open("wb") as stream:
+                    np.save(stream, features)
+            except OSError as error:
+                raise unusable(self._folder, error, WITHOUT_FEATURES) from error
         stacked = np.stack([np.load(file) for file in files])
         return torch.from_numpy(stacked).to(next(self._tower.parameters()).dtype)
 
@@ -110,15 +115,3 @@ class FeatureCache:
         self.num_computed += 1
         features: npt.NDArray[np.float16] = output.hidden_states[self._tower.layer][0].float().cpu().numpy()
         return features.astype(np.float16)
-
-    def _store(self, file: Path, row: npt.NDArray[np.float16]) -> None:
-        """Write one picture's features whole or not at all."""
-        partial = file.with_name(f"{file.stem}.{os.getpid()}.partial")
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as stream:
-                np.save(stream, row)
-            partial.replace(file)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise unusable(self._folder, error, WITHOUT_FEATURES) from error

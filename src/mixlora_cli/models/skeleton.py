@@ -21,15 +21,9 @@ from transformers import (
 from mixlora_cli.config import AdapterConfig, ModelConfig, RoutingConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.adapters import attach_adapter
-from mixlora_cli.models.load import prepared_folder
-from mixlora_cli.models.mini import IMAGE_SIZE
-from mixlora_cli.models.networks import (
-    STRIDE,
-    EfficientNetLiteConfig,
-    LinearLlava,
-    LinearLlavaConfig,
-    register_models,
-)
+from mixlora_cli.models.load import checkpoint_source
+from mixlora_cli.models.mini import mini_config
+from mixlora_cli.models.networks import LinearLlava, LinearLlavaConfig, register_models
 from mixlora_cli.models.tiny import build_tiny
 
 VOCABULARY = 32_064
@@ -54,14 +48,10 @@ class Architecture:
     """One linear layer (LLaVA-v1), or two with GELU between them (LLaVA-1.5)."""
 
 
-LLAVA_V1_7B = Architecture(4096, 11_008, 32, 32, 2048, 1e-6, 224, linear_projector=True)
-LLAVA_1_5_7B = Architecture(4096, 11_008, 32, 32, 4096, 1e-5, 336, linear_projector=False)
-LLAVA_1_5_13B = Architecture(5120, 13_824, 40, 40, 4096, 1e-5, 336, linear_projector=False)
-
 ARCHITECTURES = {
-    "llava_v1_7b": LLAVA_V1_7B,
-    "llava-hf/llava-1.5-7b-hf": LLAVA_1_5_7B,
-    "llava-hf/llava-1.5-13b-hf": LLAVA_1_5_13B,
+    "llava_v1_7b": Architecture(4096, 11_008, 32, 32, 2048, 1e-6, 224, linear_projector=True),
+    "llava-hf/llava-1.5-7b-hf": Architecture(4096, 11_008, 32, 32, 4096, 1e-5, 336, linear_projector=False),
+    "llava-hf/llava-1.5-13b-hf": Architecture(5120, 13_824, 40, 40, 4096, 1e-5, 336, linear_projector=False),
 }
 """By the name of a model that is prepared, or by hub id."""
 
@@ -139,47 +129,30 @@ def _config(model: ModelConfig) -> LlavaConfig:
         assert isinstance(config, LlavaConfig)
         return config
     if model.source == "mini":
-        return _mini_config()
-    source = str(prepared_folder(model)) if model.source == "prepared" else str(model.name_or_path)
+        return mini_config(
+            LlamaConfig(
+                vocab_size=49_152,
+                hidden_size=576,
+                intermediate_size=1536,
+                num_hidden_layers=30,
+                num_attention_heads=9,
+                num_key_value_heads=3,
+                max_position_embeddings=8192,
+            )
+        )
+    source = checkpoint_source(model)
     key = model.name if model.source == "prepared" else source
     if not (Path(source) / "config.json").is_file() and key in ARCHITECTURES:
         return llava_config(ARCHITECTURES[key])
-    return _read_config(source, model.revision)
-
-
-def _read_config(source: str, revision: str | None) -> LlavaConfig:
     register_models()
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(source, revision=revision or "main")
+        read: PreTrainedConfig = AutoConfig.from_pretrained(source, revision=model.revision or "main")
     except (OSError, ValueError) as error:
         raise UserError(
             f"model.name_or_path={source}: its config.json cannot be read; known without it: {', '.join(ARCHITECTURES)}"
         ) from error
-    if not isinstance(config, LlavaConfig):
+    if not isinstance(read, LlavaConfig):
         raise UserError(
-            f"model.name_or_path={source} is a {config.model_type} model; expected model_type llava"
+            f"model.name_or_path={source} is a {read.model_type} model; expected model_type llava"
         )
-    return config
-
-
-def _mini_config() -> LlavaConfig:
-    """SmolLM2-135M and the small tower, as `models/mini.py` puts them together."""
-    register_models()
-    text = LlamaConfig(
-        vocab_size=49_152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-    )
-    return LlavaConfig(
-        text_config=text,
-        vision_config=EfficientNetLiteConfig(image_size=IMAGE_SIZE),
-        image_seq_length=(IMAGE_SIZE // STRIDE) ** 2,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="full",
-        tie_word_embeddings=True,
-    )
+    return read

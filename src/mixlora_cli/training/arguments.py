@@ -1,4 +1,4 @@
-"""Our configuration in the words of Hugging Face's `TrainingArguments`."""
+"""Our configuration in the words of Hugging Face's `TrainingArguments`, and what DeepSpeed needs around the Trainer."""
 
 from __future__ import annotations
 
@@ -26,13 +26,16 @@ def build_arguments(config: TrainConfig, run: RunFolder, dtype: torch.dtype) -> 
     Several processes find one another in here.
 
     Raises:
-        UserError: `train.scheduler` is unknown, or `train.effective_batch` cannot be split.
+        UserError: `train.scheduler` is unknown, `train.effective_batch` cannot be split, or DeepSpeed cannot start.
     """
     numbers = config.train
     schedulers = [kind.value for kind in SchedulerType]
     if numbers.scheduler not in schedulers:
         raise UserError(f"train.scheduler={numbers.scheduler}: must be one of {', '.join(schedulers)}")
     gpu = torch.cuda.is_available()
+    settings = config.deepspeed.config
+    if settings is not None:
+        settings = _start_deepspeed(config.deepspeed.name, settings, numbers.cache_features)
     arguments = TrainingArguments(
         output_dir=str(run.checkpoints),
         num_train_epochs=numbers.epochs,
@@ -47,7 +50,8 @@ def build_arguments(config: TrainConfig, run: RunFolder, dtype: torch.dtype) -> 
         weight_decay=numbers.weight_decay,
         max_grad_norm=numbers.max_grad_norm,
         bf16=dtype == torch.bfloat16,
-        tf32=True if _has_tf32() else None,
+        # fp32 products (routers, norms of the gradient) run in TF32, as in the paper, where the GPU has it.
+        tf32=True if gpu and torch.cuda.get_device_capability()[0] >= 8 else None,
         use_cpu=not gpu,
         seed=config.seed,
         data_seed=config.seed,
@@ -69,7 +73,7 @@ def build_arguments(config: TrainConfig, run: RunFolder, dtype: torch.dtype) -> 
         log_level="error",  # its warnings speak of arguments that a user of ours never gave
         report_to=[] if config.wandb.mode == "disabled" else ["wandb"],
         run_name=config.wandb.name or run.root.name,
-        deepspeed=start_deepspeed(config),
+        deepspeed=settings,
         # Every trained weight gets a gradient in every batch: factors that nobody selects one of zero.
         ddp_find_unused_parameters=False,
     )
@@ -77,32 +81,6 @@ def build_arguments(config: TrainConfig, run: RunFolder, dtype: torch.dtype) -> 
     # loses hooks and is slow; several GPUs are used by several processes.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
-
-
-def _has_tf32() -> bool:
-    """fp32 products (routers, norms of the gradient) run in TF32, as in the paper, where the GPU has it."""
-    return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 8
-
-
-def accumulation_for(effective_batch: int, batch_size: int, world_size: int) -> int:
-    """Forward passes that each process does per optimizer step, so that the step sees `effective_batch` instances.
-
-    Args:
-        effective_batch: instances per optimizer step, over all processes.
-        batch_size: instances per process and forward pass.
-        world_size: processes, one for each GPU.
-
-    Raises:
-        UserError: they do not divide; names the nearest splits that do.
-    """
-    together = batch_size * world_size
-    if effective_batch % together == 0:
-        return effective_batch // together
-    raise UserError(
-        f"train.effective_batch={effective_batch}: cannot be split over {world_size} processes with "
-        f"train.batch_size={batch_size}, a multiple of {together} is needed; the nearest possible ones: "
-        f"{', or '.join(_possible(effective_batch, batch_size, world_size))}"
-    )
 
 
 def accumulation(numbers: OptimConfig, world_size: int | None = None) -> int:
@@ -120,20 +98,35 @@ def accumulation(numbers: OptimConfig, world_size: int | None = None) -> int:
     return accumulation_for(numbers.effective_batch, numbers.batch_size, processes)
 
 
-def _possible(effective_batch: int, batch_size: int, world_size: int) -> list[str]:
-    """The changes of a single number that give a possible split, each as near as can be."""
-    found = []
+def accumulation_for(effective_batch: int, batch_size: int, world_size: int) -> int:
+    """Forward passes that each process does per optimizer step, so that the step sees `effective_batch` instances.
+
+    Args:
+        effective_batch: instances per optimizer step, over all processes.
+        batch_size: instances per process and forward pass.
+        world_size: processes, one for each GPU.
+
+    Raises:
+        UserError: they do not divide; names the nearest splits that do.
+    """
+    together = batch_size * world_size
+    if effective_batch % together == 0:
+        return effective_batch // together
+    possible = []  # changes of a single number, each as near as can be
     if effective_batch % world_size == 0:
         near = _nearest_divisors(effective_batch // world_size, batch_size)
-        found.append(f"train.batch_size={' or '.join(map(str, near))}")
+        possible.append(f"train.batch_size={' or '.join(map(str, near))}")
     if effective_batch % batch_size == 0:
         near = _nearest_divisors(effective_batch // batch_size, world_size)
-        found.append(f"{' or '.join(map(str, near))} processes")
-    together = batch_size * world_size
+        possible.append(f"{' or '.join(map(str, near))} processes")
     below = effective_batch // together * together
     near = [size for size in (below, below + together) if size > 0]
-    found.append(f"train.effective_batch={' or '.join(map(str, near))}")
-    return found
+    possible.append(f"train.effective_batch={' or '.join(map(str, near))}")
+    raise UserError(
+        f"train.effective_batch={effective_batch}: cannot be split over {world_size} processes with "
+        f"train.batch_size={batch_size}, a multiple of {together} is needed; the nearest possible ones: "
+        f"{', or '.join(possible)}"
+    )
 
 
 def _nearest_divisors(number: int, wanted: int) -> list[int]:
@@ -142,28 +135,27 @@ def _nearest_divisors(number: int, wanted: int) -> list[int]:
     return [n for n in divisors if n < wanted][-1:] + [n for n in divisors if n > wanted][:1]
 
 
-def start_deepspeed(config: TrainConfig) -> dict[str, Any] | None:
-    """Join the processes under DeepSpeed, before the Trainer's arguments do it otherwise.
+def _start_deepspeed(name: str, settings: dict[str, Any], cache_features: bool) -> dict[str, Any]:
+    """Join the processes under DeepSpeed, before the Trainer's arguments do it otherwise: nothing is compiled.
 
     Returns:
-        The settings for the Trainer, fit for this machine; None without DeepSpeed.
-
-    Raises:
-        UserError: DeepSpeed is not installed, nobody started the process for it, or the settings exclude one another.
+        The settings for the Trainer, fit for this machine.
     """
-    settings = config.deepspeed.config
-    if settings is None:
-        return None
-    _refuse_what_cannot_be(config, settings)
+    zero: Any = settings.get("zero_optimization") or {}
+    if int(zero.get("stage", 0)) == 3 and cache_features:
+        raise UserError(
+            f"deepspeed={name} spreads the vision tower over the processes, which then cannot compute "
+            "features one by one: set train.cache_features=false"
+        )
     try:
         import deepspeed
     except ImportError as error:
         raise UserError(
-            f"deepspeed={config.deepspeed.name} needs the package deepspeed: pip install 'mixlora-cli[deepspeed]'"
+            f"deepspeed={name} needs the package deepspeed: pip install 'mixlora-cli[deepspeed]'"
         ) from error
     if "RANK" not in os.environ:
         raise UserError(
-            f"deepspeed={config.deepspeed.name}: start it with `mixlora train`, torchrun or deepspeed; "
+            f"deepspeed={name}: start it with `mixlora train`, torchrun or deepspeed; "
             "this process belongs to no group"
         )
     deepspeed.utils.logger.setLevel(logging.ERROR)
@@ -178,19 +170,6 @@ def start_deepspeed(config: TrainConfig) -> dict[str, Any] | None:
     deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
     fit: dict[str, Any] = _without_pinned_memory(settings)
     return fit
-
-
-def _refuse_what_cannot_be(config: TrainConfig, settings: dict[str, Any]) -> None:
-    if _stage(settings) == 3 and config.train.cache_features:
-        raise UserError(
-            f"deepspeed={config.deepspeed.name} spreads the vision tower over the processes, which then cannot compute "
-            "features one by one: set train.cache_features=false"
-        )
-
-
-def _stage(settings: dict[str, Any]) -> int:
-    zero: Any = settings.get("zero_optimization") or {}
-    return int(zero.get("stage", 0))
 
 
 def _without_pinned_memory(value: Any) -> Any:
@@ -240,11 +219,7 @@ def gather_weights(model: nn.Module) -> dict[str, Tensor]:
             with deepspeed.zero.GatheredParameters([parameter]):
                 weight = parameter.detach().clone() if keep else parameter
         if keep:
-            gathered[name] = weight.detach().float().cpu().reshape(_shape(parameter)).clone()
+            # ZeRO-3 leaves nothing in the parameter's place.
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            gathered[name] = weight.detach().float().cpu().reshape(shape).clone()
     return gathered
-
-
-def _shape(parameter: nn.Parameter) -> torch.Size:
-    """Of the whole parameter, of which ZeRO-3 leaves nothing in its place."""
-    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
-    return shape

@@ -6,7 +6,6 @@ means. A window reaches from one look to the next.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,13 +21,16 @@ from mixlora_cli.data.encode import EncodedDataset
 from mixlora_cli.method import health
 from mixlora_cli.method.layer import MixLoraLinear
 from mixlora_cli.method.model import MixLoraModel
+from mixlora_cli.progress import say
 from mixlora_cli.training.callbacks import ROUTING
-from mixlora_cli.training.run_folder import drop_rows_after
+from mixlora_cli.training.run_folder import append_row, drop_rows_after
 
 if TYPE_CHECKING:
     from mixlora_cli.training.trainer import AdapterTrainer
 
 PROBE_INSTANCES = 4
+JUDGED_FROM = 32
+"""Instances in a window from which on its variety says anything."""
 
 
 class RoutingHealth(TrainerCallback):
@@ -41,6 +43,7 @@ class RoutingHealth(TrainerCallback):
         self, trainer: AdapterTrainer, model: MixLoraModel, every: int, path: Path, console: Console
     ) -> None:
         layers = adapted_layers(model)
+        device = trainer.args.device
         self.every = every
         self.path = path
         self.console = console
@@ -49,17 +52,14 @@ class RoutingHealth(TrainerCallback):
         self._accelerator = trainer.accelerator
         rule = self._layers[0].rules["default"]
         self._rank = rule.rank
-        self._tally = health.new_tally(len(layers), rule.num_factors, trainer.args.device)
+        self._tally = health.new_tally(len(layers), rule.num_factors, device)
         dataset = trainer.train_dataset
         assert isinstance(dataset, EncodedDataset)
-        self._task_of = _task_numbers(dataset).to(trainer.args.device)
-        self._task_tally = torch.zeros(
-            int(self._task_of.max()) + 1, dtype=torch.int64, device=trainer.args.device
-        )
+        self._task_of = _task_numbers(dataset).to(device)
+        self._task_tally = torch.zeros(int(self._task_of.max()) + 1, dtype=torch.int64, device=device)
         # What chance selects differs each time by definition.
-        self._probe = (
-            None if rule.router_input is None else _build_probe(trainer, model, self._layers, dataset)
-        )
+        by_chance = rule.router_input is None
+        self._probe = None if by_chance else _build_probe(trainer, model, self._layers, dataset)
         self._probed: tuple[Tensor, Tensor] | None = None
         self._due = self._warned = self._writes = False
 
@@ -97,11 +97,10 @@ class RoutingHealth(TrainerCallback):
         table = self._look(step)
         summary = summarise(table)
         if self._writes:
-            with self.path.open("a") as file:
-                file.write(json.dumps(table) + "\n")
+            append_row(self.path, table)
         if not self._warned and has_collapsed(summary):
             self._warned = True
-            self.console.print(f"warning: {describe_collapse(step, summary)}", markup=False, highlight=False)
+            say(f"warning: {describe_collapse(step, summary)}", self.console)
         return {ROUTING + name: value for name, value in summary.items() if value is not None}
 
     def _look(self, step: int) -> dict[str, Any]:
@@ -130,7 +129,10 @@ class RoutingHealth(TrainerCallback):
             "layers": self._names,
             "churn_a": None,
             "churn_b": None,
-            **{name: [_number(value) for value in row] for name, row in zip(measures, values, strict=True)},
+            **{
+                name: [None if math.isnan(value) else round(value, 6) for value in row]
+                for name, row in zip(measures, values, strict=True)
+            },
         }
 
 
@@ -149,21 +151,6 @@ def _measure(tally: Tensor, tasks: Tensor, rank: int) -> dict[str, Tensor]:
     }
 
 
-def _build_probe(
-    trainer: AdapterTrainer, model: MixLoraModel, layers: Sequence[MixLoraLinear], dataset: EncodedDataset
-) -> Probe:
-    """The first instances; never more than a step reads, so that a look costs less than a step however small it is."""
-    a_step = trainer.args.per_device_train_batch_size * trainer.args.gradient_accumulation_steps
-    items = [dataset[i] for i in range(min(PROBE_INSTANCES, a_step, len(dataset)))]
-    batch: dict[str, Tensor] = trainer.data_collator(items)  # type: ignore[arg-type]
-
-    def read() -> None:
-        assert trainer.model is not None
-        trainer.read(trainer.model, trainer._prepare_inputs(dict(batch)))
-
-    return Probe(model, layers, read)
-
-
 def _task_numbers(dataset: EncodedDataset) -> Tensor:
     """A number for each record's task, at the place of its `Record.index`."""
     numbers: dict[str, int] = {}
@@ -171,10 +158,6 @@ def _task_numbers(dataset: EncodedDataset) -> Tensor:
     for item in dataset.items:
         table[item.index] = numbers.setdefault(item.task, len(numbers))
     return table
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else round(value, 6)
 
 
 def adapted_layers(model: MixLoraModel) -> dict[str, MixLoraLinear]:
@@ -197,25 +180,24 @@ def selected(layers: Sequence[MixLoraLinear], adapter: str = "default") -> tuple
     return torch.stack([s.index_a for s in selections]), torch.stack([s.index_b for s in selections])
 
 
-class Probe:
-    """Reads one batch in evaluation mode; calling it gives the `selected` factors.
+def _build_probe(
+    trainer: AdapterTrainer, model: MixLoraModel, layers: Sequence[MixLoraLinear], dataset: EncodedDataset
+) -> Callable[[], tuple[Tensor, Tensor]]:
+    """A function that gives the `selected` factors of the first instances now, and leaves no trace.
 
-    Args:
-        read: runs the batch through the model.
+    Never more instances than a step reads, so that a look costs less than a step however small it is.
     """
+    a_step = trainer.args.per_device_train_batch_size * trainer.args.gradient_accumulation_steps
+    items = [dataset[i] for i in range(min(PROBE_INSTANCES, a_step, len(dataset)))]
+    batch: dict[str, Tensor] = trainer.data_collator(items)  # type: ignore[arg-type]
 
-    def __init__(
-        self, model: MixLoraModel, layers: Sequence[MixLoraLinear], read: Callable[[], object]
-    ) -> None:
-        self._model = model
-        self._layers = layers
-        self._read = read
+    def probe() -> tuple[Tensor, Tensor]:
+        assert trainer.model is not None
+        with undisturbed(model, layers), torch.no_grad():
+            trainer.read(trainer.model, trainer._prepare_inputs(dict(batch)))
+            return selected(layers)
 
-    def __call__(self) -> tuple[Tensor, Tensor]:
-        """Factors of A and of B now, (L, B, r) each."""
-        with undisturbed(self._model, self._layers), torch.no_grad():
-            self._read()
-            return selected(self._layers)
+    return probe
 
 
 @contextmanager
@@ -242,10 +224,6 @@ def undisturbed(model: MixLoraModel, layers: Sequence[MixLoraLinear]) -> Iterato
                 layer.last_selection = selection
 
 
-JUDGED_FROM = 32
-"""Instances in a window from which on its variety says anything."""
-
-
 def summarise(table: Mapping[str, Any]) -> dict[str, float | None]:
     """One look's means over layers, the worst layers, and how many have collapsed (None: nothing to judge by)."""
     summary: dict[str, float | None] = {
@@ -264,25 +242,15 @@ def summarise(table: Mapping[str, Any]) -> dict[str, float | None]:
     return summary
 
 
+def _mean(values: Sequence[float | None] | None) -> float | None:
+    known = [value for value in values or () if value is not None]
+    return round(sum(known) / len(known), 6) if known else None
+
+
 def has_collapsed(summary: Mapping[str, Any]) -> bool:
-    """More than half of the layers have a router that gives all instances nearly the same factors."""
+    """Whether more than half of the layers have a router that gives all instances nearly the same factors."""
     collapsed = summary["collapsed_layers"]
     return collapsed is not None and collapsed > summary["layers"] / 2
-
-
-def collapse_warning(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """What a finished run says if its routing ever collapsed: when first, and how it ended.
-
-    Args:
-        rows: of `metrics.jsonl`.
-    """
-    looks = [row for row in rows if (row.get("routing") or {}).get("collapsed_layers") is not None]
-    first = next((row for row in looks if has_collapsed(row["routing"])), None)
-    if first is None:
-        return None
-    last = looks[-1]
-    end = f"{last['routing']['collapsed_layers']:.0f} of {last['routing']['layers']:.0f} layers"
-    return f"{describe_collapse(first['step'], first['routing'])}; at step {last['step']}: {end}"
 
 
 def describe_collapse(step: int, summary: Mapping[str, Any]) -> str:
@@ -295,6 +263,22 @@ def describe_collapse(step: int, summary: Mapping[str, Any]) -> str:
     )
 
 
-def _mean(values: Sequence[float | None] | None) -> float | None:
-    known = [value for value in values or () if value is not None]
-    return round(sum(known) / len(known), 6) if known else None
+def routing_result(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a finished run says of its routing: the last look, and a warning if it ever collapsed; nothing without any.
+
+    The warning says when that was first, and how it ended.
+
+    Args:
+        rows: of `metrics.jsonl`.
+    """
+    looks = [row for row in rows if row.get("routing")]
+    if not looks:
+        return {}
+    judged = [row for row in looks if row["routing"].get("collapsed_layers") is not None]
+    first = next((row for row in judged if has_collapsed(row["routing"])), None)
+    warning = None
+    if first is not None:
+        last = judged[-1]
+        end = f"{last['routing']['collapsed_layers']:.0f} of {last['routing']['layers']:.0f} layers"
+        warning = f"{describe_collapse(first['step'], first['routing'])}; at step {last['step']}: {end}"
+    return {"routing": looks[-1]["routing"], "routing_warning": warning}

@@ -4,7 +4,7 @@
 - versions.json: Python, packages, platform, git commit, command line; processes, threads and number format
 - metrics.jsonl: one line for each logged step
 - routing.jsonl: how each layer uses its factors, one line for each look (MixLoRA)
-- checkpoints/checkpoint-<step>/: for resume=auto, each whole or not there (`checkpoints.py`)
+- checkpoints/checkpoint-<step>/: for resume=auto, each complete or not there
 - adapter/: the trained adapter
 - result.json: summary, written last: a run that has it is finished
 - .writing: while a process writes here (`mixlora_cli/output.py`)
@@ -26,6 +26,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 from transformers.trainer_utils import rotate_checkpoints
 
@@ -33,16 +34,23 @@ from mixlora_cli import __version__
 from mixlora_cli.config import TrainConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.launch import launched_processes
-from mixlora_cli.store import (
-    TEMP,
-    publish_folder,
-    remove_temporary,
-    sync_files,
-    temp_of,
-    write_text,
-)
+from mixlora_cli.models.forward import number_format
+from mixlora_cli.store import TEMP, publish_folder, remove_temporary, sync_files, write_json, write_text
 
 RECORDED_PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "tokenizers")
+HARMLESS_KEYS = (
+    "output_dir",
+    "resume",
+    "overwrite",
+    "wandb.",
+    "launch.",  # the number of processes is compared itself, whoever started them
+    "train.log_every",
+    "train.save_every",
+    "train.keep_checkpoints",
+    "train.workers",
+    "routing.health_every",
+)
+"""Keys that may differ when a run is resumed, because they do not change what it computes; prefixes end with a dot."""
 
 
 class RunFolder:
@@ -60,25 +68,26 @@ class RunFolder:
 
     @property
     def started(self) -> bool:
-        """A run has begun training here."""
+        """Whether a run has begun training here."""
         return self.config.is_file()
 
     @property
     def finished(self) -> bool:
-        """A run has ended here and its adapter is complete."""
+        """Whether a run has ended here and its adapter is complete."""
         try:
             self.read_result()
         except (OSError, ValueError):
             return False
         return True
 
+    def read_result(self) -> dict[str, Any]:
+        """The summary of a finished run."""
+        summary: dict[str, Any] = json.loads(self.result.read_text())
+        return summary
+
     def newest_checkpoint(self) -> Path | None:
         """The complete checkpoint with the most steps."""
         return newest_complete(self.checkpoints)[0]
-
-    def torn_checkpoints(self) -> dict[Path, str]:
-        """Newer ones than `newest_checkpoint`, which lack the thing that is named with each."""
-        return newest_complete(self.checkpoints)[1]
 
     def open(self, config: TrainConfig) -> Path | None:
         """Check that training may start here, before anything heavy is loaded, and say where it starts.
@@ -107,63 +116,43 @@ class RunFolder:
                 )
             return None
         # Stronger than overwrite=true: who began with it and was interrupted adds resume=auto to the same command.
-        checkpoint = self._asked_checkpoint(config.resume)
+        checkpoint = self.newest_checkpoint() if config.resume == "auto" else _checkpoint_at(config.resume)
         if self.started and checkpoint is not None:
             refuse_changes(OmegaConf.to_container(OmegaConf.load(self.config)), asdict(config))
-            self._refuse_other_circumstances(config)
+            self._refuse_other_circumstances(config.train.precision)
         return checkpoint
 
-    def _refuse_other_circumstances(self, config: TrainConfig) -> None:
+    def _refuse_other_circumstances(self, precision: Any) -> None:
         """What the configuration does not say, or not here: the number of processes, and what precision=auto means.
 
         With more or fewer processes other batches would follow, and DeepSpeed's checkpoints are cut for as many as
         wrote them.
         """
         before = json.loads(self.versions.read_text()) if self.versions.is_file() else {}
-        processes = launched_processes()
+        processes, format_here = launched_processes(), number_format(precision)
         if before.get("processes", processes) != processes:
             raise UserError(
                 f"resume: the run began with {before['processes']} processes, now there are {processes}; start as many "
                 f"(launch.nproc x launch.nnodes = {before['processes']}), or give another output_dir="
             )
-        from mixlora_cli.models.forward import number_format
-
-        here = number_format(config.train.precision)
-        if before.get("number_format", here) != here:
+        if before.get("number_format", format_here) != format_here:
             raise UserError(
-                f"resume: the run began in {before['number_format']}, but train.precision={config.train.precision} is "
-                f"{here} on this machine; go on where it began, or give another output_dir="
+                f"resume: the run began in {before['number_format']}, but train.precision={precision} is "
+                f"{format_here} on this machine; go on where it began, or give another output_dir="
             )
-
-    def _asked_checkpoint(self, resume: str) -> Path | None:
-        if resume == "auto":
-            return self.newest_checkpoint()
-        path = Path(resume)
-        lacks = flaw(path)
-        if lacks is not None:
-            raise UserError(
-                f"resume={resume}: no complete checkpoint there: {lacks}; "
-                "resume=auto takes the newest complete one of output_dir"
-            )
-        return path
 
     def begin(self, config: TrainConfig, checkpoint: Path | None) -> None:
         """Write the configuration and the versions; a run that starts new first removes what an earlier one left."""
         if checkpoint is None:
             self.clear()
-        self.root.mkdir(parents=True, exist_ok=True)
         for folder in (self.root, self.checkpoints):
             remove_temporary(folder)
         write_text(self.config, OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
-        import torch  # not above: who only looks at a run folder need not wait for it
-
-        from mixlora_cli.models.forward import number_format
-
         circumstances = {
             "threads": torch.get_num_threads(),
             "number_format": number_format(config.train.precision),
         }
-        write_text(self.versions, json.dumps({**versions(), **circumstances}, indent=2) + "\n")
+        write_json(self.versions, {**versions(), **circumstances})
 
     def clear(self) -> None:
         """Remove an earlier run's files; other files in the folder (Hydra's, the user's) stay."""
@@ -175,108 +164,118 @@ class RunFolder:
         for file in (self.versions, self.metrics, self.routing, self.config):
             file.unlink(missing_ok=True)
 
-    @property
-    def adapter_draft(self) -> Path:
-        """Where the adapter is written, until `publish_adapter`."""
-        return temp_of(self.adapter)
-
-    def publish_adapter(self) -> None:
-        """Put the adapter that is written to `adapter_draft` in its place."""
-        sync_files(self.adapter_draft)
-        publish_folder(self.adapter_draft, self.adapter)
-
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write the mark of a finished run, in one step."""
-        write_text(self.result, json.dumps(dict(summary), indent=2) + "\n")
-
-    def read_result(self) -> dict[str, Any]:
-        """The summary of a finished run."""
-        summary: dict[str, Any] = json.loads(self.result.read_text())
-        return summary
-
 
 def versions() -> dict[str, Any]:
     """What a run depends on beside its configuration; absent packages and no git checkout are null."""
+    packages: dict[str, str | None] = {"mixlora-cli": __version__}
+    for name in RECORDED_PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = None
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {
-            "mixlora-cli": __version__,
-            **{name: _package_version(name) for name in RECORDED_PACKAGES},
-        },
+        "packages": packages,
         "git_commit": _git_commit(),
         "processes": launched_processes(),
         "command": sys.argv,
     }
 
 
-def _package_version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
 def _git_commit() -> str | None:
     """Commit of the checkout that this package runs from, with "+changes" where files were edited since."""
-    here = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
     try:
-        commit = _git(here, "rev-parse", "HEAD")
-        return commit + ("+changes" if _git(here, "status", "--porcelain", "--untracked-files=no") else "")
+        commit = git("rev-parse", "HEAD")
+        return commit + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None
 
 
-def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
-    )
-    return done.stdout.strip()
+def refuse_changes(before: Any, now: Any, harmless: tuple[str, ...] = HARMLESS_KEYS) -> None:
+    """Compare the nested configuration that a run began with to the one that it is resumed with.
+
+    Raises:
+        UserError: they differ in a key that is not `harmless`; names each with both values.
+    """
+    old, new = essentials(before, harmless), essentials(now, harmless)
+    changed = [
+        f"{key} (was {old.get(key)}, now {new.get(key)})"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+    if changed:
+        raise UserError(
+            f"resume: the configuration is not the one that the run began with: {', '.join(changed)}; "
+            "give the same values, or another output_dir="
+        )
 
 
-SEAL = "complete.json"
-_NAME = re.compile(r"checkpoint-(\d+)")
+def essentials(config: Mapping[str, Any], harmless: tuple[str, ...] = HARMLESS_KEYS) -> dict[str, Any]:
+    """Dotted keys and values of a training's configuration that decide what it computes."""
+
+    def walk(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(node, Mapping) and node:
+            for key, child in node.items():
+                yield from walk(child, f"{path}.{key}" if path else str(key))
+        else:
+            yield path, list(node) if isinstance(node, tuple) else node
+
+    prefixes = tuple(key for key in harmless if key.endswith("."))
+    return {
+        key: value for key, value in walk(config, "") if key not in harmless and not key.startswith(prefixes)
+    }
 
 
-def drafts_of(checkpoints: Path) -> Path:
+MANIFEST = "complete.json"
+"""File of a checkpoint, written last: every other file and its size in bytes.
+
+A file of the right size is complete, because all of them are on the disk before the folder gets its name.
+"""
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+def temp_checkpoints(checkpoints: Path) -> Path:
     """The folder in which a checkpoint is written, under its own name, before it is put among the others."""
     return checkpoints / f"new{TEMP}"
 
 
-def publish(draft: Path, checkpoints: Path, keep: int | None) -> Path:
-    """Put a finished checkpoint among the others; only then delete older ones, and torn ones.
+def publish_checkpoint(temp: Path, checkpoints: Path, keep: int | None) -> Path:
+    """Put a finished checkpoint among the others; only then delete older ones, and incomplete ones.
 
     Args:
-        draft: the checkpoint in `drafts_of(checkpoints)`, on the disk.
+        temp: the checkpoint in `temp_checkpoints(checkpoints)`, on the disk.
         keep: checkpoints that may stay; None = all.
     """
-    seal(draft)
-    checkpoint = checkpoints / draft.name
-    publish_folder(draft, checkpoint)
-    draft.parent.rmdir()
+    write_manifest(temp)
+    checkpoint = checkpoints / temp.name
+    publish_folder(temp, checkpoint)
+    temp.parent.rmdir()
     for other in _by_steps(checkpoints):
-        if flaw(other) is not None:
+        if missing_from(other) is not None:
             shutil.rmtree(other, ignore_errors=True)
     rotate_checkpoints(str(checkpoints), save_total_limit=keep, use_mtime=True)
     return checkpoint
 
 
-def seal(folder: Path) -> None:
-    """Note the files of a checkpoint and their sizes in bytes, in a last file."""
-    sizes = {
-        str(path.relative_to(folder)): path.stat().st_size
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != SEAL
-    }
-    write_text(folder / SEAL, json.dumps(sizes, indent=2) + "\n")
+def write_manifest(checkpoint: Path) -> None:
+    """Note the files of a checkpoint and their sizes."""
+    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != MANIFEST]
+    sizes = {str(path.relative_to(checkpoint)): path.stat().st_size for path in files}
+    write_json(checkpoint / MANIFEST, sizes)
 
 
-def flaw(checkpoint: Path) -> str | None:
-    """What a checkpoint lacks; None if it is whole."""
+def missing_from(checkpoint: Path) -> str | None:
+    """What a checkpoint lacks; None if it is complete."""
     try:
-        sizes: dict[str, int] = json.loads((checkpoint / SEAL).read_text())
+        sizes: dict[str, int] = json.loads((checkpoint / MANIFEST).read_text())
     except (OSError, ValueError):
-        return f"it has no readable {SEAL}, which is written last"
+        return f"it has no readable {MANIFEST}, which is written last"
     for name, size in sizes.items():
         file = checkpoint / name
         if not file.is_file():
@@ -287,80 +286,38 @@ def flaw(checkpoint: Path) -> str | None:
 
 
 def newest_complete(checkpoints: Path) -> tuple[Path | None, dict[Path, str]]:
-    """The whole checkpoint with the most steps, and the flaws of those with more."""
-    torn: dict[Path, str] = {}
+    """The complete checkpoint with the most steps, and what those with more steps lack."""
+    incomplete: dict[Path, str] = {}
     for checkpoint in reversed(_by_steps(checkpoints)):
-        found = flaw(checkpoint)
-        if found is None:
-            return checkpoint, torn
-        torn[checkpoint] = found
-    return None, torn
+        lacks = missing_from(checkpoint)
+        if lacks is None:
+            return checkpoint, incomplete
+        incomplete[checkpoint] = lacks
+    return None, incomplete
+
+
+def _checkpoint_at(resume: str) -> Path:
+    path = Path(resume)
+    lacks = missing_from(path)
+    if lacks is not None:
+        raise UserError(
+            f"resume={resume}: no complete checkpoint there: {lacks}; "
+            "resume=auto takes the newest complete one of output_dir"
+        )
+    return path
 
 
 def _by_steps(checkpoints: Path) -> list[Path]:
-    named = [(_NAME.fullmatch(path.name), path) for path in checkpoints.glob("checkpoint-*") if path.is_dir()]
+    named = [
+        (_CHECKPOINT.fullmatch(path.name), path) for path in checkpoints.glob("checkpoint-*") if path.is_dir()
+    ]
     return [path for _, path in sorted((int(match[1]), path) for match, path in named if match)]
 
 
-# Keys that may differ when a run is resumed, because they do not change what it computes; prefixes end with a dot.
-HARMLESS_KEYS = (
-    "output_dir",
-    "resume",
-    "overwrite",
-    "wandb.",
-    "launch.",  # the number of processes is compared itself, whoever started them
-    "train.log_every",
-    "train.save_every",
-    "train.keep_checkpoints",
-    "train.workers",
-    "routing.health_every",
-)
-
-
-def refuse_changes(before: Any, now: Any, harmless: tuple[str, ...] = HARMLESS_KEYS) -> None:
-    """Compare the nested configuration that a run began with to the one that it is resumed with.
-
-    Args:
-        before: the former.
-        now: the latter.
-        harmless: keys that may differ; prefixes end with a dot.
-
-    Raises:
-        UserError: they differ in what changes the run; names each key with both values.
-    """
-    old, new = _flat(before), _flat(now)
-    changed = [
-        f"{key} (was {old.get(key)}, now {new.get(key)})"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not _harmless(key, harmless)
-    ]
-    if changed:
-        raise UserError(
-            f"resume: the configuration is not the one that the run began with: {', '.join(changed)}; "
-            "give the same values, or another output_dir="
-        )
-
-
-def essentials(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys and values of a training's configuration that decide what it computes."""
-    return {key: value for key, value in _flat(config).items() if not _harmless(key)}
-
-
-def _harmless(key: str, harmless: tuple[str, ...] = HARMLESS_KEYS) -> bool:
-    return any(key.startswith(allowed) if allowed.endswith(".") else key == allowed for allowed in harmless)
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings -> one mapping with dotted keys."""
-
-    def walk(node: Any, path: str) -> Iterator[tuple[str, Any]]:
-        if isinstance(node, Mapping) and node:
-            for key, child in node.items():
-                yield from walk(child, f"{path}.{key}" if path else str(key))
-        else:
-            yield path, list(node) if isinstance(node, tuple) else node
-
-    return dict(walk(value, prefix))
+def publish_adapter(temp: Path, adapter: Path) -> None:
+    """Put an adapter that is written to `temp` in its place."""
+    sync_files(temp)
+    publish_folder(temp, adapter)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -372,6 +329,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Add a row to a file of metrics."""
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def drop_rows_after(path: Path, step: int) -> list[dict[str, Any]]:

@@ -14,22 +14,20 @@ from peft import PeftModel
 from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from mixlora_cli.config import RoutingConfig
-from mixlora_cli.data.collate import DummyImage, Features, build_dummy_image
 from mixlora_cli.data.encode import IGNORE, EncodedDataset
 from mixlora_cli.errors import UserError
 from mixlora_cli.method.context import RoutingContext
 from mixlora_cli.method.model import MixLoraModel
 from mixlora_cli.models.adapters import TRAINED_WEIGHTS, load_trained_weights, save_adapter
 from mixlora_cli.models.forward import head_sees_only, label_positions, token_loss
-from mixlora_cli.models.load import Base
 from mixlora_cli.store import sync_files
 from mixlora_cli.training.arguments import gather_weights
 from mixlora_cli.training.routing_stats import RoutingHealth, adapted_layers
-from mixlora_cli.training.run_folder import drafts_of, publish
+from mixlora_cli.training.run_folder import publish_checkpoint, temp_checkpoints
 
 
 class AdapterTrainer(Trainer):
@@ -41,12 +39,23 @@ class AdapterTrainer(Trainer):
     """Watches the routing, where there is one."""
     balance: BalanceLoss | None = None
     """Spreads the use of factors, where that is asked for."""
-    _drafts: Path | None = None
+    _temp: Path | None = None
     """Where the Trainer is to write the checkpoint that it is about."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self._finite = FiniteGuard()
+
+    def tend_routing(self, routing: RoutingConfig, path: Path, console: Console) -> None:
+        """For a MixLoRA model, what `routing` asks for: a balance loss, and reports into `path`."""
+        model = getattr(self.model, "base_model", None)
+        if not isinstance(model, MixLoraModel):
+            return
+        if routing.balance_loss:
+            self.balance = BalanceLoss(model.context, routing.balance_loss)
+        if routing.health_every and adapted_layers(model):
+            self.health = RoutingHealth(self, model, routing.health_every, path, console)
+            self.add_callback(self.health)
 
     def compute_loss(
         self,
@@ -81,7 +90,9 @@ class AdapterTrainer(Trainer):
         """Run a batch: the outputs, with logits (n, vocabulary), and the n tokens that they should predict."""
         inputs.pop("indices", None)
         labels: Tensor = inputs.pop("labels")
-        base = _base_model(self.accelerator.unwrap_model(model))
+        unwrapped = self.accelerator.unwrap_model(model)
+        base = unwrapped.get_base_model() if isinstance(unwrapped, PeftModel) else unwrapped
+        assert isinstance(base, PreTrainedModel)
         # `model.train()` reached the frozen tower too; statistics or dropout there would change the features.
         base.model.vision_tower.eval()
         if isinstance(getattr(self.model, "base_model", None), MixLoraModel):
@@ -139,27 +150,26 @@ class AdapterTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """The Trainer's own, written beside and put in its place when every process is done and the disk has it."""
         checkpoints = Path(str(self.args.output_dir))
-        drafts = drafts_of(checkpoints)
-        draft = drafts / f"checkpoint-{self.state.global_step}"
-        self._drafts = drafts
+        self._temp = temp_checkpoints(checkpoints)
+        checkpoint = self._temp / f"checkpoint-{self.state.global_step}"
         try:
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.local_process_index == 0:
-                sync_files(draft)
+                sync_files(checkpoint)
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
-                publish(draft, checkpoints, keep=self.args.save_total_limit)
+                publish_checkpoint(checkpoint, checkpoints, keep=self.args.save_total_limit)
             self.accelerator.wait_for_everyone()
         except BaseException:
-            shutil.rmtree(drafts, ignore_errors=True)  # its room may be needed
+            shutil.rmtree(self._temp, ignore_errors=True)  # its room may be needed
             raise
         finally:
-            self._drafts = None
+            self._temp = None
 
     def _get_output_dir(self, trial: Any) -> str:
         """Asked by the Trainer for the folder of its checkpoints; it deletes old ones there, too."""
-        return super()._get_output_dir(trial) if self._drafts is None else str(self._drafts)
+        return super()._get_output_dir(trial) if self._temp is None else str(self._temp)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write the adapter alone: the frozen base is where it came from. Called for checkpoints by the Trainer."""
@@ -197,14 +207,11 @@ class _SeededByEpoch(Sampler[int]):
         return iter(self.sampler)
 
 
-def _base_model(model: nn.Module) -> PreTrainedModel:
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    assert isinstance(base, PreTrainedModel)
-    return base
-
-
 class BalanceLoss:
-    """`weight` times the mean of the batches' `RoutingContext.balance_loss`, over all that a step accumulates."""
+    """`weight` times the mean of the batches' `RoutingContext.balance_loss`, over all that a step accumulates.
+
+    It keeps trained routers from using few factors only.
+    """
 
     def __init__(self, context: RoutingContext, weight: float) -> None:
         self.weight = weight
@@ -237,7 +244,7 @@ class BalanceLoss:
 
 
 class FiniteGuard:
-    """Looks at every loss and at every step's gradient, and remembers which records they came from."""
+    """Looks at every loss and every step's gradient: a run in which one is no number stops, and names the records."""
 
     def __init__(self) -> None:
         self._records: list[int | None] = []
@@ -255,7 +262,7 @@ class FiniteGuard:
         records = [None] if indices is None else indices.tolist()
         self._records += records
         if not torch.isfinite(loss):
-            raise UserError(_message(f"loss is {loss.item()}", f"the batch of {_names(records)}", step))
+            raise _not_finite(f"loss is {loss.item()}", step, "the batch of ", records)
 
     def check_gradient(self, norm: Tensor | float | None, step: int) -> None:
         """Look at the norm of a whole step's gradient, the same one in all processes; starts the next step.
@@ -266,57 +273,13 @@ class FiniteGuard:
         records, self._records = self._records, []
         if norm is None or (math.isfinite(norm) and norm >= 0):
             return
-        everywhere = gather_object(records)
         value = "not finite" if norm < 0 else float(norm)
-        raise UserError(_message(f"the gradient's norm is {value}", _names(everywhere), step))
+        raise _not_finite(f"the gradient's norm is {value}", step, "", gather_object(records))
 
 
-def _names(records: list[int | None]) -> str:
-    return "records " + ", ".join("?" if record is None else str(record) for record in records)
-
-
-def _message(what: str, where: str, step: int) -> str:
-    return (
-        f"{what} at step {step}, in {where}: training stopped; "
+def _not_finite(what: str, step: int, where: str, records: list[int | None]) -> UserError:
+    names = ", ".join("?" if record is None else str(record) for record in records)
+    return UserError(
+        f"{what} at step {step}, in {where}records {names}: training stopped; "
         "lower train.learning_rate, or look at these records (counted from 0 in their file)"
     )
-
-
-def dummy_image_for_text(
-    model: nn.Module,
-    base: Base,
-    dataset: EncodedDataset,
-    features: Features,
-    arguments: TrainingArguments,
-) -> DummyImage | None:
-    """A dummy image where a text-only batch can occur and would leave out weights that processes share; else None."""
-    has_text = any(item.image is None for item in dataset.items)
-    if has_text and (trains_beside_the_language_model(model) or _spreads_weights(arguments)):
-        return build_dummy_image(base.image_token_id, base.num_image_tokens, features)
-    return None
-
-
-def trains_beside_the_language_model(model: nn.Module) -> bool:
-    """Whether a parameter of projector or tower is trained: a text-only batch gives it no gradient."""
-    return any(
-        parameter.requires_grad and "language_model" not in name and "lm_head" not in name
-        for name, parameter in model.named_parameters()
-    )
-
-
-def _spreads_weights(arguments: TrainingArguments) -> bool:
-    """ZeRO-3: each process holds a part of every weight and joins in when a layer that another one runs is gathered."""
-    settings = getattr(arguments, "hf_deepspeed_config", None)
-    return settings is not None and bool(settings.is_zero3())
-
-
-def tend_routing(trainer: AdapterTrainer, routing: RoutingConfig, path: Path, console: Console) -> None:
-    """Give the trainer of a MixLoRA model what `routing` asks for: a balance loss, and reports into `path`."""
-    model = getattr(trainer.model, "base_model", None)
-    if not isinstance(model, MixLoraModel):
-        return
-    if routing.balance_loss:
-        trainer.balance = BalanceLoss(model.context, routing.balance_loss)
-    if routing.health_every and adapted_layers(model):
-        trainer.health = RoutingHealth(trainer, model, routing.health_every, path, console)
-        trainer.add_callback(trainer.health)

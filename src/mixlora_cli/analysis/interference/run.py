@@ -40,7 +40,7 @@ from mixlora_cli.data.records import Record
 from mixlora_cli.errors import UserError, cut
 from mixlora_cli.evaluation.fingerprint import prompt_digest, records_digest
 from mixlora_cli.evaluation.instances import grouped
-from mixlora_cli.launch import Team, joined
+from mixlora_cli.launch import ProcessGroup, joined
 from mixlora_cli.method.config import PEFT_TYPE
 from mixlora_cli.models import forward
 from mixlora_cli.models.definitions import TaskRouting
@@ -85,7 +85,7 @@ def interference(config: InterferenceConfig) -> Path:
     """
     folder = Path(config.output_dir).expanduser()
     with alone_in(folder, "measurement"), joined(_PATIENCE) as team:
-        console = Console(stderr=True, quiet=not team.leads, soft_wrap=True)
+        console = Console(stderr=True, quiet=not team.is_main, soft_wrap=True)
         stored = files.read_stored(folder)
         if not config.draw_only:
             stored = _measured(config, folder, stored, team, console)
@@ -94,17 +94,17 @@ def interference(config: InterferenceConfig) -> Path:
                 f"draw_only=true: nothing was measured in {folder}; give its output_dir=, or draw_only=false to "
                 "measure"
             )
-        if team.leads:
+        if team.is_main:
             _report(config, folder, stored, console)
     return folder
 
 
 def _measured(
-    config: InterferenceConfig, folder: Path, stored: Stored | None, team: Team, console: Console
+    config: InterferenceConfig, folder: Path, stored: Stored | None, team: ProcessGroup, console: Console
 ) -> Stored:
     """What the folder holds, if it is what is asked for; else a new measurement, kept there."""
     run = _find(config)
-    with team.leader_first():
+    with team.main_process_first():
         samples = draw_samples(config)
     routing = run.task_routing(config.data, [sample.task for sample in samples])
     request = _request(config, run, samples, routing)
@@ -246,7 +246,7 @@ def _measure(
     samples: Sequence[Sample],
     routing: TaskRouting | None,
     request: Mapping[str, Any],
-    team: Team,
+    team: ProcessGroup,
     console: Console,
 ) -> Stored:
     """Both passes over all tasks, each process its share; the first one takes steps and writes the Parquet files.
@@ -261,7 +261,7 @@ def _measure(
             "measure.lambdas: in bf16 rounding is larger than what a small step changes; "
             "add interference.precision=fp32"
         )
-    with team.leader_first():
+    with team.main_process_first():
         base = build_base(run.model, dtype)
     batches = {sample.task: _encode(sample, base, config) for sample in samples}
     own = _dependencies(request, samples, routing, base, dtype)  # before the adapter is on
@@ -270,12 +270,12 @@ def _measure(
     taker = GradientTaker(session, require_gradients(session.model), config.seed)
     of_tasks = files.task_files(folder, own)
     _run_passes(taker, batches, of_tasks, folder, team, console)
-    if team.leads:  # alone: steps move the weights that all tasks share
+    if team.is_main:  # alone: steps move the weights that all tasks share
         _take_steps(taker, batches, config.measure, folder, digest_of(own), console)
     team.wait()
     found = [each.read_products() for each in of_tasks.values()]
     measurement = scores.Measurement(tuple(of_tasks), found[0][0], tuple(part for _, part in found))
-    if team.leads:
+    if team.is_main:
         files.write_tables(folder, measurement)
     about = {
         "label": run.label,
@@ -331,7 +331,7 @@ def _run_passes(
     batches: Mapping[str, Sequence[Sequence[Item]]],
     of_tasks: Mapping[str, TaskFiles],
     folder: Path,
-    team: Team,
+    team: ProcessGroup,
     console: Console,
 ) -> None:
     """Both passes over this process's tasks; what is on the disk already is not computed again."""
