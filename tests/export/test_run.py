@@ -26,6 +26,7 @@ from mixlora_cli.hydra_app import run_command
 from mixlora_cli.models.adapters import load_adapter, unload_adapter
 from mixlora_cli.models.tiny import build_tiny
 from mixlora_cli.stats import wilson
+from tiny_data import as_arguments
 from tiny_runs import NUM_FACTORS, RANK
 
 from .conftest import TASKS, MakeConfig, MakeRun
@@ -234,12 +235,7 @@ def test_command_line_and_evaluation_of_the_result(
     make_run: MakeRun, data: DataConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make_run()
-    given = [
-        "data=json",
-        f"data.train={data.train}",
-        f"data.heldout={data.heldout}",
-        f"data.images={data.images}",
-    ]
+    given = as_arguments(data)
     arguments = [f"run={run.root}", *given, "export.instances=2", "export.evaluate=false", "export.rank=2"]
     assert run_command(COMMAND, arguments) == 0, capsys.readouterr().err
     folder = run.root / "export"
@@ -259,14 +255,6 @@ def test_command_line_and_evaluation_of_the_result(
     assert run_command(evaluate, [*wanted, f"output_dir={run.root}/scores"]) == 0, capsys.readouterr().err
     results = read_results(run.root / "scores")
     assert results.seen is not None and results.seen.n == 12
-
-
-@pytest.fixture
-def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    def build(*_: object) -> None:
-        raise AssertionError("a model was built")
-
-    monkeypatch.setattr("mixlora_cli.analysis.export.run.build_base", build)
 
 
 @pytest.mark.usefixtures("no_model")

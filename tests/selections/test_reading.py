@@ -32,14 +32,6 @@ LAYERS = [Layer(0, "layers.0.mlp.gate_proj"), Layer(3, "layers.3.mlp.gate_proj")
 PRINT = {"adapter": "abc", "records": "def"}
 
 
-@pytest.fixture
-def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    def build(*_: object) -> None:
-        raise AssertionError("a model was built")
-
-    monkeypatch.setattr("mixlora_cli.analysis.selections.reading.build_base", build)
-
-
 def only(data: Any, split: str, keep: Callable[[int, dict[str, Any]], bool], folder: Path) -> Any:
     """The data with some of a split's records."""
     records = json.loads(Path(str(getattr(data, split))).read_text())

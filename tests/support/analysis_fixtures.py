@@ -36,3 +36,14 @@ def make_run(tmp_path: Path, data: DataConfig) -> MakeRun:
         return finished_run(tmp_path / f"run-{name}-{routing}", data, name, routing, **fields)
 
     return make
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing may load one."""
+
+    def build(*_: object) -> None:
+        raise AssertionError("a model was built")
+
+    for module in ("export.run", "interference.run", "selections.reading"):
+        monkeypatch.setattr(f"mixlora_cli.analysis.{module}.build_base", build)
