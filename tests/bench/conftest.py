@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
+from analysis_fixtures import one_thread, own_cache  # noqa: F401
 from mixlora_cli.config import BenchConfig, BenchSettings, ModelConfig
 from tiny_data import tiny_data
 
@@ -37,23 +37,14 @@ MakeConfig = Callable[..., BenchConfig]
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
 def no_collection(monkeypatch: pytest.MonkeyPatch) -> None:
     """The garbage of other tests takes long to collect, before each case."""
     monkeypatch.setattr(gc, "collect", lambda *generation: 0)
 
 
 @pytest.fixture
-def make_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeConfig:
+def make_config(tmp_path: Path) -> MakeConfig:
     """`make_config(parts=["layer"], ...)`: keywords of `BenchConfig` or of its settings."""
-    monkeypatch.setenv("MIXLORA_CACHE", str(tmp_path / "cache"))
     data = tiny_data(tmp_path / "data", train=["counting", "reading"] * 4)
 
     def make(**values: Any) -> BenchConfig:

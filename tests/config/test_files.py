@@ -15,6 +15,7 @@ from mixlora_cli.config import (
     AlignConfig,
     DataConfig,
     DeepspeedConfig,
+    FitConfig,
     GenerationConfig,
     JudgeConfig,
     ModelConfig,
@@ -104,6 +105,9 @@ def test_yaml_repeats_the_defaults_of_the_dataclasses() -> None:
         assert composed("judge", f"run={CONF}", f"judge={option}").judge == JudgeConfig(
             option, model="lmsys/vicuna-13b-v1.5"
         )
+    export = composed("export", f"run={CONF}")
+    assert export.export == FitConfig()
+    assert (export.output_dir, export.seed, export.overwrite) == (f"{CONF}/export", 0, False)
     assert composed("report", f"run={CONF}").report == PageConfig()
     for option in ("lora", "mixlora"):
         assert composed("train", f"adapter={option}").adapter == AdapterConfig(name=option)

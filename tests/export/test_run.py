@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from peft import LoraConfig, PeftConfig, PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
@@ -18,17 +17,16 @@ from torch import Tensor
 from mixlora_cli.analysis.export.comparison import mean_over_tasks
 from mixlora_cli.analysis.export.run import choose_inputs, export, folder_names
 from mixlora_cli.commands import COMMANDS
-from mixlora_cli.config import DataConfig, ExportConfig, FitConfig, load
+from mixlora_cli.config import DataConfig, ExportConfig
 from mixlora_cli.data.collate import PixelLoader, generation_collator
 from mixlora_cli.data.encode import encode_prompts
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.results import read_results
 from mixlora_cli.hydra_app import run_command
-from mixlora_cli.hydra_conf import register
 from mixlora_cli.models.adapters import load_adapter, unload_adapter
 from mixlora_cli.models.tiny import build_tiny
-from mixlora_cli.paths import conf_dir
 from mixlora_cli.stats import wilson
+from tiny_data import as_arguments
 from tiny_runs import NUM_FACTORS, RANK
 
 from .conftest import TASKS, MakeConfig, MakeRun
@@ -237,12 +235,7 @@ def test_command_line_and_evaluation_of_the_result(
     make_run: MakeRun, data: DataConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make_run()
-    given = [
-        "data=json",
-        f"data.train={data.train}",
-        f"data.heldout={data.heldout}",
-        f"data.images={data.images}",
-    ]
+    given = as_arguments(data)
     arguments = [f"run={run.root}", *given, "export.instances=2", "export.evaluate=false", "export.rank=2"]
     assert run_command(COMMAND, arguments) == 0, capsys.readouterr().err
     folder = run.root / "export"
@@ -262,14 +255,6 @@ def test_command_line_and_evaluation_of_the_result(
     assert run_command(evaluate, [*wanted, f"output_dir={run.root}/scores"]) == 0, capsys.readouterr().err
     results = read_results(run.root / "scores")
     assert results.seen is not None and results.seen.n == 12
-
-
-@pytest.fixture
-def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    def build(*_: object) -> None:
-        raise AssertionError("a model was built")
-
-    monkeypatch.setattr("mixlora_cli.analysis.export.run.build_base", build)
 
 
 @pytest.mark.usefixtures("no_model")
@@ -309,43 +294,6 @@ def test_refused_in_one_line_before_a_model_is_built(
     with pytest.raises(UserError) as caught:
         export(replace(config, data=replace(config.data, **changes)))
     assert message in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "run=null: give run=<folder of a finished `mixlora train adapter=mixlora`>"),
-        (["run=nowhere"], "run=nowhere: must be an existing folder"),
-        (["run=here", "export.rank=0"], "export.rank=0: must be > 0 or null"),
-        (["run=here", "export.limit=0"], "export.limit=0: must be > 0 or null"),
-        (["run=here", "export.instances=0"], "export.instances=0: must be > 0"),
-        (["run=here", "export.batch_size=0"], "export.batch_size=0: must be > 0"),
-        (["run=here", "export.max_new_tokens=0"], "export.max_new_tokens=0: must be > 0"),
-        (["run=here", "export.tasks=[]"], "export.tasks=[]: must name at least one task"),
-        (["run=here", "export.split=test"], "export.split=test: must be one of train, heldout, unseen"),
-        (["run=here", "export.pertask=true"], "did you mean export.per_task?"),
-    ],
-)
-def test_mistakes_on_the_command_line(
-    arguments: list[str],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "here").mkdir()
-    assert run_command(COMMAND, arguments) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
-
-
-def test_yaml_repeats_the_defaults(tmp_path: Path) -> None:
-    register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = load(ExportConfig, compose("export", [f"run={tmp_path}"]))
-    assert config.export == FitConfig()
-    assert (config.output_dir, config.seed, config.overwrite) == (f"{tmp_path}/export", 0, False)
 
 
 def test_fitted_and_compared_instances_never_overlap(make_run: MakeRun, make_config: MakeConfig) -> None:

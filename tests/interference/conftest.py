@@ -8,31 +8,19 @@ from typing import Any
 
 import pytest
 
-from analysis_fixtures import one_thread, own_cache  # noqa: F401
+from analysis_fixtures import MakeRun, make_run, no_model, one_thread, own_cache  # noqa: F401
 from mixlora_cli.config import DataConfig, DrawConfig, GradientConfig, InterferenceConfig, MeasureConfig
-from mixlora_cli.training.run_folder import RunFolder
 from tiny_data import settings_of, tiny_data
-from tiny_runs import TINY, finished_run
+from tiny_runs import TINY
 
 TASKS = ("counting", "naming things/now", "reading")
 
-MakeRun = Callable[..., RunFolder]
 MakeConfig = Callable[..., InterferenceConfig]
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     return tiny_data(tmp_path_factory.mktemp("data") / "records", seed=3, train=[*TASKS * 8, "rare"])
-
-
-@pytest.fixture
-def make_run(tmp_path: Path, data: DataConfig) -> MakeRun:
-    """`make_run("lora")`, `make_run(routing="random")`: what `mixlora train` leaves, without the training."""
-
-    def make(name: str = "mixlora", routing: str = "instance") -> RunFolder:
-        return finished_run(tmp_path / f"run-{name}-{routing}", data, name, routing)
-
-    return make
 
 
 @pytest.fixture

@@ -17,10 +17,11 @@ from mixlora_cli.analysis.interference.gradients import GradientTaker
 from mixlora_cli.analysis.interference.run import interference
 from mixlora_cli.analysis.interference.scores import score
 from mixlora_cli.commands import COMMANDS
-from mixlora_cli.config import DataConfig, InterferenceConfig, parse
+from mixlora_cli.config import DataConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.hydra_app import run_command
 from mixlora_cli.models import forward
+from tiny_data import as_arguments
 from tiny_runs import NUM_FACTORS, RANK
 
 from .conftest import TASKS, MakeConfig, MakeRun
@@ -37,10 +38,6 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def no_model(*_: Any, **__: Any) -> None:
-    raise AssertionError("the model was loaded")
-
-
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take most of the time, and most tests are not about them."""
@@ -54,9 +51,7 @@ def test_lora_and_mixlora_through_the_command_line(
     lora, mixlora = make_run("lora"), make_run("mixlora")
     tasks = ",".join(f"'{task}'" for task in TASKS)
     common = [
-        "data=json",
-        f"data.train={data.train}",
-        f"data.images={data.images}",
+        *as_arguments(data),
         f"tasks=[{tasks}]",
         "interference.batches=3",
         "interference.batch_size=2",
@@ -65,12 +60,8 @@ def test_lora_and_mixlora_through_the_command_line(
     ]
     command = COMMANDS["interference"]
     assert run_command(command, [f"run={lora.root}", *common]) == 0
-    assert (
-        run_command(
-            command, [f"run={mixlora.root}", f"compare={lora.root}", "measure.lambdas=[0.01]", *common]
-        )
-        == 0
-    )
+    compared = [f"run={mixlora.root}", f"compare={lora.root}", "measure.lambdas=[0.01]", *common]
+    assert run_command(command, compared) == 0
     folder = mixlora.root / "interference"
     assert {*FIGURES, *(f"compare_{name}" for name in FIGURES)} <= {path.name for path in folder.iterdir()}
     found = result(folder)
@@ -165,7 +156,7 @@ def test_drawing_needs_no_model(
     before = contents(folder)
     stored = read_stored(folder)
     assert stored is not None
-    monkeypatch.setattr(run, "build_base", no_model)
+    monkeypatch.setattr(run, "build_base", None)
     interference(config)  # the same settings: drawn again
     assert contents(folder) == before
     interference(replace(config, draw_only=True, draw=replace(config.draw, score="median", layers=[1])))
@@ -246,6 +237,7 @@ def test_two_processes_find_what_one_finds(make_run: MakeRun, make_config: MakeC
     assert {k: v for k, v in one.items() if k != "about"} == {k: v for k, v in two.items() if k != "about"}
 
 
+@pytest.mark.usefixtures("no_model")
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -262,35 +254,11 @@ def test_two_processes_find_what_one_finds(make_run: MakeRun, make_config: MakeC
     ],
 )
 def test_refused_in_one_line_before_a_model_is_loaded(
-    make_run: MakeRun,
-    make_config: MakeConfig,
-    data: DataConfig,
-    monkeypatch: pytest.MonkeyPatch,
-    values: dict[str, Any],
-    message: str,
+    make_run: MakeRun, make_config: MakeConfig, data: DataConfig, values: dict[str, Any], message: str
 ) -> None:
-    monkeypatch.setattr(run, "build_base", no_model)
     values = dict(values)
     if "only" in values:
         values |= {"tasks": None, "data": replace(data, tasks=[values.pop("only")])}
     with pytest.raises(UserError, match=f"^{message}") as caught:
         interference(make_config(make_run(values.pop("name", "lora")).root, **values))
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"run": None}, "run=null: .*untuned base has no adapter"),
-        ({"tasks": ["counting"]}, r"tasks=\[counting\]: must name at least two"),
-        ({"tasks": ["counting", "counting"]}, "must name at least two"),
-        ({"seed": None}, "seed=null: must be an integer"),
-        ({"interference": {"batches": 1}}, "interference.batches=1: must be >= 2"),
-        ({"draw": {"score": "max"}}, "draw.score=max: must be one of"),
-        ({"measure": {"lambdas": [0.1, 0.0]}}, "measure.lambdas=0.0: must be > 0"),
-    ],
-)
-def test_configuration(values: dict[str, Any], message: str) -> None:
-    model, source = {"name": "tiny", "source": "tiny"}, {"name": "mini", "source": "mini"}
-    with pytest.raises(UserError, match=message):
-        parse(InterferenceConfig, {"run": "x", "output_dir": "x", "model": model, "data": source, **values})

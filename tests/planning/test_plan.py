@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
+from analysis_fixtures import own_cache  # noqa: F401
 from mixlora_cli.analysis.gpu_memory import GIB
 from mixlora_cli.analysis.plan import Plan, make_plan, plan
 from mixlora_cli.config import MachineConfig, PlanConfig, load
@@ -17,11 +18,6 @@ from mixlora_cli.hydra_conf import register
 from mixlora_cli.paths import conf_dir
 
 PAPER_HOURS = 20
-
-
-@pytest.fixture(autouse=True)
-def _nothing_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MIXLORA_CACHE", str(tmp_path / "cache"))
 
 
 def configured(*overrides: str) -> PlanConfig:
@@ -60,10 +56,8 @@ def test_the_papers_run_fits_on_four_gpus_of_80_gb(paper: Plan) -> None:
 
 def test_the_papers_run_takes_its_4479_steps(paper: Plan) -> None:
     assert paper.work.instances == 191_105
-    assert (paper.schedule.accumulation, paper.schedule.steps) == (
-        4,
-        4480,
-    )  # 4479.02 rounded up, as the Trainer does
+    # 4479.02 rounded up, as the Trainer does.
+    assert (paper.schedule.accumulation, paper.schedule.steps) == (4, 4480)
 
 
 def test_hours_of_the_published_code_are_within_a_factor_of_one_and_a_half(paper: Plan) -> None:

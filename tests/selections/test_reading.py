@@ -22,24 +22,14 @@ from mixlora_cli.analysis.selections.reading import (
     find_layers,
 )
 from mixlora_cli.analysis.selections.run import tsne
-from mixlora_cli.config import MapConfig, TsneConfig
 from mixlora_cli.data.records import Record
 from mixlora_cli.data.template import Turn
 from mixlora_cli.errors import UserError
-from tiny_runs import TINY
 
 from .conftest import SEEN, UNSEEN, MakeConfig, MakeRun
 
 LAYERS = [Layer(0, "layers.0.mlp.gate_proj"), Layer(3, "layers.3.mlp.gate_proj")]
 PRINT = {"adapter": "abc", "records": "def"}
-
-
-@pytest.fixture
-def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    def build(*_: object) -> None:
-        raise AssertionError("a model was built")
-
-    monkeypatch.setattr("mixlora_cli.analysis.selections.reading.build_base", build)
 
 
 def only(data: Any, split: str, keep: Callable[[int, dict[str, Any]], bool], folder: Path) -> Any:
@@ -97,47 +87,6 @@ def test_too_few_instances_or_tasks(make_run: MakeRun, make_config: MakeConfig, 
     alone = only(config.data, "unseen", lambda _, record: record["benchmark"] == UNSEEN[0], tmp_path)
     with pytest.raises(UserError, match=rf"one task alone \({UNSEEN[0]}\)"):
         tsne(replace(config, data=alone))
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("run", None, "run=null: give run=<folder"),
-        ("seed", -1, "seed=-1"),
-        ("tasks", ["a"], r"tasks=\[.*must name two different tasks or more"),
-        ("tasks", ["a", "a"], r"tasks=\[.*must name two different tasks or more"),
-        ("tasks", [], r"tasks=\[.*must name two different tasks or more"),
-        ("pairs", [["a"]], r"pairs=.*must be \[\[seen,unseen\],...\]"),
-        ("pairs", [["a", "a"]], r"pairs=.*must be \[\[seen,unseen\],...\]"),
-        ("pairs", [], r"pairs=.*must be \[\[seen,unseen\],...\]"),
-        *(
-            (key, value, rf"tsne\.{key}=")
-            for key, value in {
-                "instances": 1,
-                "neighbours": 0,
-                "batch_size": 0,
-                "perplexity": 0.5,
-                "permutations": 19,
-                "page_mb": -1.0,
-                "sides": [],
-                "layers": [],
-                "routing_seed": -1,
-            }.items()
-        ),
-    ],
-)
-def test_values_out_of_range(
-    key: str, value: Any, message: str, make_config: MakeConfig, tmp_path: Path
-) -> None:
-    config = make_config(tmp_path)
-    with pytest.raises(ValueError, match=f"^{message}"):
-        replace(config, **{key: value}) if hasattr(config, key) else replace(config.tsne, **{key: value})
-
-
-def test_tasks_or_pairs(make_config: MakeConfig, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^pairs=.*not both"):
-        make_config(tmp_path, tasks=["a", "b"], pairs=[["a", "b"]])
-    assert TsneConfig(TINY, make_config(tmp_path).data, MapConfig(), "out", run="here").seed == 0
 
 
 def test_samples(make_run: MakeRun, make_config: MakeConfig) -> None:

@@ -24,6 +24,7 @@ from mixlora_cli.data.encode import encode_prompts
 from mixlora_cli.hydra_app import run_command
 from mixlora_cli.models.session import Session
 from mixlora_cli.models.tiny import build_tiny
+from tiny_data import as_arguments
 from tiny_runs import NUM_FACTORS, RANK
 
 from .conftest import ATTACK, SEEN, UNSEEN, MakeConfig, MakeRun
@@ -244,26 +245,14 @@ def test_pairs(make_run: MakeRun, make_config: MakeConfig, capsys: pytest.Captur
 @pytest.mark.slow
 def test_command_line(make_run: MakeRun, data: DataConfig, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run()
-    given = [
-        "data=json",
-        *(f"data.{key}={getattr(data, key)}" for key in ("heldout", "unseen", "images", "metadata")),
-    ]
-    arguments = [
-        f"run={run.root}",
-        *given,
-        "tasks=[mini_vsr,counting]",
-        "tsne.permutations=20",
-        "tsne.layers=[1]",
-    ]
+    given = [f"run={run.root}", *as_arguments(data)]
+    arguments = [*given, "tasks=[mini_vsr,counting]", "tsne.permutations=20", "tsne.layers=[1]"]
     assert run_command(COMMAND, arguments) == 0, capsys.readouterr().err
     assert (run.root / "tsne" / "tsne.html").is_file()
     assert run_command(COMMAND, [*arguments[:-3], "tasks=[mini_vsr]"]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: tasks=[mini_vsr]: must name two different tasks")
-    assert (
-        run_command(COMMAND, [f"run={run.root}", *given, "pairs=[[counting,mini_pope]]", "tsne.sides=[a]"])
-        == 0
-    )
+    assert run_command(COMMAND, [*given, "pairs=[[counting,mini_pope]]", "tsne.sides=[a]"]) == 0
 
 
 class _Page(HTMLParser):

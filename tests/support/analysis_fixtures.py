@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+from mixlora_cli.config import DataConfig
+from mixlora_cli.training.run_folder import RunFolder
+from tiny_runs import finished_run
+
+MakeRun = Callable[..., RunFolder]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -18,3 +26,24 @@ def one_thread() -> None:
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is found in a cache, and nothing left there."""
     monkeypatch.setenv("MIXLORA_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, data: DataConfig) -> MakeRun:
+    """`make_run("lora")`, `make_run(pool="prompt")`: what `mixlora train` leaves, without the training."""
+
+    def make(name: str = "mixlora", routing: str = "instance", **fields: Any) -> RunFolder:
+        return finished_run(tmp_path / f"run-{name}-{routing}", data, name, routing, **fields)
+
+    return make
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing may load one."""
+
+    def build(*_: object) -> None:
+        raise AssertionError("a model was built")
+
+    for module in ("export.run", "interference.run", "selections.reading"):
+        monkeypatch.setattr(f"mixlora_cli.analysis.{module}.build_base", build)

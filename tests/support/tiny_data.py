@@ -57,6 +57,12 @@ def tiny_data(root: Path, remark: str = "", seed: int = 0, **splits: Sequence[st
     )
 
 
+def as_arguments(data: DataConfig) -> list[str]:
+    """The files of `tiny_data` as the command line names them."""
+    keys = ("train", "heldout", "unseen", "images", "metadata")
+    return ["data=json", *(f"data.{key}={path}" for key in keys if (path := getattr(data, key)))]
+
+
 def settings_of(kind: Any, values: dict[str, Any], **defaults: Any) -> Any:
     """A configuration class made of those of `values` that it has, which are taken out, over `defaults`."""
     own = {key: values.pop(key) for key in [*values] if key in kind.__dataclass_fields__}

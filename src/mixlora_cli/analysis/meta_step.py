@@ -56,7 +56,6 @@ class MetaStep:
 
     @cached_property
     def text_config(self) -> Any:
-        """Of the language model."""
         return self.skeleton.config.get_text_config()
 
     def operations(self, length: int, labels: int, published: bool = False) -> StepOperations:
@@ -175,7 +174,6 @@ class MetaStep:
         return inputs
 
     def _vision(self) -> float:
-        """Of one picture."""
         config: Any = self.skeleton.config
         train_projector = self.config.model.train_projector
 

@@ -143,12 +143,10 @@ class Plan:
 
     @cached_property
     def measured(self) -> MetaStep:
-        """The model's training steps."""
         return MetaStep(build_skeleton(self.config.model), self.config)
 
     @cached_property
     def counts(self) -> Counts:
-        """Parameters by what they are."""
         config, skeleton = self.config, build_skeleton(self.config.model)
         projector = config.model.train_projector
         return count_parameters(
@@ -176,7 +174,6 @@ class Plan:
 
     @cached_property
     def schedule(self) -> Schedule:
-        """Steps and hours of this program."""
         return self._schedule(published=False)
 
     @cached_property
@@ -255,12 +252,10 @@ class Plan:
 
     @property
     def own(self) -> Fit:
-        """The configured stage."""
         return self.fits[self.stage]
 
     @property
     def advice(self) -> str:
-        """The stage to take."""
         for stage, fit in self.fits.items():
             if fit.fits:
                 return f"deepspeed={stage}: the first that fits, and each later one communicates more"
@@ -308,9 +303,8 @@ def count_parameters(model: nn.Module) -> Counts:
 
 def total(counts: Counts) -> tuple[int, int]:
     """Parameters that training changes, and those that it does not."""
-    return sum(count["trained"] for count in counts.values()), sum(
-        count["frozen"] for count in counts.values()
-    )
+    trained, frozen = (sum(count[side] for count in counts.values()) for side in ("trained", "frozen"))
+    return trained, frozen
 
 
 def num_instances(data: DataConfig) -> tuple[int, str]:

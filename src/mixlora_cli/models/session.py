@@ -188,6 +188,12 @@ def find_mixlora(
     return run, run.adapter, MixLoraConfig.from_pretrained(str(run.adapter))
 
 
+def about_mixlora(run: Run, adapter: MixLoraConfig) -> dict[str, Any]:
+    """What the result files of a measurement say of the adapter."""
+    names = {"factors": "factors", "rank": "r", "routing": "routing", "decode": "decode"}
+    return {"digest": run.digest, **{name: getattr(adapter, key) for name, key in names.items()}}
+
+
 def refuse_adapter_folder(folder: Path) -> None:
     """Raise UserError where a command's own files would mix with a trained adapter's."""
     if RunFolder(folder).started or (folder / ADAPTER_CONFIG).is_file():

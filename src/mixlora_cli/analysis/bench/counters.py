@@ -73,7 +73,6 @@ class Measurement:
 
     @property
     def label(self) -> str:
-        """For the progress bar."""
         names = [str(self.case[name]) for name in ("shape", "dtype", "precision") if name in self.case]
         batch = self.case.get("batch", self.case.get("batch_size"))
         return " ".join([self.part, *names, *([] if batch is None else [f"batch {batch}"])])
@@ -90,7 +89,6 @@ class Measurement:
         return Rounds(self.number("rounds"), self.number("warmup"), seconds, self.number("seed"))
 
     def number(self, name: str) -> int:
-        """A value that is an integer."""
         return int(self.case[name])
 
 
@@ -146,7 +144,6 @@ class Operations:
 
     @property
     def total(self) -> int:
-        """Forward and backward."""
         return self.forward + self.backward
 
 

@@ -44,15 +44,52 @@ def compare(done: Measurement) -> list[Comparison]:
     factors = int(done.case.get("factors", 0))
     return [
         Comparison(name, done, factors if pool is None else pool, estimate)
-        for name, pool, estimate in _COMPARE[done.part](done)
+        for name, pool, estimate in _ratios(done)
     ]
 
 
 _Ratio = tuple[str, int | None, Estimate]
 """Name, E where it is not the case's own, and the ratio."""
+_OF_WHOLE_TIMES = {
+    "step": [(TIME, MIXLORA, LORA)],
+    "generation": [
+        (TIME, MIXLORA, LORA),
+        ("time, MixLoRA / base", MIXLORA, BASE),
+        ("time, LoRA / base", LORA, BASE),
+    ],
+    "evaluation": [
+        ("time, one by one / batched", ONE_BY_ONE, BATCHED),
+        (EVALUATION, ONE_BY_ONE_PUBLISHED, BATCHED),
+    ],
+}
+_OF_MEMORY = {
+    PEAK: "peak_bytes",
+    "memory above the resting state, MixLoRA / LoRA": "step_bytes",
+    SAVED: "saved_bytes",
+}
 
 
-def _compare_layer(done: Measurement) -> Iterator[_Ratio]:
+def _ratios(done: Measurement) -> Iterator[_Ratio]:
+    times, counts = done.seconds, done.counts
+    if done.part == "layer":
+        yield from _ratios_of_layer(done)
+    elif done.part == "operations":
+        for pool in done.pools:
+            ours, lora = counts[mixlora(pool)], counts[LORA]
+            flops, lora_flops = (each["forward_flops"] + each["backward_flops"] for each in (ours, lora))
+            yield FLOPS, pool, _exact(flops / lora_flops)
+            yield SAVED, pool, _exact(ours["saved_bytes"] / lora["saved_bytes"])
+    elif done.part == "memory":
+        for name, count in _OF_MEMORY.items():
+            yield name, None, _exact(counts[MIXLORA][count] / counts[LORA][count])
+    elif done.part == "scoring":
+        yield SCORING_SECONDS, 0, ratio_of_medians(times[SCORING], [1.0] * len(times[SCORING]))
+    else:
+        for name, above, below in _OF_WHOLE_TIMES[done.part]:
+            yield name, None, ratio_of_medians(times[above], times[below])
+
+
+def _ratios_of_layer(done: Measurement) -> Iterator[_Ratio]:
     times, pools = done.seconds, done.pools
     above = {name: above_linear(seconds, times[LINEAR]) for name, seconds in times.items()}
     for pool in pools:
@@ -65,53 +102,6 @@ def _compare_layer(done: Measurement) -> Iterator[_Ratio]:
         few, many = mixlora(pools[0]), mixlora(pools[-1])
         yield FLAT, pools[-1], ratio_of_medians(times[many], times[few])
         yield "extra time, largest pool / smallest", pools[-1], ratio_of_medians(above[many], above[few])
-
-
-def _compare_operations(done: Measurement) -> Iterator[_Ratio]:
-    for pool in done.pools:
-        ours, lora = done.counts[mixlora(pool)], done.counts[LORA]
-        flops, lora_flops = (each["forward_flops"] + each["backward_flops"] for each in (ours, lora))
-        yield FLOPS, pool, _exact(flops / lora_flops)
-        yield SAVED, pool, _exact(ours["saved_bytes"] / lora["saved_bytes"])
-
-
-def _compare_memory(done: Measurement) -> Iterator[_Ratio]:
-    for name, count in (
-        (PEAK, "peak_bytes"),
-        ("memory above the resting state, MixLoRA / LoRA", "step_bytes"),
-        (SAVED, "saved_bytes"),
-    ):
-        yield name, None, _exact(done.counts[MIXLORA][count] / done.counts[LORA][count])
-
-
-def _compare_times(*ratios: tuple[str, str, str]) -> Callable[[Measurement], Iterator[_Ratio]]:
-    """Ratios of whole times: (name, above, below) each."""
-
-    def compared(done: Measurement) -> Iterator[_Ratio]:
-        for name, above, below in ratios:
-            yield name, None, ratio_of_medians(done.seconds[above], done.seconds[below])
-
-    return compared
-
-
-def _compare_scoring(done: Measurement) -> Iterator[_Ratio]:
-    seconds = done.seconds[SCORING]
-    yield SCORING_SECONDS, 0, ratio_of_medians(seconds, [1.0] * len(seconds))
-
-
-_COMPARE: dict[Part, Callable[[Measurement], Iterator[_Ratio]]] = {
-    "layer": _compare_layer,
-    "operations": _compare_operations,
-    "memory": _compare_memory,
-    "step": _compare_times((TIME, MIXLORA, LORA)),
-    "generation": _compare_times(
-        (TIME, MIXLORA, LORA), ("time, MixLoRA / base", MIXLORA, BASE), ("time, LoRA / base", LORA, BASE)
-    ),
-    "evaluation": _compare_times(
-        ("time, one by one / batched", ONE_BY_ONE, BATCHED), (EVALUATION, ONE_BY_ONE_PUBLISHED, BATCHED)
-    ),
-    "scoring": _compare_scoring,
-}
 
 
 def above_linear(seconds: Sequence[float], linear: Sequence[float]) -> list[float]:

@@ -87,7 +87,6 @@ class Bench:
         return output
 
     def forward_backward(self, name: str) -> None:
-        """Output and all gradients of one variant."""
         self.forward(name).backward(self.gradient)  # type: ignore[no-untyped-call]
 
     def clear(self, name: str) -> None:

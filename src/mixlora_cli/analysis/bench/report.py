@@ -37,10 +37,7 @@ from mixlora_cli.analysis.bench.goals import (
     extras,
 )
 from mixlora_cli.analysis.bench.layers import LINEAR, LORA, PUBLISHED, mixlora
-from mixlora_cli.analysis.bench.whole import (
-    SAME_ANSWERS,
-    SCORING,
-)
+from mixlora_cli.analysis.bench.whole import SAME_ANSWERS, SCORING
 from mixlora_cli.config import Part
 from mixlora_cli.plots import HUES, figure
 from mixlora_cli.stats import ABSENT, Estimate
@@ -144,17 +141,12 @@ def _goals(findings: Findings) -> Table:
         if one.worst is None:
             rows.append((one.goal.text, one.verdict, ABSENT, ABSENT, ABSENT))
             continue
-        case = one.worst.measurement.case
-        layer = ", ".join(_layer_labels(one.worst.measurement)) if "shape" in case else ""
-        rows.append(
-            (
-                one.goal.text,
-                one.verdict if one.certain else f"{one.verdict} (?)",
-                _ratio_text(one.worst.estimate),
-                f"{one.num_met}/{one.num_cases}",
-                layer or (f"model {case['model']}" if "model" in case else one.worst.measurement.part),
-            )
-        )
+        done = one.worst.measurement
+        where = f"model {done.case['model']}" if "model" in done.case else done.part
+        where = ", ".join(_layer_labels(done)) if "shape" in done.case else where
+        verdict = one.verdict if one.certain else f"{one.verdict} (?)"
+        met = f"{one.num_met}/{one.num_cases}"
+        rows.append((one.goal.text, verdict, _ratio_text(one.worst.estimate), met, where))
     return Table(
         "Goals",
         ("goal", "verdict", "measured", "cases met", "worst case"),

@@ -90,13 +90,10 @@ def _operations(case: Measurement, whole: WholeModel) -> Measurement:
 def _bench(case: Measurement, device: torch.device) -> Bench:
     sizes = {name: case.number(name) for name in ("d_in", "d_out", "batch", "tokens", "rank", "seed")}
     layer = LayerCase(**sizes, dtype=str(case.case["dtype"]))
-    return build_bench(layer, case.number("factors"), case.pools, device, published_fits(layer, device))
-
-
-def published_fits(layer: LayerCase, device: torch.device) -> bool:
-    """Whether the published form's matrices, one for each instance, have room in the memory that is free."""
+    # The published form's matrices, one for each instance, need room.
     matrices = layer.batch * layer.d_in * layer.d_out * DTYPES[layer.dtype].itemsize
-    return PUBLISHED_COPIES * matrices < free_bytes(device)
+    published_fits = PUBLISHED_COPIES * matrices < free_bytes(device)
+    return build_bench(layer, case.number("factors"), case.pools, device, published_fits)
 
 
 def _memory(case: Measurement, whole: WholeModel) -> Measurement:
@@ -213,7 +210,6 @@ class WholeModel:
 
     @cached_property
     def base(self) -> Base:
-        """Loaded when it is first needed."""
         base = build_base(self._config.model, self.dtype)
         module: nn.Module = base.model
         module.to(self.device)
@@ -246,7 +242,6 @@ class WholeModel:
         return list(encode_prompts(chosen, self.base, data.on_error).items)
 
     def step(self, name: AdapterName, batch_size: int) -> TrainingStep:
-        """Training of a new adapter, step by step."""
         data, seed = self._config.data, self._config.seed
         chosen = _sample(load_records(data, "train", seed), NUM_BATCHES * batch_size, seed)
         dataset = encode_records(chosen, self.base, data.max_length, data.on_error)
@@ -305,7 +300,6 @@ class TrainingStep:
         self._taken = 0
 
     def loss(self) -> Tensor:
-        """The loss on the batch whose turn it is."""
         batch = dict(self._batches[self._taken % len(self._batches)])
         num_tokens = len(label_positions(batch["labels"])[1])
         with matrix_products_in(self.model, self._dtype, self._device.type):

@@ -186,6 +186,5 @@ class MeanUpdate:
         return lora_a, lora_b
 
     def energies(self, rank: int) -> Energies:
-        """What the cut to `rank` keeps."""
         squares = self.singular_values.square()
         return Energies(self._selected, float(squares.sum()), float(squares[:rank].sum()))

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
@@ -49,7 +49,14 @@ from mixlora_cli.method.layer import MixLoraLinear
 from mixlora_cli.method.model import MixLoraModel
 from mixlora_cli.models.adapters import ADAPTER_WEIGHTS
 from mixlora_cli.models.load import build_base
-from mixlora_cli.models.session import ADAPTER, Run, Session, find_mixlora, refuse_adapter_folder
+from mixlora_cli.models.session import (
+    ADAPTER,
+    Run,
+    Session,
+    about_mixlora,
+    find_mixlora,
+    refuse_adapter_folder,
+)
 from mixlora_cli.output import LOCK, alone_in
 from mixlora_cli.progress import say, with_bar
 from mixlora_cli.stats import Estimate
@@ -64,23 +71,6 @@ ALL_INPUTS = "adapter"
 Split = Literal["heldout", "unseen"]
 Records = Mapping[str, list[Record]]
 """By task, or by benchmark where they have one."""
-
-
-@dataclass(frozen=True)
-class Exported:
-    """One static adapter."""
-
-    folder: str
-    """Its name inside `output_dir`."""
-    instances: Mapping[str, int]
-    """Inputs that it was fitted to, by task; empty where chance selects."""
-    rank: int
-    layers: Mapping[str, Energies]
-
-    @property
-    def energies(self) -> Energies:
-        """Of all layers together."""
-        return reduce(Energies.__add__, self.layers.values())
 
 
 def export(config: ExportConfig) -> Path:
@@ -136,20 +126,33 @@ def _export(config: ExportConfig, folder: Path, run: Run, source: Path, adapter:
     groups = {name: [task] for task, name in folder_names(prompts).items()}
     groups = groups if settings.per_task else {ALL_INPUTS: list(prompts)}
     _begin_output(folder, list(groups))
-    name_of_base = run.model.name_or_path or base.model.name_or_path or base.name
-    adapters: list[Exported] = []
+    named = replace(
+        adapter,
+        base_model_name_or_path=adapter.base_model_name_or_path
+        or run.model.name_or_path
+        or base.model.name_or_path
+        or base.name,
+        revision=adapter.revision or run.model.revision,
+    )
+    adapters: list[dict[str, Any]] = []
     static: dict[str, Answers] = {}
     for name, members in groups.items():
         chosen = [moments[task] for task in members] or list(moments.values())
         updates = {layer: MeanUpdate(pool, total(m[layer] for m in chosen)) for layer, pool in pools.items()}
         rank = settings.rank or max(1, *(update.rank for update in updates.values()))
-        lora = _lora_config(adapter, pools, rank, name_of_base, run.model.revision)
-        _write_static_lora(folder / name, lora, updates, source)
+        _write_static_lora(folder / name, named, rank, updates, source)
         energies = {layer: update.energies(rank) for layer, update in updates.items()}
-        adapters.append(Exported(name, {task: len(prompts[task]) for task in members}, rank, energies))
-        if (
-            examples
-        ):  # each task is answered with the adapter that is meant for it, as read back from its folder
+        adapters.append(
+            {
+                "folder": name,
+                "tasks": members,
+                "instances": {task: len(prompts[task]) for task in members},
+                "rank": rank,
+                "energy": _shares(reduce(Energies.__add__, energies.values())),
+                "layers": {layer: _shares(each) for layer, each in energies.items()},
+            }
+        )
+        if examples:  # each task is answered with the adapter meant for it, as read back from its folder
             session.put_on(folder / name)
             own = {task: asked for task, asked in examples.items() if task in members or not members}
             static |= answer(session, own, settings)
@@ -162,13 +165,7 @@ def _export(config: ExportConfig, folder: Path, run: Run, source: Path, adapter:
         "run": str(config.run),
         "label": run.label,
         "base": {"name": base.name, "fingerprint": base.fingerprint},
-        "adapter": {
-            "digest": run.digest,
-            "factors": adapter.factors,
-            "rank": adapter.r,
-            "routing": adapter.routing,
-            "decode": adapter.decode,
-        },
+        "adapter": about_mixlora(run, adapter),
         "number format": str(run.dtype).removeprefix("torch."),
         "fitted": {"split": settings.split, "per_task": settings.per_task, "seed": config.seed},
         "compared": {
@@ -176,7 +173,7 @@ def _export(config: ExportConfig, folder: Path, run: Run, source: Path, adapter:
             "instances": {task: len(asked) for task, asked in examples.items()},
         },
         "versions": versions(),
-        "adapters": [_adapter(each) for each in adapters],
+        "adapters": adapters,
         "comparison": [_measure(measure) for measure in measures] or None,
     }
     write_json(folder / FILE_NAME, content)
@@ -376,16 +373,14 @@ def folder_names(tasks: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def _lora_config(
-    adapter: MixLoraConfig, layers: Iterable[str], rank: int, base: str | None, revision: str | None
-) -> LoraConfig:
-    """LoRA of this rank at scale alpha / r = 1 on the layers that the MixLoRA adapter has.
+def _write_static_lora(
+    folder: Path, adapter: MixLoraConfig, rank: int, updates: Mapping[str, MeanUpdate], source: Path
+) -> None:
+    """Write LoRA at scale alpha / r = 1 on the layers that `adapter`, in `source`, has.
 
-    Args:
-        layers: their full names; used where the adapter leaves them to PEFT's table of architectures.
-        base: what `base_model_name_or_path` says where the adapter does not know; `revision` likewise.
+    What is not the method's own in `source` goes along: a projector that was trained with it.
     """
-    targets = adapter.target_modules or layers
+    targets = adapter.target_modules or updates  # else PEFT knew them by its table of architectures
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,
@@ -393,22 +388,15 @@ def _lora_config(
         target_modules=targets if isinstance(targets, str) else sorted(targets),
         exclude_modules=adapter.exclude_modules,
         modules_to_save=adapter.modules_to_save,
-        base_model_name_or_path=adapter.base_model_name_or_path or base,
-        revision=adapter.revision or revision,
+        base_model_name_or_path=adapter.base_model_name_or_path,
+        revision=adapter.revision,
         inference_mode=True,
     )
     config.auto_mapping = adapter.auto_mapping
-    return config
-
-
-def _write_static_lora(
-    folder: Path, config: LoraConfig, updates: Mapping[str, MeanUpdate], source: Path
-) -> None:
-    """Write the adapter, with what is not the method's own in `source`: a projector that was trained with it."""
     trained = load_file(source / ADAPTER_WEIGHTS)
     weights = {name: tensor for name, tensor in trained.items() if f".{MixLoraModel.prefix}" not in name}
     for layer, update in updates.items():
-        lora_a, lora_b = update.factors(config.r)
+        lora_a, lora_b = update.factors(rank)
         weights[f"base_model.model.{layer}.lora_A.weight"] = lora_a
         weights[f"base_model.model.{layer}.lora_B.weight"] = lora_b
     folder.mkdir(parents=True, exist_ok=True)
@@ -417,24 +405,9 @@ def _write_static_lora(
     readable_as_usual(folder / ADAPTER_WEIGHTS)
 
 
-def _adapter(adapter: Exported) -> dict[str, Any]:
-    return {
-        "folder": adapter.folder,
-        "tasks": list(adapter.instances),
-        "instances": dict(adapter.instances),
-        "rank": adapter.rank,
-        "energy": _energies(adapter.energies),
-        "layers": {name: _energies(energies) for name, energies in adapter.layers.items()},
-    }
-
-
-def _energies(energies: Energies) -> dict[str, float]:
-    return {
-        "selected": energies.selected,
-        "lost_by_averaging": energies.lost_by_averaging,
-        "kept_by_rank": energies.kept_by_rank,
-        "kept_in_all": energies.kept_in_all,
-    }
+def _shares(energies: Energies) -> dict[str, float]:
+    names = ("selected", "lost_by_averaging", "kept_by_rank", "kept_in_all")
+    return {name: getattr(energies, name) for name in names}
 
 
 def _measure(measure: Measure) -> dict[str, Any]:
@@ -451,19 +424,14 @@ def _measure(measure: Measure) -> dict[str, Any]:
     }
 
 
-def _energy_table(adapters: Sequence[Exported]) -> Table:
+def _energy_table(adapters: Sequence[Mapping[str, Any]]) -> Table:
     """A row for each adapter: all layers together, and the layer that keeps least."""
     rows = []
     for adapter in adapters:
-        energies = adapter.energies
-        inputs = str(sum(adapter.instances.values())) if adapter.instances else "any"
-        shares = (
-            energies.lost_by_averaging,
-            energies.kept_by_rank,
-            energies.kept_in_all,
-            min(layer.kept_in_all for layer in adapter.layers.values()),
-        )
-        rows.append((adapter.folder, str(adapter.rank), inputs, *(f"{100 * s:.1f} %" for s in shares)))
+        _, *shares = adapter["energy"].values()
+        shares.append(min(layer["kept_in_all"] for layer in adapter["layers"].values()))
+        inputs = str(sum(adapter["instances"].values())) if adapter["instances"] else "any"
+        rows.append((adapter["folder"], str(adapter["rank"]), inputs, *(f"{100 * s:.1f} %" for s in shares)))
     headings = ("adapter", "rank", "inputs", "lost by averaging", "kept by rank", "kept in all")
     note = (
         "Shares of the selected updates' squared Frobenius norm. Lost by averaging: how far instances' updates lie "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,8 @@ _NAMES = {
 _BLOCKS = {"mlp": "MLP", "attention": "self-attention", "other": "other"}
 
 
-@dataclass(frozen=True)
-class Heatmap:
-    """One panel of a figure."""
-
-    title: str
-    values: Floats
-    """(T, T): effect of task j (column) on task i (row)."""
+Heatmap = tuple[str, Floats]
+"""Title of one panel, and (T, T) what task j (column) does to task i (row)."""
 
 
 def draw_all(found: Sequence[Stored], folder: Path, settings: DrawConfig) -> None:
@@ -72,11 +66,9 @@ def _averages(found: Sequence[Stored], variant: Variant) -> list[list[Heatmap]]:
     """Figure 7: a row of panels for A and one for B with two adapters, else one row."""
     rows = [
         [
-            Heatmap(
-                f"{one.label}\nmatrix {matrix}, all layers",
-                score(one.measurement.of(matrix=matrix), variant).value,
-            )
+            (f"{one.label}\nmatrix {matrix}, all layers", score(part, variant).value)
             for one in found
+            for part in [one.measurement.of(matrix=matrix)]
         ]
         for matrix in MATRICES
     ]
@@ -95,7 +87,7 @@ def _by_layer(found: Sequence[Stored], settings: DrawConfig) -> list[list[Heatma
                     part = one.measurement.of(block=block, number=layer, matrix=matrix)
                     title = f"{one.label}\n{name} of layer {layer}, {matrix}"
                     if part.groups:
-                        row.append(Heatmap(title, score(part, settings.score).value))
+                        row.append((title, score(part, settings.score).value))
             if row:
                 rows.append(row)
     return rows
@@ -126,18 +118,18 @@ def _draw(rows: Sequence[Sequence[Heatmap]], tasks: Sequence[str], variant: Vari
 
 def _end_of_scale(panels: Sequence[Heatmap]) -> float:
     """Where the colours of all panels end: almost all cells off the diagonals are within."""
-    cells = np.concatenate([panel.values[~np.eye(len(panel.values), dtype=bool)] for panel in panels])
+    cells = np.concatenate([values[~np.eye(len(values), dtype=bool)] for _, values in panels])
     cells = np.abs(cells[np.isfinite(cells)])
     return max(float(np.percentile(cells, _QUANTILE)) if len(cells) else 0.0, 1e-6)
 
 
 def _heatmap(axes: Any, panel: Heatmap, tasks: Sequence[str], limit: float, first: bool, last: bool) -> Any:
     """One panel; its diagonal is grey, because it says nothing."""
-    shown = np.where(np.eye(len(tasks), dtype=bool), np.nan, panel.values)
+    title, values = panel
+    shown = np.where(np.eye(len(tasks), dtype=bool), np.nan, values)
     axes.set_facecolor("0.85")
     image = axes.imshow(shown, cmap=plots.DIVERGING, vmin=-limit, vmax=limit)
-    for i, j in np.ndindex(*panel.values.shape):
-        value = float(panel.values[i, j])
+    for (i, j), value in np.ndenumerate(values):
         if i != j:
             strong = np.isfinite(value) and abs(value) > 0.6 * limit
             colour = "white" if strong else "0.1"
@@ -146,7 +138,7 @@ def _heatmap(axes: Any, panel: Heatmap, tasks: Sequence[str], limit: float, firs
     axes.set_xticks(range(len(tasks)), labels if last else [], rotation=90, fontsize=8)
     axes.set_yticks(range(len(tasks)), labels if first else [], fontsize=8)
     axes.tick_params(length=0)
-    axes.set_title(panel.title, fontsize=9)
+    axes.set_title(title, fontsize=9)
     axes.spines[:].set_visible(False)
     return image
 

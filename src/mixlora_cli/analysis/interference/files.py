@@ -53,12 +53,10 @@ class Stored:
 
     @property
     def label(self) -> str:
-        """Short name of the adapter."""
         return str(self.about["label"])
 
     @property
     def samples(self) -> dict[str, str]:
-        """Digest of each task's batches."""
         return dict(self.about["request"]["samples"])
 
 
@@ -121,11 +119,6 @@ def check_comparable(path: str, other: Stored, samples: Mapping[str, str], numbe
             f"compare={path} was measured on other instances of {', '.join(changed)}; measure both with the same data, "
             "seed, interference.split, interference.batches and interference.batch_size"
         )
-
-
-def write_result(folder: Path, about: Mapping[str, Any], content: Mapping[str, Any]) -> None:
-    """Write `interference.json`."""
-    write_text(folder / RESULT, json.dumps({"format": FORMAT, "about": about, **content}, indent=1) + "\n")
 
 
 def write_tables(folder: Path, measurement: Measurement) -> None:
@@ -230,7 +223,6 @@ class TaskFiles:
             return False
 
     def write_direction(self, groups: Sequence[Group], direction: Sequence[Tensor]) -> None:
-        """Keep u_j."""
         tensors = {group.name: v.cpu().contiguous() for group, v in zip(groups, direction, strict=True)}
         with atomic(self._direction) as temp:
             save_file(tensors, temp, metadata={"fingerprint": self.own})
@@ -256,7 +248,6 @@ class TaskFiles:
         _write_lines(self._products, [header, *lines])
 
     def read_products(self) -> tuple[tuple[Group, ...], Products]:
-        """The groups and the numbers of the second pass."""
         header, *lines = _read_lines(self._products)
         groups = tuple(Group(layer, matrix) for layer, matrix in header["groups"])
         projections = np.array([line["projections"] for line in lines], dtype=np.float64)

@@ -56,7 +56,6 @@ class Group:
 
     @property
     def name(self) -> str:
-        """Name that is unique in a model."""
         return f"{self.layer}.{self.matrix}"
 
 

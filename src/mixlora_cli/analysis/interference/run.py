@@ -49,12 +49,18 @@ from mixlora_cli.models.load import Base, build_base
 from mixlora_cli.models.session import Run, Session, find_run
 from mixlora_cli.output import alone_in
 from mixlora_cli.progress import Advance, counting, say
-from mixlora_cli.store import digest_of
+from mixlora_cli.store import digest_of, write_text
 from mixlora_cli.tables import Table, show
 from mixlora_cli.training.run_folder import versions
 
 _PATIENCE = timedelta(days=2)
 """Processes wait for one another's tasks, which may take hours."""
+_IN_WORDS = {
+    "samples": "tasks, instances or batches",
+    "definitions": "task definitions",
+    NUMBER_FORMAT: "precision",
+}
+"""Of what a measurement depends on, where its key does not say it."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +116,9 @@ def _measured(
         before = {**stored.about["request"], NUMBER_FORMAT: stored.about[NUMBER_FORMAT]}
         available = min(len(products.norms) for products in stored.measurement.products)
         if before != asked and not config.overwrite:
+            changed = [_IN_WORDS.get(key, key) for key in asked if before.get(key) != asked[key]]
             raise UserError(
-                f"output_dir={folder} holds a measurement with other {_changed(before, asked)}; give another "
+                f"output_dir={folder} holds a measurement with other {', '.join(changed) or 'settings'}; give another "
                 "output_dir=, or overwrite=true to replace it"
             )
         if before == asked and (
@@ -205,15 +212,6 @@ def _request(
         "definitions": None if routing is None else dict(sorted(routing.definitions.items())),
         "samples": [[sample.task, sample.digest] for sample in samples],
     }
-
-
-def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    names = {
-        "samples": "tasks, instances or batches",
-        "definitions": "task definitions",
-        NUMBER_FORMAT: "precision",
-    }
-    return ", ".join(names.get(key, key) for key in new if old.get(key) != new[key]) or "settings"
 
 
 def _cover(steps: Sequence[Step] | None, wanted: MeasureConfig, available: int) -> bool:
@@ -373,13 +371,8 @@ def _timed(folder: Path, console: Console, name: str, task: str, batches: int) -
     start = time.monotonic()
     yield
     seconds = time.monotonic() - start
-    row = {
-        "pass": name,
-        "task": task,
-        "batches": batches,
-        "seconds": round(seconds, 3),
-        "peak_bytes": _peak_memory(),
-    }
+    row = {"pass": name, "task": task, "batches": batches, "seconds": round(seconds, 3)}
+    row["peak_bytes"] = _peak_memory()
     with (folder / "timing.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
     say(f"{name}: {cut(task)}, {batches} batches in {seconds:.1f} s", console)
@@ -429,7 +422,8 @@ def _report(config: InterferenceConfig, folder: Path, stored: Stored, console: C
     if other is not None:
         compared = scores.compare_scores(average, scores.averages(other.measurement))
         content["compare"] = {"with": other.label, "folder": config.compare, "scores": compared}
-    files.write_result(folder, stored.about, content)
+    content = {"format": files.FORMAT, "about": stored.about, **content}
+    write_text(folder / files.RESULT, json.dumps(content, indent=1) + "\n")
     draw_all([stored], folder, config.draw)
     _print_result(console, stored.label, content, average, config.draw.score)
     if other is not None:

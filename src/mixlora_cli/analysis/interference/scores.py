@@ -33,7 +33,6 @@ class Measurement:
     """By task i, whose batches they are of."""
 
     def only(self, chosen: Sequence[bool]) -> Measurement:
-        """The same with fewer groups."""
         keep = np.flatnonzero(np.array(chosen, dtype=bool))
         parts = (Products(p.projections[:, keep], p.norms[:, keep]) for p in self.products)
         return replace(self, groups=tuple(self.groups[k] for k in keep), products=tuple(parts))

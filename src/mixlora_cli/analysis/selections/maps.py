@@ -118,12 +118,10 @@ class Maps:
 
     @property
     def names(self) -> list[str]:
-        """Of the tasks."""
         return [one.task for one in self.tasks]
 
     @property
     def sizes(self) -> list[int]:
-        """Instances of each task."""
         return [int(size) for size in np.bincount(self.labels, minlength=len(self.tasks))]
 
 

@@ -234,7 +234,6 @@ class SelectionStore:
         self.folder = folder
 
     def path(self, instances: Instances) -> Path:
-        """Where a task's selections lie."""
         digest = hashlib.sha256(f"{instances.split}/{instances.task}".encode()).hexdigest()[:8]
         return self.folder / f"{re.sub(r'[^A-Za-z0-9_.+-]+', '_', instances.task)[:60]}-{digest}.parquet"
 
@@ -257,24 +256,26 @@ class SelectionStore:
     ) -> None:
         """Keep a task's selections: complete on the disk, or not there at all."""
         ids = {record.index: record.id for record in instances.records}
-        count = len(selections.indices)
-        tables = []
-        for layer in layers:
-            for side in SIDES:
-                columns = {
-                    "index": list(selections.indices),
-                    "id": [ids[index] for index in selections.indices],
-                    "split": [instances.split] * count,
-                    "task": [instances.task] * count,
-                    "layer": [layer.name] * count,
-                    "block": [layer.block] * count,
-                    "side": [side] * count,
-                    "factors": selections.factors[layer.name, side].tolist(),
-                }
-                tables.append(pa.table(columns, schema=_SCHEMA))
+        rows = [
+            {
+                "index": index,
+                "id": ids[index],
+                "split": instances.split,
+                "task": instances.task,
+                "layer": layer.name,
+                "block": layer.block,
+                "side": side,
+                "factors": factors,
+            }
+            for layer in layers
+            for side in SIDES
+            for index, factors in zip(
+                selections.indices, selections.factors[layer.name, side].tolist(), strict=True
+            )
+        ]
         about = json.dumps({"fingerprint": dict(fingerprint), "base": base}).encode()
         with atomic(self.path(instances)) as temp:
-            table = pa.concat_tables(tables).replace_schema_metadata({_KEY: about})
+            table = pa.Table.from_pylist(rows, _SCHEMA.with_metadata({_KEY: about}))
             pq.write_table(table, temp, compression="zstd")
 
     def read(self, instances: Instances, layers: Sequence[Layer], sides: Sequence[str]) -> Selections:

@@ -23,7 +23,7 @@ from mixlora_cli.analysis.selections.reading import (
     read_missing,
 )
 from mixlora_cli.config import TsneConfig
-from mixlora_cli.models.session import refuse_adapter_folder
+from mixlora_cli.models.session import about_mixlora, refuse_adapter_folder
 from mixlora_cli.output import alone_in
 from mixlora_cli.progress import say
 from mixlora_cli.store import atomic, write_text
@@ -55,13 +55,7 @@ def tsne(config: TsneConfig) -> Path:
         about = {
             "run": str(config.run),
             "label": run.label,
-            "adapter": {
-                "digest": run.digest,
-                "factors": adapter.factors,
-                "rank": adapter.r,
-                "routing": adapter.routing,
-                "decode": adapter.decode,
-            },
+            "adapter": about_mixlora(run, adapter),
             "settings": asdict(config.tsne) | {"seed": config.seed, "pairs": config.pairs},
             "versions": versions(),
         }
@@ -124,24 +118,22 @@ def _square(values: Floats, names: Sequence[str]) -> dict[str, dict[str, float |
 
 def _write_points(maps: Maps, path: Path) -> None:
     """The place of every instance on every map."""
-    tasks = [maps.tasks[label] for label in maps.labels]
-    tables = [
-        pa.table(
-            {
-                "index": [record.index for record in maps.records],
-                "id": [record.id for record in maps.records],
-                "split": [one.split for one in tasks],
-                "task": [one.task for one in tasks],
-                "block": [one.layer.block] * len(tasks),
-                "side": [one.side] * len(tasks),
-                "x": one.points[:, 0],
-                "y": one.points[:, 1],
-            }
-        )
+    rows = [
+        {
+            "index": record.index,
+            "id": record.id,
+            "split": maps.tasks[label].split,
+            "task": maps.tasks[label].task,
+            "block": one.layer.block,
+            "side": one.side,
+            "x": x,
+            "y": y,
+        }
         for one in maps.each
+        for record, label, (x, y) in zip(maps.records, maps.labels, one.points.tolist(), strict=True)
     ]
     with atomic(path) as temp:
-        pq.write_table(pa.concat_tables(tables), temp, compression="zstd")
+        pq.write_table(pa.Table.from_pylist(rows), temp, compression="zstd")
 
 
 def _print(maps: Maps) -> None:
