@@ -28,7 +28,7 @@ from mixlora_cli.config import (
 from mixlora_cli.errors import UserError
 from mixlora_cli.hydra_conf import register
 from mixlora_cli.paths import conf_dir
-from mixlora_cli.routers import ROUTERS
+from mixlora_cli.routers import ROUTERS, Router
 
 CONF = conf_dir()
 ROOTS: dict[str, Any] = {name: getattr(config, command.config) for name, command in COMMANDS.items()}
@@ -198,3 +198,13 @@ def test_every_key_is_explained() -> None:
                 lacking.append(f"{path.name}: {line}")
             before = line if line.strip().startswith("#") else ""
     assert lacking == []
+
+
+def test_a_toy_router_is_an_option_of_routing(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = Router("toy", "By nothing in particular.", "chance", None, ("decode",))
+    monkeypatch.setitem(ROUTERS, "toy", toy)
+    config = composed("train", "routing=toy", "routing.decode=step")
+    assert (config.routing.name, config.routing.decode) == ("toy", "step")
+    assert "mixlora-toy-e16-r4" in config.output_dir
+    with pytest.raises(UserError, match=r"routing\.pool=prompt: of no effect with routing=toy"):
+        composed("train", "routing=toy", "+routing.pool=prompt")

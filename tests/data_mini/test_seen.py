@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import string
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 
@@ -309,3 +311,9 @@ def test_word_order_does_not_give_the_answer_away(subject: str, full_plan: Plan)
 def test_no_picture_twice(full_plan: Plan) -> None:
     assert len(full_plan.pictures) == 26 * 560 + 834
     assert len(set(full_plan.pictures.values())) == len(full_plan.pictures)
+
+
+def test_without_docstrings_nothing_is_drawn() -> None:
+    loading = [sys.executable, "-OO", "-c", "import mixlora_cli.data.mini.seen"]
+    done = subprocess.run(loading, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "start it without -OO" in done.stderr

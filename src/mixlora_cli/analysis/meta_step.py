@@ -28,6 +28,7 @@ from mixlora_cli.analysis.bench.layers import into_published_form
 from mixlora_cli.config import TrainConfig
 from mixlora_cli.models.adapters import attach_adapter
 from mixlora_cli.models.forward import inputs_keep_their_dtype
+from mixlora_cli.routers import ROUTERS
 
 META = torch.device("meta")
 _FUSED = "mixlora_fused_on_meta"
@@ -169,7 +170,7 @@ class MetaStep:
             "inputs_embeds": hidden.requires_grad_(into_embeddings),
             "attention_mask": torch.ones(instances, length, dtype=torch.bool, device=META),
         }
-        if self.config.adapter.name == "mixlora" and self.config.routing.name == "task":
+        if self.config.adapter.name == "mixlora" and ROUTERS[self.config.routing.name].source == "task":
             inputs["task_embeddings"] = torch.empty(instances, embeddings.shape[1], device=META)
         return inputs
 

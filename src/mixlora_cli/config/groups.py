@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from mixlora_cli.config.settings import (
     AnyPrecision,
@@ -27,10 +28,15 @@ from mixlora_cli.config.settings import (
 from mixlora_cli.routers import ROUTERS
 
 AdapterName = Literal["lora", "mixlora", "full", "none"]
-if TYPE_CHECKING:
-    RoutingName = str
-else:
-    RoutingName = Literal[tuple(ROUTERS)]
+
+
+def _a_router(name: str) -> str:
+    if name not in ROUTERS:
+        raise PydanticCustomError("rule", "{allowed}", {"allowed": f"must be one of {', '.join(ROUTERS)}"})
+    return name
+
+
+RoutingName = Annotated[Text, AfterValidator(_a_router)]
 
 
 class ModelConfig(Settings, at="model"):

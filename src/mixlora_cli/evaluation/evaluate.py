@@ -127,7 +127,7 @@ def _answer(config: EvalConfig, folder: Path, team: ProcessGroup, console: Conso
             session.features,
             config.eval.max_new_tokens,
             embeddings=session.embeddings,
-            routing_seed=config.seed if run.routing == "random" else None,
+            routing_seed=config.seed if run.selects_by == "chance" else None,
         )
         with session.products():
             try:
@@ -157,7 +157,7 @@ def _header(
     }
     if routing is not None:
         fingerprint["task definitions"] = routing.fingerprint(base)
-    if run.routing == "random":
+    if run.selects_by == "chance":
         fingerprint["draws"] = f"by instance, seed {config.seed}"
     return Header(fingerprint, sum(len(each.items) for each in work), _about(config, run, base, work))
 

@@ -36,6 +36,7 @@ from mixlora_cli.models.forward import (
     token_loss,
 )
 from mixlora_cli.models.load import Base, require_prepared
+from mixlora_cli.routers import ROUTERS
 from mixlora_cli.training.run_folder import RunFolder
 
 BASE_LABEL = "base"
@@ -85,8 +86,13 @@ class Run:
 
     @property
     def routing(self) -> str | None:
-        """How a MixLoRA adapter selects: "instance", "task" or "random"; None for everything else."""
+        """How a MixLoRA adapter selects, a key of `ROUTERS`; None for everything else."""
         return str(self.settings.get("routing")) if self.settings.get("peft_type") == PEFT_TYPE else None
+
+    @property
+    def selects_by(self) -> Literal["tokens", "task", "chance"] | None:
+        """What a MixLoRA adapter's choice of factors depends on; None for everything else."""
+        return ROUTERS[self.routing].source if self.routing in ROUTERS else None
 
     def task_routing(self, data: DataConfig, tasks: Iterable[str]) -> TaskRouting | None:
         """What routing=task reads for these tasks; None where the adapter does not route by task.
@@ -94,7 +100,7 @@ class Run:
         Raises:
             UserError: a task has no definition.
         """
-        if self.routing != "task":
+        if self.selects_by != "task":
             return None
         settings = self.settings
         return TaskRouting(

@@ -20,6 +20,7 @@ from mixlora_cli.errors import UserError
 from mixlora_cli.models.adapters import ADAPTER_WEIGHTS
 from mixlora_cli.prepare.original_settings import Sizes, choose_settings
 from mixlora_cli.prepare.weight_files import WeightFile, read_weights
+from mixlora_cli.routers import ROUTERS
 from mixlora_cli.store import folder_beside, readable_as_usual
 
 _MAIN_FILES = (
@@ -422,7 +423,7 @@ def _say_what_was_chosen(reasons: dict[str, str], checkpoint: Checkpoint, routin
         projector = f"{layers} (from {checkpoint.projector_file}); it replaces the base's"
         model = "llava_v1_7b" if one else "<the base that it was trained on>"
     lines = reasons | {"projector": projector, "differs": _DIFFERENCES[routing]}
-    if routing != "random":
+    if ROUTERS[routing].source != "chance":
         lines["and"] = _PRECISION
     lines |= {"wrote": str(folder), "next": f"mixlora eval run={folder} model={model}"}
     width = max(len(name) for name in lines)

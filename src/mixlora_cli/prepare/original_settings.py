@@ -12,6 +12,7 @@ from mixlora_cli.config import ImportConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.method.config import MixLoraConfig
 from mixlora_cli.prepare.weight_files import load_data, read_object
+from mixlora_cli.routers import ROUTERS
 
 ARGUMENTS = "cmoa_args.bin"
 PUBLISHED_DROPOUT = 0.05
@@ -145,7 +146,7 @@ def choose_settings(
             routing=routing,
             pool="all",
             decode="step",
-            task_embedding_dim=sizes.task_width if routing == "task" else None,
+            task_embedding_dim=sizes.task_width if ROUTERS[routing].source == "task" else None,
             inference_mode=True,
         )
     except ValueError as error:

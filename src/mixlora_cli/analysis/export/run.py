@@ -91,7 +91,7 @@ def _export(config: ExportConfig, folder: Path, run: Run, source: Path, adapter:
     settings, on_error = config.export, config.data.on_error
     console = Console(stderr=True, soft_wrap=True)
     _check_output(folder, config.overwrite)
-    by_chance = adapter.routing == "random"
+    by_chance = adapter.router.source == "chance"
     fitted, compared, compared_split = choose_inputs(config, input_matters=not by_chance)
     tasks = {record.task for group in (fitted, compared) for records in group.values() for record in records}
     routing = run.task_routing(config.data, tasks)
@@ -119,7 +119,9 @@ def _export(config: ExportConfig, folder: Path, run: Run, source: Path, adapter:
         }
         moments = {ALL_INPUTS: at_random}
     else:
-        moments = _collect(session, prompts, pools, settings.batch_size, alike=adapter.routing == "task")
+        moments = _collect(
+            session, prompts, pools, settings.batch_size, alike=adapter.router.source == "task"
+        )
     answers[MIXLORA] = answer(session, examples, settings)
     session.take_off()
 
@@ -195,7 +197,7 @@ def _find(config: ExportConfig) -> tuple[Run, Path, MixLoraConfig]:
         raise UserError(
             f"export.rank={rank}: must be <= {adapter.factors}, the factors in a pool; the mean update has no more"
         )
-    if adapter.routing == "random" and config.export.per_task:
+    if adapter.router.source == "chance" and config.export.per_task:
         raise UserError(
             "export.per_task=true: with routing=random chance selects alike for every task, so all adapters would be "
             "one; give export.per_task=false"
@@ -307,7 +309,7 @@ def _heldout(config: ExportConfig, tasks: Sequence[str]) -> Records:
 
 
 def _say_what_to_know(adapter: MixLoraConfig, console: Console) -> None:
-    if adapter.routing == "random":
+    if adapter.router.source == "chance":
         say(
             "note: routing=random: the export is the exact expectation over all choices; no input changes it",
             console,

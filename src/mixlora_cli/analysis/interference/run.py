@@ -227,7 +227,7 @@ def _say_what_to_know(config: InterferenceConfig, run: Run, dtype: str, console:
             run.trained_on not in (None, config.data.source)
         ),
         f"routing=random: each batch draws its factors with seed={config.seed}, alike in both passes": (
-            run.routing == "random"
+            run.selects_by == "chance"
         ),
         "pictures are features of the frozen tower, kept in fp16, as a training with train.cache_features=true reads "
         "them, too; interference.cache_features=false takes them from the pixels in fp32": (

@@ -207,11 +207,11 @@ def _notes(
         notes.append(
             f"{neighbours} neighbours in the place of {settings.neighbours}: the smallest task has no more"
         )
-    if adapter.routing == "random":
+    if adapter.router.source == "chance":
         notes.append(
             f"routing=random: chance selects, here with seed {settings.routing_seed}; no input changes it"
         )
-    elif adapter.routing == "task":
+    elif adapter.router.source == "task":
         notes.append("routing=task: all instances of a task have one selection, so they share one place")
     elif adapter.decode == "step":
         notes.append(

@@ -90,7 +90,7 @@ def find_layers(config: TsneConfig) -> tuple[Run, MixLoraConfig, list[Layer], li
         own_weights="nothing is selected there; give a MixLoRA run",
         other_kind="selects nothing: every instance gets the same update; give a MixLoRA run",
     )
-    if run.routing == "random" and config.tsne.routing_seed is None:
+    if run.selects_by == "chance" and config.tsne.routing_seed is None:
         raise UserError(
             f"run={config.run} routes by chance, of which a map shows nothing but the draws: give "
             "tsne.routing_seed=<number> to have one all the same"
@@ -340,7 +340,7 @@ def _fingerprint(
     }
     if routing is not None:
         found["task definitions"] = digest_of([routing.encoder, sorted(routing.definitions.items())])
-    if run.routing == "random":
+    if run.selects_by == "chance":
         found["draws"] = f"seed {settings.routing_seed}, batches of {settings.batch_size}"
     return found
 

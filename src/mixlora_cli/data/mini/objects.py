@@ -11,9 +11,12 @@ is read in training is not the name of an unseen object, and the other way round
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
+
+from mixlora_cli.errors import UserError
 
 Split = Literal["seen", "unseen"]
 
@@ -198,3 +201,16 @@ def is_or_are(name: str) -> str:
 def capitalised(text: str) -> str:
     """The text with its first letter in upper case, the others as they are."""
     return text[:1].upper() + text[1:]
+
+
+def definition_of(draw: Callable[..., Any]) -> str:
+    """The function's docstring on one line.
+
+    Raises:
+        UserError: Python was told to leave docstrings out (-OO).
+    """
+    if draw.__doc__ is None:
+        raise UserError(
+            "python -OO leaves out the texts that define the built-in tasks; start it without -OO"
+        )
+    return " ".join(draw.__doc__.split())

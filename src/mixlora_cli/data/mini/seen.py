@@ -36,6 +36,7 @@ from mixlora_cli.data.mini.objects import (
     MiniObject,
     calculations,
     capitalised,
+    definition_of,
     is_or_are,
     pictured,
     shapes,
@@ -76,7 +77,7 @@ class Task:
 
 def task(*templates: str) -> Callable[[Callable[[Random], Draw]], Task]:
     """Make a task of the function that draws its instances: of its name, and of its docstring as the definition."""
-    return lambda draw: Task(draw.__name__, " ".join(str(draw.__doc__).split()), templates, draw)
+    return lambda draw: Task(draw.__name__, definition_of(draw), templates, draw)
 
 
 def some_objects(rng: Random, count: int) -> list[MiniObject]:

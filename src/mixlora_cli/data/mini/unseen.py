@@ -25,6 +25,7 @@ from mixlora_cli.data.mini.objects import (
     MiniObject,
     calculations,
     capitalised,
+    definition_of,
     is_or_are,
     pictured,
     shapes,
@@ -66,8 +67,7 @@ def benchmark(*templates: str, num_pictures: int, pairs: bool = False) -> Callab
     """Make a benchmark of the function that draws its pictures: of its name, and of its docstring as the definition."""
 
     def made(draw: _Draw) -> Benchmark:
-        definition = " ".join(str(draw.__doc__).split())
-        return Benchmark(draw.__name__, definition, templates, num_pictures, draw, pairs)
+        return Benchmark(draw.__name__, definition_of(draw), templates, num_pictures, draw, pairs)
 
     return made
 
