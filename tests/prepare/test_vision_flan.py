@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import DryRunFileInfo
 
-from mixlora_cli.data.definitions import load_definitions
 from mixlora_cli.data.images import open_picture
-from mixlora_cli.data.loading import ArrowRows, load_records, locate_files
+from mixlora_cli.data.loading import ArrowRows, load_definitions, load_records, locate_files
 from mixlora_cli.errors import UserError
 from mixlora_cli.prepare import parts, vision_flan
 from mixlora_cli.prepare.vision_flan import find_definitions, prepare_vision_flan, unique_ids

@@ -1,4 +1,4 @@
-"""From the data's configuration to checked records: everything that is wrong is found before a model is loaded.
+"""From the data's configuration to checked records and task definitions, before a model is loaded.
 
 Vision-Flan as `mixlora prepare data=vision_flan` leaves it is read without holding it in memory:
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import random
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from mixlora_cli.config import DataConfig
 from mixlora_cli.data.images import check_images, split_archive
 from mixlora_cli.data.problems import BadRecord, Kind, Problem, settle
 from mixlora_cli.data.records import Raw, Record, names_picture, parse_record, read_annotations, task_name
+from mixlora_cli.data.text_files import read_json
 from mixlora_cli.errors import UserError, cut, hint_at
 from mixlora_cli.paths import cache_root
 
@@ -35,6 +36,10 @@ FORMAT = 1
 RECORDS, DEFINITIONS, IMAGES, MANIFEST = "records", "definitions.json", "images", "prepared.json"
 _COMMAND = "mixlora prepare data=vision_flan"
 _ROWS = 1000  # read from Arrow at once
+TASK_KEYS = ("task_name", "task", "name")
+TEXT_KEYS = ("definition", "description", "instruction")
+_FORMS = 'write {"task name": {"definition": "..."}} or {"task name": "..."}'
+_NAMED = 5  # tasks that a message lists
 
 
 @dataclass(frozen=True)
@@ -233,3 +238,87 @@ def sample_per_task(records: Sequence[Record], max_per_task: int, seed: int) -> 
             members = random.Random(f"{seed}/{task}").sample(members, max_per_task)
         kept.update(record.index for record in members)
     return [record for record in records if record.index in kept]
+
+
+def load_definitions(data: DataConfig) -> dict[str, str]:
+    """Definition of each task; empty when the configuration names no file of them.
+
+    Raises:
+        UserError: the file cannot be read as such.
+    """
+    path = definitions_file(data)
+    if path is None:
+        return {}
+    source = f"data.metadata={path}"
+    return parse_definitions(read_json(path, "a JSON file of task definitions", source), source)
+
+
+def definitions_of(data: DataConfig, tasks: Iterable[str]) -> dict[str, str]:
+    """Definitions of exactly these tasks.
+
+    Raises:
+        UserError: some task has none; names those tasks and the file that should hold them.
+    """
+    definitions, path = load_definitions(data), definitions_file(data)
+    wanted = list(dict.fromkeys(tasks))
+    if missing := [task for task in wanted if task not in definitions]:
+        more = f" and {len(missing) - _NAMED} more" if missing[_NAMED:] else ""
+        place = f"add them to {path}, by the records' task_name"
+        if path is None:
+            place = f"give data.metadata=<file> with them; {_FORMS}"
+        raise UserError(
+            f"routing=task reads a definition of each task, and {len(missing)} of {len(wanted)} tasks have none "
+            f"({', '.join(map(cut, missing[:_NAMED]))}{more}): {place}"
+        )
+    return {task: definitions[task] for task in wanted}
+
+
+def parse_definitions(raw: Any, source: str) -> dict[str, str]:
+    """Definition of each task.
+
+    Args:
+        raw: decoded JSON: `{task: {"definition": str, ...}}`, `{task: str}` (what the code published with the paper
+            holds for Vision-Flan), or `[{"task_name": str, "definition": str, ...}]`; `description` and `instruction`
+            are read where there is no `definition`.
+        source: where it comes from, for messages.
+
+    Raises:
+        UserError: it has another form, or a task has no definition or several.
+    """
+    if isinstance(raw, Mapping):
+        return {str(task): _checked(entry, str(task), source) for task, entry in raw.items()}
+    if not isinstance(raw, list) or not any(map(_text, raw)):
+        what = f"a {type(raw).__name__}"
+        if isinstance(raw, list):
+            # Vision-Flan's published metadata.json is such a file: its training records once more.
+            records = any(isinstance(entry, Mapping) and "conversations" in entry for entry in raw)
+            noun = "training records" if records else "entries"
+            what = f"a list of {len(raw)} {noun} without any definition"
+        raise UserError(f"{source}: expected an object of task names, got {what}; {_FORMS}")
+    definitions: dict[str, str] = {}
+    for position, entry in enumerate(raw):
+        keys = entry if isinstance(entry, Mapping) else {}
+        task = next((keys[key] for key in TASK_KEYS if key in keys), None)
+        if not isinstance(task, str):
+            raise UserError(
+                f"{source}: entry {position} names no task; expected one of {', '.join(TASK_KEYS)}"
+            )
+        text = _checked(entry, task, source)
+        if definitions.setdefault(task, text) != text:
+            raise UserError(f"{source}: task {cut(task)} has two different definitions; expected one")
+    return definitions
+
+
+def _text(entry: Any) -> str | None:
+    """The first text that defines a task; None without one."""
+    texts = [entry]
+    if isinstance(entry, Mapping):
+        texts = [entry[key] for key in TEXT_KEYS if key in entry]
+    return next((text for text in texts if isinstance(text, str) and text.strip()), None)
+
+
+def _checked(entry: Any, task: str, source: str) -> str:
+    text = _text(entry)
+    if text is None:
+        raise UserError(f"{source}: task {cut(task)} has no text in 'definition'")
+    return text

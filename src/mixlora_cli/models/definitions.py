@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from mixlora_cli.config import DataConfig
-from mixlora_cli.data.definitions import definitions_of
+from mixlora_cli.data.loading import definitions_of
 from mixlora_cli.errors import UserError
 from mixlora_cli.method.pooling import masked_mean
 from mixlora_cli.models.load import Base, checkpoint_fingerprint, first_line

@@ -19,10 +19,9 @@ from rich.console import Console
 from transformers import AutoConfig, AutoTokenizer, LlavaConfig, PreTrainedTokenizerBase
 
 from mixlora_cli.config import CheckConfig, DataConfig, ModelConfig
-from mixlora_cli.data.definitions import load_definitions
 from mixlora_cli.data.encode import TextSide, encode, verify_labels
 from mixlora_cli.data.images import check_images, stamp
-from mixlora_cli.data.loading import DataFiles, Split, locate_files, read_raws
+from mixlora_cli.data.loading import DataFiles, Split, load_definitions, locate_files, read_raws
 from mixlora_cli.data.problems import BadRecord, Kind
 from mixlora_cli.data.records import Raw, Record, parse_record, task_name
 from mixlora_cli.data.template import IMAGE_MARKER, TEMPLATES, Template
