@@ -5,6 +5,7 @@ About 15,400 pictures of 160 x 160 pixels, 120 MB on disk, 20 seconds of two pro
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -132,7 +133,7 @@ def _draw_all(plan: Plan, images: Path, progress: bool) -> None:
                 advance(number)
 
     try:
-        with ProcessPoolExecutor(NUM_PROCESSES, initializer=_ignore_interrupts) as pool:
+        with ProcessPoolExecutor(NUM_PROCESSES, initializer=_begin_worker) as pool:
             # submitted before the bar starts its thread: a process is safest forked from a single thread
             futures = [pool.submit(_draw_chunk, chunk, str(images)) for chunk in chunks]
             try:
@@ -144,9 +145,10 @@ def _draw_all(plan: Plan, images: Path, progress: bool) -> None:
         count(_draw_chunk(chunk, str(images)) for chunk in chunks)
 
 
-def _ignore_interrupts() -> None:
-    """Leave Ctrl-C to the parent, which stops the workers."""
+def _begin_worker() -> None:
+    """Leave Ctrl-C to the parent, which stops the workers, and its garbage alone: that may need threads of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.disable()
 
 
 def _draw_chunk(jobs: Sequence[tuple[str, Picture]], images: str) -> int:
