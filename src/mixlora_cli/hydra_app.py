@@ -53,6 +53,8 @@ def run_command(command: Command, arguments: Sequence[str]) -> int:
 
     Errors that are not the user's propagate with their traceback.
     """
+    before = sys.argv
+    sys.argv = [f"mixlora {command.name}", *arguments]  # what versions.json keeps
     try:
         parsed = _parse_arguments(arguments)
         own = parsed.config_name or parsed.config_dir or parsed.config_path
@@ -71,6 +73,8 @@ def run_command(command: Command, arguments: Sequence[str]) -> int:
         return FAILURE
     except KeyboardInterrupt:
         return INTERRUPTED
+    finally:
+        sys.argv = before
 
 
 def _parse_arguments(arguments: Sequence[str]) -> Namespace:

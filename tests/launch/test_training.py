@@ -131,4 +131,6 @@ def test_torchrun_is_joined_and_the_group_left(begin: Any, command: list[str], t
     assert run.returncode == 0, out
     assert out.count("done: 2 steps") == 2
     assert out.count("in a group at the end: False") == 2
-    assert json.loads((tmp_path / "run-1" / "versions.json").read_text())["processes"] == 2
+    recorded = json.loads((tmp_path / "run-1" / "versions.json").read_text())
+    assert recorded["processes"] == 2
+    assert recorded["command"][0] == "mixlora train"
