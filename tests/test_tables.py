@@ -39,7 +39,7 @@ def test_a_narrow_terminal_gets_it_on_its_side() -> None:
 def test_markdown() -> None:
     assert markdown(TABLE) == (
         "## Scores\n\n| model | SNLI-VE | MMAvg |\n| --- | ---: | ---: |\n"
-        "| lora [r4] | 31.5 [29.0, 34.1] p 30.2 | 40.0 |\n| mixlora / all | 33.0 | - |\n\nIn per cent.\n"
+        "| lora [r4] | 31.5 [29.0, 34.1] p 30.2 | 40.0 |\n| mixlora \\| all | 33.0 | - |\n\nIn per cent.\n"
     )
 
 

@@ -10,6 +10,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from mixlora_cli.commands import COMMANDS, Command
+from mixlora_cli.paths import conf_dir
 from mixlora_cli.routers import ROUTERS
 
 _HYDRA = {
@@ -39,7 +40,6 @@ flags:
   -cn, --config-name X    start from X.yaml instead of {name}.yaml
   -i, --info              what the configuration is made of; --hydra-help tells more"""
 _GROUPS = "\ngroups (group=option chooses one):\n${{config_groups:{groups}}}\n"
-_ROUTING_DEFAULTS = {"pool": "all", "decode": "prefill", "encoder": None, "balance_loss": 0.0}
 
 
 def register(command: str | None = None, experiments: bool = True) -> None:
@@ -57,11 +57,10 @@ def register(command: str | None = None, experiments: bool = True) -> None:
     store = ConfigStore.instance()
     for name in COMMANDS if command is None else [command]:
         store.store(name, _hydra_node(COMMANDS[name]), "hydra/cli", "hydra", "mixlora")
+    usual: Any = OmegaConf.load(conf_dir() / "routing" / "auto.yaml")  # has every key
     for router in ROUTERS.values():
-        heeded = {key: _ROUTING_DEFAULTS[key] for key in router.heeds}
-        store.store(
-            router.name, {"name": router.name, **heeded, "health_every": 50}, "routing", None, "mixlora"
-        )
+        node = {"name": router.name, **{key: usual[key] for key in (*router.heeds, "health_every")}}
+        store.store(router.name, node, "routing", None, "mixlora")
     if experiments:
         from mixlora_cli.reproduce.paper import register_experiments
 

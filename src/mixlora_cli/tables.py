@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,8 @@ from rich.text import Text
 
 FILE_WIDTH = 220
 """Characters of a line where the output is no terminal: nothing wraps in a log file."""
+_PIPE = re.compile(r"(?<!\\)\|")
+"""What would end a cell in Markdown, unless it is escaped already."""
 _TEX = str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$", "±": r"$\pm$"})
 
 
@@ -107,10 +110,12 @@ def markdown(tables: Table | Iterable[Table], level: int = 2) -> str:
     texts = []
     for table in [tables] if isinstance(tables, Table) else tables:
         rule = ["---" if place < table.num_labels else "---:" for place in range(len(table.headings))]
-        lines = [[_text(cell, " ").replace("|", "/") for cell in row] for row in table.rows]
-        body = "\n".join(f"| {' | '.join(line)} |" for line in [list(table.headings), rule, *lines])
-        head = f"{'#' * level} {table.title}\n\n" if table.title else ""
-        texts.append("\n\n".join([head + body, *table.notes]) + "\n")
+        head, *lines = (
+            [_PIPE.sub(r"\\|", _text(cell, " ")) for cell in row] for row in (table.headings, *table.rows)
+        )
+        body = "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *lines])
+        title = f"{'#' * level} {table.title}\n\n" if table.title else ""
+        texts.append("\n\n".join([title + body, *table.notes]) + "\n")
     return "\n".join(texts)
 
 

@@ -86,13 +86,14 @@ def test_texts_are_escaped(tmp_path: Path, images: Path) -> None:
     evil = prediction(0, "mini_cifar10", EVIL, EVIL, question=EVIL, category=EVIL, labels=(EVIL, "red"))
     evil = replace(evil, id=EVIL)
     own = prediction(1, "mine", "red", EVIL)
-    folder = write_folder(tmp_path / "evil", [evil, own], images, label=EVIL)
+    folder = write_folder(tmp_path / "evil", [evil, own], images, label=f"{EVIL} | more")
     page = Page(written(folder))
     assert len(page.all("script")) == 1 and not any("onerror" in a for _, a in page.tags)
     assert page.text.count("<script>document.title") >= 8 and "49" not in page.text
     assert all(str(a["src"]).startswith("data:") for a in page.all("img"))
     table = (folder / "results.md").read_text()
     assert "<script>" not in table
+    assert "more \\| more | " in table
 
 
 def test_pictures_are_small_upright_and_bounded(tmp_path: Path) -> None:

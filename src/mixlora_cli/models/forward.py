@@ -107,6 +107,29 @@ def label_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
     return predicts, following[predicts]
 
 
+def labelled_pass(
+    model: nn.Module, inputs: dict[str, Any], head: nn.Module, tells_prompt: bool
+) -> tuple[Any, Tensor, Tensor]:
+    """Run a batch with labels, as training does, and compute no other logits than the labelled tokens'.
+
+    Args:
+        model: what is called with `inputs`; may be wrapped.
+        inputs: of the collator; `labels` are taken out.
+        head: the model's output layer.
+        tells_prompt: hand on which tokens are the prompt, for a MixLoRA adapter: its routing may depend on the prompt
+            alone, and the labels that would tell it stay here.
+
+    Returns:
+        The outputs with logits (n, vocabulary), where these are predicted (batch, length), and which tokens (n,).
+    """
+    labels: Tensor = inputs.pop("labels")
+    if tells_prompt:
+        inputs["prompt_mask"] = labels == IGNORE
+    predicts, targets = label_positions(labels)
+    with head_sees_only(head, predicts):
+        return model(**inputs), predicts, targets
+
+
 def token_loss(logits: Tensor, targets: Tensor, num_tokens: Tensor | float) -> Tensor:
     """Sum of cross entropies in fp32 over `num_tokens`, the label tokens of the whole optimizer step.
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from mixlora_cli.config import DataConfig, ModelConfig, parse
 from mixlora_cli.data.collate import Collator, Features, PixelLoader, generation_collator
-from mixlora_cli.data.encode import IGNORE, Item
+from mixlora_cli.data.encode import Item
 from mixlora_cli.data.loading import definitions_of
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.fingerprint import adapter_digest
@@ -30,8 +30,7 @@ from mixlora_cli.models.definitions import ADAPTER_CONFIG, TaskRouting
 from mixlora_cli.models.features import FeatureCache
 from mixlora_cli.models.forward import (
     choose_dtype,
-    head_sees_only,
-    label_positions,
+    labelled_pass,
     matrix_products_in,
     token_loss,
 )
@@ -279,14 +278,10 @@ class Session:
         Returns:
             Logits (n, V) of the n labelled tokens, where they are predicted (B, S), and which tokens they are (n,).
         """
-        batch = self._on_device(self.collator(items))
-        labels = batch.pop("labels")
-        if self.tuner is not None:
-            batch["prompt_mask"] = labels == IGNORE
-        predicts, targets = label_positions(labels)
-        head: nn.Module = self.base.model.get_output_embeddings()
-        with head_sees_only(head, predicts):
-            return self.model(**batch, use_cache=False).logits, predicts, targets
+        inputs = {**self._on_device(self.collator(items)), "use_cache": False}
+        head = self.base.model.get_output_embeddings()
+        outputs, predicts, targets = labelled_pass(self.model, inputs, head, self.tuner is not None)
+        return outputs.logits, predicts, targets
 
     def loss(self, items: Sequence[Item]) -> Tensor:
         """What training minimises on these items, taken as a whole optimizer step; with its graph where enabled."""

@@ -18,12 +18,12 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from mixlora_cli.config import RoutingConfig
-from mixlora_cli.data.encode import IGNORE, EncodedDataset
+from mixlora_cli.data.encode import EncodedDataset
 from mixlora_cli.errors import UserError
 from mixlora_cli.method.context import RoutingContext
 from mixlora_cli.method.model import MixLoraModel
 from mixlora_cli.models.adapters import TRAINED_WEIGHTS, load_trained_weights, save_adapter
-from mixlora_cli.models.forward import head_sees_only, label_positions, token_loss
+from mixlora_cli.models.forward import labelled_pass, token_loss
 from mixlora_cli.store import sync_files
 from mixlora_cli.training.arguments import gather_weights
 from mixlora_cli.training.routing_stats import RoutingHealth, adapted_layers
@@ -89,19 +89,14 @@ class AdapterTrainer(Trainer):
     def read(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Any, Tensor]:
         """Run a batch: the outputs, with logits (n, vocabulary), and the n tokens that they should predict."""
         inputs.pop("indices", None)
-        labels: Tensor = inputs.pop("labels")
         unwrapped = self.accelerator.unwrap_model(model)
         base = unwrapped.get_base_model() if isinstance(unwrapped, PeftModel) else unwrapped
         assert isinstance(base, PreTrainedModel)
         # `model.train()` reached the frozen tower too; statistics or dropout there would change the features.
         base.model.vision_tower.eval()
-        if isinstance(getattr(self.model, "base_model", None), MixLoraModel):
-            # Routing may depend on the prompt alone, and the labels that would tell it stay here.
-            inputs["prompt_mask"] = labels == IGNORE
-        predicts, targets = label_positions(labels)
-        head: nn.Module = base.get_output_embeddings()
-        with head_sees_only(head, predicts):
-            return model(**inputs), targets
+        is_mixlora = isinstance(getattr(self.model, "base_model", None), MixLoraModel)
+        outputs, _, targets = labelled_pass(model, inputs, base.get_output_embeddings(), is_mixlora)
+        return outputs, targets
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log also what the routing does; `loss` stays that of the answers alone."""
