@@ -17,7 +17,7 @@ from mixlora_cli.config import (
     ModelConfig,
     RoutingConfig,
 )
-from mixlora_cli.models.load import Base
+from mixlora_cli.models.load import LoadedModel
 from mixlora_cli.models.tiny import build_tiny
 
 NUM_IMAGES = 6
@@ -37,7 +37,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(scope="session")
-def base() -> Base:
+def base() -> LoadedModel:
     return build_tiny()
 
 

@@ -14,18 +14,18 @@ from mixlora_cli.data.encode import Item, encode_prompts
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.evaluation.generate import Generator, batches
 from mixlora_cli.models.adapters import attach_adapter
-from mixlora_cli.models.load import Base
+from mixlora_cli.models.load import LoadedModel
 from mixlora_cli.models.tiny import build_tiny
 
 NEW_TOKENS = 6
 
 
 @pytest.fixture(scope="module")
-def items(base: Base, data: DataConfig) -> list[Item]:
+def items(base: LoadedModel, data: DataConfig) -> list[Item]:
     return encode_prompts(load_records(data, "unseen"), base).items[:10]
 
 
-def greedy_tokens(base: Base, item: Item, model: torch.nn.Module) -> list[int]:
+def greedy_tokens(base: LoadedModel, item: Item, model: torch.nn.Module) -> list[int]:
     """The plain loop: no padding, no cache, the whole sequence again for every token."""
     assert item.image is not None
     pixels = PixelLoader(base.image_processor)([item.image])
@@ -41,12 +41,16 @@ def greedy_tokens(base: Base, item: Item, model: torch.nn.Module) -> list[int]:
     return ids[item.length :]
 
 
-def greedy_one_by_one(base: Base, item: Item) -> str:
+def greedy_one_by_one(base: LoadedModel, item: Item) -> str:
     return base.tokenizer.decode(greedy_tokens(base, item, base.model), skip_special_tokens=True).strip()
 
 
 def answers(
-    base: Base, items: list[Item], batch_size: int, model: torch.nn.Module | None = None, **settings: bool
+    base: LoadedModel,
+    items: list[Item],
+    batch_size: int,
+    model: torch.nn.Module | None = None,
+    **settings: bool,
 ) -> dict[int, str]:
     pixels = PixelLoader(base.image_processor)
     generator = Generator(model or base.model, base, pixels, NEW_TOKENS, **settings)  # type: ignore[arg-type]
@@ -56,7 +60,7 @@ def answers(
     return found
 
 
-def test_the_untuned_model_answers_as_one_by_one(base: Base, items: list[Item]) -> None:
+def test_the_untuned_model_answers_as_one_by_one(base: LoadedModel, items: list[Item]) -> None:
     expected = {item.index: greedy_one_by_one(base, item) for item in items}
     assert len(set(expected.values())) > 3  # else the comparison below would show little
     for batch_size in (1, 3, 10):
@@ -80,7 +84,7 @@ def test_an_adapter_answers_alike_in_every_batch(items: list[Item], name: str) -
     assert alone != plain
 
 
-def test_each_answer_stops_at_its_own_end_token(base: Base, items: list[Item]) -> None:
+def test_each_answer_stops_at_its_own_end_token(base: LoadedModel, items: list[Item]) -> None:
     whole = greedy_tokens(base, items[0], base.model)
     # Let the third token of one answer be the end token: that answer has two tokens, others go on or stop
     # elsewhere.

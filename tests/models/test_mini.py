@@ -11,17 +11,17 @@ from transformers import LlavaProcessor
 from mixlora_cli.config import AdapterConfig, ModelConfig, RoutingConfig
 from mixlora_cli.data.template import Turn, segments
 from mixlora_cli.models.adapters import attach_adapter, num_parameters
-from mixlora_cli.models.load import Base, build_base
+from mixlora_cli.models.load import LoadedModel, build_base
 from mixlora_cli.paths import cache_root
 from mixlora_cli.prepare.align.run import check_questions, draw
 
 
 @pytest.fixture(scope="module")
-def base() -> Base:
+def base() -> LoadedModel:
     return build_base(ModelConfig(name="mini", source="mini", template="smollm"))
 
 
-def test_every_weight_is_frozen_and_the_picture_is_25_tokens(base: Base) -> None:
+def test_every_weight_is_frozen_and_the_picture_is_25_tokens(base: LoadedModel) -> None:
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
     assert not base.model.training
     assert base.num_image_tokens == 25
@@ -29,7 +29,7 @@ def test_every_weight_is_frozen_and_the_picture_is_25_tokens(base: Base) -> None
     assert base.tokenizer.encode("<image>", add_special_tokens=False) == [base.image_token_id]
 
 
-def test_our_template_is_the_processors_chat_template(base: Base) -> None:
+def test_our_template_is_the_processors_chat_template(base: LoadedModel) -> None:
     folder = next(
         path for path in cache_root().glob("mini-base-*") if path.name.endswith(base.fingerprint[:16])
     )
@@ -41,7 +41,7 @@ def test_our_template_is_the_processors_chat_template(base: Base) -> None:
 
 
 def test_it_answers_short_questions_about_pictures_that_stage_one_never_saw(
-    base: Base, tmp_path: Path
+    base: LoadedModel, tmp_path: Path
 ) -> None:
     """A quick sample of what it was taught well; the full check is what `mixlora align` ends with."""
     check = check_questions(base, draw(60, "align/heldout"), tmp_path)
@@ -51,7 +51,7 @@ def test_it_answers_short_questions_about_pictures_that_stage_one_never_saw(
     assert sum(check["right"].get(kind, 0) for kind in learned) / asked >= 0.65  # by chance: below 0.3
 
 
-def test_adapter_sizes_are_what_the_shapes_say(base: Base) -> None:
+def test_adapter_sizes_are_what_the_shapes_say(base: LoadedModel) -> None:
     """LoRA r=4: r (d_in + d_out) for each linear layer; 30 layers of width 576, 3 of 9 key-value heads, MLP 1536."""
     shapes = [(576, 576), (576, 192), (576, 192), (576, 576), (576, 1536), (576, 1536), (1536, 576)]
     lora = attach_adapter(

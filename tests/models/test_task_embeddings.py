@@ -17,7 +17,7 @@ from mixlora_cli.config import AdapterConfig, RoutingConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.adapters import attach_adapter
 from mixlora_cli.models.definitions import TaskRouting, choose_encoder, embed_definitions
-from mixlora_cli.models.load import Base
+from mixlora_cli.models.load import LoadedModel
 from mixlora_cli.models.tiny import build_tiny
 
 TEXTS = {
@@ -28,12 +28,12 @@ TEXTS = {
 
 
 @pytest.fixture
-def base() -> Base:
+def base() -> LoadedModel:
     return build_tiny()
 
 
 @pytest.fixture
-def calls(base: Base) -> Iterator[list[int]]:
+def calls(base: LoadedModel) -> Iterator[list[int]]:
     """Lengths of the sequences that the language model reads."""
     lengths: list[int] = []
 
@@ -45,7 +45,7 @@ def calls(base: Base) -> Iterator[list[int]]:
     handle.remove()
 
 
-def by_hand(base: Base, texts: list[str]) -> Tensor:
+def by_hand(base: LoadedModel, texts: list[str]) -> Tensor:
     """One padded batch through the whole model, the final norm by hand, and a loop over the tokens that count."""
     ids = [base.tokenizer(text)["input_ids"] for text in texts]
     width = max(map(len, ids)) + 3
@@ -63,7 +63,7 @@ def by_hand(base: Base, texts: list[str]) -> Tensor:
     return torch.stack(means)
 
 
-def test_equal_to_a_masked_mean_by_hand(base: Base, tmp_path: Path) -> None:
+def test_equal_to_a_masked_mean_by_hand(base: LoadedModel, tmp_path: Path) -> None:
     found = embed_definitions(TEXTS, choose_encoder(None, base), tmp_path)
     assert list(found) == list(TEXTS)
     torch.testing.assert_close(torch.stack(list(found.values())), by_hand(base, list(TEXTS.values())))
@@ -73,7 +73,7 @@ def test_equal_to_a_masked_mean_by_hand(base: Base, tmp_path: Path) -> None:
     assert not torch.allclose(found["count"], found["name"], atol=0.1)
 
 
-def test_hidden_states_are_those_behind_the_final_norm(base: Base, tmp_path: Path) -> None:
+def test_hidden_states_are_those_behind_the_final_norm(base: LoadedModel, tmp_path: Path) -> None:
     language_model = base.model.model.language_model
     before = embed_definitions(TEXTS, choose_encoder(None, base), tmp_path / "before")["read"]
     with torch.no_grad():
@@ -82,14 +82,14 @@ def test_hidden_states_are_those_behind_the_final_norm(base: Base, tmp_path: Pat
     torch.testing.assert_close(after, 2 * before)
 
 
-def test_independent_of_what_else_is_embedded(base: Base, tmp_path: Path) -> None:
+def test_independent_of_what_else_is_embedded(base: LoadedModel, tmp_path: Path) -> None:
     encoder = choose_encoder(None, base)
     together = embed_definitions(TEXTS, encoder, tmp_path / "a")
     alone = embed_definitions({"x": TEXTS["count"]}, encoder, tmp_path / "b")
     assert torch.equal(alone["x"], together["count"])
 
 
-def test_special_tokens_of_the_frame_are_read_but_do_not_count(base: Base, tmp_path: Path) -> None:
+def test_special_tokens_of_the_frame_are_read_but_do_not_count(base: LoadedModel, tmp_path: Path) -> None:
     """A tokenizer that begins every text with <s>, as LLaMA's: the model sees it, the mean leaves it out."""
     from tokenizers.processors import TemplateProcessing
 
@@ -106,7 +106,7 @@ def test_special_tokens_of_the_frame_are_read_but_do_not_count(base: Base, tmp_p
 
 
 def test_each_distinct_text_is_read_once_and_then_never_again(
-    base: Base, calls: list[int], tmp_path: Path
+    base: LoadedModel, calls: list[int], tmp_path: Path
 ) -> None:
     encoder = choose_encoder(None, base)
     first = embed_definitions({**TEXTS, "same": TEXTS["read"]}, encoder, tmp_path)
@@ -124,7 +124,7 @@ def test_each_distinct_text_is_read_once_and_then_never_again(
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_another_model_or_number_format_has_its_own_embeddings(base: Base, tmp_path: Path) -> None:
+def test_another_model_or_number_format_has_its_own_embeddings(base: LoadedModel, tmp_path: Path) -> None:
     encoder = choose_encoder(None, base)
     embed_definitions(TEXTS, encoder, tmp_path)
     for changes in ({"fingerprint": "ff" * 16}, {"dtype": torch.bfloat16}):
@@ -143,7 +143,9 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", [*BROKEN, "cut"])
-def test_a_broken_file_is_computed_again(base: Base, calls: list[int], tmp_path: Path, kind: str) -> None:
+def test_a_broken_file_is_computed_again(
+    base: LoadedModel, calls: list[int], tmp_path: Path, kind: str
+) -> None:
     encoder = choose_encoder(None, base)
     first = embed_definitions(TEXTS, encoder, tmp_path)
     file = sorted(tmp_path.rglob("*.npy"))[0]
@@ -160,19 +162,19 @@ def test_a_broken_file_is_computed_again(base: Base, calls: list[int], tmp_path:
     assert file.read_bytes() == whole
 
 
-def test_a_cache_that_cannot_be_written_costs_only_time(base: Base, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_costs_only_time(base: LoadedModel, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     found = embed_definitions(TEXTS, choose_encoder(None, base), tmp_path / "file")
     torch.testing.assert_close(torch.stack(list(found.values())), by_hand(base, list(TEXTS.values())))
 
 
-def test_the_mode_of_the_model_is_put_back(base: Base, tmp_path: Path) -> None:
+def test_the_mode_of_the_model_is_put_back(base: LoadedModel, tmp_path: Path) -> None:
     base.model.train()
     embed_definitions(TEXTS, choose_encoder(None, base), tmp_path)
     assert base.model.model.language_model.training
 
 
-def test_an_adapted_language_model_is_no_encoder(base: Base, tmp_path: Path) -> None:
+def test_an_adapted_language_model_is_no_encoder(base: LoadedModel, tmp_path: Path) -> None:
     encoder = choose_encoder(None, base)
     attach_adapter(base.model, AdapterConfig("lora"), RoutingConfig("instance"), 2, 4)
     with pytest.raises(RuntimeError, match="adapted already"):
@@ -180,7 +182,7 @@ def test_an_adapted_language_model_is_no_encoder(base: Base, tmp_path: Path) -> 
 
 
 @pytest.fixture
-def other(base: Base, tmp_path: Path) -> Path:
+def other(base: LoadedModel, tmp_path: Path) -> Path:
     """Another language model in a folder, of 24 features."""
     folder = tmp_path / "other"
     torch.manual_seed(5)
@@ -198,7 +200,7 @@ def other(base: Base, tmp_path: Path) -> Path:
     return folder
 
 
-def test_another_language_model_reads_them(base: Base, other: Path, tmp_path: Path) -> None:
+def test_another_language_model_reads_them(base: LoadedModel, other: Path, tmp_path: Path) -> None:
     encoder = choose_encoder(str(other), base)
     assert (encoder.width, encoder.fingerprint == base.fingerprint) == (24, False)
     found = embed_definitions(TEXTS, encoder, tmp_path)["count"]
@@ -210,7 +212,9 @@ def test_another_language_model_reads_them(base: Base, other: Path, tmp_path: Pa
     torch.testing.assert_close(found, states[0].mean(dim=0))
 
 
-def test_of_a_vision_language_checkpoint_the_language_part_reads_them(base: Base, tmp_path: Path) -> None:
+def test_of_a_vision_language_checkpoint_the_language_part_reads_them(
+    base: LoadedModel, tmp_path: Path
+) -> None:
     base.model.save_pretrained(tmp_path / "llava")
     base.tokenizer.save_pretrained(tmp_path / "llava")
     own = embed_definitions(TEXTS, choose_encoder(None, base), tmp_path)
@@ -218,7 +222,7 @@ def test_of_a_vision_language_checkpoint_the_language_part_reads_them(base: Base
     torch.testing.assert_close(other["name"], own["name"])
 
 
-def test_an_encoder_that_cannot_be_loaded_is_said(base: Base, other: Path, tmp_path: Path) -> None:
+def test_an_encoder_that_cannot_be_loaded_is_said(base: LoadedModel, other: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"routing\.encoder=.*/nothing cannot be loaded"):
         choose_encoder(str(tmp_path / "nothing"), base)
     encoder = choose_encoder(str(other), base)
@@ -227,12 +231,12 @@ def test_an_encoder_that_cannot_be_loaded_is_said(base: Base, other: Path, tmp_p
         embed_definitions(TEXTS, encoder, tmp_path)
 
 
-def test_the_width_must_be_the_adapter_s(base: Base, other: Path) -> None:
+def test_the_width_must_be_the_adapter_s(base: LoadedModel, other: Path) -> None:
     with pytest.raises(UserError, match="read task embeddings of 24 features, but tiny gives 32"):
         TaskRouting(TEXTS, None, width=24).embeddings(base)
 
 
-def test_the_fingerprint_changes_with_text_name_and_encoder(base: Base, other: Path) -> None:
+def test_the_fingerprint_changes_with_text_name_and_encoder(base: LoadedModel, other: Path) -> None:
     first = TaskRouting(TEXTS, None).fingerprint(base)
     assert first == TaskRouting(dict(reversed(TEXTS.items())), None).fingerprint(base)
     changed = [

@@ -29,7 +29,7 @@ from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.generate import Generator
 from mixlora_cli.models.adapters import load_adapter
 from mixlora_cli.models.features import FeatureCache
-from mixlora_cli.models.load import Base, build_base
+from mixlora_cli.models.load import LoadedModel, build_base
 from mixlora_cli.models.networks import LinearLlava
 from mixlora_cli.models.skeleton import build_skeleton
 from mixlora_cli.prepare.llava_v1 import open_llava_v1, write_llava_v1
@@ -51,11 +51,11 @@ def folder(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def base(folder: Path) -> Base:
+def base(folder: Path) -> LoadedModel:
     return build_base(ModelConfig("assembled", "hub", str(folder)))
 
 
-def batch(base: Base) -> tuple[Tensor, Tensor]:
+def batch(base: LoadedModel) -> tuple[Tensor, Tensor]:
     """Two instances with a picture each: ids (2, S), pixels (2, 3, H, W)."""
     generator = torch.Generator().manual_seed(0)
     text = torch.randint(3, VOCABULARY, (2, 9), generator=generator)
@@ -76,7 +76,7 @@ def by_hand(parts: Parts, ids: Tensor, pixels: Tensor, image_token_id: int) -> T
     return parts.llama(inputs_embeds=embeddings).logits
 
 
-def test_it_computes_what_its_parts_compute(parts: Parts, base: Base) -> None:
+def test_it_computes_what_its_parts_compute(parts: Parts, base: LoadedModel) -> None:
     assert (base.num_image_tokens, base.image_token_id) == (NUM_PATCHES, VOCABULARY)
     ids, pixels = batch(base)
     with torch.inference_mode():
@@ -91,7 +91,9 @@ def test_it_computes_what_its_parts_compute(parts: Parts, base: Base) -> None:
     torch.testing.assert_close(got[..., VOCABULARY:], mean, atol=1e-5, rtol=1e-5)
 
 
-def test_the_projector_is_one_layer_in_memory_and_on_disk(parts: Parts, base: Base, folder: Path) -> None:
+def test_the_projector_is_one_layer_in_memory_and_on_disk(
+    parts: Parts, base: LoadedModel, folder: Path
+) -> None:
     assert isinstance(base.model, LinearLlava)
     names = [name for name, _ in base.model.named_parameters() if PROJECTOR in name]
     assert names == [f"{PROJECTOR}.linear_1.weight", f"{PROJECTOR}.linear_1.bias"]
@@ -115,7 +117,7 @@ def test_shards_hold_the_same_as_one_file(parts: Parts, folder: Path, tmp_path: 
     assert one.keys() == many.keys()
 
 
-def test_the_tokenizer_reads_as_sentencepiece_and_knows_the_image(parts: Parts, base: Base) -> None:
+def test_the_tokenizer_reads_as_sentencepiece_and_knows_the_image(parts: Parts, base: LoadedModel) -> None:
     original = sentencepiece.SentencePieceProcessor(str(parts.language_model / "tokenizer.model"))
     for text in ("A chat USER: ", "What is\nin it?", "naïve – 日本 🦊", "two  spaces "):
         assert base.tokenizer(text, add_special_tokens=False)["input_ids"] == original.encode(text)
@@ -127,7 +129,7 @@ def test_the_tokenizer_reads_as_sentencepiece_and_knows_the_image(parts: Parts, 
     assert ids == [*original.encode("USER: "), VOCABULARY, *original.encode("\nWhat")]
 
 
-def test_a_saved_copy_is_the_same_model(base: Base, folder: Path, tmp_path: Path) -> None:
+def test_a_saved_copy_is_the_same_model(base: LoadedModel, folder: Path, tmp_path: Path) -> None:
     base.model.save_pretrained(tmp_path)
     for file in folder.glob("*token*.json"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -143,7 +145,7 @@ def test_a_saved_copy_is_the_same_model(base: Base, folder: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("suppressed", [True, False])
-def test_rows_without_a_token_are_never_generated(base: Base, suppressed: bool) -> None:
+def test_rows_without_a_token_are_never_generated(base: LoadedModel, suppressed: bool) -> None:
     with torch.no_grad():  # so that each of them would win
         base.model.lm_head.weight[VOCABULARY:] = 100 * base.model.lm_head.weight[:64]
     if not suppressed:
@@ -156,7 +158,7 @@ def test_rows_without_a_token_are_never_generated(base: Base, suppressed: bool) 
     assert (generated < VOCABULARY).all() == suppressed
 
 
-def test_the_skeleton_has_the_same_parameters(base: Base, folder: Path) -> None:
+def test_the_skeleton_has_the_same_parameters(base: LoadedModel, folder: Path) -> None:
     skeleton = build_skeleton(ModelConfig("llava_v1_7b", "prepared", str(folder)))
     assert {name: p.shape for name, p in skeleton.named_parameters()} == {
         name: p.shape for name, p in base.model.named_parameters()
@@ -196,7 +198,7 @@ def train_config(model: ModelConfig, data: DataConfig, output: Path) -> TrainCon
 
 
 def test_it_trains_with_its_projector_and_answers(
-    folder: Path, base: Base, data: DataConfig, tmp_path: Path
+    folder: Path, base: LoadedModel, data: DataConfig, tmp_path: Path
 ) -> None:
     model = ModelConfig("llava_v1_7b", "prepared", str(folder), train_projector=True)
     run = train(train_config(model, data, tmp_path / "run"))

@@ -33,7 +33,7 @@ IGNORE = -100
 
 
 class TextSide(Protocol):
-    """What encoding needs of a base model; `models.load.Base` has it."""
+    """What encoding needs of a base model; `models.load.LoadedModel` has it."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase: ...

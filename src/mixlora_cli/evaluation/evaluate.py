@@ -42,7 +42,7 @@ from mixlora_cli.evaluation.scoring import read_evaluation, score_evaluation
 from mixlora_cli.launch import ProcessGroup, joined
 from mixlora_cli.models.definitions import TaskRouting
 from mixlora_cli.models.features import pictures_from
-from mixlora_cli.models.load import Base, build_base
+from mixlora_cli.models.load import LoadedModel, build_base
 from mixlora_cli.models.session import Run, Session, find_run
 from mixlora_cli.output import alone_in
 from mixlora_cli.paths import require_cache
@@ -137,13 +137,13 @@ def _answer(config: EvalConfig, folder: Path, team: ProcessGroup, console: Conso
                 raise
 
 
-def _encoded(part: Chosen, base: Base, config: EvalConfig) -> Work:
+def _encoded(part: Chosen, base: LoadedModel, config: EvalConfig) -> Work:
     encoded = encode_prompts(part.records, base, config.data.on_error, source=f"the {part.name} data")
     return Work(part, {record.index: record for record in part.records}, encoded.items)
 
 
 def _header(
-    config: EvalConfig, run: Run, base: Base, work: Sequence[Work], routing: TaskRouting | None
+    config: EvalConfig, run: Run, base: LoadedModel, work: Sequence[Work], routing: TaskRouting | None
 ) -> Header:
     digests = (f"{each.chosen.name}:{records_digest(each.encoded, each.chosen.images)}" for each in work)
     fingerprint = {
@@ -162,7 +162,7 @@ def _header(
     return Header(fingerprint, sum(len(each.items) for each in work), _about(config, run, base, work))
 
 
-def _about(config: EvalConfig, run: Run, base: Base, work: Sequence[Work]) -> Mapping[str, Any]:
+def _about(config: EvalConfig, run: Run, base: LoadedModel, work: Sequence[Work]) -> Mapping[str, Any]:
     chosen = [each.chosen for each in work]
     answered = Counter(each.key(item)[:2] for each in work for item in each.items)
     available: dict[tuple[str, str], int] = {

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mixlora_cli.data.images import stamp
 from mixlora_cli.data.records import Record
-from mixlora_cli.models.load import Base
+from mixlora_cli.models.load import LoadedModel
 
 _CHUNK = 1 << 20
 
@@ -59,7 +59,7 @@ def records_digest(records: Sequence[Record], images: Path | None) -> str:
     return _digest(map(content, records))
 
 
-def prompt_digest(base: Base) -> str:
+def prompt_digest(base: LoadedModel) -> str:
     """Of the conversation template and the number of image tokens."""
     return _digest(
         [json.dumps(asdict(base.template), sort_keys=True).encode(), str(base.num_image_tokens).encode()]

@@ -18,7 +18,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from mixlora_cli.data.collate import Collator, Features, generation_collator
 from mixlora_cli.data.encode import Item
 from mixlora_cli.models.forward import with_head_input
-from mixlora_cli.models.load import Base
+from mixlora_cli.models.load import LoadedModel
 
 
 def longest_first(items: Sequence[Item]) -> list[Item]:
@@ -50,7 +50,7 @@ class Generator:
     def __init__(
         self,
         model: PreTrainedModel | PeftModel,
-        base: Base,
+        base: LoadedModel,
         features: Features,
         max_new_tokens: int,
         use_cache: bool = True,

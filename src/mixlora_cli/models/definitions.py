@@ -22,7 +22,7 @@ from mixlora_cli.config import DataConfig
 from mixlora_cli.data.loading import definitions_of
 from mixlora_cli.errors import UserError
 from mixlora_cli.method.pooling import masked_mean
-from mixlora_cli.models.load import Base, checkpoint_fingerprint, first_line
+from mixlora_cli.models.load import LoadedModel, checkpoint_fingerprint, first_line
 from mixlora_cli.paths import cache_root
 from mixlora_cli.progress import with_bar
 from mixlora_cli.store import atomic, digest_of
@@ -41,7 +41,7 @@ class TaskRouting:
     width: int | None = None
     """Features of an embedding that the adapter's routers take; None = those of the encoder."""
 
-    def embeddings(self, base: Base) -> dict[str, Tensor]:
+    def embeddings(self, base: LoadedModel) -> dict[str, Tensor]:
         """Embedding (d,) of each task. To be called before an adapter is attached to the base.
 
         Raises:
@@ -55,7 +55,7 @@ class TaskRouting:
             )
         return embed_definitions(self.definitions, encoder)
 
-    def fingerprint(self, base: Base) -> str:
+    def fingerprint(self, base: LoadedModel) -> str:
         """16 hex digits that change with a definition, a task's name or the encoder."""
         return digest_of([choose_encoder(self.encoder, base).fingerprint, sorted(self.definitions.items())])
 
@@ -86,7 +86,7 @@ class TextEncoder:
     """A module whose output has `last_hidden_state` (B, S, d) behind the final norm, and its tokenizer."""
 
 
-def choose_encoder(name: str | None, base: Base) -> TextEncoder:
+def choose_encoder(name: str | None, base: LoadedModel) -> TextEncoder:
     """The encoder that `routing.encoder` names; None is the base's own language model, before it is trained.
 
     Raises:

@@ -21,7 +21,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from mixlora_cli.data.collate import PixelLoader
 from mixlora_cli.data.images import PIXELS, read_picture
 from mixlora_cli.errors import UserError
-from mixlora_cli.models.load import Base
+from mixlora_cli.models.load import LoadedModel
 from mixlora_cli.paths import WITHOUT_FEATURES, cache_root, unusable
 from mixlora_cli.store import atomic
 
@@ -70,7 +70,7 @@ class FeatureCache:
     error of at most 2^-11, bf16 none (of numbers above 2^-14, fp16's smallest with all its digits).
     """
 
-    def __init__(self, base: Base, root: Path | None = None) -> None:
+    def __init__(self, base: LoadedModel, root: Path | None = None) -> None:
         accept_features(base.model)
         self._tower: FeatureTower = base.model.model.vision_tower
         self._load = PixelLoader(base.image_processor)

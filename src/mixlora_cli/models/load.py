@@ -32,7 +32,7 @@ _HEAD_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Base:
+class LoadedModel:
     """A vision-language model of LLaVA class with every parameter frozen, in eval mode, and how to feed it."""
 
     model: PreTrainedModel
@@ -49,7 +49,7 @@ class Base:
     """Hex digest that identifies weights and preprocessing, for caches and prediction files."""
 
 
-def build_base(model: ModelConfig, dtype: torch.dtype = torch.float32) -> Base:
+def build_base(model: ModelConfig, dtype: torch.dtype = torch.float32) -> LoadedModel:
     """Load the base model with frozen weights of `dtype`, in eval mode.
 
     Raises:
@@ -99,7 +99,7 @@ def require_prepared(model: ModelConfig) -> None:
         )
 
 
-def _load_checkpoint(model: ModelConfig, source: str, dtype: torch.dtype) -> Base:
+def _load_checkpoint(model: ModelConfig, source: str, dtype: torch.dtype) -> LoadedModel:
     """A LLaVA checkpoint with its processor."""
     if model.template not in TEMPLATES:
         raise UserError(f"model.template={model.template}: must be one of {', '.join(TEMPLATES)}")
@@ -121,7 +121,7 @@ def _load_checkpoint(model: ModelConfig, source: str, dtype: torch.dtype) -> Bas
         processor = AutoProcessor.from_pretrained(source, revision=revision)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(_unreadable(source, error)) from error
-    return Base(
+    return LoadedModel(
         model=network.requires_grad_(False).eval(),
         tokenizer=processor.tokenizer,
         image_processor=processor.image_processor,

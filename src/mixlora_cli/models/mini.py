@@ -38,7 +38,7 @@ from transformers import (
 
 from mixlora_cli.data.template import SMOLLM
 from mixlora_cli.errors import UserError
-from mixlora_cli.models.load import Base
+from mixlora_cli.models.load import LoadedModel
 from mixlora_cli.models.networks import (
     STRIDE,
     EfficientNetLiteConfig,
@@ -64,7 +64,7 @@ _RESERVED = "<reponame>"
 """A token that SmolLM2 reserves and its instruction tuning never used; it becomes the image token."""
 
 
-def mini_base(dtype: torch.dtype) -> Base:
+def mini_base(dtype: torch.dtype) -> LoadedModel:
     """The small model after stage one.
 
     Raises:
@@ -86,7 +86,7 @@ def mini_base(dtype: torch.dtype) -> Base:
     )
 
 
-def unaligned_base(seed: int) -> Base:
+def unaligned_base(seed: int) -> LoadedModel:
     """The assembled model before stage one, in fp32: its projector is random (from `seed`)."""
     tokenizer = _build_tokenizer()
     digest = hashlib.sha256(f"{_LAYOUT} {sources()} unaligned".encode()).hexdigest()
@@ -95,8 +95,8 @@ def unaligned_base(seed: int) -> Base:
 
 def _as_base(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, name: str, fingerprint: str
-) -> Base:
-    return Base(
+) -> LoadedModel:
+    return LoadedModel(
         model=model,
         tokenizer=processor.tokenizer,
         image_processor=processor.image_processor,
@@ -303,7 +303,7 @@ def stacked(first: Update, then: Update) -> Update:
     }
 
 
-def with_stage_one(base: Base, stage_one: StageOne) -> Base:
+def with_stage_one(base: LoadedModel, stage_one: StageOne) -> LoadedModel:
     """The same base, changed in place: stage one's projector, its update merged into the language model."""
     base.model.model.multi_modal_projector.load_state_dict(stage_one.projector)
     merge_update(base.model, stage_one.update)

@@ -34,7 +34,7 @@ from mixlora_cli.models.forward import (
     matrix_products_in,
     token_loss,
 )
-from mixlora_cli.models.load import Base, require_prepared
+from mixlora_cli.models.load import LoadedModel, require_prepared
 from mixlora_cli.routers import ROUTERS
 from mixlora_cli.training.run_folder import RunFolder
 
@@ -206,7 +206,7 @@ class Session:
 
     def __init__(
         self,
-        base: Base,
+        base: LoadedModel,
         dtype: torch.dtype,
         cache_features: bool,
         adapter: Path | None = None,

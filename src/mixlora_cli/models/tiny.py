@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from mixlora_cli.data.template import TEMPLATES
-from mixlora_cli.models.load import Base
+from mixlora_cli.models.load import LoadedModel
 
 IMAGE_SIZE = 16
 PATCH_SIZE = 8
@@ -38,7 +38,7 @@ _CORPUS = (
 )
 
 
-def build_tiny(template: str = "v1", dtype: torch.dtype = torch.float32) -> Base:
+def build_tiny(template: str = "v1", dtype: torch.dtype = torch.float32) -> LoadedModel:
     """Build the tiny model; the result depends on nothing but the arguments, and no random state is touched.
 
     Args:
@@ -52,7 +52,7 @@ def build_tiny(template: str = "v1", dtype: torch.dtype = torch.float32) -> Base
         parameter.data = parameter.data.to(dtype)
     model.requires_grad_(False).train(False)
     side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    return Base(
+    return LoadedModel(
         model=model,
         tokenizer=tokenizer,
         image_processor=CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=side),

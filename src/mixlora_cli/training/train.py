@@ -22,7 +22,7 @@ from mixlora_cli.models.adapters import attach_adapter, num_parameters
 from mixlora_cli.models.definitions import routing_to_train
 from mixlora_cli.models.features import FeatureCache
 from mixlora_cli.models.forward import choose_dtype, inputs_keep_their_dtype
-from mixlora_cli.models.load import Base, build_base, require_prepared
+from mixlora_cli.models.load import LoadedModel, build_base, require_prepared
 from mixlora_cli.output import alone_in
 from mixlora_cli.paths import require_cache
 from mixlora_cli.progress import say
@@ -35,7 +35,7 @@ from mixlora_cli.training.run_folder import RunFolder, newest_complete, publish_
 from mixlora_cli.training.trainer import AdapterTrainer
 
 
-def train(config: TrainConfig, base: Base | None = None) -> Path:
+def train(config: TrainConfig, base: LoadedModel | None = None) -> Path:
     """Train one adapter and return its run folder; `base` stands in for the model that the configuration names.
 
     The order of the steps is the order of their cost: what can be wrong is found before anything heavy is loaded.
@@ -50,7 +50,7 @@ def train(config: TrainConfig, base: Base | None = None) -> Path:
     return run.root
 
 
-def _train(config: TrainConfig, run: RunFolder, base: Base | None) -> None:
+def _train(config: TrainConfig, run: RunFolder, base: LoadedModel | None) -> None:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, where installed, guesses aloud
     console = Console(quiet=os.environ.get("RANK", "0") != "0", soft_wrap=True)
@@ -133,7 +133,7 @@ def _train(config: TrainConfig, run: RunFolder, base: Base | None) -> None:
 
 def build_trainer(
     model: nn.Module,
-    base: Base,
+    base: LoadedModel,
     dataset: EncodedDataset,
     features: Features,
     arguments: TrainingArguments,
@@ -165,7 +165,7 @@ def build_trainer(
 
 def dummy_image_for_text(
     model: nn.Module,
-    base: Base,
+    base: LoadedModel,
     dataset: EncodedDataset,
     features: Features,
     arguments: TrainingArguments,

@@ -41,7 +41,7 @@ from mixlora_cli.evaluation.scoring import score
 from mixlora_cli.models.adapters import attach_adapter
 from mixlora_cli.models.features import FeatureCache
 from mixlora_cli.models.forward import choose_dtype, label_positions, matrix_products_in
-from mixlora_cli.models.load import Base, build_base
+from mixlora_cli.models.load import LoadedModel, build_base
 from mixlora_cli.training.arguments import build_arguments
 from mixlora_cli.training.run_folder import RunFolder
 from mixlora_cli.training.train import build_trainer
@@ -209,7 +209,7 @@ class WholeModel:
         self.dtype = choose_dtype(config.bench.precision)
 
     @cached_property
-    def base(self) -> Base:
+    def base(self) -> LoadedModel:
         base = build_base(self._config.model, self.dtype)
         module: nn.Module = base.model
         module.to(self.device)

@@ -15,7 +15,7 @@ from mixlora_cli.config import FitConfig
 from mixlora_cli.data.encode import IGNORE, Item, encode, encode_prompts
 from mixlora_cli.data.records import Record
 from mixlora_cli.evaluation.generate import Generator, batches
-from mixlora_cli.models.load import Base
+from mixlora_cli.models.load import LoadedModel
 from mixlora_cli.models.session import Session
 from mixlora_cli.stats import SEED, Estimate, Floats, bootstrap_means, percentile, wilson
 
@@ -63,7 +63,7 @@ class Measure:
 
 
 def make_examples(
-    task: str, records: Sequence[Record], base: Base, on_error: Literal["stop", "skip"]
+    task: str, records: Sequence[Record], base: LoadedModel, on_error: Literal["stop", "skip"]
 ) -> list[HeldOutExample]:
     """Examples of one task, neither prompt nor answer truncated.
 

@@ -45,7 +45,7 @@ from mixlora_cli.method.config import PEFT_TYPE
 from mixlora_cli.models import forward
 from mixlora_cli.models.definitions import TaskRouting
 from mixlora_cli.models.features import pictures_from
-from mixlora_cli.models.load import Base, build_base
+from mixlora_cli.models.load import LoadedModel, build_base
 from mixlora_cli.models.session import Run, Session, find_run
 from mixlora_cli.output import alone_in
 from mixlora_cli.progress import Advance, counting, say
@@ -290,7 +290,7 @@ def _measure(
     return Stored(about, measurement)
 
 
-def _encode(sample: Sample, base: Base, config: InterferenceConfig) -> list[list[Item]]:
+def _encode(sample: Sample, base: LoadedModel, config: InterferenceConfig) -> list[list[Item]]:
     """Batches of one task as training reads them, in the order of the sample."""
     data, size = config.data, config.interference.batch_size
     source = f"the {config.interference.split} data of {sample.task}"
@@ -307,7 +307,7 @@ def _dependencies(
     request: Mapping[str, Any],
     samples: Sequence[Sample],
     routing: TaskRouting | None,
-    base: Base,
+    base: LoadedModel,
     dtype: torch.dtype,
 ) -> dict[str, Any]:
     """For each task, all that its direction depends on."""

@@ -24,7 +24,7 @@ from mixlora_cli.config import AlignConfig
 from mixlora_cli.data.collate import Features
 from mixlora_cli.data.mini.canvas import SIZE, Item, Scene, text_width
 from mixlora_cli.data.mini.captions import Captioned
-from mixlora_cli.models.load import Base
+from mixlora_cli.models.load import LoadedModel
 from mixlora_cli.progress import counting, say
 
 Weights = dict[int, float]
@@ -88,7 +88,11 @@ class Tokens(dict[str, list[int]]):
 
 
 def pretrain_projector(
-    base: Base, features: Features, pictures: Sequence[Captioned], paths: Sequence[Path], config: AlignConfig
+    base: LoadedModel,
+    features: Features,
+    pictures: Sequence[Captioned],
+    paths: Sequence[Path],
+    config: AlignConfig,
 ) -> float:
     """Train the base's projector in place, on the pictures at `paths`; the mean loss of the last tenth of the steps."""
     projector: nn.Module = base.model.model.multi_modal_projector

@@ -39,7 +39,7 @@ from mixlora_cli.data.mini.captions import PROMPTS, Captioned, captioned, plural
 from mixlora_cli.evaluation.generate import Generator
 from mixlora_cli.models.adapters import load_adapter
 from mixlora_cli.models.features import FeatureCache
-from mixlora_cli.models.load import Base
+from mixlora_cli.models.load import LoadedModel
 from mixlora_cli.models.mini import StageOne, load_stage_one, stacked, unaligned_base, with_stage_one
 from mixlora_cli.output import alone_in
 from mixlora_cli.prepare.align.projector_pretraining import pretrain_projector
@@ -184,7 +184,7 @@ def _questioner(number: int, picture: Captioned) -> random.Random:
     return random.Random(f"questions/{number}/{picture.caption}")
 
 
-def _base_before(config: AlignConfig, start: StageOne | None) -> Base:
+def _base_before(config: AlignConfig, start: StageOne | None) -> LoadedModel:
     """The base that the training starts from: with an earlier stage one in it, or with none."""
     base = unaligned_base(config.seed)
     return base if start is None else with_stage_one(base, start)
@@ -239,7 +239,7 @@ def _extract(config: AlignConfig, start: StageOne | None, run: Path) -> StageOne
     return StageOne(projector, update, made_by)
 
 
-def check_captions(base: Base, pictures: list[Captioned], folder: Path) -> dict[str, Any]:
+def check_captions(base: LoadedModel, pictures: list[Captioned], folder: Path) -> dict[str, Any]:
     """Caption every picture greedily and count the names of its objects in the caption; `folder` keeps the pictures.
 
     Returns:
@@ -266,7 +266,7 @@ def count_names(names: tuple[str, ...], caption: str) -> int:
     return found
 
 
-def check_questions(base: Base, pictures: list[Captioned], folder: Path) -> dict[str, Any]:
+def check_questions(base: LoadedModel, pictures: list[Captioned], folder: Path) -> dict[str, Any]:
     """Ask one question about every picture, each in a conversation of its own; `folder` keeps the pictures.
 
     Returns:
@@ -286,7 +286,7 @@ def check_questions(base: Base, pictures: list[Captioned], folder: Path) -> dict
     return {"asked": dict(asked), "right": dict(right), "examples": examples[:40]}
 
 
-def _generated(base: Base, folder: Path, max_new_tokens: int) -> list[str]:
+def _generated(base: LoadedModel, folder: Path, max_new_tokens: int) -> list[str]:
     """What the base says, greedily, to the last question about each picture of a folder."""
     data = DataConfig(
         name="captions", source="json", heldout=str(folder / ANNOTATION), images=str(folder / IMAGES)
