@@ -16,14 +16,14 @@ from mixlora_cli.benchmarks.registry import (
 from mixlora_cli.config import DataConfig
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.data.records import Record
-from mixlora_cli.data.template import Turn
+from mixlora_cli.data.chat import Turn
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.instances import limited, stratified
 
 
 def record(index: int, answer: str = "yes", **extra: Any) -> Record:
     turns = (Turn("human", "?"), Turn("gpt", answer))
-    return Record(index, str(index), "task", Path("x.png"), turns, {"benchmark": "b", **extra})
+    return Record(index, str(index), "task", (Path("x.png"),), turns, {"benchmark": "b", **extra})
 
 
 def test_a_large_limit_keeps_everything() -> None:

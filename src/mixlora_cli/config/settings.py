@@ -36,7 +36,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 from typing_extensions import dataclass_transform
 
-from mixlora_cli.data.template import SMOLLM, TEMPLATES
+from mixlora_cli.data.chat import SMOLLM, TEMPLATES
 from mixlora_cli.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from mixlora_cli.config import ModelConfig
-from mixlora_cli.data.template import TEMPLATES, Template
+from mixlora_cli.data.chat import TEMPLATES, Template
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.networks import register_models
 from mixlora_cli.paths import cache_root

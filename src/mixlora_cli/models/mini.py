@@ -36,7 +36,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from mixlora_cli.data.template import SMOLLM
+from mixlora_cli.data.chat import SMOLLM
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.load import LoadedModel
 from mixlora_cli.models.networks import (

@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from mixlora_cli.data.template import TEMPLATES
+from mixlora_cli.data.chat import TEMPLATES
 from mixlora_cli.models.load import LoadedModel
 
 IMAGE_SIZE = 16

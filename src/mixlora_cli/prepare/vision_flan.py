@@ -32,7 +32,7 @@ from mixlora_cli.data.loading import (
 )
 from mixlora_cli.data.problems import BadRecord, Kind, Problem, settle
 from mixlora_cli.data.records import Record, parse_record, read_annotations
-from mixlora_cli.data.template import IMAGE_MARKER
+from mixlora_cli.data.chat import IMAGE_MARKER
 from mixlora_cli.data.text_files import read_json
 from mixlora_cli.errors import UserError, cut
 from mixlora_cli.output import require_writable
@@ -88,8 +88,9 @@ def prepare_vision_flan(config: PrepareConfig) -> Path:
     if data.max_per_task is not None:
         records = sample_per_task(records, data.max_per_task, config.seed)
     root.mkdir(parents=True, exist_ok=True)
-    images = [record.image for record in records]
-    names = [None if image is None else image.relative_to(source.images).as_posix() for image in images]
+    names = [
+        record.files[0].relative_to(source.images).as_posix() if record.files else None for record in records
+    ]  # no record of Vision-Flan has several
     if options.unpack:
         _unpack(names, source.images, root)
     _write_records(records, names, root)

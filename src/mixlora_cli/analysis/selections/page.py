@@ -17,7 +17,7 @@ from mixlora_cli.analysis.selections.figures import Style
 from mixlora_cli.analysis.selections.maps import Map, Maps
 from mixlora_cli.data.images import as_shown, open_picture
 from mixlora_cli.data.records import Record
-from mixlora_cli.data.template import IMAGE_MARKER
+from mixlora_cli.data.chat import IMAGE_MARKER
 from mixlora_cli.progress import with_bar
 from mixlora_cli.report.thumbnails import encoded
 from mixlora_cli.store import write_text
@@ -38,7 +38,9 @@ def write_page(
     Args:
         megabytes: of pictures, which get smaller, and then fewer, until they fit.
     """
-    uris, numbers, left_out = make_thumbnails([record.image for record in maps.records], megabytes, console)
+    uris, numbers, left_out = make_thumbnails(
+        [next(iter(record.files), None) for record in maps.records], megabytes, console
+    )
     notes = [
         f"t-SNE of Jaccard distances, perplexity {maps.perplexity:.3g}. Identical selections have one place and are "
         "spread over a disc there, so that their number shows. Distances between far places mean little.",
