@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from mixlora_cli.config import DataConfig
-from mixlora_cli.data.chat import Template
+from mixlora_cli.data.template import Template
 
 SHORT = Template(
     name="short",

@@ -17,7 +17,7 @@ from mixlora_cli.data.encode import (
 )
 from mixlora_cli.data.problems import BadRecord, Kind
 from mixlora_cli.data.records import Record
-from mixlora_cli.data.chat import SMOLLM, V1, Turn
+from mixlora_cli.data.template import SMOLLM, V1, Turn
 from mixlora_cli.errors import UserError
 
 PICTURE = Path("red.png")

@@ -10,7 +10,7 @@ import pytest
 
 from mixlora_cli.data.problems import BadRecord, Kind, Problem
 from mixlora_cli.data.records import Record, parse_record, read_annotations
-from mixlora_cli.data.chat import Turn
+from mixlora_cli.data.template import Turn
 from mixlora_cli.errors import UserError, cut
 
 from .conftest import raw, turns

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mixlora_cli.data.chat import SMOLLM, TEMPLATES, V1, Segment, Turn, segments
+from mixlora_cli.data.template import SMOLLM, TEMPLATES, V1, Segment, Turn, segments
 
 ASKED = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mixlora_cli.data.records import Record
-from mixlora_cli.data.chat import Turn
+from mixlora_cli.data.template import Turn
 from mixlora_cli.evaluation.fingerprint import records_digest, relative_image
 
 

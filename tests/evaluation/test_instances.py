@@ -16,7 +16,7 @@ from mixlora_cli.benchmarks.registry import (
 from mixlora_cli.config import DataConfig
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.data.records import Record
-from mixlora_cli.data.chat import Turn
+from mixlora_cli.data.template import Turn
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.instances import limited, stratified
 

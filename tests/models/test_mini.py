@@ -9,7 +9,7 @@ import torch
 from transformers import LlavaProcessor
 
 from mixlora_cli.config import AdapterConfig, ModelConfig, RoutingConfig
-from mixlora_cli.data.chat import Turn, segments
+from mixlora_cli.data.template import Turn, segments
 from mixlora_cli.models.adapters import attach_adapter, num_parameters
 from mixlora_cli.models.load import LoadedModel, build_base
 from mixlora_cli.paths import cache_root

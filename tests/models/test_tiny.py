@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import mixlora_cli
-from mixlora_cli.data.chat import TEMPLATES
+from mixlora_cli.data.template import TEMPLATES
 from mixlora_cli.models.tiny import build_tiny
 
 FINGERPRINT_PROGRAM = "import mixlora_cli.models.tiny as t; print(t.build_tiny().fingerprint)"

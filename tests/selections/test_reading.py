@@ -23,7 +23,7 @@ from mixlora_cli.analysis.selections.reading import (
 )
 from mixlora_cli.analysis.selections.run import tsne
 from mixlora_cli.data.records import Record
-from mixlora_cli.data.chat import Turn
+from mixlora_cli.data.template import Turn
 from mixlora_cli.errors import UserError
 
 from .conftest import SEEN, UNSEEN, MakeConfig, MakeRun

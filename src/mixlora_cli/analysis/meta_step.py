@@ -143,7 +143,7 @@ class MetaStep:
                 config.routing,
                 config.rank,
                 config.factors,
-                config.model.train_projector,
+                config.model.train_also,
             )
         built: nn.Module = adapted.train()
         return built
@@ -163,7 +163,7 @@ class MetaStep:
         embeddings = model.get_input_embeddings().weight
         # With checkpointing PEFT makes the embeddings' output require a gradient.
         into_embeddings = (
-            self.config.adapter.name == "full" or self.config.model.train_projector or checkpointing
+            self.config.adapter.name == "full" or bool(self.config.model.train_also) or checkpointing
         )
         hidden = torch.empty(instances, length, embeddings.shape[1], dtype=embeddings.dtype, device=META)
         inputs = {
@@ -176,7 +176,7 @@ class MetaStep:
 
     def _vision(self) -> float:
         config: Any = self.skeleton.config
-        train_projector = self.config.model.train_projector
+        train_projector = bool(self.config.model.train_also)
 
         def tower(num_layers: int) -> int:
             model: Any = self._base(num_layers).requires_grad_(False)

@@ -29,7 +29,7 @@ from mixlora_cli.benchmarks.metrics import METRICS
 from mixlora_cli.benchmarks.registry import BENCHMARKS, in_paper_order, with_origin
 from mixlora_cli.benchmarks.rows import Rows, from_hub, from_lines, from_local, json_lines
 from mixlora_cli.config import Settings, Text, parse
-from mixlora_cli.data.chat import IMAGE_MARKER
+from mixlora_cli.data.template import IMAGE_MARKER
 from mixlora_cli.data.text_files import TOO_DEEP, lone_surrogate, numbered_lines, read_text
 from mixlora_cli.errors import UserError, cut
 from mixlora_cli.paths import cache_root

@@ -102,7 +102,7 @@ class TrainConfig(Settings):
                 "give adapter.router_grad=straight_through, or routing.balance_loss=0",
             )
         self.require(
-            self.adapter.name != "none" or self.model.train_projector,
+            self.adapter.name != "none" or self.model.train_also,
             "adapter",
             "trains nothing; choose lora, mixlora or full (the untuned base: `mixlora eval adapter=none`)",
         )

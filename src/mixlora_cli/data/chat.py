@@ -5,67 +5,23 @@ Training and generation both take their text from `Chat.segments`, so that a pro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from PIL import ExifTags, Image
+from PIL import Image
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from mixlora_cli.data.images import Picture, open_picture
+from mixlora_cli.data.images import Picture, size_as_shown
 from mixlora_cli.data.problems import BadRecord, Kind
+from mixlora_cli.data.template import IMAGE_MARKER, Segment, Template, Turn
 from mixlora_cli.errors import UserError, cut
 
-IMAGE_MARKER = "<image>"
-"""Where a picture stands in a turn's text, whatever the model's own token for it is."""
 _ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
 _MARK = "mixlora"
-_ON_ITS_SIDE = (5, 6, 7, 8)
-"""EXIF orientations that exchange width and height."""
 _PROBES = ((32, 32), (640, 200), (200, 640), (1500, 1400))
 """Sizes of pictures that show whether a model gives every picture the same number of tokens."""
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One message of a conversation, without the template around it."""
-
-    role: Literal["system", "human", "gpt"]
-    text: str
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A stretch of the conversation's text that carries loss as a whole (an answer and its end), or not at all."""
-
-    text: str
-    is_answer: bool
-
-
-@dataclass(frozen=True)
-class Template:
-    """A chat template in Jinja, as transformers understands it."""
-
-    name: str
-    source: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """Further variables of the template, such as `{"enable_thinking": False}`."""
-    bos: bool = False
-    """Whether the tokenizer's begin-of-sequence token, if it has one, is put before the text."""
-    pictures_first: bool = False
-    """Whether all pictures open the first question, as LLaVA has it, wherever they stand."""
-
-
-def _built_in(name: str, bos: bool) -> Template:
-    source = Path(__file__).with_name(f"{name}.jinja").read_text(encoding="utf-8")
-    return Template(name, source, bos=bos, pictures_first=True)
-
-
-V1 = _built_in("v1", bos=True)
-SMOLLM = _built_in("smollm", bos=False)
-TEMPLATES: dict[str, Template] = {template.name: template for template in (V1, SMOLLM)}
 
 
 @dataclass(frozen=True)
@@ -137,9 +93,7 @@ class Chat:
         Raises:
             UserError: the template refuses the conversation, or has a fault of its own.
         """
-        messages = [
-            {"role": _ROLES[turn.role], "content": self._content(turn.text)} for turn in conversation
-        ]
+        messages = [{"role": _ROLES[turn.role], "content": self._content(turn.text)} for turn in conversation]
         try:
             return str(
                 self.tokenizer.apply_chat_template(
@@ -163,7 +117,10 @@ class Chat:
             return text.strip()
         parts: list[dict[str, str]] = []
         for number, piece in enumerate(pieces):
-            is_first, is_last = not "".join(pieces[:number]).strip(), not "".join(pieces[number + 1 :]).strip()
+            is_first, is_last = (
+                not "".join(pieces[:number]).strip(),
+                not "".join(pieces[number + 1 :]).strip(),
+            )
             piece = piece.lstrip() if is_first else piece
             piece = piece.rstrip() if is_last else piece
             parts += [{"type": "image"}] if number else []
@@ -200,7 +157,10 @@ class Chat:
                     "told; give another template (model.chat_template=v1, smollm or a Jinja file), or options of it "
                     "(model.template_options={enable_thinking: false})"
                 )
-            segments += [Segment(whole[done : len(prompt)], False), Segment(whole[len(prompt) : behind], True)]
+            segments += [
+                Segment(whole[done : len(prompt)], False),
+                Segment(whole[len(prompt) : behind], True),
+            ]
             done = behind
         return segments if with_answer else [*segments, Segment(whole[done:], False)]
 
@@ -218,21 +178,29 @@ class Chat:
         if not pictures:
             return []
         if self.processor is None:
-            raise UserError("this model reads text alone, but records have pictures; take a vision-language model")
+            raise UserError(
+                "this model reads text alone, but records have pictures; take a vision-language model"
+            )
         if (fixed := self._fixed_text) is not None:
             return [fixed] * len(pictures)
-        return self._texts_of_sizes(tuple(map(_size_as_shown, pictures)))
+        return self._texts_of_sizes(tuple(map(size_as_shown, pictures)))
 
     @cached_property
     def fixed_size(self) -> bool:
         """Whether every picture, alone or not, stands for the same tokens."""
-        return self.processor is not None and self._fixed_text is not None
+        return self._fixed_text is not None
+
+    @cached_property
+    def probe(self) -> list[str]:
+        """What stands in a text for pictures of several sizes; empty for a model that reads text alone."""
+        if self.processor is None:
+            return []
+        alone = [text for size in _PROBES for text in self._texts_of_sizes((size,))]
+        return [*alone, *self._texts_of_sizes(_PROBES[:2])]
 
     @cached_property
     def _fixed_text(self) -> str | None:
-        found = {text for size in _PROBES for text in self._texts_of_sizes((size,))}
-        found |= set(self._texts_of_sizes(_PROBES[:2]))
-        return found.pop() if len(found) == 1 else None
+        return self.probe[0] if len(set(self.probe)) == 1 else None
 
     @cached_property
     def token_types(self) -> str | None:
@@ -276,19 +244,12 @@ class Chat:
         except Exception as error:
             sizes = ", ".join(f"{image.width} x {image.height}" for row in rows for image in row)
             raise BadRecord(
-                Kind.CORRUPT_IMAGE, f"the model's processor refuses pictures of {sizes}: {cut(str(error), 200)}"
+                Kind.CORRUPT_IMAGE,
+                f"the model's processor refuses pictures of {sizes}: {cut(str(error), 200)}",
             ) from error
         offsets = found.pop("text_replacement_offsets")
         texts = [[str(entry["replacement"]) for entry in row] for row in offsets]
         return {key: value for key, value in found.items() if key not in TEXT_INPUTS}, texts
-
-
-def _size_as_shown(picture: Picture) -> tuple[int, int]:
-    """Width and height of a picture that is set upright, from its file's head."""
-    with open_picture(picture) as image:
-        width, height = image.size
-        turned = int(image.getexif().get(ExifTags.Base.Orientation, 1)) in _ON_ITS_SIDE
-    return (height, width) if turned else (width, height)
 
 
 TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")

@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mixlora_cli.data.chat import Chat
 from mixlora_cli.data.encode import IGNORE, Item
-from mixlora_cli.data.images import Picture, as_shown, open_picture, read_picture
+from mixlora_cli.data.images import Picture, opened, read_picture
 
 Rows = list[tuple[Picture, ...]]
 """The pictures of each conversation that has some."""
@@ -38,12 +38,6 @@ class PixelLoader:
             BadRecord: the processor refuses a picture.
         """
         return self.chat.process([[opened(picture) for picture in row] for row in rows])[0]
-
-
-def opened(picture: Picture) -> Image.Image:
-    """A picture upright, in RGB."""
-    with open_picture(picture) as image:
-        return as_shown(image, picture).convert("RGB")
 
 
 @dataclass(frozen=True)
@@ -88,9 +82,11 @@ class Collator:
 
     Gives `input_ids` and `attention_mask` (B, S), `labels` (B, S) if `with_labels`, and what `features` makes of the
     pictures of all items, in order; a batch of text-only items has none of that, or that of the dummy image. Models
-    that ask for it get `mm_token_type_ids` or `token_type_ids` (B, S), 1 where a picture's features stand. Training pads on the right, generation on the left (new tokens must follow the prompt at
-    once). `with_indices` adds `indices` (B,): `Record.index` of each row; embeddings (d,) by task add
-    `task_embeddings` (B, d), and `routing_seed` adds `routing_seeds` (B,), each instance's own (`draw_seed`).
+    that ask for it get `mm_token_type_ids` or `token_type_ids` (B, S), 1 where a picture's features stand.
+
+    Training pads on the right, generation on the left (new tokens must follow the prompt at once). `with_indices` adds
+    `indices` (B,): `Record.index` of each row; embeddings (d,) by task add `task_embeddings` (B, d), and `routing_seed`
+    adds `routing_seeds` (B,), each instance's own (`draw_seed`).
     """
 
     chat: Chat

@@ -21,10 +21,11 @@ from typing import Literal
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from mixlora_cli.data.chat import IMAGE_MARKER, Chat, Segment, Turn
+from mixlora_cli.data.chat import Chat
 from mixlora_cli.data.images import Picture, opened
 from mixlora_cli.data.problems import BadRecord, Kind, Problem, settle
 from mixlora_cli.data.records import Record
+from mixlora_cli.data.template import IMAGE_MARKER, Segment, Turn
 from mixlora_cli.errors import UserError, cut
 from mixlora_cli.progress import say, with_bar
 
@@ -200,7 +201,9 @@ def _tokenise(
     for segment in _segments(record, chat, with_answer=with_answer):
         pieces.append((anchor, _with_pictures(segment.text, chat, pictures), segment))
         anchor = chat.control_token_at_end(segment.text) or segment.text[-1]
-    if sum(segment.text.count(chat.image_token or IMAGE_MARKER) for *_, segment in pieces) != len(record.images):
+    if sum(segment.text.count(chat.image_token or IMAGE_MARKER) for *_, segment in pieces) != len(
+        record.images
+    ):
         raise UserError(
             f"chat template {chat.template.name} does not write a place for each picture ({len(record.images)} in "
             f"record {record.index}); give a template of this model (model.chat_template=<file.jinja>)"
@@ -277,9 +280,9 @@ def verify_labels(encoded: Item, record: Record, chat: Chat) -> None:
     written = [segment.text for segment in _segments(record, chat) if segment.is_answer]
     if [text.strip() for text in written] != answers:
         raise UserError(
-            f"chat template {chat.template.name} changes the answers of {where}: the loss would be on {written}, expected "
-            f"{answers}; give another template (model.chat_template=v1, smollm or a Jinja file), or options of it "
-            "(model.template_options={enable_thinking: false})"
+            f"chat template {chat.template.name} changes the answers of {where}: the loss would be on {written}, "
+            f"expected {answers}; give another template (model.chat_template=v1, smollm or a Jinja file), or "
+            "options of it (model.template_options={enable_thinking: false})"
         )
     expected = [
         _decode(tokenizer, tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
@@ -291,9 +294,7 @@ def verify_labels(encoded: Item, record: Record, chat: Chat) -> None:
         found[-1] = found[-1].rstrip("\N{REPLACEMENT CHARACTER}")  # truncation may split a character's bytes
         expected = [*expected[: len(found) - 1], expected[len(found) - 1][: len(found[-1])]]
     if found != expected:
-        raise UserError(
-            f"label mask of {where} is wrong: the loss would be on {found}, expected {expected}"
-        )
+        raise UserError(f"label mask of {where} is wrong: the loss would be on {found}, expected {expected}")
     if len(found) == len(answers):
         prompt = encode_prompt(record, chat).input_ids
         if encoded.input_ids[: len(prompt)] != prompt:
@@ -310,8 +311,8 @@ def _verify_pictures(encoded: Item, record: Record, chat: Chat) -> None:
     (own,) = chat.process([[opened(picture) for picture in encoded.images]])[1]
     if (expected := chat.picture_texts(encoded.images)) != own:
         raise UserError(
-            f"the pictures of record {record.index} (task {cut(record.task)}) take {len(''.join(own))} characters of the "
-            f"text where {len(''.join(expected))} were expected of their sizes; this processor is not supported"
+            f"the pictures of record {record.index} (task {cut(record.task)}) take {len(''.join(own))} characters of "
+            f"the text where {len(''.join(expected))} were expected of their sizes; this processor is not supported"
         )
 
 

@@ -91,20 +91,39 @@ def open_picture(path: Picture) -> Iterator[Image.Image]:
         yield image
 
 
-def as_shown(opened: Image.Image, path: Picture) -> Image.Image:
+def as_shown(image: Image.Image, path: Picture) -> Image.Image:
     """The decoded picture as everything here sees it: upright by its EXIF orientation, 8 bits a sample.
 
     Raises what Pillow raises for a damaged file, and BadRecord where no brightness is known to be white.
     """
-    opened.load()
-    try:
-        orientation = int(opened.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # a part of the file that nobody can read turns nothing
-        orientation = 1
-    upright = opened.transpose(_TURNS[orientation]) if orientation in _TURNS else opened
+    image.load()
+    orientation = _orientation(image)
+    upright = image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
     if upright.mode not in ("I", "F") and not upright.mode.startswith("I;16"):
         return upright
     return Image.fromarray(_eight_bits(np.asarray(upright), f"{picture_name(path)} has a brightness"))
+
+
+def _orientation(image: Image.Image) -> int:
+    """How a picture lies, as EXIF numbers it from 1, which is upright."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a part of the file that nobody can read turns nothing
+        return 1
+
+
+def opened(picture: Picture) -> Image.Image:
+    """A picture upright, in RGB; raises what `as_shown` raises."""
+    with open_picture(picture) as image:
+        return as_shown(image, picture).convert("RGB")
+
+
+def size_as_shown(picture: Picture) -> tuple[int, int]:
+    """Width and height of a picture that is set upright, from its file's head."""
+    with open_picture(picture) as image:
+        width, height = image.size
+        on_its_side = _orientation(image) >= 5
+    return (height, width) if on_its_side else (width, height)
 
 
 def _eight_bits(samples: npt.NDArray[Any], what: str) -> npt.NDArray[np.uint8]:

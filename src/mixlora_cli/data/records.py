@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from mixlora_cli.data.images import Picture, locate_picture
 from mixlora_cli.data.problems import BadRecord, Kind, Problem
-from mixlora_cli.data.chat import IMAGE_MARKER, Turn
+from mixlora_cli.data.template import IMAGE_MARKER, Turn
 from mixlora_cli.data.text_files import lone_surrogate, numbered_lines, parse_json, read_text
 from mixlora_cli.errors import UserError, cut
 

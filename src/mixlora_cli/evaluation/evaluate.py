@@ -14,7 +14,7 @@ from mixlora_cli.benchmarks.benchmark import label_set, references
 from mixlora_cli.config import EvalConfig, GenerationConfig
 from mixlora_cli.data.encode import Item, encode_prompts
 from mixlora_cli.data.records import Record
-from mixlora_cli.data.chat import IMAGE_MARKER
+from mixlora_cli.data.template import IMAGE_MARKER
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.fingerprint import prompt_digest, records_digest, relative_image
 from mixlora_cli.evaluation.generate import Generator, batches, longest_first
@@ -138,7 +138,7 @@ def _answer(config: EvalConfig, folder: Path, team: ProcessGroup, console: Conso
 
 
 def _encoded(part: Chosen, base: LoadedModel, config: EvalConfig) -> Work:
-    encoded = encode_prompts(part.records, base, config.data.on_error, source=f"the {part.name} data")
+    encoded = encode_prompts(part.records, base.chat, config.data.on_error, source=f"the {part.name} data")
     return Work(part, {record.index: record for record in part.records}, encoded.items)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,16 +117,16 @@ def attach_to_skeleton(
     routing: RoutingConfig,
     rank: int,
     factors: int,
-    train_projector: bool = False,
+    train_also: Sequence[str] = (),
 ) -> PreTrainedModel | PeftModel:
     """`attach_adapter` without memory for what it adds."""
     with torch.device("meta"):
-        return attach_adapter(skeleton, adapter, routing, rank, factors, train_projector)
+        return attach_adapter(skeleton, adapter, routing, rank, factors, train_also)
 
 
 def _config(model: ModelConfig) -> LlavaConfig:
     if model.source == "tiny":
-        config: Any = build_tiny(model.template).model.config
+        config: Any = build_tiny(model.chat_template or "v1").model.config
         assert isinstance(config, LlavaConfig)
         return config
     if model.source == "mini":

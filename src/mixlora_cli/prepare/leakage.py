@@ -26,7 +26,7 @@ from mixlora_cli.benchmarks.sources import sourced
 from mixlora_cli.config import AdapterConfig, CheckConfig, EvalConfig, GenerationConfig, RoutingConfig
 from mixlora_cli.data.images import MAX_PIXELS, PIXELS, Memory, as_shown, read_picture, stamp
 from mixlora_cli.data.records import Record
-from mixlora_cli.data.chat import IMAGE_MARKER
+from mixlora_cli.data.template import IMAGE_MARKER
 from mixlora_cli.errors import UserError, cut
 from mixlora_cli.evaluation.instances import Chosen, choose_instances
 from mixlora_cli.progress import with_bar

@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from mixlora_cli.data.chat import IMAGE_MARKER
+from mixlora_cli.data.template import IMAGE_MARKER
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.networks import LinearLlava, LinearLlavaConfig
 from mixlora_cli.prepare.parts import Part

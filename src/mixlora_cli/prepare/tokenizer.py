@@ -16,7 +16,7 @@ from tokenizers import AddedToken, normalizers
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from mixlora_cli.data.chat import IMAGE_MARKER
+from mixlora_cli.data.template import IMAGE_MARKER
 from mixlora_cli.prepare.parts import Part
 
 _MULTIPLE = 64  # widths that are a multiple of it multiply fastest on GPUs

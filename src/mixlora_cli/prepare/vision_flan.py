@@ -32,7 +32,7 @@ from mixlora_cli.data.loading import (
 )
 from mixlora_cli.data.problems import BadRecord, Kind, Problem, settle
 from mixlora_cli.data.records import Record, parse_record, read_annotations
-from mixlora_cli.data.chat import IMAGE_MARKER
+from mixlora_cli.data.template import IMAGE_MARKER
 from mixlora_cli.data.text_files import read_json
 from mixlora_cli.errors import UserError, cut
 from mixlora_cli.output import require_writable

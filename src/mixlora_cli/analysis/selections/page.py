@@ -17,7 +17,7 @@ from mixlora_cli.analysis.selections.figures import Style
 from mixlora_cli.analysis.selections.maps import Map, Maps
 from mixlora_cli.data.images import as_shown, open_picture
 from mixlora_cli.data.records import Record
-from mixlora_cli.data.chat import IMAGE_MARKER
+from mixlora_cli.data.template import IMAGE_MARKER
 from mixlora_cli.progress import with_bar
 from mixlora_cli.report.thumbnails import encoded
 from mixlora_cli.store import write_text
