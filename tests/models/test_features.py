@@ -30,8 +30,8 @@ def pictures(tmp_path: Path) -> list[Path]:
 
 def test_features_stand_for_pictures(pictures: list[Path], tmp_path: Path) -> None:
     base = build_tiny()
-    pixels = PixelLoader(base.image_processor)(pictures)
-    ids = torch.tensor([[base.image_token_id] * base.num_image_tokens + [40, 41]] * 3)
+    pixels = PixelLoader(base.chat)(pictures)
+    ids = torch.tensor([[base.chat.image_token_ids[0]] * len(base.chat.picture_tokens) + [40, 41]] * 3)
     with torch.inference_mode():
         expected = base.model(input_ids=ids, pixel_values=pixels).logits
         cache = FeatureCache(base, tmp_path / "cache")
@@ -82,7 +82,7 @@ def test_what_comes_back_is_what_the_tower_gives_rounded_to_fp16(
     for dtype, exact in ((torch.float32, False), (torch.bfloat16, True)):
         base = build_tiny(dtype=dtype)
         found = FeatureCache(base, tmp_path / "cache")(pictures)
-        pixels = PixelLoader(base.image_processor)(pictures).to(dtype)
+        pixels = PixelLoader(base.chat)(pictures).to(dtype)
         with torch.inference_mode():
             tower, layer = base.model.model.vision_tower.tower, base.model.model.vision_tower.layer
             states = [tower(one[None], output_hidden_states=True).hidden_states[layer] for one in pixels]

@@ -24,9 +24,9 @@ def base() -> LoadedModel:
 def test_every_weight_is_frozen_and_the_picture_is_25_tokens(base: LoadedModel) -> None:
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
     assert not base.model.training
-    assert base.num_image_tokens == 25
-    assert base.tokenizer.convert_tokens_to_ids("<image>") == base.image_token_id
-    assert base.tokenizer.encode("<image>", add_special_tokens=False) == [base.image_token_id]
+    assert len(base.chat.picture_tokens) == 25
+    assert base.tokenizer.convert_tokens_to_ids("<image>") == base.chat.image_token_ids[0]
+    assert base.tokenizer.encode("<image>", add_special_tokens=False) == [base.chat.image_token_ids[0]]
 
 
 def test_our_template_is_the_processors_chat_template(base: LoadedModel) -> None:
@@ -37,7 +37,7 @@ def test_our_template_is_the_processors_chat_template(base: LoadedModel) -> None
     message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}
     prompt = processor.apply_chat_template([message], add_generation_prompt=True)
     turns = [Turn("human", "<image>\nWhat is it?"), Turn("gpt", "a cat")]
-    assert prompt == segments(base.template, turns, with_answer=False)[0].text
+    assert prompt == segments(base.chat.template, turns, with_answer=False)[0].text
 
 
 def test_it_answers_short_questions_about_pictures_that_stage_one_never_saw(

@@ -106,7 +106,7 @@ def test_mixlora_of_the_paper(
 def test_lora_and_a_trained_projector() -> None:
     shape = (32, 4096, 11_008)
     adapted = attach_to_skeleton(
-        build_skeleton(V1), AdapterConfig("lora"), RoutingConfig("instance"), 16, 16, train_projector=True
+        build_skeleton(V1), AdapterConfig("lora"), RoutingConfig("instance"), 16, 16, train_also=["multi_modal_projector"]
     )
     # LoRA of rank 16 has as many parameters as the pools of 16 factors.
     assert num_parameters(adapted)[0] == factors_of(*shape, 16) + 1024 * 4096 + 4096

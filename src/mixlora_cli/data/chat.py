@@ -199,6 +199,12 @@ class Chat:
         return [*alone, *self._texts_of_sizes(_PROBES[:2])]
 
     @cached_property
+    def picture_tokens(self) -> list[int]:
+        """The tokens that stand for a small picture."""
+        tokens: list[int] = self.tokenizer(self.probe[0], add_special_tokens=False)["input_ids"]
+        return tokens
+
+    @cached_property
     def _fixed_text(self) -> str | None:
         return self.probe[0] if len(set(self.probe)) == 1 else None
 

@@ -71,9 +71,7 @@ def build_dummy_image(chat: Chat, features: Features) -> DummyImage:
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         blank = Path(folder) / "blank.png"
         Image.new("RGB", (32, 32), "black").save(blank)  # the processor makes it as large as it needs
-        (text,) = chat.picture_texts([blank])
-        tokens: list[int] = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return DummyImage(tokens, features([(blank,)]))
+        return DummyImage(chat.picture_tokens, features([(blank,)]))
 
 
 @dataclass(frozen=True)

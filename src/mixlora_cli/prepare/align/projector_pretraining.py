@@ -97,7 +97,7 @@ def pretrain_projector(
     """Train the base's projector in place, on the pictures at `paths`; the mean loss of the last tenth of the steps."""
     projector: nn.Module = base.model.model.multi_modal_projector
     embeddings = base.model.get_input_embeddings().get_parameter("weight").detach()
-    cells = round(len(base.chat.tokenizer(base.chat.probe[0], add_special_tokens=False)["input_ids"]) ** 0.5)
+    cells = round(len(base.chat.picture_tokens) ** 0.5)
     tokens_of = Tokens(base.tokenizer)
     targets = [cell_targets(picture.scene, cells, tokens_of) for picture in pictures]
     vocabulary = sorted({token for picture in targets for cell in picture for token in cell})
