@@ -36,7 +36,9 @@ WORDS = {
 }  # fmt: skip
 
 
-def chat_with(tokenizer: PreTrainedTokenizerFast, template: Template = SHORT, num_image_tokens: int = 3) -> Chat:
+def chat_with(
+    tokenizer: PreTrainedTokenizerFast, template: Template = SHORT, num_image_tokens: int = 3
+) -> Chat:
     """All that encoding needs of a model whose pictures take so many tokens."""
     processor = LlavaProcessor(
         image_processor=CLIPImageProcessorPil(size={"height": 8, "width": 8}, do_center_crop=False),

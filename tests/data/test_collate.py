@@ -83,7 +83,9 @@ def test_pixels_are_loaded_as_rgb(images) -> None:
     Image.new("L", (4, 4), 9).save(images / "grey.png")
     found = PixelLoader(CHAT)([(images / "blue.png", images / "grey.png"), (images / "red.png",)])
     assert set(found) == {"pixel_values"}
-    mean, std = (torch.tensor(getattr(CHAT.processor.image_processor, name)) for name in ("image_mean", "image_std"))
+    mean, std = (
+        torch.tensor(getattr(CHAT.processor.image_processor, name)) for name in ("image_mean", "image_std")
+    )
     shown = (found["pixel_values"].mean(dim=(2, 3)) * std + mean) * 255
     assert shown.round().tolist() == [[0, 0, 255], [9, 9, 9], [255, 0, 0]]
 
@@ -93,6 +95,9 @@ def test_token_types_tell_where_pictures_stand() -> None:
         token_types = "mm_token_type_ids"
 
     chat = Typed(CHAT.tokenizer, CHAT.template, CHAT.processor)
-    items = [Item([1, 4, 4, 2], [IGNORE] * 4, (Path("a.png"),), "t", 0), Item([1, 2], [IGNORE] * 2, (), "t", 1)]
+    items = [
+        Item([1, 4, 4, 2], [IGNORE] * 4, (Path("a.png"),), "t", 0),
+        Item([1, 2], [IGNORE] * 2, (), "t", 1),
+    ]
     assert Collator(chat, features)(items)["mm_token_type_ids"].tolist() == [[0, 1, 1, 0], [0] * 4]
     assert Collator(chat, features)(items[1:])["mm_token_type_ids"].tolist() == [[0, 0]]

@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 
 import pytest
-from odd_conversations import odd_conversations
 from PIL import Image
 
 from mixlora_cli.data import encode as module
@@ -23,8 +22,10 @@ from mixlora_cli.data.problems import BadRecord, Kind
 from mixlora_cli.data.records import Record
 from mixlora_cli.data.template import SMOLLM, TEMPLATES, V1, Turn
 from mixlora_cli.errors import UserError
+from odd_conversations import odd_conversations
 
 from .conftest import SHORT, chat_with, train_sentence_piece
+
 
 def picture() -> bytes:
     file = io.BytesIO()
@@ -175,7 +176,9 @@ def test_pieces_give_the_ids_of_the_whole_text_and_loss_on_the_answers(
 
 
 def test_a_token_across_the_border_cannot_slip_the_mask(word_chat) -> None:
-    joined = SHORT.source.replace("ASSISTANT: {{", "ASSISTANT: re{{").replace("ASSISTANT:{%", "ASSISTANT: re{%")
+    joined = SHORT.source.replace("ASSISTANT: {{", "ASSISTANT: re{{").replace(
+        "ASSISTANT:{%", "ASSISTANT: re{%"
+    )
     chat = replace(word_chat, template=replace(SHORT, source=joined))
     encoded = encode(record("what colour?", "d"), chat)  # "red" is one word, its letters are unknown
     prompt = encode_prompt(record("what colour?", "d"), chat)
@@ -231,7 +234,11 @@ def test_a_split_character_at_the_cut_is_no_error(word_chat, byte_level) -> None
         ("ASSISTANT: {{", "ASSISTANT: \n{{ 'Well, ' ~ ", "changes the answers of record 5"),
         ("ASSISTANT:{%", "ASSISTANT : {%", "otherwise than the prompt and its answer"),
         ("image_token ~", "", r"does not write a place for each picture \(1 in record 5\)"),
-        ("Hi. ", "{{ raise_exception('only one turn') }}", "cannot write the turns user, assistant: only one turn"),
+        (
+            "Hi. ",
+            "{{ raise_exception('only one turn') }}",
+            "cannot write the turns user, assistant: only one turn",
+        ),
     ],
 )
 def test_a_template_that_does_not_fit_is_refused(words, old, new, message) -> None:

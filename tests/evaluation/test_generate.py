@@ -27,13 +27,13 @@ def items(base: LoadedModel, data: DataConfig) -> list[Item]:
 
 def greedy_tokens(base: LoadedModel, item: Item, model: torch.nn.Module) -> list[int]:
     """The plain loop: no padding, no cache, the whole sequence again for every token."""
-    assert item.image is not None
-    pixels = PixelLoader(base.chat)([item.image])
+    assert item.images
+    pictures = PixelLoader(base.chat)([item.images])
     ends = {*base.chat.ends}
     ids: list[int] = list(item.input_ids)
     for _ in range(NEW_TOKENS):
         with torch.no_grad():
-            logits = model(input_ids=torch.tensor([ids]), pixel_values=pixels, use_cache=False).logits
+            logits = model(input_ids=torch.tensor([ids]), use_cache=False, **pictures).logits
         token = int(logits[0, -1].argmax())
         if token in ends:
             break
@@ -89,8 +89,8 @@ def test_each_answer_stops_at_its_own_end_token(base: LoadedModel, items: list[I
     # Let the third token of one answer be the end token: that answer has two tokens, others go on or stop
     # elsewhere.
     end = base.tokenizer.convert_ids_to_tokens(whole[2])
-    template = replace(base.chat.template, source=base.chat.template.source.replace("</s>", end))
-    stopping = replace(base, chat=replace(base.chat, template=template))
+    stopping = replace(base, chat=replace(base.chat))
+    stopping.chat.__dict__["end"] = end
     expected = {item.index: greedy_one_by_one(stopping, item) for item in items}
     assert greedy_tokens(stopping, items[0], base.model) == whole[: whole.index(whole[2])]
     assert len({len(greedy_tokens(stopping, item, base.model)) for item in items}) > 1
@@ -133,10 +133,10 @@ def test_a_draw_s_seed_is_a_digest_of_seed_tokens_and_picture(tmp_path: Path) ->
     tokens = (1).to_bytes(8, "little") + (2).to_bytes(8, "little")
     expected = hashlib.sha256(b"7 2 " + tokens + b"one").digest()
     assert draw_seed(7, item) == int.from_bytes(expected[:8], "big") >> 1
-    assert draw_seed(7, replace(item, image=tmp_path / "b.png", index=6, task="x")) == draw_seed(7, item)
+    assert draw_seed(7, replace(item, images=(tmp_path / "b.png",), index=6, task="x")) == draw_seed(7, item)
     others = [
-        replace(item, image=tmp_path / "c.png"),
+        replace(item, images=(tmp_path / "c.png",)),
         replace(item, input_ids=[1, 3]),
-        replace(item, image=None),
+        replace(item, images=()),
     ]
     assert len({draw_seed(7, item), draw_seed(8, item), *(draw_seed(7, each) for each in others)}) == 5

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlavaProcessor
+from transformers import BertConfig
 
 from mixlora_cli.config import ModelConfig
 from mixlora_cli.errors import UserError
@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _config(path: Path, **changes: str) -> ModelConfig:
-    return ModelConfig(name="hf", source="hub", name_or_path=str(path), **changes)
+    return ModelConfig(name="hf", source="hub", name_or_path=str(path), **{"chat_template": "v1", **changes})
 
 
 def test_a_saved_checkpoint_gives_the_same_logits(folder: Path) -> None:
@@ -35,7 +35,9 @@ def test_a_saved_checkpoint_gives_the_same_logits(folder: Path) -> None:
         original.chat.image_token_ids[0],
     )
     pixels = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    ids = torch.tensor([[original.chat.image_token_ids[0]] * len(original.chat.picture_tokens) + [30, 31, 32]])
+    ids = torch.tensor(
+        [[original.chat.image_token_ids[0]] * len(original.chat.picture_tokens) + [30, 31, 32]]
+    )
     with torch.inference_mode():
         expected = original.model(input_ids=ids, pixel_values=pixels).logits
         torch.testing.assert_close(loaded.model(input_ids=ids, pixel_values=pixels).logits, expected)
@@ -68,8 +70,8 @@ def test_other_preprocessing_has_another_fingerprint(folder: Path, tmp_path: Pat
 
 
 def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(LlamaConfig().to_dict()))
-    with pytest.raises(UserError, match="is a llama model; expected a LLaVA checkpoint"):
+    (tmp_path / "config.json").write_text(json.dumps({**BertConfig().to_dict(), "architectures": ["BertModel"]}))
+    with pytest.raises(UserError, match=r"holds BertModel \(model_type bert\); expected a vision-language model"):
         build_base(_config(tmp_path))
 
 

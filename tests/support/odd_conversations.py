@@ -6,9 +6,9 @@ import random
 from collections.abc import Iterator
 
 _WORDS = (
-    "red", "a", "USER:", "ASSISTANT:", "user", "assistant\n", "what?", "naïve", "日本", "😀", "1,000", "</", "<0x41>", "  ",
-    "\n", "\t", "\r\n", ".", ":", "▁", "e\u0301", "\u00a0", "don't", "x=1;", "<s>", "im_start", "|>", "A chat between",
-    "the number 7", "ﬁ", "\u200b", "ʼ", "-", "''",
+    "red", "a", "USER:", "ASSISTANT:", "user", "assistant\n", "what?", "naïve", "日本", "😀", "1,000", "</", "<0x41>",
+    "  ", "\n", "\t", "\r\n", ".", ":", "▁", "e\u0301", "\u00a0", "don't", "x=1;", "<s>", "im_start", "|>",
+    "A chat between", "the number 7", "ﬁ", "\u200b", "\u02bc", "-", "''",
 )  # fmt: skip
 
 
@@ -21,7 +21,9 @@ def odd_conversations(number: int = 400) -> Iterator[tuple[list[str], bool]]:
         has_picture = draw.random() < 0.6
         if has_picture:
             before, after = texts[0][: draw.randrange(3)], texts[0]
-            texts[0] = draw.choice([f"<image>\n{after}", f"{after}\n<image>", f"{before}<image>{after}", after])
+            texts[0] = draw.choice(
+                [f"<image>\n{after}", f"{after}\n<image>", f"{before}<image>{after}", after]
+            )
         yield texts, has_picture
 
 

@@ -45,7 +45,12 @@ def finished_run(
     chosen = RoutingConfig(name=routing, **fields)  # type: ignore[arg-type]
     torch.manual_seed(0)
     model = attach_adapter(
-        build_tiny().model, trained, chosen, RANK, NUM_FACTORS, ["multi_modal_projector"] if train_projector else []
+        build_tiny().model,
+        trained,
+        chosen,
+        RANK,
+        NUM_FACTORS,
+        ["multi_modal_projector"] if train_projector else [],
     )
     for name, parameter in model.named_parameters():
         if "mixlora_router" in name:

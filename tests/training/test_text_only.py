@@ -29,7 +29,9 @@ def adapted(adapter: str, train_projector: bool = True) -> tuple[Any, nn.Module]
     torch.manual_seed(0)
     base = build_tiny()
     settings = AdapterConfig(name=adapter, dropout=0.0)  # type: ignore[arg-type]
-    model = attach_adapter(base.model, settings, RoutingConfig(name="instance"), 2, 4, [PROJECTOR] if train_projector else [])
+    model = attach_adapter(
+        base.model, settings, RoutingConfig(name="instance"), 2, 4, [PROJECTOR] if train_projector else []
+    )
     for name, parameter in model.named_parameters():
         if "lora_B" in name or "factors_b" in name:
             nn.init.normal_(
@@ -61,7 +63,9 @@ def test_the_stand_in_lies_behind_the_first_row() -> None:
 def test_a_batch_with_a_picture_is_left_alone(tmp_path: Path) -> None:
     pictured = Item([1, 4, 4, 9], [IGNORE] * 3 + [9], (tmp_path / "a.png",), "t", 2)
     dummy_image = DummyImage([4, 4], {"pixel_values": torch.zeros(1, 1)})
-    batch = Collator(build_tiny().chat, lambda rows: {"pixel_values": torch.ones(len(rows), 1)}, dummy_image=dummy_image)([*TEXTS, pictured])
+    batch = Collator(
+        build_tiny().chat, lambda rows: {"pixel_values": torch.ones(len(rows), 1)}, dummy_image=dummy_image
+    )([*TEXTS, pictured])
     assert (batch["input_ids"].shape, batch["pixel_values"].tolist()) == ((3, 5), [[1.0]])
 
 

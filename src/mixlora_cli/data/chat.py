@@ -46,7 +46,7 @@ class Chat:
 
     @cached_property
     def image_token_ids(self) -> tuple[int, ...]:
-        """The tokens at whose places the model puts a picture's features."""
+        """The tokens that stand for a picture and no text."""
         found = getattr(self.processor, "image_token_ids", None) or [
             getattr(self.processor, "image_token_id", None)
         ]
@@ -196,7 +196,10 @@ class Chat:
         if self.processor is None:
             return []
         alone = [text for size in _PROBES for text in self._texts_of_sizes((size,))]
-        return [*alone, *self._texts_of_sizes(_PROBES[:2])]
+        try:
+            return [*alone, *self._texts_of_sizes(_PROBES[:2])]
+        except BadRecord:  # it cannot put pictures of two sizes into one tensor
+            return [*alone, ""]
 
     @cached_property
     def picture_tokens(self) -> list[int]:

@@ -18,6 +18,8 @@ from torch import Tensor
 from mixlora_cli.data.chat import Chat
 from mixlora_cli.data.encode import IGNORE, Item
 from mixlora_cli.data.images import Picture, opened, read_picture
+from mixlora_cli.data.problems import BadRecord
+from mixlora_cli.errors import UserError
 
 Rows = list[tuple[Picture, ...]]
 """The pictures of each conversation that has some."""
@@ -35,9 +37,12 @@ class PixelLoader:
         """Every tensor that the processor returns of the pictures: pixel values, and their sizes, grids or masks.
 
         Raises:
-            BadRecord: the processor refuses a picture.
+            UserError: the processor refuses a picture, or to put those of a batch together.
         """
-        return self.chat.process([[opened(picture) for picture in row] for row in rows])[0]
+        try:
+            return self.chat.process([[opened(picture) for picture in row] for row in rows])[0]
+        except BadRecord as bad:
+            raise UserError(f"{bad.detail}; leave such pictures out, or give train.batch_size=1") from bad
 
 
 @dataclass(frozen=True)

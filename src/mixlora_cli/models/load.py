@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
+    AutoImageProcessor,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -22,7 +24,10 @@ from transformers import (
     PreTrainedTokenizerBase,
     ProcessorMixin,
 )
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.utils import is_torchvision_available
 from transformers.utils.logging import disable_progress_bar
+from transformers.video_processing_utils import VideoProcessorMixin
 
 from mixlora_cli.config import ModelConfig
 from mixlora_cli.data.chat import Chat
@@ -113,12 +118,11 @@ def _load_checkpoint(model: ModelConfig, source: str, dtype: torch.dtype) -> Loa
         )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise UserError(_unreadable(source, error)) from error
-    return LoadedModel(
-        network.requires_grad_(False).eval(),
-        build_chat(model),
-        source,
-        checkpoint_fingerprint(network.config, source),
-    )
+    chat = build_chat(model)
+    # The image processors of PIL and torchvision give slightly different pixels.
+    by = type(getattr(chat.processor, "image_processor", None)).__name__
+    fingerprint = checkpoint_fingerprint(network.config, source, by)
+    return LoadedModel(network.requires_grad_(False).eval(), chat, source, fingerprint)
 
 
 def read_config(source: str, revision: str = "main") -> PreTrainedConfig:
@@ -172,14 +176,51 @@ def build_chat(model: ModelConfig) -> Chat:
     source, revision = checkpoint_source(model), model.revision or "main"
     reads_pictures = auto_class(read_config(source, revision), source) is AutoModelForImageTextToText
     try:
-        loader = AutoProcessor if reads_pictures else AutoTokenizer
-        found = loader.from_pretrained(source, revision=revision)
+        load = _load_processor if reads_pictures else AutoTokenizer.from_pretrained
+        found = load(source, revision=revision)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise UserError(_unreadable(source, error)) from error
     processor = found if isinstance(found, ProcessorMixin) else None
-    tokenizer: PreTrainedTokenizerBase = found if processor is None else processor.tokenizer
+    tokenizer: PreTrainedTokenizerBase = found if processor is None else processor.tokenizer  # type: ignore[attr-defined]
     own = getattr(processor, "chat_template", None) or tokenizer.chat_template
     return Chat(tokenizer, choose_template(model, own), processor)
+
+
+class NoFilms(VideoProcessorMixin):
+    """In the place of a processor's part for films, which needs torchvision; keeps that part's settings for saving."""
+
+    num_frames = fps = None  # some processors read both
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.settings = settings
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as they were read."""
+        return dict(self.settings)
+
+
+def _load_processor(source: str, revision: str) -> Any:
+    """`AutoProcessor`'s; where torchvision is missing and the processor also takes films, one for pictures alone."""
+    config = AutoConfig.from_pretrained(source, revision=revision)
+    values, _ = ProcessorMixin.get_processor_dict(source, revision=revision)
+    named = getattr(transformers, str(values.get("processor_class")), None)
+    kind: Any = named or PROCESSOR_MAPPING.get(type(config))
+    if kind is None or is_torchvision_available() or "video_processor" not in kind.get_attributes():
+        return AutoProcessor.from_pretrained(source, revision=revision)
+
+    def check(self: Any, name: str, part: Any) -> Any:
+        """transformers looks for the part's class among those that it can import."""
+        return type(part) if name == "video_processor" else kind.check_argument_for_proper_class(self, name, part)
+
+    films, _ = VideoProcessorMixin.get_video_processor_dict(source, revision=revision)
+    loaders: dict[str, Any] = {"tokenizer": AutoTokenizer, "image_processor": AutoImageProcessor}
+    parts = [
+        NoFilms(**films) if name == "video_processor" else loaders[name].from_pretrained(source, revision=revision)
+        for name in kind.get_attributes()
+    ]
+    for_pictures: Any = type(kind.__name__, (kind,), {"check_argument_for_proper_class": check})
+    return for_pictures.from_args_and_dict(parts, values)
 
 
 def choose_template(model: ModelConfig, own: str | dict[str, str] | None) -> Template:
@@ -202,9 +243,12 @@ def choose_template(model: ModelConfig, own: str | dict[str, str] | None) -> Tem
     return Template(name, read_text(Path(name), "a chat template in Jinja"), options)
 
 
-def checkpoint_fingerprint(config: PreTrainedConfig, source: str) -> str:
-    """Of a hub checkpoint its commit; of a local folder all settings and the heads of its weight files."""
-    digest = hashlib.sha256(config.to_json_string().encode())
+def checkpoint_fingerprint(config: PreTrainedConfig, source: str, *others: str) -> str:
+    """Of a hub checkpoint its commit; of a local folder all settings and the heads of its weight files.
+
+    `others` is what else its results depend on.
+    """
+    digest = hashlib.sha256("\n".join([config.to_json_string(), *others]).encode())
     digest.update(str(getattr(config, "_commit_hash", None)).encode())
     folder = Path(source)
     if folder.is_dir():
