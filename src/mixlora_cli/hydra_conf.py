@@ -80,12 +80,12 @@ def run_name(adapter: str, rank: int, factors: int, routing: str) -> str:
 
 
 def usual_routing(source: str, metadata: str | None, tasks: Sequence[str] | None) -> str:
-    """What routing=auto is: `task` for data=mini and where a file of definitions is given, else `instance`.
+    """What routing=auto is: `task` for the built-in data and where a file of definitions is given, else `instance`.
 
     Also `instance` for one chosen task, for which `task` would use r factors alone; and for Vision-Flan, though its
     preparation finds definitions: there the paper (Table 2) has `instance` ahead.
     """
-    defined = source == "mini" or bool(metadata)
+    defined = source in ("mini", "mini_text") or bool(metadata)
     return "task" if defined and (tasks is None or len(tasks) > 1) else "instance"
 
 
