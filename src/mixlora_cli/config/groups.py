@@ -46,6 +46,7 @@ class ModelConfig(Settings, at="model"):
     source: Literal["mini", "tiny", "hub", "prepared"]
     name_or_path: Checkpoint | None = None
     revision: Text | None = None
+    billions: PositiveNumber | None = None
     template: Text = "v1"
     attn_implementation: Text = "eager"
     train_projector: Flag = False
