@@ -70,8 +70,12 @@ def test_other_preprocessing_has_another_fingerprint(folder: Path, tmp_path: Pat
 
 
 def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({**BertConfig().to_dict(), "architectures": ["BertModel"]}))
-    with pytest.raises(UserError, match=r"holds BertModel \(model_type bert\); expected a vision-language model"):
+    (tmp_path / "config.json").write_text(
+        json.dumps({**BertConfig().to_dict(), "architectures": ["BertModel"]})
+    )
+    with pytest.raises(
+        UserError, match=r"holds BertModel \(model_type bert\); expected a vision-language model"
+    ):
         build_base(_config(tmp_path))
 
 

@@ -210,13 +210,19 @@ def _load_processor(source: str, revision: str) -> Any:
         return AutoProcessor.from_pretrained(source, revision=revision)
 
     def check(self: Any, name: str, part: Any) -> Any:
-        """transformers looks for the part's class among those that it can import."""
-        return type(part) if name == "video_processor" else kind.check_argument_for_proper_class(self, name, part)
+        """Transformers looks for the part's class among those that it can import."""
+        return (
+            type(part)
+            if name == "video_processor"
+            else kind.check_argument_for_proper_class(self, name, part)
+        )
 
     films, _ = VideoProcessorMixin.get_video_processor_dict(source, revision=revision)
     loaders: dict[str, Any] = {"tokenizer": AutoTokenizer, "image_processor": AutoImageProcessor}
     parts = [
-        NoFilms(**films) if name == "video_processor" else loaders[name].from_pretrained(source, revision=revision)
+        NoFilms(**films)
+        if name == "video_processor"
+        else loaders[name].from_pretrained(source, revision=revision)
         for name in kind.get_attributes()
     ]
     for_pictures: Any = type(kind.__name__, (kind,), {"check_argument_for_proper_class": check})
