@@ -25,7 +25,7 @@ from transformers import (
     ProcessorMixin,
 )
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-from transformers.utils import is_torchvision_available
+from transformers.utils.import_utils import is_torchvision_available
 from transformers.utils.logging import disable_progress_bar
 from transformers.video_processing_utils import VideoProcessorMixin
 
@@ -181,7 +181,7 @@ def build_chat(model: ModelConfig) -> Chat:
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise UserError(_unreadable(source, error)) from error
     processor = found if isinstance(found, ProcessorMixin) else None
-    tokenizer: PreTrainedTokenizerBase = found if processor is None else processor.tokenizer  # type: ignore[attr-defined]
+    tokenizer: PreTrainedTokenizerBase = found if processor is None else processor.tokenizer
     own = getattr(processor, "chat_template", None) or tokenizer.chat_template
     return Chat(tokenizer, choose_template(model, own), processor)
 
@@ -205,7 +205,7 @@ def _load_processor(source: str, revision: str) -> Any:
     config = AutoConfig.from_pretrained(source, revision=revision)
     values, _ = ProcessorMixin.get_processor_dict(source, revision=revision)
     named = getattr(transformers, str(values.get("processor_class")), None)
-    kind: Any = named or PROCESSOR_MAPPING.get(type(config))
+    kind: Any = named or PROCESSOR_MAPPING.get(type(config), None)
     if kind is None or is_torchvision_available() or "video_processor" not in kind.get_attributes():
         return AutoProcessor.from_pretrained(source, revision=revision)
 

@@ -180,7 +180,8 @@ def _job(config: ReproduceConfig, row: Row, seed: int, task: str | None) -> Job:
     steps: list[Step] = []
     if row.name == BASE:
         base = composed("eval", EvalConfig, [f"experiment={config.scale}/{BASE}", *config.evaluation])
-        model = {key: value for key, value in asdict(base.model).items() if key != "billions"}
+        model = essentials({"model": asdict(base.model)})
+        model = {key.removeprefix("model."): value for key, value in model.items()}
         folder = _folder(config, row.name, seed, task, model, base)
     else:
         steps = [_training(config, row.name, seed, task)]
