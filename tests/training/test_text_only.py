@@ -112,7 +112,7 @@ def test_a_stand_in_only_where_it_is_needed() -> None:
     assert needed(train_projector=True, texts=False) is None
     for dummy_image in (needed(train_projector=True), needed(zero=3)):
         assert dummy_image is not None
-        assert (dummy_image.num_image_tokens, dummy_image.features.shape) == (
+        assert (len(dummy_image.tokens), dummy_image.features["pixel_values"].shape) == (
             NUM_IMAGE_TOKENS,
             (1, 3, 16, 16),
         )

@@ -49,7 +49,7 @@ def _is_regex(pattern: str) -> bool:
 
 
 def _is_template(name: str) -> bool:
-    return name in TEMPLATES or Path(name).is_file()
+    return name in TEMPLATES or Path(name).expanduser().is_file()
 
 
 _TEMPLATES = f"must be one of {', '.join(TEMPLATES)}, or a Jinja file"

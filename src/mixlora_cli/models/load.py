@@ -246,7 +246,7 @@ def choose_template(model: ModelConfig, own: str | dict[str, str] | None) -> Tem
         return Template("of the model", source, options)
     if name in TEMPLATES:
         return replace(TEMPLATES[name], options=options)
-    return Template(name, read_text(Path(name), "a chat template in Jinja"), options)
+    return Template(name, read_text(Path(name).expanduser(), "a chat template in Jinja"), options)
 
 
 def checkpoint_fingerprint(config: PreTrainedConfig, source: str, *others: str) -> str:
