@@ -25,7 +25,9 @@ PICTURE = Path("red.png")
 
 def record(*texts: str, image: Path | None = PICTURE, index: int = 5, task: str = "colour") -> Record:
     turns = tuple(Turn("gpt" if number % 2 else "human", text) for number, text in enumerate(texts))
-    return Record(index=index, id="a", task=task, image=image, conversation=turns)
+    return Record(
+        index=index, id="a", task=task, images=() if image is None else (image,), conversation=turns
+    )
 
 
 def made(input_ids: list[int], labels: list[int], num_dropped: int = 0) -> Item:

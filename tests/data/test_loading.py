@@ -33,10 +33,10 @@ def indices(data: DataConfig, **arguments) -> list[int]:
 
 def test_good_records_load_in_order_without_a_word(make_data, capsys) -> None:
     records = load_records(make_data([raw(), raw(image=None), raw("blue.png", id=7)]), "train")
-    assert [(record.index, record.id, record.image and record.image.name) for record in records] == [
-        (0, "a", "red.png"),
-        (1, "a", None),
-        (2, "7", "blue.png"),
+    assert [(record.index, record.id, [path.name for path in record.files]) for record in records] == [
+        (0, "a", ["red.png"]),
+        (1, "a", []),
+        (2, "7", ["blue.png"]),
     ]
     assert "left out" not in capsys.readouterr().err
     assert indices(make_data([raw(image=None)], images=None)) == [0]  # texts need no folder
@@ -177,7 +177,7 @@ def test_mini_goes_through_the_same_loader(images, tmp_path, monkeypatch) -> Non
     data = DataConfig(name="mini", source="mini")
     for split in ("train", "heldout", "unseen"):
         (record,) = load_records(data, split)
-        assert (record.id, record.image) == (split, images / "red.png")
+        assert (record.id, record.images) == (split, (images / "red.png",))
     assert load_definitions(data) == {"colour": "Say the colour."}
 
 

@@ -32,12 +32,12 @@ def test_a_good_record(images) -> None:
         index=3,
         id="a",
         task="colour",
-        image=images / "red.png",
+        images=(images / "red.png",),
         conversation=(Turn("human", "<image>\nwhat colour?"), Turn("gpt", "red")),
         extra={"benchmark": "mini_mme", "answers": ["red"]},
     )
     parsed = parse_record(3, turns("hello", "hi"), None)  # of plain LLaVA files
-    assert (parsed.id, parsed.task, parsed.image) == ("3", "unnamed", None)
+    assert (parsed.id, parsed.task, parsed.images) == ("3", "unnamed", ())
     assert parse_record(0, raw(**turns("<image>", "red")), images).conversation[0].text == "<image>"
 
 
@@ -132,7 +132,7 @@ def test_an_answer_that_shows_something_is_one(images, answer) -> None:
 )
 def test_the_keys_that_may_name_a_picture(images, changes, image, extra) -> None:
     record = parse_record(0, raw(**changes), images)
-    assert (record.image, record.extra) == (None if image is None else images / image, extra)
+    assert (record.images, record.extra) == (() if image is None else (images / image,), extra)
 
 
 def test_paths_that_leave_the_image_folder_and_those_that_stay(images) -> None:
@@ -148,7 +148,7 @@ def test_paths_that_leave_the_image_folder_and_those_that_stay(images) -> None:
     absolute = f"{cut(f'{images}/red.png')} is absolute, expected a path relative to {images}"
     assert mistake(raw(image=f"{images}/red.png"), images) == (Kind.ESCAPING_IMAGE, absolute)
     for name in ("alias.png", "sub/../red.png", "./red.png"):
-        assert parse_record(0, raw(image=name), images).image == images / name
+        assert parse_record(0, raw(image=name), images).images == (images / name,)
 
 
 def written(folder: Path, content: str | bytes) -> Path:

@@ -23,7 +23,7 @@ from mixlora_cli.evaluation.instances import limited, stratified
 
 def record(index: int, answer: str = "yes", **extra: Any) -> Record:
     turns = (Turn("human", "?"), Turn("gpt", answer))
-    return Record(index, str(index), "task", Path("x.png"), turns, {"benchmark": "b", **extra})
+    return Record(index, str(index), "task", (Path("x.png"),), turns, {"benchmark": "b", **extra})
 
 
 def test_a_large_limit_keeps_everything() -> None:

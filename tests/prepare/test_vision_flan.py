@@ -46,8 +46,8 @@ def test_records_and_pictures_survive_and_are_counted(make_copy, configure, form
     assert len({row["id"] for row in rows}) == len(raws) == 13
     records = load_records(config.data, "train")
     assert [record.task for record in records] == [raw["task_name"] for raw in raws]
-    assert [None if r.image is None else r.image.name for r in records] == [raw.get("image") for raw in raws]
-    with open_picture(records[2].image) as picture:
+    assert [r.files[0].name if r.files else None for r in records] == [raw.get("image") for raw in raws]
+    with open_picture(records[2].files[0]) as picture:
         assert (picture.size, picture.convert("RGB").getpixel((0, 0))) == ((18, 18), (0, 0, 255))
     places = {"archive": copy / ARCHIVE / "images_191task_1k", "folder": copy / "images_191task_1k"}
     assert locate_files(config.data, "train").images == places.get(form, root / "images")

@@ -123,7 +123,7 @@ def test_first_middle_and_last_layer() -> None:
 
 def test_what_was_written_is_read_back_only_where_it_fits(tmp_path: Path) -> None:
     turns = (Turn("human", "What?"), Turn("gpt", "yes"))
-    records = [Record(index, f"id{index}", "a task/1", None, turns) for index in (4, 7, 9)]
+    records = [Record(index, f"id{index}", "a task/1", (), turns) for index in (4, 7, 9)]
     instances = Instances("a task/1", "heldout", records, available=5, images=None)
     generator = np.random.default_rng(0)
     factors = {(layer.name, side): generator.integers(16, size=(3, 4)) for layer in LAYERS for side in "ab"}

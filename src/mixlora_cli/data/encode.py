@@ -180,7 +180,14 @@ def encode(record: Record, base: TextSide, max_length: int | None = None) -> Ite
                 Kind.NO_LABEL, f"the prompt alone fills the {max_length} tokens allowed (all: {length})"
             )
         kept = labelled[-1] + 1  # a question that lost its answer teaches nothing
-    return Item(ids[:kept], labels[:kept], record.image, record.task, record.index, length - kept)
+    return Item(
+        ids[:kept],
+        labels[:kept],
+        record.files[0] if record.files else None,
+        record.task,
+        record.index,
+        length - kept,
+    )
 
 
 def encode_prompt(record: Record, base: TextSide) -> Item:
@@ -190,7 +197,9 @@ def encode_prompt(record: Record, base: TextSide) -> Item:
         BadRecord: the text contains a control token.
     """
     ids, _ = _tokenise(record, base, with_answer=False)
-    return Item(ids, [IGNORE] * len(ids), record.image, record.task, record.index)
+    return Item(
+        ids, [IGNORE] * len(ids), record.files[0] if record.files else None, record.task, record.index
+    )
 
 
 def _tokenise(record: Record, base: TextSide, *, with_answer: bool) -> tuple[list[int], list[int]]:
@@ -224,7 +233,7 @@ def _pieces(record: Record, template: Template, *, with_answer: bool) -> Iterato
     The picture opens the first question ("<image>" newline question), wherever the marker stood.
     """
     turns = [Turn(turn.role, turn.text.replace(IMAGE_MARKER, "").strip()) for turn in record.conversation]
-    if record.image is not None:
+    if record.images:
         turns[0] = Turn(turns[0].role, f"{IMAGE_MARKER}\n{turns[0].text}")
     anchor = ""
     for segment in segments(template, turns, with_answer=with_answer):

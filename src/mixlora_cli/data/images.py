@@ -32,6 +32,9 @@ from mixlora_cli.store import write_text
 Stamp = tuple[int, int]
 """What tells that a picture is the one seen earlier: size in bytes, and time of change in ns (of a member: CRC-32)."""
 
+Picture = Path | bytes
+"""A picture's file (or archive member), or in streaming the file's bytes."""
+
 PIXELS = "2"
 """Part of the key of what is kept of pixels: raise when the pixels that files give become others."""
 MAX_PIXELS = 64_000_000
@@ -57,12 +60,14 @@ def split_archive(path: Path) -> tuple[Path, str] | None:
     return None
 
 
-def read_picture(path: Path) -> bytes:
+def read_picture(path: Picture) -> bytes:
     """All bytes of a picture file.
 
     Raises:
         OSError: it cannot be read, or a member's checksum is wrong.
     """
+    if isinstance(path, bytes):
+        return path
     inside = split_archive(path)
     if inside is None:
         return path.read_bytes()
@@ -76,16 +81,17 @@ def read_picture(path: Path) -> bytes:
 
 
 @contextlib.contextmanager
-def open_picture(path: Path) -> Iterator[Image.Image]:
+def open_picture(path: Picture) -> Iterator[Image.Image]:
     """The opened picture: size and format are known, pixels are decoded when they are asked for.
 
     Raises what Pillow raises for a damaged or foreign file, and OSError when it cannot be read.
     """
-    with Image.open(path if split_archive(path) is None else io.BytesIO(read_picture(path))) as image:
+    is_file = isinstance(path, Path) and split_archive(path) is None
+    with Image.open(path if is_file else io.BytesIO(read_picture(path))) as image:
         yield image
 
 
-def as_shown(opened: Image.Image, path: Path) -> Image.Image:
+def as_shown(opened: Image.Image, path: Picture) -> Image.Image:
     """The decoded picture as everything here sees it: upright by its EXIF orientation, 8 bits a sample.
 
     Raises what Pillow raises for a damaged file, and BadRecord where no brightness is known to be white.
@@ -98,7 +104,7 @@ def as_shown(opened: Image.Image, path: Path) -> Image.Image:
     upright = opened.transpose(_TURNS[orientation]) if orientation in _TURNS else opened
     if upright.mode not in ("I", "F") and not upright.mode.startswith("I;16"):
         return upright
-    return Image.fromarray(_eight_bits(np.asarray(upright), f"{cut(path.name)} has a brightness"))
+    return Image.fromarray(_eight_bits(np.asarray(upright), f"{picture_name(path)} has a brightness"))
 
 
 def _eight_bits(samples: npt.NDArray[Any], what: str) -> npt.NDArray[np.uint8]:
@@ -118,8 +124,15 @@ def _eight_bits(samples: npt.NDArray[Any], what: str) -> npt.NDArray[np.uint8]:
     return scaled
 
 
-def stamp(path: Path) -> Stamp | None:
+def picture_name(picture: Picture) -> str:
+    """What messages call a picture."""
+    return "a picture in the data" if isinstance(picture, bytes) else cut(picture.name)
+
+
+def stamp(path: Picture) -> Stamp | None:
     """Size and mark of a picture file's content; None when it is not there."""
+    if isinstance(path, bytes):
+        return len(path), zlib.crc32(path)
     inside = split_archive(path)
     try:
         if inside is not None:
@@ -178,13 +191,13 @@ def _open(archive: str, version: Stamp) -> _Archive:
     return _Archive(archive)
 
 
-def open_fully(path: Path) -> None:
+def open_fully(path: Picture) -> None:
     """Decode a picture to its last pixel.
 
     Raises:
         BadRecord: it is too large, damaged, not a picture, or its brightness has no known range.
     """
-    name = cut(path.name)
+    name = picture_name(path)
     try:
         with open_picture(path) as image:
             width, height = image.size

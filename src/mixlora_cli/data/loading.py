@@ -198,11 +198,14 @@ def load_records(data: DataConfig, split: Split, seed: int = 0) -> list[Record]:
         records = sample_per_task(records, data.max_per_task, seed)
     good = records
     if images is not None:
-        broken = check_images((each.image for each in records if each.image), images, cache_root())
-        good = [record for record in records if record.image not in broken]
+        broken = check_images((path for each in records for path in each.files), images, cache_root())
+        good = []
         for record in records:
-            if record.image in broken:
-                problems.append(Problem(record.index, broken[record.image].kind, broken[record.image].detail))
+            wrong = next((broken[path] for path in record.files if path in broken), None)
+            if wrong is None:
+                good.append(record)
+            else:
+                problems.append(Problem(record.index, wrong.kind, wrong.detail))
     settle(problems, source, len(good) + len(problems), data.on_error)
     if not good:
         raise UserError(f"{source}: no usable record; expected at least one")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mixlora_cli.data.images import locate_picture
+from mixlora_cli.data.images import Picture, locate_picture
 from mixlora_cli.data.problems import BadRecord, Kind, Problem
 from mixlora_cli.data.template import IMAGE_MARKER, Turn
 from mixlora_cli.data.text_files import lone_surrogate, numbered_lines, parse_json, read_text
@@ -44,11 +44,17 @@ class Record:
     """Place in its file, from 0."""
     id: str
     task: str
-    image: Path | None
-    """None for a text-only record."""
+    images: tuple[Picture, ...]
+    """In the order of their markers; empty for a text-only record."""
     conversation: tuple[Turn, ...]
-    """human, gpt, human, gpt, ...; the image marker may stand anywhere in a human turn, or nowhere."""
+    """A system turn or none, then human, gpt, human, gpt, ...; the image marker may stand anywhere in a human turn, or
+    nowhere."""
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Those of its pictures that are files: all of them, except in streaming."""
+        return tuple(picture for picture in self.images if isinstance(picture, Path))
 
 
 def read_annotations(path: Path) -> tuple[list[Raw], list[Problem]]:
@@ -138,7 +144,7 @@ def parse_record(index: int, raw: Any, images: Path | None) -> Record:
         index=index,
         id=str(raw.get("id", index)),
         task=task_name(raw),
-        image=None if name is None else _locate_image(name, images),
+        images=() if name is None else (_locate_image(name, images),),
         conversation=conversation,
         extra={key: value for key, value in raw.items() if key not in _FIELDS},
     )

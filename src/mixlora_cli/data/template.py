@@ -16,7 +16,7 @@ IMAGE_MARKER = "<image>"
 class Turn:
     """One message of a conversation, without the template around it."""
 
-    role: Literal["human", "gpt"]
+    role: Literal["system", "human", "gpt"]
     text: str
 
 

@@ -39,21 +39,24 @@ def adapter_digest(folder: Path | None) -> str:
 
 
 def relative_image(record: Record, images: Path | None) -> str:
-    """Path of a record's picture inside the image folder; "" without a picture."""
-    if record.image is None:
-        return ""
-    return record.image.name if images is None else os.path.relpath(record.image, images)
+    """Path of a record's first picture inside the image folder; "" without a picture."""
+    return _relative(record.files[0], images) if record.files else ""
+
+
+def _relative(path: Path, images: Path | None) -> str:
+    return path.name if images is None else os.path.relpath(path, images)
 
 
 def records_digest(records: Sequence[Record], images: Path | None) -> str:
-    """Of every record's place, conversation and reference answers, and its picture's path and size in bytes."""
+    """Of every record's place, conversation and reference answers, and its pictures' paths and sizes in bytes."""
 
     def content(record: Record) -> bytes:
         turns = [(turn.role, turn.text) for turn in record.conversation]
-        size = 0 if record.image is None else (stamp(record.image) or (0, 0))[0]
-        image = (relative_image(record, images), size)
+        pictures = [(_relative(path, images), (stamp(path) or (0, 0))[0]) for path in record.files]
+        # one picture, or none, as in the digests of kept answers
+        told = pictures if len(pictures) > 1 else pictures[0] if pictures else ("", 0)
         return json.dumps(
-            [record.index, record.task, turns, image, dict(record.extra)], sort_keys=True
+            [record.index, record.task, turns, told, dict(record.extra)], sort_keys=True
         ).encode()
 
     return _digest(map(content, records))

@@ -261,22 +261,22 @@ def _check_split(
             f"{files.annotations}: no record to check; expected at least one of data.tasks={data.tasks}"
         )
     if options.images and files.images is not None:
-        bad = check_images((each.image for each in good if each.image), files.images, cache_root())
+        bad = check_images((path for each in good for path in each.files), files.images, cache_root())
         for record in good:
-            if record.image in bad:
-                report.add(bad[record.image].kind, f"record {record.index}: {bad[record.image].detail}")
-        good = [record for record in good if record.image not in bad]
-    first: dict[tuple[Path | None, tuple[str, ...]], int] = {}
+            for path in [path for path in record.files if path in bad][:1]:
+                report.add(bad[path].kind, f"record {record.index}: {bad[path].detail}")
+        good = [record for record in good if bad.keys().isdisjoint(record.files)]
+    first: dict[tuple[tuple[Path, ...], tuple[str, ...]], int] = {}
     for record in good:
         turns = tuple(turn.text.replace(IMAGE_MARKER, "").strip() for turn in record.conversation)
-        earlier = first.setdefault((record.image, turns), record.index)
+        earlier = first.setdefault((record.files, turns), record.index)
         if earlier != record.index:
             report.add(Remark.DUPLICATE, f"record {record.index}: as record {earlier}")
     report.good = len(good)
     report.shared_ids = len(good) - len({str(each.extra.get("source_id", each.id)) for each in good})
     report.tasks = dict(sorted(Counter(record.task for record in good).items()))
-    report.text_only = sum(record.image is None for record in good)
-    report.pictures = len({record.image for record in good if record.image is not None})
+    report.text_only = sum(not record.images for record in good)
+    report.pictures = len({path for record in good for path in record.files})
     return report, good
 
 
@@ -376,7 +376,7 @@ def _leaks(
         )
 
     def prints(records: Sequence[Record], images: Path | None) -> dict[Path, Print]:
-        pictures = (record.image for record in records if record.image is not None)
+        pictures = (path for record in records for path in record.files)
         return {} if images is None else prints_of(pictures, images, cache_root(), workers)
 
     records, images = good["train"]

@@ -173,9 +173,9 @@ class TrainingSide:
         self.tasks: dict[str, dict[str, None]] = {}
         """Tasks, in order, by digest and by perceptual hash of their pictures."""
         for record in records:
-            if record.image is not None and record.image in prints:
-                known = prints[record.image]
-                self.pictures.setdefault(known.bytes_digest, record.image)
+            for path in (path for path in record.files if path in prints):
+                known = prints[path]
+                self.pictures.setdefault(known.bytes_digest, path)
                 self.asked.setdefault((known.bytes_digest, digest(record, "human")), record.index)
                 for key in known:
                     self.tasks.setdefault(key, {})[record.task] = None
@@ -203,7 +203,7 @@ def compare(
     source: str = "",
 ) -> Leak:
     """Count what `records` share with the training side; `near` is the largest number of differing bits."""
-    paths = list(dict.fromkeys(record.image for record in records if record.image is not None))
+    paths = list(dict.fromkeys(path for record in records for path in record.files))
     leak = Leak(benchmark, len(records), len(paths), source)
     tasks: Counter[str] = Counter()
     others: list[Path] = []
@@ -229,11 +229,12 @@ def compare(
         text = training.texts.get(digest(record, "human", "gpt"))
         if text is not None:
             leak.same_text.add(f"record {record.index} = training record {text}", num_examples)
-        if record.image is not None and record.image in prints:
-            asked = training.asked.get((prints[record.image].bytes_digest, digest(record, "human")))
-            if asked is not None:
-                told = f"record {record.index} = training record {asked}"
-                leak.same_picture_and_question.add(told, num_examples)
+        question = digest(record, "human")
+        keys = [(prints[path].bytes_digest, question) for path in record.files if path in prints]
+        asked = next((training.asked[key] for key in keys if key in training.asked), None)
+        if asked is not None:
+            told = f"record {record.index} = training record {asked}"
+            leak.same_picture_and_question.add(told, num_examples)
     return leak
 
 

@@ -88,8 +88,9 @@ def prepare_vision_flan(config: PrepareConfig) -> Path:
     if data.max_per_task is not None:
         records = sample_per_task(records, data.max_per_task, config.seed)
     root.mkdir(parents=True, exist_ok=True)
-    images = [record.image for record in records]
-    names = [None if image is None else image.relative_to(source.images).as_posix() for image in images]
+    names = [
+        record.files[0].relative_to(source.images).as_posix() if record.files else None for record in records
+    ]  # no record of Vision-Flan has several
     if options.unpack:
         _unpack(names, source.images, root)
     _write_records(records, names, root)

@@ -38,7 +38,9 @@ def write_page(
     Args:
         megabytes: of pictures, which get smaller, and then fewer, until they fit.
     """
-    uris, numbers, left_out = make_thumbnails([record.image for record in maps.records], megabytes, console)
+    uris, numbers, left_out = make_thumbnails(
+        [next(iter(record.files), None) for record in maps.records], megabytes, console
+    )
     notes = [
         f"t-SNE of Jaccard distances, perplexity {maps.perplexity:.3g}. Identical selections have one place and are "
         "spread over a disc there, so that their number shows. Distances between far places mean little.",
