@@ -11,7 +11,8 @@ from hydra import compose, initialize_config_dir
 
 from analysis_fixtures import own_cache  # noqa: F401
 from mixlora_cli.analysis.gpu_memory import GIB
-from mixlora_cli.analysis.plan import Plan, make_plan, plan
+from mixlora_cli.analysis.plan import Plan, make_plan
+from mixlora_cli.analysis.plan_output import plan
 from mixlora_cli.config import MachineConfig, PlanConfig, load
 from mixlora_cli.errors import UserError
 from mixlora_cli.hydra_conf import register

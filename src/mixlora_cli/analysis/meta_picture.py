@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoProcessor, PreTrainedModel
-from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+from transformers.models.auto import image_processing_auto
 
 from mixlora_cli.analysis.bench.counters import Operations
 from mixlora_cli.config import ModelConfig
@@ -55,7 +55,7 @@ def read_picture(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Picture:
     marks: list[int] = []
     vision: Any = model
     tower: nn.Module = model.get_encoder(modality="image")
-    with FlopCounterMode(display=False) as counter, _MetaWins():
+    with FlopCounterMode(display=False) as counter, _MetaWins():  # type: ignore[no-untyped-call]
 
         def mark(*_: Any) -> None:
             marks.append(counter.get_total_flops())
@@ -97,7 +97,9 @@ def _processed(model: ModelConfig, config: Any) -> dict[str, Tensor] | None:
     settings = published_pictures(model)
     blank = Image.new("RGB", SIZE)
     if settings is not None:
-        kind = getattr(transformers, IMAGE_PROCESSOR_MAPPING_NAMES[config.model_type]["pil"])
+        auto: Any = image_processing_auto
+        # Asked for a class itself, the mapping wants torchvision.
+        kind = getattr(transformers, auto.IMAGE_PROCESSOR_MAPPING_NAMES[config.model_type]["pil"])
         return dict(kind(**settings)(images=[blank], return_tensors="pt"))
     if model.source in ("tiny", "mini"):
         return None
@@ -109,7 +111,7 @@ def _processed(model: ModelConfig, config: Any) -> dict[str, Tensor] | None:
     return {name: made[name] for name in made if name not in ("input_ids", "attention_mask")}
 
 
-class _MetaWins(TorchDispatchMode):
+class _MetaWins(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside, an operation on a tensor of the meta device and one of the CPU takes place on the meta device.
 
     Pixels, sizes and places of patches stay on the CPU, where code can read them, until they meet a weight.

@@ -75,7 +75,8 @@ class MetaStep:
         base: Any = adapted.get_base_model() if isinstance(adapted, PeftModel) else adapted
         try:
             inputs = picture_inputs(self.config.model, base.config)
-            return read_picture(base, inputs) if inputs else None
+            with _autocast_on_meta():
+                return read_picture(base, inputs) if inputs else None
         except Exception as error:  # code that wants to see a tensor's numbers raises what it likes
             return first_line(error)
 

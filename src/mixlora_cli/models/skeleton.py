@@ -74,9 +74,10 @@ def on_meta(config: PreTrainedConfig) -> PreTrainedModel:
     """The network of a configuration, with untied weights.
 
     Raises:
-        UserError: transformers has no model that reads pictures or text and writes text for it, or a package is missing.
+        UserError: transformers has no model for it that writes text, or a package is missing.
     """
-    for kind in (AutoModelForImageTextToText, AutoModelForCausalLM):
+    kinds: tuple[Any, ...] = (AutoModelForImageTextToText, AutoModelForCausalLM)
+    for kind in kinds:
         if type(config) in kind._model_mapping:
             try:
                 with torch.device("meta"):
