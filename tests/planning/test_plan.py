@@ -119,6 +119,38 @@ def test_a_batch_that_is_too_large_is_told_what_fits() -> None:
     assert exact.own.fits and not bigger.own.fits
 
 
+def test_one_card_of_24_gb_takes_the_first_way_that_fits() -> None:
+    """A smaller batch before checkpointing, both before four bits, and as many instances a step as before."""
+    for overrides, expected in (
+        (["model=mini"], "train.batch_size=2 train.accumulation=16"),
+        (
+            ["model=llava_1_5_7b", "adapter=lora"],
+            "train.batch_size=16 train.accumulation=2 train.gradient_checkpointing=true",
+        ),
+        (
+            ["model=llava_1_5_13b", "adapter=lora", "train.gradient_checkpointing=true"],
+            "train.batch_size=16 train.accumulation=2 model.quantization=nf4",
+        ),
+        (["experiment=paper/llava_ft"], None),
+    ):
+        made = planned("train.batch_size=32" if expected else "train.batch_size=8", *overrides)
+        need, way = made.small_card
+        assert need.total > 24 * GIB, overrides
+        if expected is None:
+            assert way is None and made.quantizations == ("none",)
+            continue
+        assert way is not None and made.need(way, "none", 1).total <= 24 * GIB
+        assert way.overrides(made.way, made.config.train.accumulation) == expected
+
+
+def test_a_small_training_fits_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = configured("model=mini", "train.gradient_checkpointing=true", f"output_dir={tmp_path}/run")
+    written = json.loads(plan(config).read_text())
+    assert written["one_24gb_card"]["fits"] is True
+    size = written["one_24gb_card"]["bytes"] / GIB
+    assert f"fits one 24 GB card: yes ({size:.1f} of 24 GiB)" in capsys.readouterr().out
+
+
 def test_an_impossible_split_is_refused() -> None:
     with pytest.raises(UserError, match=r"cannot be split over 3 processes"):
         planned("experiment=paper/lora_r4", "plan.gpus=3")

@@ -21,9 +21,7 @@ from transformers import (
     LlavaProcessor,
 )
 
-from mixlora_cli.config import DeepspeedConfig, ModelConfig, RoutingConfig, TrainConfig
-from mixlora_cli.errors import UserError
-from mixlora_cli.models import quantization
+from mixlora_cli.config import ModelConfig, RoutingConfig, TrainConfig
 from mixlora_cli.models.adapters import attach_adapter, num_parameters
 from mixlora_cli.models.load import LoadedModel, build_base
 from mixlora_cli.models.quantization import load_weights

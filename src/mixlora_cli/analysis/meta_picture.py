@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoProcessor, PreTrainedModel
+from transformers import AutoImageProcessor, PreTrainedModel
 from transformers.models.auto import image_processing_auto
 
 from mixlora_cli.analysis.bench.counters import Operations
@@ -106,9 +106,8 @@ def _processed(model: ModelConfig, config: Any) -> dict[str, Tensor] | None:
     folder = checkpoint_source(model)
     if not (Path(folder) / "config.json").is_file():
         return None
-    processor: Any = AutoProcessor.from_pretrained(folder)
-    made = processor(text=[processor.image_token], images=[blank], return_tensors="pt")
-    return {name: made[name] for name in made if name not in ("input_ids", "attention_mask")}
+    processor: Any = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    return dict(processor(images=[blank], return_tensors="pt"))
 
 
 class _MetaWins(TorchDispatchMode):  # type: ignore[no-untyped-call]

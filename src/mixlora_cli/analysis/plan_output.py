@@ -11,7 +11,7 @@ from rich.console import Console
 
 from mixlora_cli.analysis.gpu_memory import CONTEXT_BYTES, FRAGMENTATION, GIB, GPUS
 from mixlora_cli.analysis.meta_picture import SIZE
-from mixlora_cli.analysis.plan import Plan, Schedule, Way, make_plan, total
+from mixlora_cli.analysis.plan import SMALL_CARD, Plan, Schedule, Way, make_plan, total
 from mixlora_cli.config import PlanConfig
 from mixlora_cli.progress import say
 from mixlora_cli.store import write_json
@@ -39,13 +39,12 @@ def plan(config: PlanConfig) -> Path:
 def _show(plan: Plan, console: Console) -> None:
     machine, gpu = plan.config.plan, plan.gpu
     say(f"plan for {machine.gpus} x {gpu.label} ({gpu.memory_gib:g} GiB, {gpu.tflops:g} TFLOP/s)", console)
-    show([_parameters(plan), _memory(plan)], console)
+    show([_parameters(plan), _memory(plan), _cards(plan)], console)
     say(
         f"as configured (*), deepspeed={plan.stage}: {'fits' if plan.own.fits else 'does not fit'} on "
         f"{machine.gpus} x {gpu.label}. To take: {plan.advice}",
         console,
     )
-    show(_cards(plan), console)
     say(_small_card(plan), console)
     show(_time(plan), console)
     for line in [_disk(plan), *_notes(plan)]:
@@ -113,16 +112,13 @@ def _cards(plan: Plan) -> Table:
 
 def _small_card(plan: Plan) -> str:
     need, way = plan.small_card
-    size = f"{need.total / GIB:.1f} GiB"
+    size = f"{need.total / GIB:.1f} of {GPUS[SMALL_CARD].memory_gib:g} GiB"
     if way == plan.way:
         return f"fits one 24 GB card: yes ({size})"
     if way is None:
-        return f"fits one 24 GB card: no ({size}), and nothing makes it fit but a smaller model or data.max_length"
-    accumulation = plan.config.train.accumulation
-    return (
-        f"fits one 24 GB card: no ({size}); yes with {way.overrides(plan.way, accumulation)} "
-        f"({plan.need(way, 'none', 1).total / GIB:.1f} GiB)"
-    )
+        return f"fits one 24 GB card: no ({size}), and nothing helps but a smaller model or data.max_length"
+    changed = way.overrides(plan.way, plan.config.train.accumulation)
+    return f"fits one 24 GB card: no ({size}); yes with {changed} ({plan.need(way, 'none', 1).total / GIB:.1f} GiB)"
 
 
 def _time(plan: Plan) -> Table:
