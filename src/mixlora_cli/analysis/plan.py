@@ -30,6 +30,7 @@ from mixlora_cli.config import DataConfig, PlanConfig
 from mixlora_cli.data.loading import prepared_root, read_manifest
 from mixlora_cli.data.mini.plan import Counts as MiniCounts
 from mixlora_cli.data.mini.seen import SEEN_TASKS
+from mixlora_cli.data.mini.text import TEXT_COUNTS, TEXT_TASKS
 from mixlora_cli.data.records import read_annotations
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.forward import choose_dtype
@@ -315,6 +316,9 @@ def num_instances(data: DataConfig) -> tuple[int, str]:
     """
     if data.source == "mini":
         return _limited(dict.fromkeys(SEEN_TASKS, MiniCounts().train), data), "counted"
+    if data.source == "mini_text":
+        seen = [each.name for each in TEXT_TASKS if not each.unseen]
+        return _limited(dict.fromkeys(seen, TEXT_COUNTS.train), data), "counted"
     if data.source == "vision_flan":
         manifest = read_manifest(prepared_root(data))
         if manifest is not None:

@@ -47,6 +47,7 @@ class ModelConfig(Settings, at="model"):
     source: Literal["mini", "tiny", "hub", "prepared"]
     name_or_path: Checkpoint | None = None
     revision: Text | None = None
+    billions: PositiveNumber | None = None
     template: Text = "v1"
     attn_implementation: Text = "eager"
     train_projector: Flag = False
@@ -120,7 +121,7 @@ class DataConfig(Settings, at="data"):
     """Training and evaluation records (group `data`): LLaVA-format JSON plus an image folder."""
 
     name: Text
-    source: Literal["mini", "json", "vision_flan"]
+    source: Literal["mini", "mini_text", "json", "vision_flan"]
     root: Text | None = None
     train: File | None = None
     heldout: File | None = None
@@ -138,6 +139,11 @@ class DataConfig(Settings, at="data"):
             "train",
             "data=json needs data.train=<annotation.json> (and data.images=<folder>)",
         )
+
+    @property
+    def is_built_in(self) -> bool:
+        """Whether the data is made on first use and has every split, with definitions."""
+        return self.source in ("mini", "mini_text")
 
 
 class DeepspeedConfig(Settings, at="deepspeed"):

@@ -43,6 +43,7 @@ HARMLESS_KEYS = (
     "resume",
     "overwrite",
     "wandb.",
+    "model.billions",  # decides only what train's other keys are where nobody gives them
     "launch.",  # the number of processes is compared itself, whoever started them
     "train.log_every",
     "train.save_every",
