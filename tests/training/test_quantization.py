@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -21,16 +26,30 @@ from transformers import (
     LlavaProcessor,
 )
 
-from mixlora_cli.config import ModelConfig, RoutingConfig, TrainConfig
+from mixlora_cli.commands import COMMANDS
+from mixlora_cli.config import (
+    DataConfig,
+    DeepspeedConfig,
+    LaunchConfig,
+    ModelConfig,
+    RoutingConfig,
+    TrainConfig,
+)
+from mixlora_cli.errors import UserError
+from mixlora_cli.hydra_app import run_command
+from mixlora_cli.launch import run_workers
+from mixlora_cli.models import quantization
 from mixlora_cli.models.adapters import attach_adapter, num_parameters
 from mixlora_cli.models.load import LoadedModel, build_base
 from mixlora_cli.models.quantization import load_weights
 from mixlora_cli.models.session import Session, find_run
 from mixlora_cli.models.tiny import build_tiny
+from mixlora_cli.paths import conf_dir
 from mixlora_cli.training.run_folder import RunFolder, read_metrics
 from mixlora_cli.training.train import train
+from tiny_data import as_arguments, tiny_data
 
-from .conftest import MakeConfig, adapter_weights
+from .conftest import MakeConfig, adapter_weights, assert_same_bits
 
 bnb = pytest.importorskip("bitsandbytes")
 
@@ -157,7 +176,7 @@ def _gradients(model: Any, checkpointing: bool = False) -> dict[str, Tensor]:
         if "lora_B" in name or "factors_b" in name or "router" in name:
             parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
     if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     batch = _batch()
     model.train()(**batch, labels=batch["input_ids"], use_cache=False).loss.backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -262,3 +281,157 @@ def test_it_learns_and_is_found_again(config: Any, kind: str, case: str) -> None
         assert torch.equal(trained(**batch).logits, outputs)
         with session.model.disable_adapter():  # type: ignore[operator]
             assert not torch.equal(session.model(**batch).logits, outputs)
+
+
+TASKS = ("counting", "naming")
+COMMON = ["eval.limit=6", "eval.batch_size=4", "eval.max_new_tokens=3", "launch.nproc=1"]
+ON_A_RUN = {
+    "eval": [*COMMON, "eval.seen=true"],
+    "export": ["export.instances=4", "export.rank=4", "export.max_new_tokens=3", "export.limit=4"],
+    "interference": ["tasks=[counting,naming]", "interference.batches=3", "interference.batch_size=2"],
+    "tsne": ["tsne.permutations=20", "tsne.sides=[a]", "tsne.layers=[1]"],
+}
+
+
+def _everything(root: Path, data: DataConfig) -> dict[str, Any]:
+    """What each command finds out about a run: answers, static factors, cosines, selections."""
+    for name, values in ON_A_RUN.items():
+        command = [f"run={root}", *as_arguments(data), f"output_dir={root / name}", *values]
+        assert run_command(COMMANDS[name], command) == 0
+    rows = [json.loads(line) for line in (root / "eval" / "predictions.jsonl").read_text().splitlines()]
+    average = json.loads((root / "interference" / "interference.json").read_text())["average"]
+    selections = [pq.read_table(path).to_pydict() for path in sorted((root / "tsne").rglob("*.parquet"))]
+    return {
+        "answers": [row["prediction"] for row in rows[1:]],
+        "static": load_file(next((root / "export").rglob("adapter_model.safetensors"))),
+        "scores": [average[matrix]["mean"]["value"] for matrix in "AB"],
+        "selections": selections,
+    }
+
+
+@pytest.mark.slow
+@each_kind
+def test_every_command_reads_it(
+    folder: Path, make_config: MakeConfig, tmp_path: Path, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On four bits each finds what it finds on the weights that the codes stand for, whole again."""
+    monkeypatch.setattr("mixlora_cli.analysis.selections.run.draw_all", lambda *_: [])
+    monkeypatch.setattr("mixlora_cli.analysis.interference.run.draw_all", lambda *_: [])
+    data = tiny_data(tmp_path / "data", train=TASKS * 8, heldout=TASKS * 8, unseen=TASKS * 8)
+    config = replace(make_config("run", dropout=0.0, steps=8), model=_model(folder, kind), data=data)
+    root = train(config)
+    plain, base = tmp_path / "plain", build_base(config.model)
+    shutil.copytree(folder, plain)
+    _plain(base, folder).model.save_pretrained(plain)
+    whole = tmp_path / "whole"
+    shutil.copytree(root, whole)
+    settings = OmegaConf.load(whole / "config.yaml")
+    settings.model.update(quantization="none", name_or_path=str(plain))
+    OmegaConf.save(settings, whole / "config.yaml")
+
+    found, expected = _everything(root, data), _everything(whole, data)
+    assert len(found["answers"]) == len(expected["answers"]) > 10
+    assert found["static"].keys() == expected["static"].keys()
+    if kind == "int8":  # whose products round the activations, too
+        return
+    assert found["answers"] == expected["answers"]
+    assert found["selections"] == expected["selections"]
+    for name, weight in expected["static"].items():
+        torch.testing.assert_close(found["static"][name], weight, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(
+        *(torch.tensor(each["scores"]) for each in (found, expected)), rtol=1e-4, atol=0
+    )
+
+
+def _zero(stage: int) -> DeepspeedConfig:
+    return DeepspeedConfig(f"zero{stage}", {"zero_optimization": {"stage": stage}})
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"adapter": "full"}, "model.quantization=nf4 freezes; choose lora or mixlora"),
+        ({"adapter": "none"}, "model.quantization=nf4 freezes; choose lora or mixlora"),
+        ({"deepspeed": _zero(3)}, "zero3 spreads the base's weights.*choose zero1, zero2 or none"),
+        ({"model": ("tiny", "tiny")}, "model.quantization=nf4: model=tiny is made in memory"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_what_cannot_be_is_refused_when_the_configuration_is_read(
+    config: Any, changes: dict[str, Any], reason: str
+) -> None:
+    whole = config("nf4", "lora")
+    if "adapter" in changes:
+        changes = {"adapter": replace(whole.adapter, name=changes["adapter"])}
+    with pytest.raises(ValueError, match=reason):
+        if "model" in changes:
+            name, source = changes["model"]
+            replace(whole.model, name=name, source=source)
+        replace(whole, **changes)
+    if "deepspeed" in changes:
+        replace(whole, deepspeed=_zero(2))
+
+
+def test_the_missing_package_is_named_before_data_is_read(
+    config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantization, "find_spec", lambda _: None)
+    monkeypatch.setattr("mixlora_cli.training.train.load_records", lambda *_: pytest.fail("read the data"))
+    with pytest.raises(
+        UserError, match=r"=int8 needs the package bitsandbytes: pip install 'mixlora-cli\[quant\]'"
+    ):
+        train(config("int8", "lora"))
+
+
+def test_checkpoints_that_cannot_be_quantised_are_refused(folder: Path, llama: Path, tmp_path: Path) -> None:
+    """One that is quantised already, whatever is asked for; rows that are no whole blocks; no linear layer."""
+    config = AutoConfig.from_pretrained(llama)
+    load_weights(AutoModelForCausalLM, llama, config, "nf4", torch.float32).save_pretrained(tmp_path / "nf4")
+    saved = AutoConfig.from_pretrained(tmp_path / "nf4")
+    for kind in ("none", "nf4"):
+        with pytest.raises(
+            UserError, match=r"is quantised already \(bitsandbytes\); give the checkpoint that"
+        ):
+            load_weights(AutoModelForCausalLM, tmp_path / "nf4", saved, kind, torch.float32)  # type: ignore[arg-type]
+
+    narrow = LlamaConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2
+    )
+    model = LlamaForCausalLM(narrow)
+    model.save_pretrained(tmp_path / "narrow")
+    with pytest.raises(UserError, match=r"q_proj of .* has 32 inputs, and without a GPU .* multiples of 64"):
+        load_weights(AutoModelForCausalLM, tmp_path / "narrow", narrow, "nf4", torch.float32)
+    load_weights(AutoModelForCausalLM, tmp_path / "narrow", narrow, "int8", torch.float32)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each with its own copy of the codes, also under ZeRO-2; a resumed run is the same bit for bit."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    zero2 = DeepspeedConfig(**yaml.safe_load((conf_dir() / "deepspeed" / "zero2.yaml").read_text()))
+    cases = [
+        ("nf4", "instance", DeepspeedConfig()),
+        ("int8", "lora", DeepspeedConfig()),
+        ("nf4", "lora", zero2),
+    ]
+    together = []
+    for kind, case, deepspeed in cases:
+        alone = config(kind, case, steps=4, batch_size=6, save_every=2)
+        own = replace(alone, train=replace(alone.train, batch_size=3), deepspeed=deepspeed)
+        together.append(replace(own, output_dir=f"{alone.output_dir}-{deepspeed.name}-two"))
+        train(alone)
+    run_workers("distributed_runs:run_all", together, LaunchConfig(nproc=2))
+    for asked in together:
+        root = Path(asked.output_dir)
+        losses, alone_losses, resumed = (
+            [row["loss"] for row in read_metrics(folder / "metrics.jsonl")]
+            for folder in (root, Path(str(root).rsplit("-", 2)[0]), Path(f"{root}-resumed"))
+        )
+        assert losses == pytest.approx(alone_losses, abs=5e-6)
+        assert resumed == losses[2:]
+        assert abs(losses[-1] - losses[0]) > 0.05
+        weights, alone_weights = adapter_weights(root), adapter_weights(Path(str(root).rsplit("-", 2)[0]))
+        for name, expected in alone_weights.items():
+            torch.testing.assert_close(weights[name], expected, atol=1e-5, rtol=0)
+        assert_same_bits(weights, adapter_weights(Path(f"{root}-resumed")))

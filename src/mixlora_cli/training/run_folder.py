@@ -229,8 +229,16 @@ def essentials(config: Mapping[str, Any], harmless: tuple[str, ...] = HARMLESS_K
 
     prefixes = tuple(key for key in harmless if key.endswith("."))
     return {
-        key: value for key, value in walk(config, "") if key not in harmless and not key.startswith(prefixes)
+        key: value
+        for key, value in walk(config, "")
+        if key not in harmless and not key.startswith(prefixes) and NEUTRAL.get(key, ...) != value
     }
+
+
+NEUTRAL: dict[str, Any] = {
+    "model.quantization": "none",
+}
+"""Keys that came later, each with the value at which a training is what it was before: there they leave no trace."""
 
 
 MANIFEST = "complete.json"
