@@ -119,28 +119,38 @@ def test_a_batch_that_is_too_large_is_told_what_fits() -> None:
     assert exact.own.fits and not bigger.own.fits
 
 
-def test_one_card_of_24_gb_takes_the_first_way_that_fits() -> None:
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["train.batch_size=16", "data.max_length=1024"], "train.batch_size=1 train.accumulation=16"),
+        (["train.batch_size=1", "data.max_length=8192"], "train.gradient_checkpointing=true"),
+        (
+            ["train.batch_size=2", "data.max_length=8192"],
+            "train.batch_size=1 train.accumulation=2 train.gradient_checkpointing=true",
+        ),
+        (
+            ["model=llava_1_5_13b", "train.batch_size=2", "train.gradient_checkpointing=true"],
+            "model.quantization=nf4",
+        ),
+        (
+            ["model=llava_1_5_13b", "train.batch_size=1"],
+            "train.gradient_checkpointing=true model.quantization=nf4",
+        ),
+    ],
+)
+def test_one_card_of_24_gb_takes_the_first_way_that_fits(overrides: list[str], expected: str) -> None:
     """A smaller batch before checkpointing, both before four bits, and as many instances a step as before."""
-    for overrides, expected in (
-        (["model=mini"], "train.batch_size=2 train.accumulation=16"),
-        (
-            ["model=llava_1_5_7b", "adapter=lora"],
-            "train.batch_size=16 train.accumulation=2 train.gradient_checkpointing=true",
-        ),
-        (
-            ["model=llava_1_5_13b", "adapter=lora", "train.gradient_checkpointing=true"],
-            "train.batch_size=16 train.accumulation=2 model.quantization=nf4",
-        ),
-        (["experiment=paper/llava_ft"], None),
-    ):
-        made = planned("train.batch_size=32" if expected else "train.batch_size=8", *overrides)
-        need, way = made.small_card
-        assert need.total > 24 * GIB, overrides
-        if expected is None:
-            assert way is None and made.quantizations == ("none",)
-            continue
-        assert way is not None and made.need(way, "none", 1).total <= 24 * GIB
-        assert way.overrides(made.way, made.config.train.accumulation) == expected
+    usual = ["train.gradient_checkpointing=false", "train.accumulation=1", "data.max_length=1792"]
+    made = planned("model=llava_1_5_7b", "adapter=lora", *usual, *overrides)
+    need, way = made.small_card
+    assert need.total > 24 * GIB
+    assert way is not None and made.need(way, "none", 1).total <= 24 * GIB
+    assert way.overrides(made.way, made.config.train.accumulation) == expected
+
+
+def test_no_way_fits_where_the_base_is_trained() -> None:
+    made = planned("experiment=paper/llava_ft")
+    assert made.small_card[1] is None and made.quantizations == ("none",)
 
 
 def test_a_small_training_fits_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
