@@ -88,7 +88,7 @@ LINES = {
     "train -cd nope": "--config-dir={here}/nope: must be an existing folder",
     "train -cp nope": "--config-path: must be an existing folder with configuration files",
     "train model=hf": (
-        "model.name_or_path=null: model=hf needs a Hugging Face id or a local folder of a vision-language or language model"
+        "model.name_or_path=null: model=hf needs a Hugging Face id or a local folder with a checkpoint"
     ),
     "train data=json": (
         "data.train=null: data=json needs data.train=<annotation.json> (and data.images=<folder>)"

@@ -29,6 +29,7 @@ from mixlora_cli.data.template import TEMPLATES
 from mixlora_cli.routers import ROUTERS
 
 AdapterName = Literal["lora", "mixlora", "full", "none"]
+Quantization = Literal["none", "nf4", "int8"]
 
 
 def _a_router(name: str) -> str:
@@ -69,12 +70,18 @@ class ModelConfig(Settings, at="model"):
     train_also: list[Annotated[Text, rule("must be regular expressions", _is_regex)]] = field(
         default_factory=list
     )
+    quantization: Quantization = "none"
 
     def __post_init__(self) -> None:
         self.require(
             self.source != "hub" or self.name_or_path,
             "name_or_path",
-            "model=hf needs a Hugging Face id or a local folder of a vision-language or language model",
+            "model=hf needs a Hugging Face id or a local folder with a checkpoint",
+        )
+        self.require(
+            self.quantization == "none" or self.source != "tiny",
+            "quantization",
+            "model=tiny is made in memory, and only what is loaded can be quantised; give another model, or none",
         )
 
 
@@ -153,6 +160,12 @@ class DeepspeedConfig(Settings, at="deepspeed"):
 
     name: Text = "none"
     config: dict[Text, object] | None = None
+
+    @property
+    def stage(self) -> int:
+        """Of ZeRO; 0 without."""
+        zero: Any = (self.config or {}).get("zero_optimization") or {}
+        return int(zero.get("stage", 0))
 
 
 def _is_host_and_port(endpoint: str) -> bool:

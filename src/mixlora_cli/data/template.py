@@ -41,11 +41,12 @@ class Template:
     """Whether all pictures open the first question, as LLaVA has it, wherever they stand."""
 
 
-def _built_in(name: str, bos: bool) -> Template:
+def _built_in(name: str, bos: bool, pictures_first: bool = True) -> Template:
     source = Path(__file__).with_name(f"{name}.jinja").read_text(encoding="utf-8")
-    return Template(name, source, bos=bos, pictures_first=True)
+    return Template(name, source, bos=bos, pictures_first=pictures_first)
 
 
 V1 = _built_in("v1", bos=True)
 SMOLLM = _built_in("smollm", bos=False)
-TEMPLATES: dict[str, Template] = {template.name: template for template in (V1, SMOLLM)}
+ONEVISION = _built_in("onevision", bos=False, pictures_first=False)
+TEMPLATES: dict[str, Template] = {template.name: template for template in (V1, SMOLLM, ONEVISION)}

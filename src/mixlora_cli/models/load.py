@@ -30,11 +30,13 @@ from transformers.utils.logging import disable_progress_bar
 from transformers.video_processing_utils import VideoProcessorMixin
 
 from mixlora_cli.config import ModelConfig
+from mixlora_cli.config.groups import Quantization
 from mixlora_cli.data.chat import Chat
 from mixlora_cli.data.template import TEMPLATES, V1, Template
 from mixlora_cli.data.text_files import read_text
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.networks import register_models
+from mixlora_cli.models.quantization import load_weights, require_bitsandbytes
 from mixlora_cli.paths import cache_root
 
 _HEAD_BYTES = 1 << 20
@@ -70,13 +72,21 @@ def build_base(model: ModelConfig, dtype: torch.dtype = torch.float32) -> Loaded
     if model.source == "mini":
         from mixlora_cli.models.mini import mini_base
 
-        return mini_base(dtype)
+        return _told_apart(mini_base(dtype, model.quantization), model.quantization)
     if model.source == "tiny":
         from mixlora_cli.models.tiny import build_tiny
 
         return build_tiny(model.chat_template or V1.name, dtype)
     require_prepared(model)
-    return _load_checkpoint(model, checkpoint_source(model), dtype)
+    return _told_apart(_load_checkpoint(model, checkpoint_source(model), dtype), model.quantization)
+
+
+def _told_apart(loaded: LoadedModel, quantization: Quantization) -> LoadedModel:
+    """With a fingerprint of its own where the weights are quantised."""
+    if quantization == "none":
+        return loaded
+    digest = hashlib.sha256(f"{loaded.fingerprint} {quantization}".encode()).hexdigest()
+    return replace(loaded, fingerprint=digest)
 
 
 def checkpoint_source(model: ModelConfig) -> str:
@@ -95,8 +105,9 @@ def require_prepared(model: ModelConfig) -> None:
     """Do nothing for a model that needs no preparation, or whose preparation is complete.
 
     Raises:
-        UserError: it has not been prepared; names the command that does it.
+        UserError: it has not been prepared, or the package that quantises is missing; names the command that does it.
     """
+    require_bitsandbytes(model.quantization)
     if model.source != "prepared":
         return
     folder = prepared_folder(model)
@@ -111,10 +122,17 @@ def _load_checkpoint(model: ModelConfig, source: str, dtype: torch.dtype) -> Loa
     """A checkpoint of transformers with its own processor."""
     register_models()  # a saved copy of the small model is a checkpoint like any other
     revision = model.revision or "main"
-    auto = auto_class(read_config(source, revision), source)
+    config = read_config(source, revision)
+    auto = auto_class(config, source)
     try:
-        network: PreTrainedModel = auto.from_pretrained(
-            source, revision=revision, dtype=dtype, attn_implementation=model.attn_implementation
+        network = load_weights(
+            auto,
+            source,
+            config,
+            model.quantization,
+            dtype,
+            revision=revision,
+            attn_implementation=model.attn_implementation,
         )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise UserError(_unreadable(source, error)) from error
