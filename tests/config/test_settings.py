@@ -214,7 +214,8 @@ REFUSED = [
     *(("model.name_or_path", name, f"model.name_or_path={name}: {CHECKPOINT}")
       for name in ("./nope", "/nope/model", "models/llava/7b", "images")),
     ("routing.encoder", "./nope", f"routing.encoder=./nope: {CHECKPOINT}"),
-    ("model.chat_template", "smolm", "model.chat_template=smolm: must be one of v1, smollm, onevision, or a Jinja file or null"),
+    ("model.chat_template", "smolm",
+     "model.chat_template=smolm: must be one of v1, smollm, onevision, or a Jinja file or null"),
     ("adapter.dropout", 1.0, "adapter.dropout=1.0: must be in [0, 1)"),
     ("adapter.alpha", 0, "adapter.alpha=0: must be > 0 or null"),
     ("adapter.target_modules", "(", "adapter.target_modules=(: must be a regular expression or null"),
