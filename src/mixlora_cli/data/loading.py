@@ -64,6 +64,11 @@ def locate_files(data: DataConfig, split: Split) -> DataFiles:
 
         root = mini_root()
         return DataFiles(root / f"{split}.json", (root / "images").resolve(), root / "metadata.json")
+    if data.source == "mini_text":
+        from mixlora_cli.data.mini.build import mini_text_root
+
+        root = mini_text_root()
+        return DataFiles(root / f"{split}.json", None, root / "metadata.json")
     if data.source == "vision_flan" and split == "train":
         root, images = _prepared(data)
         return DataFiles(root / RECORDS, images, definitions_file(data))
@@ -83,7 +88,7 @@ def locate_files(data: DataConfig, split: Split) -> DataFiles:
 
 def definitions_file(data: DataConfig) -> Path | None:
     """Where the tasks' definitions are, if anywhere."""
-    if data.source == "mini":
+    if data.is_built_in:
         return locate_files(data, "train").metadata
     if data.source == "vision_flan" and data.metadata is None:
         return _prepared(data)[0] / DEFINITIONS

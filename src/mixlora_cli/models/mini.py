@@ -23,7 +23,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     CLIPImageProcessorPil,
     LlamaConfig,
@@ -36,6 +38,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from mixlora_cli.config.groups import Quantization
+from mixlora_cli.data.chat import Chat
 from mixlora_cli.data.template import SMOLLM
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.load import LoadedModel
@@ -45,26 +49,20 @@ from mixlora_cli.models.networks import (
     EfficientNetLiteTower,
     register_models,
 )
+from mixlora_cli.models.quantization import load_weights
 from mixlora_cli.paths import STAGE_ONE, cache_root
 from mixlora_cli.progress import say
 from mixlora_cli.store import atomic, folder_beside, readable_as_usual, rename_unless_there
 
 IMAGE_SIZE = 160
 IMAGE_TOKEN = "<image>"
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>\n{% endif %}{% endfor %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
-    "{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 _LAYOUT = "1"  # raise when the assembly below changes
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _RESERVED = "<reponame>"
 """A token that SmolLM2 reserves and its instruction tuning never used; it becomes the image token."""
 
 
-def mini_base(dtype: torch.dtype) -> LoadedModel:
+def mini_base(dtype: torch.dtype, quantization: Quantization = "none") -> LoadedModel:
     """The small model after stage one.
 
     Raises:
@@ -80,7 +78,10 @@ def mini_base(dtype: torch.dtype) -> LoadedModel:
             _build_processor(base.tokenizer).save_pretrained(temp)
             rename_unless_there(temp, folder, Path.is_dir)
     register_models()
-    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
+    config = AutoConfig.from_pretrained(folder)
+    model: Any = load_weights(
+        AutoModelForImageTextToText, folder, config, quantization, dtype, attn_implementation="eager"
+    )
     return _as_base(
         model.requires_grad_(False).eval(), LlavaProcessor.from_pretrained(folder), "mini", digest
     )
@@ -96,16 +97,7 @@ def unaligned_base(seed: int) -> LoadedModel:
 def _as_base(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, name: str, fingerprint: str
 ) -> LoadedModel:
-    return LoadedModel(
-        model=model,
-        tokenizer=processor.tokenizer,
-        image_processor=processor.image_processor,
-        num_image_tokens=(IMAGE_SIZE // STRIDE) ** 2,
-        image_token_id=model.config.image_token_id,
-        template=SMOLLM,
-        name=name,
-        fingerprint=fingerprint,
-    )
+    return LoadedModel(model, Chat(processor.tokenizer, SMOLLM, processor), name, fingerprint)
 
 
 def sources() -> str:
@@ -169,7 +161,7 @@ def _build_processor(tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
         vision_feature_select_strategy="full",
         num_additional_image_tokens=0,
         image_token=IMAGE_TOKEN,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=SMOLLM.source,
     )
 
 

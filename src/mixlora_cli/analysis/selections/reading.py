@@ -200,7 +200,7 @@ def _groups(data: DataConfig, only_unseen: bool) -> Iterator[tuple[Split, dict[s
 
 
 def _absent(data: DataConfig, split: str) -> bool:
-    return data.source != "mini" and getattr(data, split) is None
+    return not data.is_built_in and getattr(data, split) is None
 
 
 def _unknown(task: str, available: Sequence[str], data: DataConfig) -> str:
@@ -362,7 +362,7 @@ def _read(
     config: TsneConfig, layers: Sequence[Layer], instances: Instances, session: Session, console: Console
 ) -> Selections:
     label = f"the {instances.split} data of {instances.task}"
-    items = encode_prompts(instances.records, session.base, config.data.on_error, label).items
+    items = encode_prompts(instances.records, session.base.chat, config.data.on_error, label).items
     if len(items) < 2:
         raise UserError(
             f"tasks={instances.task}: {len(items)} of its instances could be read, a map needs at least 2"
