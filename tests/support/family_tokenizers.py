@@ -121,7 +121,9 @@ def llama3() -> PreTrainedTokenizerBase:
 
 def llama(*special: str, **names: Any) -> PreTrainedTokenizerBase:
     """Llama 1 and 2, Mistral, Phi 3; without names, no token that pads."""
-    return _sentencepiece(LlamaTokenizer, ("<unk>", "<s>", "</s>"), special, legacy=False, add_bos_token=True, **names)
+    return _sentencepiece(
+        LlamaTokenizer, ("<unk>", "<s>", "</s>"), special, legacy=False, add_bos_token=True, **names
+    )
 
 
 def gemma() -> PreTrainedTokenizerBase:

@@ -235,7 +235,7 @@ def essentials(config: Mapping[str, Any], harmless: tuple[str, ...] = HARMLESS_K
 
 
 NEUTRAL: dict[str, Any] = {
-    "model.template_options": {},
+    "model.template_options": None,
     "model.quantization": "none",
 }
 """Keys that came later, each with the value at which a training is what it was before: there they leave no trace."""
