@@ -40,6 +40,8 @@ class Picture:
     """Of the vision side; the backward pass is that of what is trained of it."""
     tower: int
     """Of these the tower's forward pass, the part that lies before the projector."""
+    cacheable: bool
+    """All pictures have one size, so that the features of the tower can be kept."""
 
 
 def read_picture(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Picture:
@@ -74,7 +76,9 @@ def read_picture(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Picture:
         backward = counter.get_total_flops() - forward
     tokens = sum(tensor.shape[:-1].numel() for tensor in features)
     done = sum(after - before for before, after in zip(marks[::2], marks[1::2], strict=True))
-    return Picture(tokens, Operations(forward, backward), done)
+    pixels, layer = inputs["pixel_values"], getattr(model.config, "vision_feature_layer", None)
+    cacheable = set(inputs) == {"pixel_values"} and pixels.ndim == 4 and len(pixels) == 1
+    return Picture(tokens, Operations(forward, backward), done, cacheable and isinstance(layer, int))
 
 
 def picture_inputs(model: ModelConfig, config: Any) -> dict[str, Tensor]:

@@ -120,7 +120,7 @@ class MetaStep:
         (forward, backward, recomputation), _ = self._extended(counted)
         vision = 0.0
         if self.picture is not None:
-            cached = self.config.train.cache_features
+            cached = self.config.train.cache_features and self.picture.cacheable
             vision = self.picture.operations.total - (self.picture.tower if cached else 0)
         return StepOperations(forward, backward, recomputation, vision)
 
