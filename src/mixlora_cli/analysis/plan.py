@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -27,10 +28,12 @@ from mixlora_cli.analysis.gpu_memory import (
 )
 from mixlora_cli.analysis.meta_step import MetaStep
 from mixlora_cli.config import DataConfig, PlanConfig
-from mixlora_cli.data.loading import prepared_root, read_manifest
+from mixlora_cli.data.loading import locate_files, prepared_root, read_manifest
 from mixlora_cli.data.mini.plan import Counts as MiniCounts
 from mixlora_cli.data.mini.seen import SEEN_TASKS
-from mixlora_cli.data.records import read_annotations
+from mixlora_cli.data.problems import BadRecord
+from mixlora_cli.data.records import task_of
+from mixlora_cli.data.sources import read_raws
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.forward import choose_dtype
 from mixlora_cli.models.networks import STRIDE
@@ -326,10 +329,18 @@ def num_instances(data: DataConfig) -> tuple[int, str]:
         raise UserError(
             "plan.instances=null: nothing to count; give data.train=<file> or plan.instances=<number>"
         )
-    raws, _ = read_annotations(Path(data.train))
-    return _limited(
-        Counter(str(raw.get("task_name")) for _, raw in raws if isinstance(raw, dict)), data
-    ), "counted"
+    if data.streaming:
+        raise UserError(
+            "plan.instances=null: records that stream are not counted; give plan.instances=<number>"
+        )
+    count = 0.0
+    for part in locate_files(data, "train").parts:
+        tasks: Counter[str] = Counter()
+        for _, raw in read_raws(part.place)[0]:
+            with suppress(BadRecord):
+                tasks[task_of(raw, part.task, data.task_key)] += 1
+        count += part.weight * _limited(tasks, data)
+    return round(count), "counted"
 
 
 def _limited(tasks: dict[str, int], data: DataConfig) -> int:
