@@ -16,8 +16,8 @@ from .conftest import raw, turns
 
 EMPTY_LIST = "conversations must be a non-empty list of {from, value} or {role, content}"
 NO_CONVERSATION = (
-    "no conversation: expected conversations, messages, conversation, texts, prompt + completion, instruction + output, "
-    "query + response, question + answer; its keys are "
+    "no conversation: expected conversations, messages, conversation, texts, prompt + completion, "
+    "instruction + output, query + response, question + answer; its keys are "
 )
 NO_PICTURE = "a picture must be a relative path, base64 or bytes, got"
 ON_THE_WEB = ": a web address; download the picture and give its path"

@@ -100,8 +100,8 @@ def _records_fault(name: str) -> str:
 def _mixture(value: Any, info: ValidationInfo) -> Any:
     """One place of records, or `{task: place}`, where a place may be `{file: place, weight: number}`."""
 
-    def refuse(allowed: str, kind: Literal["rule", "path"] = "rule") -> PydanticCustomError:
-        return PydanticCustomError(kind, "{allowed}", {"allowed": allowed})
+    def refuse(allowed: str) -> PydanticCustomError:
+        return PydanticCustomError("path", "{allowed}", {"allowed": allowed})
 
     def checked(place: Any, task: str = "") -> str:
         where = f"{task}: " if task else ""
@@ -111,7 +111,7 @@ def _mixture(value: Any, info: ValidationInfo) -> Any:
             )
         path = str(Path(place).expanduser()) if place.startswith("~") else str(place)
         if info.context and (allowed := _records_fault(path)):
-            raise refuse(f"{where}{allowed}", "path")
+            raise refuse(f"{where}{allowed}")
         return path
 
     if not isinstance(value, Mapping):

@@ -108,11 +108,10 @@ def _items(raw: Mapping[str, Any]) -> tuple[list[Any], frozenset[str]]:
         if isinstance(question, list) and isinstance(answer, list):
             return question + answer, frozenset({asked, answered})
         if isinstance(question, str) and isinstance(answer, str):
-            keys = frozenset({asked, answered})
             if asked == "instruction" and raw.get("input"):
-                question, keys = f"{question}\n{raw['input']}", keys | {"input"}
+                question = f"{question}\n{raw['input']}"
             turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-            return turns, keys
+            return turns, frozenset({asked, answered} | ({"input"} if asked == "instruction" else set()))
     expected = ", ".join([*CONVERSATION_KEYS, "texts", *map(" + ".join, PAIRS)])
     there = ", ".join(map(cut, list(raw)[:10])) or "none"
     raise _bad(f"no conversation: expected {expected}; its keys are {there}")

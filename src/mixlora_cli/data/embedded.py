@@ -25,7 +25,9 @@ PICTURE_KEYS = (*CONTENT_KEYS, "path", "url", "image_url", "image")
 """All keys of an object that say which picture it is, the first with a value first."""
 _LONGEST_PATH = 4096
 _DATA_URI = re.compile(r"data:[^,;]*(;[^,;]*)*;base64,")
-_BASE64 = re.compile(r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR|Qk[01]|SUkq|TU0A)[A-Za-z0-9+/\s]{40,}=*\s*")
+_BASE64 = re.compile(
+    r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR|Qk[A-Za-z0-9+/]{6}AAAA|SUkq|TU0A)[A-Za-z0-9+/\s]{40,}=*\s*"
+)
 """Base64 without a header: how PNG, JPEG, GIF, WebP, BMP and TIFF files begin, and no sign that a file's name has."""
 
 
