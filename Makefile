@@ -58,10 +58,10 @@ test: $(READY) ## run the tests (10 to 12 minutes on two cores)
 
 # Beside the environment and not in it: see tests/libraries/conftest.py.
 $(LIBRARIES)/.ready: constraints.txt $(READY)
-	@echo "==> Installing TRL, bitsandbytes and torchao into $(LIBRARIES)"
+	@echo "==> Installing TRL and torchao into $(LIBRARIES)"
 	@rm -rf $(LIBRARIES)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --target $(LIBRARIES) \
-	  --constraint constraints.txt trl bitsandbytes torchao
+	  --constraint constraints.txt trl torchao
 	@touch $@
 
 test-libraries: $(LIBRARIES)/.ready ## run the tests with TRL, bitsandbytes and torchao (about 2 minutes)

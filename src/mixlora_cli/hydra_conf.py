@@ -50,7 +50,10 @@ def register(command: str | None = None, experiments: bool = True) -> None:
         command: The only one that is to be composed; None = any.
         experiments: Whether the paper's rows may be named.
     """
-    functions = (run_name, usual_routing, eval_dir, last_part, grid_dir, joined, config_groups, help_head)
+    functions = (
+        *(run_name, usual_routing, by_size, passes, billions_in),
+        *(eval_dir, last_part, grid_dir, joined, config_groups, help_head),
+    )
     for resolver in functions:
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
     # Hydra copies the store for every group that it looks at, though what it takes out of it, it copies once more.
@@ -81,13 +84,38 @@ def run_name(adapter: str, rank: int, factors: int, routing: str) -> str:
 
 
 def usual_routing(source: str, metadata: str | None, tasks: Sequence[str] | None) -> str:
-    """What routing=auto is: `task` for data=mini and where a file of definitions is given, else `instance`.
+    """What routing=auto is: `task` for the built-in data and where a file of definitions is given, else `instance`.
 
     Also `instance` for one chosen task, for which `task` would use r factors alone; and for Vision-Flan, though its
     preparation finds definitions: there the paper (Table 2) has `instance` ahead.
     """
-    defined = source == "mini" or bool(metadata)
+    defined = source in ("mini", "mini_text") or bool(metadata)
     return "task" if defined and (tasks is None or len(tasks) > 1) else "instance"
+
+
+def by_size(small: Any, middle: Any, large: Any, *, _root_: Any) -> Any:
+    """One of three values, by `model.billions`: below 0.3, below 6, from there on.
+
+    Where that is null a built-in model is small, and any other one takes the middle.
+    """
+    billions = OmegaConf.select(_root_, "model.billions")
+    if not isinstance(billions, int | float):
+        return middle if OmegaConf.select(_root_, "model.source") in ("hub", "prepared") else small
+    return small if billions < 0.3 else middle if billions < 6 else large
+
+
+def passes(batch_size: Any, effective_batch: Any, *, _root_: Any) -> int:
+    """Forward passes per step that make up for the smaller batches of a larger model: as many as give 16 instances."""
+    says_itself = effective_batch is not None or not isinstance(batch_size, int)
+    return (
+        1 if says_itself or by_size(True, False, False, _root_=_root_) else max(1, 16 // max(1, batch_size))
+    )
+
+
+def billions_in(name_or_path: str | None) -> float | None:
+    """The size that a model's name says, in billions of parameters: `Qwen2.5-VL-7B-Instruct` -> 7; None without one."""
+    found = re.search(r"(?<![a-zA-Z0-9.])(\d+(?:\.\d+)?)([bBmM])(?![a-zA-Z0-9])", last_part(name_or_path, ""))
+    return None if found is None else float(found[1]) / (1 if found[2] in "bB" else 1000)
 
 
 def eval_dir(run: str | None, model: str) -> str:

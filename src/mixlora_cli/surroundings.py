@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import pwd
 import sys
@@ -19,3 +20,5 @@ def settle_in() -> None:
         # A container's user without a line in /etc/passwd: libraries ask for both; Docker itself takes "/".
         os.environ.setdefault("USER", f"uid{os.getuid()}")
         os.environ.setdefault("HOME", "/")
+    # PEFT imports it where it is installed, and it says which kernels it lacks, whatever is being done.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

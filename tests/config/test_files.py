@@ -26,7 +26,7 @@ from mixlora_cli.config import (
     load,
 )
 from mixlora_cli.errors import UserError
-from mixlora_cli.hydra_conf import register
+from mixlora_cli.hydra_conf import billions_in, register
 from mixlora_cli.paths import conf_dir
 from mixlora_cli.routers import ROUTERS, Router
 
@@ -208,3 +208,56 @@ def test_a_toy_router_is_an_option_of_routing(monkeypatch: pytest.MonkeyPatch) -
     assert "mixlora-toy-e16-r4" in config.output_dir
     with pytest.raises(UserError, match=r"routing\.pool=prompt: of no effect with routing=toy"):
         composed("train", "routing=toy", "+routing.pool=prompt")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["model=mini"], (16, 1, 4e-4, False, True)),
+        (["model=tiny", "train.batch_size=2"], (2, 1, 4e-4, False, True)),
+        (["model=hf", "model.name_or_path=org/SmolLM2-135M-Instruct"], (16, 1, 4e-4, False, True)),
+        (["model=hf", "model.name_or_path=org/Qwen2.5-VL-3B-Instruct"], (2, 8, 1e-4, True, False)),
+        (["model=hf", "model.name_or_path=org/SmolVLM2-500M-Video"], (2, 8, 1e-4, True, False)),
+        (["model=hf", "model.name_or_path=org/some-llava-4bit"], (2, 8, 1e-4, True, False)),
+        (["model=hf", "model.name_or_path=org/some-llava", "model.billions=0.1"], (16, 1, 4e-4, False, True)),
+        (["model=llava_1_5_7b"], (1, 16, 4e-5, True, False)),
+        (["model=llava_1_5_7b", "train.batch_size=3"], (3, 5, 4e-5, True, False)),
+        (["model=llava_1_5_7b", "train.batch_size=64"], (64, 1, 4e-5, True, False)),
+        (["model=llava_1_5_7b", "train.effective_batch=128"], (1, 1, 4e-5, True, False)),
+        (
+            ["model=llava_1_5_7b", "train.accumulation=2", "train.learning_rate=1e-3"],
+            (1, 2, 1e-3, True, False),
+        ),
+        (["model=llava_1_5_7b", "train.gradient_checkpointing=false"], (1, 16, 4e-5, False, False)),
+        (["model=llava_1_5_7b", "train.cache_features=true"], (1, 16, 4e-5, True, True)),
+    ],
+)
+def test_defaults_of_training_go_by_the_models_size(overrides: list[str], expected: tuple[Any, ...]) -> None:
+    """What the command line says comes before what follows from the size."""
+    train = composed("train", *overrides).train
+    found = (train.batch_size, train.accumulation, train.learning_rate)
+    assert (*found, train.gradient_checkpointing, train.cache_features) == expected
+    assert composed("plan", *overrides).train == train
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("Qwen/Qwen2.5-VL-7B-Instruct", 7),
+        ("llava-hf/llava-onevision-qwen2-0.5b-ov-hf", 0.5),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", 0.135),
+        ("Qwen/Qwen3-VL-30B-A3B-Instruct", 30),
+        ("/models/7b/mine", None),
+        ("org/net-4bit", None),
+        (None, None),
+    ],
+)
+def test_a_size_is_read_from_a_models_name(name: str | None, billions: float | None) -> None:
+    assert billions_in(name) == billions
+
+
+def test_a_size_or_batch_of_no_use_is_named_itself() -> None:
+    with pytest.raises(UserError, match=r"model\.billions=large: "):
+        composed("train", "model=llava_1_5_7b", "model.billions=large")
+    with pytest.raises(UserError, match=r"train\.batch_size=many: "):
+        composed("train", "model=llava_1_5_7b", "train.batch_size=many")

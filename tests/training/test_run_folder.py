@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from mixlora_cli.errors import UserError
 from mixlora_cli.models import forward as precision
 from mixlora_cli.output import LOCK
-from mixlora_cli.training.run_folder import RunFolder, versions, write_manifest
+from mixlora_cli.training.run_folder import RunFolder, essentials, versions, write_manifest
 from mixlora_cli.training.train import train
 
 from .conftest import MakeConfig
@@ -192,3 +192,11 @@ def test_no_place_for_the_cache_is_said_before_the_data_is_read(
     assert not Path(config.output_dir).exists()
     train(make_config("run"))  # without features it needs none
     assert RunFolder(tmp_path / "run").finished
+
+
+def test_a_later_key_at_its_neutral_value_leaves_no_trace() -> None:
+    """Kept results and unfinished runs are named by what decides a training, and stay valid."""
+    before = {"model": {"name": "mini"}, "seed": 0}
+    assert essentials({**before, "model": {"name": "mini", "quantization": "none"}}) == essentials(before)
+    quantised = {**before, "model": {"name": "mini", "quantization": "nf4"}}
+    assert essentials(quantised) == {**essentials(before), "model.quantization": "nf4"}

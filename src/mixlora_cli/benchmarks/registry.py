@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from mixlora_cli.benchmarks.benchmark import Benchmark, Origin, Question, Row, text_of
-from mixlora_cli.benchmarks.metrics import COGNITION, LABELS, METRICS, MME, PERCEPTION, POPE, VQA
+from mixlora_cli.benchmarks.metrics import COGNITION, EXACT, LABELS, METRICS, MME, PERCEPTION, POPE, VQA
 from mixlora_cli.errors import UserError, cut
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."
@@ -264,8 +264,14 @@ _MINI = (
     Benchmark(f"mini_{each.name}", each.column, each.metric, num_subtasks=8 if each is _MME else 0)
     for each in _WHOLE
 )
-BENCHMARKS: dict[str, Benchmark] = {each.name: each for each in (*_WHOLE, *_MINI)}
-"""One more entry is one more benchmark. The small ones come with `data=mini`."""
+_MINI_TEXT = (
+    Benchmark("text_largest", "Largest", EXACT),
+    Benchmark("text_year_first", "Year first", EXACT),
+    Benchmark("text_true_false", "True/false", EXACT),
+    Benchmark("text_come_back", "Come back", EXACT),
+)
+BENCHMARKS: dict[str, Benchmark] = {each.name: each for each in (*_WHOLE, *_MINI, *_MINI_TEXT)}
+"""One more entry is one more benchmark. The small ones come with `data=mini` and `data=mini_text`."""
 _PAPER = [each for each in BENCHMARKS.values() if each.in_paper]
 FROM_THE_PAPER = tuple(each.name for each in _PAPER)
 PAPER = "paper"

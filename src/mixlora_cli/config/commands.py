@@ -101,6 +101,19 @@ class TrainConfig(Settings):
                 "the routers get no gradient with adapter.router_grad=none; "
                 "give adapter.router_grad=straight_through, or routing.balance_loss=0",
             )
+        quantised = self.model.quantization != "none"
+        self.require(
+            not quantised or self.adapter.name in ("lora", "mixlora"),
+            "adapter",
+            f"trains weights of the base, which model.quantization={self.model.quantization} freezes; "
+            "choose lora or mixlora, or model.quantization=none",
+        )
+        self.require(
+            not (quantised and self.deepspeed.stage == 3),
+            "deepspeed",
+            f"{self.deepspeed.name} spreads the base's weights, which quantised ones do not survive; "
+            "choose zero1, zero2 or none, or model.quantization=none",
+        )
         self.require(
             self.adapter.name != "none" or self.model.train_projector,
             "adapter",

@@ -29,6 +29,7 @@ from mixlora_cli.config.settings import (
 from mixlora_cli.routers import ROUTERS
 
 AdapterName = Literal["lora", "mixlora", "full", "none"]
+Quantization = Literal["none", "nf4", "int8"]
 
 
 def _a_router(name: str) -> str:
@@ -47,15 +48,22 @@ class ModelConfig(Settings, at="model"):
     source: Literal["mini", "tiny", "hub", "prepared"]
     name_or_path: Checkpoint | None = None
     revision: Text | None = None
+    billions: PositiveNumber | None = None
     template: Text = "v1"
     attn_implementation: Text = "eager"
     train_projector: Flag = False
+    quantization: Quantization = "none"
 
     def __post_init__(self) -> None:
         self.require(
             self.source != "hub" or self.name_or_path,
             "name_or_path",
             "model=hf needs a Hugging Face id or a local folder of a LLaVA-class checkpoint",
+        )
+        self.require(
+            self.quantization == "none" or self.source != "tiny",
+            "quantization",
+            "model=tiny is made in memory, and only what is loaded can be quantised; give another model, or none",
         )
 
 
@@ -114,7 +122,7 @@ class DataConfig(Settings, at="data"):
     """Training and evaluation records (group `data`), and how they are read."""
 
     name: Text
-    source: Literal["mini", "json", "vision_flan"]
+    source: Literal["mini", "mini_text", "json", "vision_flan"]
     root: Text | None = None
     train: Mixture | None = None
     heldout: Mixture | None = None
@@ -149,12 +157,23 @@ class DataConfig(Settings, at="data"):
             "data.streaming=true reads records as they come and cannot draw from them all; only null",
         )
 
+    @property
+    def is_built_in(self) -> bool:
+        """Whether the data is made on first use and has every split, with definitions."""
+        return self.source in ("mini", "mini_text")
+
 
 class DeepspeedConfig(Settings, at="deepspeed"):
     """DeepSpeed (group `deepspeed`): the JSON configuration handed to the Trainer, or nothing."""
 
     name: Text = "none"
     config: dict[Text, object] | None = None
+
+    @property
+    def stage(self) -> int:
+        """Of ZeRO; 0 without."""
+        zero: Any = (self.config or {}).get("zero_optimization") or {}
+        return int(zero.get("stage", 0))
 
 
 def _is_host_and_port(endpoint: str) -> bool:

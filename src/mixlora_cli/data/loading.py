@@ -90,6 +90,11 @@ def locate_files(data: DataConfig, split: Split) -> DataFiles:
         root = mini_root()
         part = Part(str(root / f"{split}.json"))
         return DataFiles((part,), (root / "images").resolve(), root / "metadata.json")
+    if data.source == "mini_text":
+        from mixlora_cli.data.mini.build import mini_text_root
+
+        root = mini_text_root()
+        return DataFiles((Part(str(root / f"{split}.json")),), None, root / "metadata.json")
     if data.source == "vision_flan" and split == "train":
         root, images = _prepared(data)
         return DataFiles((Part(str(root / RECORDS)),), images, definitions_file(data))
@@ -124,7 +129,7 @@ def _parts(given: str | Mapping[str, Any]) -> tuple[Part, ...]:
 
 def definitions_file(data: DataConfig) -> Path | None:
     """Where the tasks' definitions are, if anywhere."""
-    if data.source == "mini":
+    if data.is_built_in:
         return locate_files(data, "train").metadata
     if data.source == "vision_flan" and data.metadata is None:
         return _prepared(data)[0] / DEFINITIONS

@@ -25,6 +25,7 @@ from mixlora_cli.config import AdapterConfig, RoutingConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.method.config import MixLoraConfig
 from mixlora_cli.models.load import first_line
+from mixlora_cli.models.quantization import count_numbers
 from mixlora_cli.store import is_lfs_pointer, readable_as_usual
 
 PROJECTOR = "multi_modal_projector"
@@ -123,8 +124,8 @@ def _peft_config(
 
 
 def num_parameters(model: nn.Module) -> tuple[int, int]:
-    """Return (trainable, all) parameters; a shared one counts once, and one that ZeRO-3 has taken away is whole."""
-    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
+    """Return (trainable, all) parameters; a shared one counts once, and one of which little is left here is whole."""
+    sizes = [(count_numbers(p), p.requires_grad) for p in model.parameters()]
     return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,11 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from mixlora_cli.config import ModelConfig
+from mixlora_cli.config.groups import Quantization
 from mixlora_cli.data.template import TEMPLATES, Template
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.networks import register_models
+from mixlora_cli.models.quantization import load_weights, require_bitsandbytes
 from mixlora_cli.paths import cache_root
 
 _HEAD_BYTES = 1 << 20
@@ -62,13 +64,21 @@ def build_base(model: ModelConfig, dtype: torch.dtype = torch.float32) -> Loaded
     if model.source == "mini":
         from mixlora_cli.models.mini import mini_base
 
-        return mini_base(dtype)
+        return _told_apart(mini_base(dtype, model.quantization), model.quantization)
     if model.source == "tiny":
         from mixlora_cli.models.tiny import build_tiny
 
         return build_tiny(model.template, dtype)
     require_prepared(model)
-    return _load_checkpoint(model, checkpoint_source(model), dtype)
+    return _told_apart(_load_checkpoint(model, checkpoint_source(model), dtype), model.quantization)
+
+
+def _told_apart(loaded: LoadedModel, quantization: Quantization) -> LoadedModel:
+    """With a fingerprint of its own where the weights are quantised."""
+    if quantization == "none":
+        return loaded
+    digest = hashlib.sha256(f"{loaded.fingerprint} {quantization}".encode()).hexdigest()
+    return replace(loaded, fingerprint=digest)
 
 
 def checkpoint_source(model: ModelConfig) -> str:
@@ -87,8 +97,9 @@ def require_prepared(model: ModelConfig) -> None:
     """Do nothing for a model that needs no preparation, or whose preparation is complete.
 
     Raises:
-        UserError: it has not been prepared; names the command that does it.
+        UserError: it has not been prepared, or the package that quantises is missing; names the command that does it.
     """
+    require_bitsandbytes(model.quantization)
     if model.source != "prepared":
         return
     folder = prepared_folder(model)
@@ -115,8 +126,14 @@ def _load_checkpoint(model: ModelConfig, source: str, dtype: torch.dtype) -> Loa
             "llava), such as llava-hf/llava-1.5-7b-hf"
         )
     try:
-        network = AutoModelForImageTextToText.from_pretrained(
-            source, revision=revision, dtype=dtype, attn_implementation=model.attn_implementation
+        network = load_weights(
+            AutoModelForImageTextToText,
+            source,
+            config,
+            model.quantization,
+            dtype,
+            revision=revision,
+            attn_implementation=model.attn_implementation,
         )
         processor = AutoProcessor.from_pretrained(source, revision=revision)
     except (OSError, ValueError, RuntimeError) as error:

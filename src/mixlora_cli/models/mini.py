@@ -23,7 +23,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     CLIPImageProcessorPil,
     LlamaConfig,
@@ -36,6 +38,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from mixlora_cli.config.groups import Quantization
 from mixlora_cli.data.template import SMOLLM
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.load import LoadedModel
@@ -45,6 +48,7 @@ from mixlora_cli.models.networks import (
     EfficientNetLiteTower,
     register_models,
 )
+from mixlora_cli.models.quantization import load_weights
 from mixlora_cli.paths import STAGE_ONE, cache_root
 from mixlora_cli.progress import say
 from mixlora_cli.store import atomic, folder_beside, readable_as_usual, rename_unless_there
@@ -64,7 +68,7 @@ _RESERVED = "<reponame>"
 """A token that SmolLM2 reserves and its instruction tuning never used; it becomes the image token."""
 
 
-def mini_base(dtype: torch.dtype) -> LoadedModel:
+def mini_base(dtype: torch.dtype, quantization: Quantization = "none") -> LoadedModel:
     """The small model after stage one.
 
     Raises:
@@ -80,7 +84,10 @@ def mini_base(dtype: torch.dtype) -> LoadedModel:
             _build_processor(base.tokenizer).save_pretrained(temp)
             rename_unless_there(temp, folder, Path.is_dir)
     register_models()
-    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
+    config = AutoConfig.from_pretrained(folder)
+    model: Any = load_weights(
+        AutoModelForImageTextToText, folder, config, quantization, dtype, attn_implementation="eager"
+    )
     return _as_base(
         model.requires_grad_(False).eval(), LlavaProcessor.from_pretrained(folder), "mini", digest
     )

@@ -167,7 +167,7 @@ def run_check(config: CheckConfig) -> Report:
 
 
 def _configured_splits(data: DataConfig) -> list[Split]:
-    if data.source == "mini":
+    if data.is_built_in:
         return ["train", "heldout", "unseen"]
     files: dict[Split, bool] = {
         "train": data.source == "vision_flan" or data.train is not None,

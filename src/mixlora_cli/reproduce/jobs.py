@@ -180,7 +180,8 @@ def _job(config: ReproduceConfig, row: Row, seed: int, task: str | None) -> Job:
     steps: list[Step] = []
     if row.name == BASE:
         base = composed("eval", EvalConfig, [f"experiment={config.scale}/{BASE}", *config.evaluation])
-        folder = _folder(config, row.name, seed, task, asdict(base.model), base)
+        model = {key: value for key, value in asdict(base.model).items() if key != "billions"}
+        folder = _folder(config, row.name, seed, task, model, base)
     else:
         steps = [_training(config, row.name, seed, task)]
         folder = steps[0].result.parent

@@ -35,7 +35,9 @@ def build_arguments(config: TrainConfig, run: RunFolder, dtype: torch.dtype) -> 
     gpu = torch.cuda.is_available()
     settings = config.deepspeed.config
     if settings is not None:
-        settings = _start_deepspeed(config.deepspeed.name, settings, numbers.cache_features)
+        settings = _start_deepspeed(
+            config.deepspeed.name, settings, config.deepspeed.stage, numbers.cache_features
+        )
     arguments = TrainingArguments(
         output_dir=str(run.checkpoints),
         num_train_epochs=numbers.epochs,
@@ -135,14 +137,13 @@ def _nearest_divisors(number: int, wanted: int) -> list[int]:
     return [n for n in divisors if n < wanted][-1:] + [n for n in divisors if n > wanted][:1]
 
 
-def _start_deepspeed(name: str, settings: dict[str, Any], cache_features: bool) -> dict[str, Any]:
+def _start_deepspeed(name: str, settings: dict[str, Any], stage: int, cache_features: bool) -> dict[str, Any]:
     """Join the processes under DeepSpeed, before the Trainer's arguments do it otherwise: nothing is compiled.
 
     Returns:
         The settings for the Trainer, fit for this machine.
     """
-    zero: Any = settings.get("zero_optimization") or {}
-    if int(zero.get("stage", 0)) == 3 and cache_features:
+    if stage == 3 and cache_features:
         raise UserError(
             f"deepspeed={name} spreads the vision tower over the processes, which then cannot compute "
             "features one by one: set train.cache_features=false"

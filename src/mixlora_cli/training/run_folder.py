@@ -43,6 +43,7 @@ HARMLESS_KEYS = (
     "resume",
     "overwrite",
     "wandb.",
+    "model.billions",  # decides only what train's other keys are where nobody gives them
     "launch.",  # the number of processes is compared itself, whoever started them
     "train.log_every",
     "train.save_every",
@@ -228,8 +229,18 @@ def essentials(config: Mapping[str, Any], harmless: tuple[str, ...] = HARMLESS_K
 
     prefixes = tuple(key for key in harmless if key.endswith("."))
     return {
-        key: value for key, value in walk(config, "") if key not in harmless and not key.startswith(prefixes)
+        key: value
+        for key, value in walk(config, "")
+        if key not in harmless and not key.startswith(prefixes) and NEUTRAL.get(key, ...) != value
     }
+
+
+NEUTRAL: dict[str, Any] = {
+    "model.quantization": "none",
+    "data.task_key": None,
+    "data.streaming": False,
+}
+"""Keys that came later, each with the value at which a training is what it was before: there they leave no trace."""
 
 
 MANIFEST = "complete.json"

@@ -200,7 +200,7 @@ def _groups(data: DataConfig, only_unseen: bool) -> Iterator[tuple[Split, dict[s
 
 
 def _absent(data: DataConfig, split: str) -> bool:
-    return data.source != "mini" and getattr(data, split) is None
+    return not data.is_built_in and getattr(data, split) is None
 
 
 def _unknown(task: str, available: Sequence[str], data: DataConfig) -> str:

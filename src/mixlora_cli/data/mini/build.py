@@ -1,6 +1,6 @@
-"""Build the small data set on disk: `train.json`, `heldout.json`, `unseen.json`, `metadata.json`, `images/`.
+"""Build a small data set on disk: `train.json`, `heldout.json`, `unseen.json`, `metadata.json`, `images/` if any.
 
-About 15,400 pictures of 160 x 160 pixels, 120 MB on disk, 20 seconds of two processor cores; built once.
+data=mini: about 15,400 pictures of 160 x 160 pixels, 120 MB on disk, 20 seconds of two processor cores; built once.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from importlib.metadata import version
@@ -20,6 +20,8 @@ from rich.console import Console
 
 from mixlora_cli.data.mini.canvas import Picture, draw
 from mixlora_cli.data.mini.plan import Counts, Plan, make_plan
+from mixlora_cli.data.mini.text import DRAWN as TEXT_DRAWN
+from mixlora_cli.data.mini.text import TEXT_COUNTS, text_plan
 from mixlora_cli.errors import UserError
 from mixlora_cli.paths import cache_root
 from mixlora_cli.progress import counting
@@ -50,6 +52,13 @@ def mini_root() -> Path:
     return root
 
 
+def mini_text_root() -> Path:
+    """Folder of the text tasks in the cache; written on first use, like `mini_root`."""
+    root = cache_root() / f"mini-text-{TEXT_DRAWN}"
+    build_mini(root, counts=TEXT_COUNTS, make=text_plan)
+    return root
+
+
 def generator_digest() -> str:
     """12 hex digits that change with what is drawn and with the packages that draw it, not with where the code lies."""
     packages = [f"{package}=={_version(package)}" for package in _DRAWN_BY]
@@ -73,7 +82,12 @@ def pixels_digest(plan: Plan, every: int = 101) -> str:
     return digest.hexdigest()[:12]
 
 
-def build_mini(root: Path, progress: bool = True, counts: Counts = _FULL) -> None:
+def build_mini(
+    root: Path,
+    progress: bool = True,
+    counts: Counts = _FULL,
+    make: Callable[[Counts], Plan] = make_plan,
+) -> None:
     """Build the data set at `root`, unless it is there.
 
     Deterministic: the same files, bit for bit, from the same packages. Built in a folder beside `root`
@@ -86,8 +100,9 @@ def build_mini(root: Path, progress: bool = True, counts: Counts = _FULL) -> Non
         return
     try:
         with folder_beside(root) as folder:
-            plan = make_plan(counts)
-            _draw_all(plan, folder / "images", progress)
+            plan = make(counts)
+            if plan.pictures:
+                _draw_all(plan, folder / "images", progress)
             _write_json(plan, folder)
             rename_unless_there(folder, root, _is_complete)
     except OSError as error:
