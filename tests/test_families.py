@@ -35,6 +35,7 @@ from mixlora_cli.models.adapters import attach_adapter, outside_of_decoder
 from mixlora_cli.models.forward import labelled_pass, token_loss
 from mixlora_cli.models.load import LoadedModel, build_base
 from mixlora_cli.models.session import Session, find_run
+from mixlora_cli.training.run_folder import read_metrics
 
 NEEDS = {"smolvlm": "num2words", "pixtral": "torchvision", "mistral3": "torchvision"}
 """Packages without which transformers makes no processor of these families, and the commands name them."""
@@ -143,6 +144,21 @@ def _run(command: str, *arguments: str) -> int:
     return run_command(COMMANDS[command], arguments)
 
 
+def _train(family: str, folder: Path, data: list[str], run: Path, *keys: str) -> int:
+    return _run(
+        "train",
+        *["model=hf", f"model.name_or_path={folder}", *KEYS.get(family, []), *data, *keys],
+        *["factors=6", "rank=2", "adapter.router_grad=straight_through", "adapter.dropout=0"],
+        *[
+            f"output_dir={run}",
+            "train.precision=fp32",
+            "train.steps=2",
+            "train.learning_rate=0.01",
+            "train.log_every=1",
+        ],
+    )
+
+
 @pytest.fixture(scope="module")
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     """`mixlora train` of a family on a folder of its own."""
@@ -163,13 +179,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mixlora_cli.training.train.attach_adapter", attach)
         patch.setenv("MIXLORA_CACHE", str(root / "cache"))
-        code = _run(
-            "train",
-            *["model=hf", f"model.name_or_path={folder}", *KEYS.get(name, []), *data],
-            *["factors=6", "rank=2", f"output_dir={root / 'run'}", "train.precision=fp32"],
-            *["train.steps=2", "train.batch_size=4", "train.learning_rate=0.01", "train.workers=0"],
-        )
-        assert code == 0
+        assert _train(name, folder, data, root / "run", "train.batch_size=4", "train.accumulation=1") == 0
         made = Case(name, folder, data, root / "run", [])
         generate = Generator(kept["model"], made.base, PixelLoader(made.base.chat), max_new_tokens=8)
         made.before_saving.extend(generate(made.prompts))
@@ -322,6 +332,19 @@ def test_gradient_checkpointing_changes_neither_loss_nor_gradients(case: Case) -
     assert max(float(gradient.abs().max()) for gradient in gradients.values()) > 1e-4
     for key, gradient in gradients.items():
         torch.testing.assert_close(found[key], gradient, rtol=1e-4, atol=1e-7)
+
+
+@each_family()
+def test_a_batch_trains_as_its_instances_do_one_by_one(case: Case, tmp_path: Path) -> None:
+    one_by_one = ["train.batch_size=1", "train.accumulation=4"]
+    assert _train(case.family, case.folder, case.data, tmp_path / "run", *one_by_one) == 0
+    found, expected = (read_metrics(run / "metrics.jsonl") for run in (tmp_path / "run", case.run))
+    assert len(found) == len(expected) == 2
+    for row, other in zip(found, expected, strict=True):
+        for key in ("loss", "grad_norm"):
+            assert row[key] == pytest.approx(other[key], rel=1e-4), key
+    assert expected[0]["grad_norm"] > 0.01
+    assert expected[0]["loss"] < 10  # of a model that guesses among some 350 tokens: one token's, not a sum
 
 
 @each_family()
