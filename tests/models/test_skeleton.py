@@ -138,7 +138,12 @@ def test_mixlora_of_the_paper(
 def test_lora_and_a_trained_projector() -> None:
     shape = (32, 4096, 11_008)
     adapted = attach_to_skeleton(
-        build_skeleton(V1), AdapterConfig("lora"), RoutingConfig("instance"), 16, 16, train_projector=True
+        build_skeleton(V1),
+        AdapterConfig("lora"),
+        RoutingConfig("instance"),
+        16,
+        16,
+        train_also=["multi_modal_projector"],
     )
     # LoRA of rank 16 has as many parameters as the pools of 16 factors.
     assert num_parameters(adapted)[0] == factors_of(*shape, 16) + 1024 * 4096 + 4096
@@ -158,7 +163,7 @@ def test_tiny_is_what_is_built() -> None:
 @pytest.mark.slow
 def test_mini_is_what_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MIXLORA_CACHE")
-    same_parameters(ModelConfig("mini", "mini", template="smollm"))
+    same_parameters(ModelConfig("mini", "mini", chat_template="smollm"))
 
 
 def test_a_folder_is_read_and_nothing_else_is_guessed(tmp_path: Path) -> None:

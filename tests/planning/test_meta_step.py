@@ -310,7 +310,7 @@ def test_vision_is_tower_and_projector(cached: bool, trained: bool) -> None:
     config = configured(name="lora")
     config = replace(
         config,
-        model=replace(config.model, train_projector=trained),
+        model=replace(config.model, train_also=["multi_modal_projector"] if trained else []),
         train=replace(config.train, cache_features=cached),
     )
     model: Any = small_llava("eager").requires_grad_(False).model

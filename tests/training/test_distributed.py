@@ -97,7 +97,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
         def config(name: str, case: Case, batch_size: int) -> TrainConfig:
             settings = yaml.safe_load((conf_dir() / "deepspeed" / f"{case.stage}.yaml").read_text())
             return TrainConfig(
-                model=ModelConfig(name="tiny", source="tiny", train_projector=case.whole),
+                model=ModelConfig(
+                    name="tiny", source="tiny", train_also=["multi_modal_projector"] if case.whole else []
+                ),
                 adapter=AdapterConfig(
                     name=case.adapter,  # type: ignore[arg-type]
                     dropout=0.0,  # each process draws its own

@@ -194,7 +194,7 @@ class MetaStep:
             config.routing,
             config.rank,
             config.factors,
-            config.model.train_projector,
+            config.model.train_also,
         )
 
     def _base(self, layers: tuple[int, ...]) -> PreTrainedModel:
@@ -215,7 +215,7 @@ class MetaStep:
         embeddings = model.get_input_embeddings().weight
         # With checkpointing PEFT makes the embeddings' output require a gradient.
         into_embeddings = (
-            self.config.adapter.name == "full" or self.config.model.train_projector or checkpointing
+            self.config.adapter.name == "full" or bool(self.config.model.train_also) or checkpointing
         )
         hidden = torch.empty(instances, length, embeddings.shape[1], dtype=embeddings.dtype, device=META)
         inputs = {

@@ -146,7 +146,7 @@ class Plan:
     @cached_property
     def counts(self) -> Counts:
         config, skeleton = self.config, build_skeleton(self.config.model)
-        projector = config.model.train_projector
+        projector = config.model.train_also
         return count_parameters(
             attach_to_skeleton(
                 skeleton, config.adapter, config.routing, config.rank, config.factors, projector

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -97,17 +98,17 @@ def attach_to_skeleton(
     routing: RoutingConfig,
     rank: int,
     factors: int,
-    train_projector: bool = False,
+    train_also: Sequence[str] = (),
 ) -> PreTrainedModel | PeftModel:
     """`attach_adapter` without memory for what it adds."""
     with torch.device("meta"):
-        return attach_adapter(skeleton, adapter, routing, rank, factors, train_projector)
+        return attach_adapter(skeleton, adapter, routing, rank, factors, train_also)
 
 
 def read_config(model: ModelConfig) -> PreTrainedConfig:
     """The configuration of the model that `build_base` would load. See `build_skeleton`."""
     if model.source == "tiny":
-        return build_tiny(model.template).model.config
+        return build_tiny(model.chat_template or "v1").model.config
     if model.source == "mini":
         language = published_config("HuggingFaceTB/SmolLM2-135M-Instruct")
         assert isinstance(language, LlamaConfig)
