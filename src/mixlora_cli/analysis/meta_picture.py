@@ -101,7 +101,7 @@ def _processed(model: ModelConfig, config: Any) -> dict[str, Tensor] | None:
         # Asked for a class itself, the mapping wants torchvision.
         kind = getattr(transformers, auto.IMAGE_PROCESSOR_MAPPING_NAMES[config.model_type]["pil"])
         return dict(kind(**settings)(images=[blank], return_tensors="pt"))
-    if model.source in ("tiny", "mini"):
+    if model.source in ("tiny", "mini", "smollm"):
         return None
     folder = checkpoint_source(model)
     if not (Path(folder) / "config.json").is_file():

@@ -109,10 +109,10 @@ def read_config(model: ModelConfig) -> PreTrainedConfig:
     """The configuration of the model that `build_base` would load. See `build_skeleton`."""
     if model.source == "tiny":
         return build_tiny(model.chat_template or "v1").model.config
-    if model.source == "mini":
+    if model.source in ("mini", "smollm"):
         language = published_config("HuggingFaceTB/SmolLM2-135M-Instruct")
         assert isinstance(language, LlamaConfig)
-        return mini_config(language)
+        return mini_config(language) if model.source == "mini" else language
     source = checkpoint_source(model)
     if not (Path(source) / "config.json").is_file() and _key(model) in _published():
         return published_config(_key(model))
