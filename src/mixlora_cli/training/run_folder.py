@@ -237,6 +237,7 @@ def essentials(config: Mapping[str, Any], harmless: tuple[str, ...] = HARMLESS_K
 NEUTRAL: dict[str, Any] = {
     "model.template_options": {},
     "model.quantization": "none",
+    "train.packing": False,
 }
 """Keys that came later, each with the value at which a training is what it was before: there they leave no trace."""
 FIRST_TARGETS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
