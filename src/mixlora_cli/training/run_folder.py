@@ -238,6 +238,8 @@ NEUTRAL: dict[str, Any] = {
     "model.template_options": {},
     "model.quantization": "none",
     "train.packing": False,
+    "data.task_key": None,
+    "data.streaming": False,
 }
 """Keys that came later, each with the value at which a training is what it was before: there they leave no trace."""
 FIRST_TARGETS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"

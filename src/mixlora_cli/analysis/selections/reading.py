@@ -188,7 +188,7 @@ def choose_instances(config: TsneConfig) -> list[Instances]:
                 f"tasks={cut(task)}: the {split} data has 1 instance of it, a map needs at least 2"
             )
         sample = stratified(records, config.tsne.instances, config.seed)
-        chosen.append(Instances(task, split, sample, len(records), locate_files(data, split).images))
+        chosen.append(Instances(task, split, sample, len(records), locate_files(data, split).pictures))
     return chosen
 
 
