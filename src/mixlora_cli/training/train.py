@@ -169,7 +169,7 @@ def _train(config: TrainConfig, run: RunFolder, base: LoadedModel | None) -> Non
             publish_adapter(temp, run.adapter)
             write_json(run.result, _summary(model, run))
     if trainer.is_world_process_zero():
-        _say_result(run, console)
+        _say_result(run, config.data.source, console)
 
 
 def build_trainer(
@@ -325,14 +325,15 @@ def _how_to_go_on(run: RunFolder) -> str:
     return f"{newest.name} is intact; make room and continue with resume=auto"
 
 
-def _say_result(run: RunFolder, console: Console) -> None:
+def _say_result(run: RunFolder, source: str, console: Console) -> None:
     result = run.read_result()
+    data = f" data={source}" if source == "mini_text" else ""  # with pictures a text model could do nothing
     if result.get("routing_warning"):
         say(f"warning: {result['routing_warning']}", console)
     share = 100 * result["trainable_parameters"] / result["parameters"]
     say(
         f"done: {result['steps']} steps, loss {result['loss']:.4f}, {result['seconds'] / 60:.1f} minutes, "
         f"{result['tokens_per_second']:,.0f} tokens/s, {result['trainable_parameters']:,} trainable parameters "
-        f"({share:.2f} %)\nadapter: {run.adapter}\nnext: mixlora eval run={run.root}",
+        f"({share:.2f} %)\nadapter: {run.adapter}\nnext: mixlora eval run={run.root}{data}",
         console,
     )
