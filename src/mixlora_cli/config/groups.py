@@ -62,7 +62,7 @@ class ModelConfig(Settings, at="model"):
     """The base model (group `model`): it reads pictures and text, or text alone."""
 
     name: Text
-    source: Literal["mini", "tiny", "hub", "prepared"]
+    source: Literal["mini", "tiny", "smollm", "hub", "prepared"]
     name_or_path: Checkpoint | None = None
     revision: Text | None = None
     billions: PositiveNumber | None = None

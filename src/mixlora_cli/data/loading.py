@@ -28,6 +28,7 @@ from mixlora_cli.data.images import check_images, split_archive
 from mixlora_cli.data.problems import BadRecord, Kind, Problem, settle
 from mixlora_cli.data.records import Record, parse_record, task_of
 from mixlora_cli.data.sources import place_of, read_raws
+from mixlora_cli.data.template import IMAGE_MARKER
 from mixlora_cli.data.text_files import read_json
 from mixlora_cli.errors import UserError, cut, hint_at
 from mixlora_cli.paths import cache_root
@@ -43,6 +44,9 @@ TASK_KEYS = ("task_name", "task", "name")
 TEXT_KEYS = ("definition", "description", "instruction")
 _FORMS = 'write {"task name": {"definition": "..."}} or {"task name": "..."}'
 _NAMED = 5  # tasks that a message lists
+_QUESTIONS, _QUESTION_LENGTH = 3, 300
+HOW_MADE = f"their names and first {_QUESTIONS} questions"
+"""What `made_definitions` makes definitions of, for messages."""
 
 
 @dataclass(frozen=True)
@@ -303,14 +307,44 @@ def load_definitions(data: DataConfig) -> dict[str, str]:
     return parse_definitions(read_json(path, "a JSON file of task definitions", source), source)
 
 
-def definitions_of(data: DataConfig, tasks: Iterable[str]) -> dict[str, str]:
+def made_definitions(records: Iterable[Record]) -> dict[str, str]:
+    """For each task its name and the questions of its first records, which stand in for a definition."""
+    first: dict[str, list[str]] = {}
+    for record in records:
+        questions = first.setdefault(record.task, [])
+        if len(questions) < _QUESTIONS:
+            text = next(turn.text for turn in record.conversation if turn.role == "human")
+            questions.append(" ".join(text.replace(IMAGE_MARKER, " ").split())[:_QUESTION_LENGTH])
+    return {
+        task: "\n".join([task.replace("_", " "), *dict.fromkeys(filter(None, questions))])
+        for task, questions in first.items()
+    }
+
+
+def definitions_of(
+    data: DataConfig, tasks: Iterable[str], made: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Definitions of exactly these tasks.
+
+    Args:
+        data: names the file of definitions, or none.
+        tasks: whose definitions are wanted.
+        made: where no file is named: those that the training has made. What they lack is made of the unseen and the
+            held-out records in the same way; None: nothing is made.
 
     Raises:
         UserError: some task has none; names those tasks and the file that should hold them.
     """
     definitions, path = load_definitions(data), definitions_file(data)
     wanted = list(dict.fromkeys(tasks))
+    if path is None and made is not None:
+        definitions = dict(made)
+        given: dict[Split, Any] = {"unseen": data.unseen, "heldout": data.heldout}
+        for split in given:
+            if given[split] is not None and not definitions.keys() >= set(wanted):
+                definitions = made_definitions(load_records(data, split)) | definitions
+        if new := [task for task in wanted if task in definitions and task not in made]:
+            say(f"{len(new)} tasks that the training does not know are defined by {HOW_MADE}")
     if missing := [task for task in wanted if task not in definitions]:
         more = f" and {len(missing) - _NAMED} more" if missing[_NAMED:] else ""
         place = f"add them to {path}, by the records' task_name"

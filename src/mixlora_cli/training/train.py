@@ -18,7 +18,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments, se
 from mixlora_cli.config import TrainConfig, WandbConfig
 from mixlora_cli.data.collate import Collator, DummyImage, Features, build_dummy_image
 from mixlora_cli.data.encode import IGNORE, EncodedDataset, Item, StreamedDataset, encode_records
-from mixlora_cli.data.loading import load_definitions, load_records
+from mixlora_cli.data.loading import HOW_MADE, definitions_file, load_definitions, load_records
 from mixlora_cli.data.records import Record
 from mixlora_cli.errors import UserError
 from mixlora_cli.launch import group_left_at_exit
@@ -79,7 +79,13 @@ def _train(config: TrainConfig, run: RunFolder, base: LoadedModel | None) -> Non
         tasks = (
             load_definitions(config.data) if config.data.streaming else (record.task for record in records)
         )
-        routing = routing_to_train(config.data, tasks, config.routing.encoder)
+        routing = routing_to_train(config.data, tasks, config.routing.encoder, records)
+        if definitions_file(config.data) is None:
+            count = len(routing.definitions)
+            say(
+                f"data.metadata=null: the {count} tasks are defined by {HOW_MADE} ({run.definitions})",
+                console,
+            )
     # Weights that are trained themselves need their full precision; otherwise only the adapter does.
     with loads_whole_weights():
         base = base or build_base(config.model, torch.float32 if config.adapter.name == "full" else dtype)
@@ -140,6 +146,8 @@ def _train(config: TrainConfig, run: RunFolder, base: LoadedModel | None) -> Non
         stack.enter_context(write_errors(run.root, lambda: _how_to_go_on(run)))
         if trainer.is_world_process_zero():
             run.begin(config, checkpoint)
+            if routing is not None and definitions_file(config.data) is None:
+                write_json(run.definitions, routing.definitions)
         stack.callback(report.close)
         stack.enter_context(_wandb(config.wandb, run.root))
         stack.enter_context(stop.listening())

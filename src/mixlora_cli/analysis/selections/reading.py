@@ -358,6 +358,8 @@ def _model_digest(model: ModelConfig) -> str:
     elif model.name_or_path is not None and Path(model.name_or_path).is_dir():
         folder = Path(model.name_or_path)
     parts: list[object] = [asdict(model)]
+    if model.source == "smollm":
+        parts.append(mini.text_digest())
     if model.source == "mini":
         parts += [mini.sources(), hashlib.sha256(STAGE_ONE.read_bytes()).hexdigest()]
     files = [] if folder is None else sorted(path for path in folder.iterdir() if path.is_file())
