@@ -24,16 +24,17 @@ from families import FAMILIES, WRONG, make_family, make_wrong
 from mixlora_cli.commands import COMMANDS
 from mixlora_cli.config import AdapterConfig, ModelConfig, RoutingConfig
 from mixlora_cli.data.collate import Collator, PixelLoader
-from mixlora_cli.data.encode import Item, encode, encode_prompt
+from mixlora_cli.data.encode import IGNORE, Item, encode, encode_prompt, verify_labels
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.data.records import Record
+from mixlora_cli.data.template import Turn
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.generate import Generator
 from mixlora_cli.evaluation.predictions import read_predictions
 from mixlora_cli.hydra_app import run_command
 from mixlora_cli.models.adapters import attach_adapter, outside_of_decoder
 from mixlora_cli.models.forward import labelled_pass, token_loss
-from mixlora_cli.models.load import LoadedModel, build_base
+from mixlora_cli.models.load import LoadedModel, build_base, build_chat
 from mixlora_cli.models.session import Session, find_run
 from mixlora_cli.training.run_folder import read_metrics
 
@@ -372,6 +373,7 @@ def test_models_that_write_no_answers_are_refused_by_what_they_hold(
 ) -> None:
     folder = make_wrong(name, tmp_path / "model")
     data = _data(tmp_path, pictures=False, turns=1)
+    capsys.readouterr()
     assert (
         _run("train", "model=hf", f"model.name_or_path={folder}", *data, f"output_dir={tmp_path / 'run'}")
         == 2
@@ -379,7 +381,7 @@ def test_models_that_write_no_answers_are_refused_by_what_they_hold(
     said = capsys.readouterr().err.strip()
     assert said.count("\n") == 0
     assert f"model.name_or_path={folder}" in said
-    assert ("expected a vision-language model" in said) == (name != "diffusion")
+    assert "vision-language" in said
     assert not (tmp_path / "run" / "adapter").exists()
 
 
@@ -396,6 +398,7 @@ def test_templates_that_cannot_be_trained_with_are_refused_with_a_way_out(
 ) -> None:
     folder = make_family(name, tmp_path / "model")
     data = _data(tmp_path, pictures=bool(FAMILIES[name].pictures), turns=1)
+    capsys.readouterr()
     assert (
         _run("train", "model=hf", f"model.name_or_path={folder}", *data, f"output_dir={tmp_path / 'run'}")
         == 2
@@ -411,3 +414,33 @@ def test_a_family_that_needs_a_package_says_which(name: str, tmp_path: Path) -> 
     folder = make_family(name, tmp_path / "model")
     with pytest.raises(UserError, match=f"(?i){NEEDS[name]}.*; install it with pip$"):
         build_base(ModelConfig("hf", "hub", str(folder)))
+
+
+def test_each_family_is_in_the_page_of_models(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "models.md").read_text(encoding="utf-8")
+    for name in FAMILIES:
+        (held,) = json.loads((make_family(name, tmp_path / name) / "config.json").read_text())[
+            "architectures"
+        ]
+        assert f"| `{held}` |" in page, name
+    for keys in KEYS.values():
+        assert all(key in page for key in keys)
+    assert all(package in page for package in NEEDS.values())
+
+
+@pytest.mark.parametrize("name", ONE_ANSWER)
+def test_a_template_that_changes_earlier_answers_is_refused_and_chatml_is_not(
+    name: str, tmp_path: Path
+) -> None:
+    folder = make_family(name, tmp_path / "model")
+    said = [("human", "What is it?"), ("gpt", "a circle"), ("human", "Is it red?"), ("gpt", "no")]
+    turns = tuple(Turn(role, text) for role, text in said)  # type: ignore[arg-type]
+    record = Record(0, "0", "naming", (), turns)
+    own = ModelConfig("hf", "hub", str(folder), template_options={"enable_thinking": False})
+    with pytest.raises(UserError, match=r"otherwise than .*model\.chat_template=v1, smollm"):
+        encode(record, build_chat(own))
+    chat = build_chat(ModelConfig("hf", "hub", str(folder), chat_template="smollm"))
+    item = encode(record, chat)
+    verify_labels(item, record, chat)
+    learnt = [token for token, label in zip(item.input_ids, item.labels, strict=True) if label != IGNORE]
+    assert chat.tokenizer.decode(learnt) == "a circle<|im_end|>no<|im_end|>"

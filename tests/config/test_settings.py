@@ -196,7 +196,9 @@ def test_dictconfig_and_plain_values_give_the_same() -> None:
     assert (plain.rank, plain.factors, plain.train.batch_size) == (2, 4, 16)
 
 
-CHECKPOINT = "must be a Hugging Face id or an existing folder with a config.json"
+CHECKPOINT = (
+    "must be a Hugging Face id or a folder with the config.json of a vision-language or language model"
+)
 REFUSED = [
     ("output_dir", "${nope}", "output_dir: Interpolation key 'nope' not found"),
     ("rank", "???", "rank is missing: give rank=<an integer>"),

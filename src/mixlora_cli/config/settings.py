@@ -134,7 +134,7 @@ def _checkpoint_fault(name: str) -> str:
     """Hub ids are `name` or `owner/name`; anything else with a slash, or an existing folder, is a path."""
     is_path = name.startswith((".", "/")) or name.count("/") > 1 or Path(name).exists()
     if is_path and not (Path(name) / "config.json").is_file():
-        return "must be a Hugging Face id or an existing folder with a config.json"
+        return "must be a Hugging Face id or a folder with the config.json of a vision-language or language model"
     return ""
 
 
