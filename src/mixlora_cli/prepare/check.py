@@ -145,6 +145,8 @@ def check(config: CheckConfig) -> Report:
 def run_check(config: CheckConfig) -> Report:
     """Look at every record of every split that the configuration names."""
     data, options = config.data, config.check
+    if data.streaming:
+        raise UserError("data.streaming=true: a check holds all records at once; give data.streaming=false")
     benchmarks = open_benchmarks(config)  # first: what is wrong with them is said before the long part
     workers = options.workers or min(8, os.cpu_count() or 1)
     located = {split: locate_files(data, split) for split in _configured_splits(data)}
