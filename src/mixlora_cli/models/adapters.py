@@ -123,6 +123,22 @@ def _peft_config(
     )
 
 
+def outside_of_decoder(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The largest modules of a model that hold no part of its decoder: towers, projectors, the output layer."""
+    decoder = model.get_decoder()
+
+    def walk(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+        for name, child in module.named_children():
+            if child is decoder:
+                continue
+            if any(each is decoder for each in child.modules()):
+                yield from walk(child, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}", child
+
+    return dict(walk(model, ""))
+
+
 def num_parameters(model: nn.Module) -> tuple[int, int]:
     """Return (trainable, all) parameters; a shared one counts once, and one of which little is left here is whole."""
     sizes = [(count_numbers(p), p.requires_grad) for p in model.parameters()]

@@ -237,6 +237,7 @@ def essentials(config: Mapping[str, Any], harmless: tuple[str, ...] = HARMLESS_K
 
 NEUTRAL: dict[str, Any] = {
     "model.quantization": "none",
+    "train.fsdp": False,
 }
 """Keys that came later, each with the value at which a training is what it was before: there they leave no trace."""
 
