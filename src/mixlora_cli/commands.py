@@ -39,7 +39,7 @@ _ALL = (
     Command("prepare", "PrepareConfig", "mixlora_cli.prepare.run:prepare", "model,data"),
     Command("check", "CheckConfig", "mixlora_cli.prepare.check:check", "model,data"),
     Command("export", "ExportConfig", "mixlora_cli.analysis.export.run:export", "model,data"),
-    Command("plan", "PlanConfig", "mixlora_cli.analysis.plan:plan", _TRAINING),
+    Command("plan", "PlanConfig", "mixlora_cli.analysis.plan_output:plan", _TRAINING),
     Command("interference", "InterferenceConfig", "mixlora_cli.launch:interference", "model,data"),
     Command("tsne", "TsneConfig", "mixlora_cli.analysis.selections.run:tsne", "model,data"),
     Command("reproduce", "ReproduceConfig", "mixlora_cli.reproduce.grid:reproduce", first_word="what"),

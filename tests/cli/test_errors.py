@@ -88,7 +88,7 @@ LINES = {
     "train -cd nope": "--config-dir={here}/nope: must be an existing folder",
     "train -cp nope": "--config-path: must be an existing folder with configuration files",
     "train model=hf": (
-        "model.name_or_path=null: model=hf needs a Hugging Face id or a local folder of a LLaVA-class checkpoint"
+        "model.name_or_path=null: model=hf needs a Hugging Face id or a local folder with a checkpoint"
     ),
     "train data=json": (
         "data.train=null: data=json needs data.train=<annotation.json> (and data.images=<folder>)"
@@ -105,8 +105,8 @@ LINES = {
         "run=null: give run=<folder of a finished `mixlora train adapter=lora` or adapter=mixlora>; "
         "the untuned base has no adapter whose gradients could be compared"
     ),
-    "train model=mini model.template=v1": (
-        "model.template=v1: model=mini has the template smollm; leave it away, or take another model"
+    "train model=mini model.chat_template=v1": (
+        "model.chat_template=v1: model=mini has the chat_template smollm; leave it away, or take another model"
     ),
     "tsne": "run=null: give run=<folder of a finished `mixlora train adapter=mixlora`>",
 }  # fmt: skip

@@ -48,7 +48,7 @@ OPTIONS = [
 WITH = {
     ("model", "hf"): ["model.name_or_path=someone/some-llava"],
     ("data", "json"): ["data.train={folder}/my.json", "data.images={folder}"],
-    ("adapter", "none"): ["model.train_projector=true"],
+    ("adapter", "none"): ["model.train_also=[multi_modal_projector]"],
     **{("judge", option): ["adapter=none"] for option in ("none", "exact", "hf", "openai")},
 }
 
@@ -91,7 +91,7 @@ def test_train_defaults() -> None:
     assert (config.model.name, config.data.name, config.adapter.name) == ("mini", "mini", "mixlora")
     assert (config.routing.name, config.deepspeed.name) == ("task", "none")
     assert (config.factors, config.rank, config.seed) == (16, 4, 0)
-    assert (config.model.template, config.model.attn_implementation) == ("smollm", "eager")
+    assert (config.model.chat_template, config.model.attn_implementation) == ("smollm", "eager")
     assert config.train == replace(OptimConfig(), learning_rate=config.train.learning_rate)
     assert config.wandb == WandbConfig()
     assert config.data == DataConfig(name="mini", source="mini")

@@ -214,10 +214,11 @@ REFUSED = [
     *(("model.name_or_path", name, f"model.name_or_path={name}: {CHECKPOINT}")
       for name in ("./nope", "/nope/model", "models/llava/7b", "images")),
     ("routing.encoder", "./nope", f"routing.encoder=./nope: {CHECKPOINT}"),
-    ("model.template", "smolm", "model.template=smolm: must be one of v1, smollm; did you mean smollm?"),
+    ("model.chat_template", "smolm",
+     "model.chat_template=smolm: must be one of v1, smollm, onevision, or a Jinja file or null"),
     ("adapter.dropout", 1.0, "adapter.dropout=1.0: must be in [0, 1)"),
     ("adapter.alpha", 0, "adapter.alpha=0: must be > 0 or null"),
-    ("adapter.target_modules", "(", "adapter.target_modules=(: must be a regular expression"),
+    ("adapter.target_modules", "(", "adapter.target_modules=(: must be a regular expression or null"),
     ("train.steps", 0, "train.steps=0: must be > 0 or null"),
     ("train.warmup_ratio", 1.0, "train.warmup_ratio=1.0: must be in [0, 1)"),
     ("train.weight_decay", -0.1, "train.weight_decay=-0.1: must be >= 0"),
@@ -273,7 +274,7 @@ def test_home_is_expanded(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("source", "key", "value", "fixed"),
     [
-        ("mini", "template", "v1", "smollm"),
+        ("mini", "chat_template", "v1", "smollm"),
         ("mini", "attn_implementation", "sdpa", "eager"),
         ("tiny", "attn_implementation", "sdpa", "eager"),
     ],
@@ -281,7 +282,7 @@ def test_home_is_expanded(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_a_built_in_model_does_not_heed_is_refused(
     source: str, key: str, value: str, fixed: str
 ) -> None:
-    model = {"name": source, "source": source, "template": "smollm"}
+    model = {"name": source, "source": source, "chat_template": "smollm"}
     told = f"model.{key}={value}: model={source} has the {key} {fixed}; leave it away, or take another model"
     assert refusal(values(model=model | {key: value})) == told
     assert getattr(load(TrainConfig, values(model=model | {key: fixed})).model, key) == fixed

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
 
 from mixlora_cli.config import DataConfig
+from mixlora_cli.data.chat import Chat
 from mixlora_cli.data.template import Template
 
 SHORT = Template(
     name="short",
-    system="Hi. ",
-    user_open="USER: ",
-    user_close=" ",
-    assistant_open="ASSISTANT:",
-    answer_lead=" ",
-    end="</s>",
-    between="",
+    source=(
+        "Hi. {% for message in messages %}{% if message['role'] == 'user' %}USER: {% for part in message['content'] %}"
+        "{{ image_token ~ '\n' if part['type'] == 'image' else part['text'] }}{% endfor %} {% else %}"
+        "ASSISTANT: {{ message['content'][0]['text'] }}</s>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    ),
     bos=True,
+    pictures_first=True,
 )
 
 CONTROL = ["<pad>", "<s>", "</s>", "<unk>", "<image>", "<|im_start|>", "<|im_end|>"]
@@ -36,14 +36,19 @@ WORDS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Base:
-    """The text side of a base model: all that encoding needs."""
-
-    tokenizer: PreTrainedTokenizerFast
-    template: Template = SHORT
-    num_image_tokens: int = 3
-    image_token_id: int = 4
+def chat_with(
+    tokenizer: PreTrainedTokenizerFast, template: Template = SHORT, num_image_tokens: int = 3
+) -> Chat:
+    """All that encoding needs of a model whose pictures take so many tokens."""
+    processor = LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(size={"height": 8, "width": 8}, do_center_crop=False),
+        tokenizer=tokenizer,
+        patch_size=8,
+        num_additional_image_tokens=num_image_tokens - 1,
+        vision_feature_select_strategy="full",
+        image_token="<image>",
+    )
+    return Chat(tokenizer, template, processor)
 
 
 def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
@@ -132,8 +137,8 @@ def any_tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="session")
-def word_base(words: PreTrainedTokenizerFast) -> Base:
-    return Base(words)
+def word_chat(words: PreTrainedTokenizerFast) -> Chat:
+    return chat_with(words)
 
 
 @pytest.fixture

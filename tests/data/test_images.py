@@ -18,13 +18,13 @@ from PIL import Image
 
 from mixlora_cli.analysis.selections.page import shrunk
 from mixlora_cli.data import images as module
-from mixlora_cli.data.collate import PixelLoader
 from mixlora_cli.data.images import (
     as_shown,
     check_images,
     locate_picture,
     open_fully,
     open_picture,
+    opened,
     read_picture,
     split_archive,
     stamp,
@@ -134,7 +134,7 @@ def test_a_member_reads_like_its_file(archive: Path, images: Path, tmp_path: Pat
     assert split_archive(tmp_path / "folder.zip" / "red.png") is None
     for inside, outside in (("inner/red.png", "red.png"), ("inner/sub/blue.png", "blue.png")):
         assert read_picture(archive / inside) == (images / outside).read_bytes()
-        assert seen_by_the_model(archive / inside) == seen_by_the_model(images / outside)
+        assert opened(archive / inside) == opened(images / outside)
     assert stamp(archive / "inner/red.png")[0] == (images / "red.png").stat().st_size
     assert stamp(archive / "inner/no.png") is None
 
@@ -199,22 +199,11 @@ def test_forked_workers_do_not_disturb_each_other(tmp_path: Path) -> None:
             assert content == contents[job.name]
 
 
-def seen_by_the_model(path: Path) -> Image.Image:
-    seen: list[Image.Image] = []
-
-    def processor(images: list[Image.Image], return_tensors: str) -> dict[str, Any]:
-        seen.extend(images)
-        return {"pixel_values": None}
-
-    PixelLoader(processor)([path])
-    return seen[0]
-
-
 def shown_by_the_report(path: Path) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(data_uri(path).partition(",")[2]))).convert("RGB")
 
 
-PLACES = [seen_by_the_model, shown_by_the_report, shrunk]
+PLACES = [opened, shown_by_the_report, shrunk]
 """Everything that decodes a picture to RGB, besides the hashes of `mixlora check`."""
 
 COLOURS = {"red": (255, 0, 0), "lime": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
@@ -255,7 +244,7 @@ def test_a_picture_is_upright_everywhere(suffix: str, orientation: int, corners:
 def test_an_orientation_that_nobody_can_read_turns_nothing(tmp_path: Path) -> None:
     picture = Image.effect_noise((8, 6), 80).convert("RGB")
     picture.save(tmp_path / "odd.png", exif=b"Exif\0\0II*\0\xff\xff\xff\xff and so on")
-    assert seen_by_the_model(tmp_path / "odd.png").tobytes() == picture.tobytes()
+    assert opened(tmp_path / "odd.png").tobytes() == picture.tobytes()
 
 
 GREY = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (48, 1))  # a ramp of 64 levels
@@ -308,6 +297,6 @@ def test_other_pictures_are_what_pillow_makes_of_them(mode: str, tmp_path: Path)
     source.convert(mode).save(path)
     with Image.open(path) as pillow:
         expected = pillow.convert("RGB").tobytes()
-    with open_picture(path) as opened:
-        assert as_shown(opened, path).convert("RGB").tobytes() == expected
-    assert seen_by_the_model(path).tobytes() == expected
+    with open_picture(path) as image:
+        assert as_shown(image, path).convert("RGB").tobytes() == expected
+    assert opened(path).tobytes() == expected

@@ -22,18 +22,18 @@ NEW_TOKENS = 6
 
 @pytest.fixture(scope="module")
 def items(base: LoadedModel, data: DataConfig) -> list[Item]:
-    return encode_prompts(load_records(data, "unseen"), base).items[:10]
+    return encode_prompts(load_records(data, "unseen"), base.chat).items[:10]
 
 
 def greedy_tokens(base: LoadedModel, item: Item, model: torch.nn.Module) -> list[int]:
     """The plain loop: no padding, no cache, the whole sequence again for every token."""
-    assert item.image is not None
-    pixels = PixelLoader(base.image_processor)([item.image])
-    ends = {base.tokenizer.convert_tokens_to_ids(base.template.end), base.tokenizer.eos_token_id}
+    assert item.images
+    pictures = PixelLoader(base.chat)([item.images])
+    ends = {*base.chat.ends}
     ids: list[int] = list(item.input_ids)
     for _ in range(NEW_TOKENS):
         with torch.no_grad():
-            logits = model(input_ids=torch.tensor([ids]), pixel_values=pixels, use_cache=False).logits
+            logits = model(input_ids=torch.tensor([ids]), use_cache=False, **pictures).logits
         token = int(logits[0, -1].argmax())
         if token in ends:
             break
@@ -52,7 +52,7 @@ def answers(
     model: torch.nn.Module | None = None,
     **settings: bool,
 ) -> dict[int, str]:
-    pixels = PixelLoader(base.image_processor)
+    pixels = PixelLoader(base.chat)
     generator = Generator(model or base.model, base, pixels, NEW_TOKENS, **settings)  # type: ignore[arg-type]
     found: dict[int, str] = {}
     for batch in batches(items, batch_size):
@@ -89,7 +89,8 @@ def test_each_answer_stops_at_its_own_end_token(base: LoadedModel, items: list[I
     # Let the third token of one answer be the end token: that answer has two tokens, others go on or stop
     # elsewhere.
     end = base.tokenizer.convert_ids_to_tokens(whole[2])
-    stopping = replace(base, template=replace(base.template, end=end))
+    stopping = replace(base, chat=replace(base.chat))
+    stopping.chat.__dict__["end"] = end
     expected = {item.index: greedy_one_by_one(stopping, item) for item in items}
     assert greedy_tokens(stopping, items[0], base.model) == whole[: whole.index(whole[2])]
     assert len({len(greedy_tokens(stopping, item, base.model)) for item in items}) > 1
@@ -108,7 +109,7 @@ def test_batches_go_from_long_to_short_and_lose_nothing(items: list[Item]) -> No
 def test_the_heads_weight_is_not_copied_for_every_row(items: list[Item]) -> None:
     """Which torch does, as a batched product, for hidden states that are a slice of longer ones."""
     base = build_tiny()
-    generator = Generator(base.model, base, PixelLoader(base.image_processor), 3)
+    generator = Generator(base.model, base, PixelLoader(base.chat), 3)
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as found:
         generator(items[:8])
     vocabulary, width = base.model.get_output_embeddings().weight.shape
@@ -120,7 +121,7 @@ def test_the_heads_weight_is_not_copied_for_every_row(items: list[Item]) -> None
 def test_the_mode_of_the_model_is_put_back(items: list[Item]) -> None:
     own = build_tiny()
     own.model.train()
-    Generator(own.model, own, PixelLoader(own.image_processor), 1)(items[:1])
+    Generator(own.model, own, PixelLoader(own.chat), 1)(items[:1])
     assert own.model.training
 
 
@@ -128,14 +129,14 @@ def test_a_draw_s_seed_is_a_digest_of_seed_tokens_and_picture(tmp_path: Path) ->
     (tmp_path / "a.png").write_bytes(b"one")
     (tmp_path / "b.png").write_bytes(b"one")
     (tmp_path / "c.png").write_bytes(b"two")
-    item = Item([1, 2], [-100, -100], tmp_path / "a.png", "task", 5)
+    item = Item([1, 2], [-100, -100], (tmp_path / "a.png",), "task", 5)
     tokens = (1).to_bytes(8, "little") + (2).to_bytes(8, "little")
     expected = hashlib.sha256(b"7 2 " + tokens + b"one").digest()
     assert draw_seed(7, item) == int.from_bytes(expected[:8], "big") >> 1
-    assert draw_seed(7, replace(item, image=tmp_path / "b.png", index=6, task="x")) == draw_seed(7, item)
+    assert draw_seed(7, replace(item, images=(tmp_path / "b.png",), index=6, task="x")) == draw_seed(7, item)
     others = [
-        replace(item, image=tmp_path / "c.png"),
+        replace(item, images=(tmp_path / "c.png",)),
         replace(item, input_ids=[1, 3]),
-        replace(item, image=None),
+        replace(item, images=()),
     ]
     assert len({draw_seed(7, item), draw_seed(8, item), *(draw_seed(7, each) for each in others)}) == 5

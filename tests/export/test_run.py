@@ -51,8 +51,8 @@ def fitted_batch(config: ExportConfig) -> dict[str, Tensor]:
     """The prompts that the export was fitted to."""
     base = build_tiny()
     records = [record for group in choose_inputs(config)[0].values() for record in group]
-    items = encode_prompts(records, base).items
-    return generation_collator(0, PixelLoader(base.image_processor))(items)
+    items = encode_prompts(records, base.chat).items
+    return generation_collator(base.chat, PixelLoader(base.chat))(items)
 
 
 def test_one_instance_at_full_rank_is_the_adapter_itself(make_run: MakeRun, make_config: MakeConfig) -> None:
@@ -208,7 +208,7 @@ def test_random_routing_exports_its_expectation(
 def test_a_projector_that_was_trained_travels_along_and_decode_step_is_said(
     make_run: MakeRun, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = make_run(train_projector=True, decode="step")
+    run = make_run(train_also=["multi_modal_projector"], decode="step")
     config = make_config(run.root, tasks=[TASKS[0]], instances=1, rank=NUM_FACTORS, limit=1)
     folder = export(config)
     batch = fitted_batch(config)

@@ -36,7 +36,7 @@ def attach(
         RoutingConfig(name="instance"),
         RANK,
         FACTORS,
-        train_projector,
+        ["multi_modal_projector"] if train_projector else [],
     )
 
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from mixlora_cli.data.collate import PixelLoader
+from mixlora_cli.data.collate import Features, PixelLoader
 from mixlora_cli.errors import UserError
 from mixlora_cli.models import features
-from mixlora_cli.models.features import FeatureCache, accept_features
+from mixlora_cli.models.features import FeatureCache, choose_features, has_fixed_features
 from mixlora_cli.models.tiny import build_tiny
 
 
@@ -28,14 +28,18 @@ def pictures(tmp_path: Path) -> list[Path]:
     return paths
 
 
+def values(features: Features, pictures: list[Path]) -> torch.Tensor:
+    return features([(picture,) for picture in pictures])["pixel_values"]
+
+
 def test_features_stand_for_pictures(pictures: list[Path], tmp_path: Path) -> None:
     base = build_tiny()
-    pixels = PixelLoader(base.image_processor)(pictures)
-    ids = torch.tensor([[base.image_token_id] * base.num_image_tokens + [40, 41]] * 3)
+    pixels = values(PixelLoader(base.chat), pictures)
+    ids = torch.tensor([[base.chat.image_token_ids[0]] * len(base.chat.picture_tokens) + [40, 41]] * 3)
     with torch.inference_mode():
         expected = base.model(input_ids=ids, pixel_values=pixels).logits
         cache = FeatureCache(base, tmp_path / "cache")
-        features = cache(pictures)
+        features = values(cache, pictures)
         got = base.model(input_ids=ids, pixel_values=features).logits
         still = base.model(input_ids=ids, pixel_values=pixels).logits
     assert features.ndim == 3
@@ -45,12 +49,12 @@ def test_features_stand_for_pictures(pictures: list[Path], tmp_path: Path) -> No
 
 def test_each_picture_is_computed_once_whatever_its_name(pictures: list[Path], tmp_path: Path) -> None:
     cache = FeatureCache(build_tiny(), tmp_path / "cache")
-    first = cache(pictures)
+    first = values(cache, pictures)
     assert cache.num_computed == 3
     copy = tmp_path / "copy.png"
     copy.write_bytes(pictures[1].read_bytes())
     again = FeatureCache(build_tiny(), tmp_path / "cache")
-    second = again([copy, pictures[0]])
+    second = values(again, [copy, pictures[0]])
     assert again.num_computed == 0
     assert torch.equal(second, first[[1, 0]])
     assert not list(tmp_path.rglob("*.partial"))
@@ -59,20 +63,20 @@ def test_each_picture_is_computed_once_whatever_its_name(pictures: list[Path], t
 def test_another_number_format_has_its_own_features(pictures: list[Path], tmp_path: Path) -> None:
     exact = build_tiny()
     rounded = replace(build_tiny(dtype=torch.bfloat16), fingerprint=exact.fingerprint)
-    alone = FeatureCache(rounded, tmp_path / "alone")(pictures)
-    FeatureCache(exact, tmp_path / "cache")(pictures)
+    alone = values(FeatureCache(rounded, tmp_path / "alone"), pictures)
+    values(FeatureCache(exact, tmp_path / "cache"), pictures)
     after = FeatureCache(rounded, tmp_path / "cache")
-    assert torch.equal(after(pictures), alone)
+    assert torch.equal(values(after, pictures), alone)
     assert after.num_computed == 3
 
 
 def test_features_of_other_pixels_are_not_read(
     pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    FeatureCache(build_tiny(), tmp_path / "cache")(pictures)
+    values(FeatureCache(build_tiny(), tmp_path / "cache"), pictures)
     monkeypatch.setattr(features, "PIXELS", "another")
     cache = FeatureCache(build_tiny(), tmp_path / "cache")
-    cache(pictures)
+    values(cache, pictures)
     assert cache.num_computed == 3
 
 
@@ -81,8 +85,8 @@ def test_what_comes_back_is_what_the_tower_gives_rounded_to_fp16(
 ) -> None:
     for dtype, exact in ((torch.float32, False), (torch.bfloat16, True)):
         base = build_tiny(dtype=dtype)
-        found = FeatureCache(base, tmp_path / "cache")(pictures)
-        pixels = PixelLoader(base.image_processor)(pictures).to(dtype)
+        found = values(FeatureCache(base, tmp_path / "cache"), pictures)
+        pixels = values(PixelLoader(base.chat), pictures).to(dtype)
         with torch.inference_mode():
             tower, layer = base.model.model.vision_tower.tower, base.model.model.vision_tower.layer
             states = [tower(one[None], output_hidden_states=True).hidden_states[layer] for one in pixels]
@@ -104,24 +108,35 @@ def test_pictures_are_computed_one_by_one_and_without_autocast(pictures: list[Pa
 
     tower.register_forward_hook(note)
     with torch.autocast("cpu", torch.bfloat16):
-        cache(pictures)
+        values(cache, pictures)
     assert seen == [(1, torch.float32)] * 3
 
 
 def test_batches_with_some_pictures_known_keep_their_order(pictures: list[Path], tmp_path: Path) -> None:
     cache = FeatureCache(build_tiny(), tmp_path / "cache")
-    middle = cache([pictures[1]])
-    every = cache(pictures)
+    middle = values(cache, [pictures[1]])
+    every = values(cache, pictures)
     assert cache.num_computed == 3
     torch.testing.assert_close(every[1], middle[0], atol=0, rtol=0)
     assert not torch.equal(every[0], every[1])
 
 
-def test_a_model_that_joins_layers_is_refused() -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda base: setattr(base.model.config, "vision_feature_layer", [-2, -1]),
+        lambda base: setattr(base.chat.processor.image_processor, "do_center_crop", False),
+        lambda base: setattr(base.model.model, "vision_tower", None),
+    ],
+    ids=["layers are joined", "the size differs", "no tower"],
+)
+def test_a_model_without_fixed_features_takes_pixels(change, tmp_path: Path) -> None:
     base = build_tiny()
-    base.model.config.vision_feature_layer = [-2, -1]
-    with pytest.raises(UserError, match=r"train\.cache_features=false"):
-        accept_features(base.model)
+    assert has_fixed_features(base)
+    other = build_tiny()
+    change(other)
+    assert isinstance(choose_features(other, cached=True), PixelLoader)
+    assert isinstance(choose_features(base, cached=False), PixelLoader)
 
 
 def test_a_full_disk_is_said_and_leaves_nothing_half_written(
@@ -134,6 +149,6 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(
     with monkeypatch.context() as patch:
         patch.setattr(np, "save", full)
         with pytest.raises(UserError, match="No space left on device; free some space, set MIXLORA_CACHE"):
-            cache(pictures)
+            values(cache, pictures)
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
-    assert cache(pictures).shape[0] == 3
+    assert values(cache, pictures).shape[0] == 3

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlavaProcessor
+from transformers import BertConfig
 
 from mixlora_cli.config import ModelConfig
 from mixlora_cli.errors import UserError
@@ -20,29 +20,24 @@ from mixlora_cli.models.tiny import build_tiny
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base, folder = build_tiny(), tmp_path_factory.mktemp("llava")
     base.model.save_pretrained(folder)
-    LlavaProcessor(
-        image_processor=base.image_processor,
-        tokenizer=base.tokenizer,
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        image_token="<image>",
-    ).save_pretrained(folder)
+    base.chat.processor.save_pretrained(folder)
     return folder
 
 
 def _config(path: Path, **changes: str) -> ModelConfig:
-    return ModelConfig(name="hf", source="hub", name_or_path=str(path), **changes)
+    return ModelConfig(name="hf", source="hub", name_or_path=str(path), **{"chat_template": "v1", **changes})
 
 
 def test_a_saved_checkpoint_gives_the_same_logits(folder: Path) -> None:
     original, loaded = build_tiny(), build_base(_config(folder))
-    assert (loaded.num_image_tokens, loaded.image_token_id) == (
-        original.num_image_tokens,
-        original.image_token_id,
+    assert (len(loaded.chat.picture_tokens), loaded.chat.image_token_ids[0]) == (
+        len(original.chat.picture_tokens),
+        original.chat.image_token_ids[0],
     )
     pixels = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    ids = torch.tensor([[original.image_token_id] * original.num_image_tokens + [30, 31, 32]])
+    ids = torch.tensor(
+        [[original.chat.image_token_ids[0]] * len(original.chat.picture_tokens) + [30, 31, 32]]
+    )
     with torch.inference_mode():
         expected = original.model(input_ids=ids, pixel_values=pixels).logits
         torch.testing.assert_close(loaded.model(input_ids=ids, pixel_values=pixels).logits, expected)
@@ -75,8 +70,12 @@ def test_other_preprocessing_has_another_fingerprint(folder: Path, tmp_path: Pat
 
 
 def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(LlamaConfig().to_dict()))
-    with pytest.raises(UserError, match="is a llama model; expected a LLaVA checkpoint"):
+    (tmp_path / "config.json").write_text(
+        json.dumps({**BertConfig().to_dict(), "architectures": ["BertModel"]})
+    )
+    with pytest.raises(
+        UserError, match=r"holds BertModel \(model_type bert\); expected a vision-language model"
+    ):
         build_base(_config(tmp_path))
 
 

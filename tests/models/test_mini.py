@@ -9,7 +9,7 @@ import torch
 from transformers import LlavaProcessor
 
 from mixlora_cli.config import AdapterConfig, ModelConfig, RoutingConfig
-from mixlora_cli.data.template import Turn, segments
+from mixlora_cli.data.template import Turn
 from mixlora_cli.models.adapters import attach_adapter, num_parameters
 from mixlora_cli.models.load import LoadedModel, build_base
 from mixlora_cli.paths import cache_root
@@ -18,15 +18,15 @@ from mixlora_cli.prepare.align.run import check_questions, draw
 
 @pytest.fixture(scope="module")
 def base() -> LoadedModel:
-    return build_base(ModelConfig(name="mini", source="mini", template="smollm"))
+    return build_base(ModelConfig(name="mini", source="mini", chat_template="smollm"))
 
 
 def test_every_weight_is_frozen_and_the_picture_is_25_tokens(base: LoadedModel) -> None:
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
     assert not base.model.training
-    assert base.num_image_tokens == 25
-    assert base.tokenizer.convert_tokens_to_ids("<image>") == base.image_token_id
-    assert base.tokenizer.encode("<image>", add_special_tokens=False) == [base.image_token_id]
+    assert len(base.chat.picture_tokens) == 25
+    assert base.tokenizer.convert_tokens_to_ids("<image>") == base.chat.image_token_ids[0]
+    assert base.tokenizer.encode("<image>", add_special_tokens=False) == [base.chat.image_token_ids[0]]
 
 
 def test_our_template_is_the_processors_chat_template(base: LoadedModel) -> None:
@@ -37,7 +37,7 @@ def test_our_template_is_the_processors_chat_template(base: LoadedModel) -> None
     message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}
     prompt = processor.apply_chat_template([message], add_generation_prompt=True)
     turns = [Turn("human", "<image>\nWhat is it?"), Turn("gpt", "a cat")]
-    assert prompt == segments(base.template, turns, with_answer=False)[0].text
+    assert prompt == base.chat.segments(turns, with_answer=False)[0].text
 
 
 def test_it_answers_short_questions_about_pictures_that_stage_one_never_saw(

@@ -84,7 +84,7 @@ def test_selections_are_those_of_the_first_new_token(
     """What each layer has chosen when generation, one prompt at a time without padding, begins."""
     adapter = finished_run(tmp_path / "run", data, router_spread=50, **fields).adapter
     session = Session(build_tiny(), torch.float32, cache_features=False, adapter=adapter)
-    items = encode_prompts(load_records(data, "heldout"), session.base).items
+    items = encode_prompts(load_records(data, "heldout"), session.base.chat).items
     assert (
         session.tuner is not None and len({item.length for item in items}) > 4
     )  # so the batch holds padding

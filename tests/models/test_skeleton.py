@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
+from families import make_family
 from mixlora_cli.config import AdapterConfig, ModelConfig, RoutingConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.adapters import num_parameters
@@ -58,6 +59,37 @@ def test_totals_in_one_place() -> None:
     assert isinstance(build_skeleton(V1).model.multi_modal_projector, LinearProjector)
 
 
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("Qwen/Qwen2.5-VL-3B-Instruct", 3_754_622_976),
+        ("Qwen/Qwen2.5-VL-7B-Instruct", 8_292_166_656),
+        ("Qwen/Qwen3-VL-4B-Instruct", 4_437_815_808),
+        ("Qwen/Qwen3-VL-8B-Instruct", 8_767_123_696),
+        ("HuggingFaceTB/SmolVLM2-500M-Video-Instruct", 507_482_304),
+        ("HuggingFaceTB/SmolVLM2-2.2B-Instruct", 2_246_784_880),
+        ("OpenGVLab/InternVL3-2B-hf", 2_088_957_440),
+        ("google/gemma-3-4b-it", 4_300_079_472),
+        ("llava-hf/llava-onevision-qwen2-0.5b-ov-hf", 893_618_208),
+        ("llava-hf/llava-onevision-qwen2-7b-ov-hf", 8_030_348_832),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", 134_515_008),
+    ],
+)
+def test_parameters_are_those_that_the_hub_names(name: str, parameters: int) -> None:
+    skeleton = build_skeleton(ModelConfig("published", "hub", name))
+    assert size(skeleton) == parameters
+    assert not any(parameter.requires_grad or not parameter.is_meta for parameter in skeleton.parameters())
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "smolvlm", "gemma3", "phi3"])
+def test_a_folder_of_any_family_is_what_is_loaded(family: str, tmp_path: Path) -> None:
+    folder = make_family(family, tmp_path / family)
+    skeleton = build_skeleton(ModelConfig(family, "hub", str(folder)))
+    real = type(skeleton).from_pretrained(folder)
+    shapes = {name: parameter.shape for name, parameter in real.named_parameters()}
+    assert {name: parameter.shape for name, parameter in skeleton.named_parameters()} == shapes
+
+
 def linears(hidden: int, intermediate: int) -> list[tuple[int, int]]:
     """(d_in, d_out) of one LLaMA layer: q, k, v, o, gate, up, down."""
     return [*[(hidden, hidden)] * 4, *[(hidden, intermediate)] * 2, (intermediate, hidden)]
@@ -106,7 +138,12 @@ def test_mixlora_of_the_paper(
 def test_lora_and_a_trained_projector() -> None:
     shape = (32, 4096, 11_008)
     adapted = attach_to_skeleton(
-        build_skeleton(V1), AdapterConfig("lora"), RoutingConfig("instance"), 16, 16, train_projector=True
+        build_skeleton(V1),
+        AdapterConfig("lora"),
+        RoutingConfig("instance"),
+        16,
+        16,
+        train_also=["multi_modal_projector"],
     )
     # LoRA of rank 16 has as many parameters as the pools of 16 factors.
     assert num_parameters(adapted)[0] == factors_of(*shape, 16) + 1024 * 4096 + 4096
@@ -126,7 +163,7 @@ def test_tiny_is_what_is_built() -> None:
 @pytest.mark.slow
 def test_mini_is_what_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MIXLORA_CACHE")
-    same_parameters(ModelConfig("mini", "mini", template="smollm"))
+    same_parameters(ModelConfig("mini", "mini", chat_template="smollm"))
 
 
 def test_a_folder_is_read_and_nothing_else_is_guessed(tmp_path: Path) -> None:

@@ -55,12 +55,12 @@ def test_small_frozen_and_in_eval_mode() -> None:
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_any_text_survives_the_tokenizer_and_control_tokens_are_single(name: str) -> None:
     base = build_tiny(template=name)
-    assert base.template is TEMPLATES[name]
+    assert base.chat.template is TEMPLATES[name]
     text = string.printable + "naïve – 日本 🦊"
     assert base.tokenizer.decode(base.tokenizer(text, add_special_tokens=False)["input_ids"]) == text
-    for special in (base.template.end, "<image>"):
+    for special in (base.chat.end, "<image>"):
         assert len(base.tokenizer(special, add_special_tokens=False)["input_ids"]) == 1
-    assert base.tokenizer.convert_tokens_to_ids("<image>") == base.image_token_id
+    assert base.tokenizer.convert_tokens_to_ids("<image>") == base.chat.image_token_ids[0]
     assert base.tokenizer.unk_token_id not in base.tokenizer(text)["input_ids"]
 
 
@@ -68,10 +68,10 @@ def test_logits_depend_on_picture_and_text() -> None:
     base = build_tiny()
 
     def last_logits(colour: str, text: str) -> torch.Tensor:
-        pixels = base.image_processor(images=[Image.new("RGB", (30, 20), colour)], return_tensors="pt")[
-            "pixel_values"
+        pixels = base.chat.process([[Image.new("RGB", (30, 20), colour)]])[0]["pixel_values"]
+        ids = [base.chat.image_token_ids[0]] * len(base.chat.picture_tokens) + base.tokenizer(text)[
+            "input_ids"
         ]
-        ids = [base.image_token_id] * base.num_image_tokens + base.tokenizer(text)["input_ids"]
         with torch.no_grad():
             return base.model(input_ids=torch.tensor([ids]), pixel_values=pixels).logits[0, -1]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mixlora_cli.analysis.gpu_memory import CONTEXT_BYTES, GIB, Need, Trained, need
+from mixlora_cli.analysis.gpu_memory import CONTEXT_BYTES, GIB, Need, Trained, need, quantise
 
 BILLION = 1_000_000_000
 ALL_WEIGHTS = Trained(trained=7 * BILLION, frozen=0, bf16=True, trains_base=True)
@@ -54,3 +54,20 @@ def test_need_adds_the_batch_and_fragmentation() -> None:
 def test_unknown_stage_is_an_error() -> None:
     with pytest.raises(KeyError):
         at_rest("zero4", ADAPTER, gpus=4)
+
+
+def test_qloras_bits_a_weight() -> None:
+    """Four bits, 8 for each block of 64, and 32 for each 256 blocks: 0.127 more (Dettmers et al., 2023, section 3)."""
+    few = quantise([(4096, 4096), (11_008, 4096)], "nf4")
+    assert 8 * few.bytes / few.numbers == pytest.approx(4.127, abs=5e-4)
+    assert (few.numbers, few.largest) == ((4096 + 11_008) * 4096, 11_008 * 4096)
+    assert quantise([(3, 5), (2, 7)], "int8").bytes == 15 + 14 + 4 * (3 + 2)
+
+
+def test_quantised_layers_take_their_own_room_and_that_of_one_copy() -> None:
+    few = quantise([(4096, 4096)] * 400, "nf4")
+    model = Trained(ADAPTER.trained, ADAPTER.frozen, bf16=True, trains_base=False, quantised=few)
+    for stage in ("none", "zero2"):
+        whole, small = at_rest(stage, ADAPTER, 1), at_rest(stage, model, 1)
+        assert whole.weights - small.weights == pytest.approx(2 * few.numbers - few.bytes)
+        assert small.overhead - whole.overhead == 2 * 4096 * 4096

@@ -10,17 +10,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from transformers import (
     CLIPVisionConfig,
     Gemma3TextConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
 )
 
+from families import make_family
 from mixlora_cli.analysis.bench.counters import Operations, count_operations, saved_bytes
+from mixlora_cli.analysis.meta_picture import picture_inputs
 from mixlora_cli.analysis.meta_step import MetaStep
 from mixlora_cli.config import (
     AdapterConfig,
@@ -30,8 +34,10 @@ from mixlora_cli.config import (
     RoutingConfig,
     TrainConfig,
 )
+from mixlora_cli.method.targets import decoder_linears
 from mixlora_cli.models.adapters import attach_adapter
 from mixlora_cli.models.forward import head_sees_only, inputs_keep_their_dtype, token_loss
+from mixlora_cli.models.skeleton import build_skeleton
 
 BATCH, LENGTH, LABELS = 3, 48, 5
 RANK, FACTORS, LAYERS, VOCABULARY = 4, 16, 3, 160
@@ -96,8 +102,15 @@ def on_meta(config: TrainConfig, family: Any = LlamaConfig) -> MetaStep:
 class Reality:
     """A small model with an adapter on the CPU, and one text batch with padding."""
 
-    def __init__(self, config: TrainConfig, bf16: bool = False, family: Any = LlamaConfig) -> None:
-        base = small_llava(config.model.attn_implementation, family)
+    def __init__(
+        self,
+        config: TrainConfig,
+        bf16: bool = False,
+        family: Any = LlamaConfig,
+        base: PreTrainedModel | None = None,
+        **more: Tensor,
+    ) -> None:
+        base = small_llava(config.model.attn_implementation, family) if base is None else base
         if bf16 and config.adapter.name != "full":
             base = base.to(torch.bfloat16)
         self.bf16 = bf16
@@ -108,6 +121,7 @@ class Reality:
         self.inputs = {
             "input_ids": torch.randint(6, VOCABULARY, (BATCH, LENGTH)),
             "attention_mask": torch.ones(BATCH, LENGTH, dtype=torch.long),
+            **more,
         }
         self.inputs["attention_mask"][0, :7] = 0
         self.labelled = torch.zeros(BATCH, LENGTH, dtype=torch.bool)
@@ -205,6 +219,58 @@ def test_other_language_models_are_measured_as_well(family: Any, adapter: str) -
     assert BATCH * operations.backward == pytest.approx(counted.backward, rel=0.01)
 
 
+FAMILIES = ("qwen2_5_vl", "qwen3_vl", "smolvlm", "internvl", "gemma3", "llava_next", "phi3")
+"""Of `families`: positions in three dimensions, deep pictures, tiles, layers of two kinds, joined products."""
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def of_family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    folder = make_family(request.param, tmp_path_factory.mktemp("families") / request.param)
+    config = configured("eager", name="mixlora", dropout=0.0)
+    model = ModelConfig(request.param, "hub", str(folder), attn_implementation="eager")
+    targets = decoder_linears(build_skeleton(model))
+    assert isinstance(targets, str)
+    return replace(config, model=model, adapter=replace(config.adapter, target_modules=targets))
+
+
+def real_model(config: TrainConfig) -> PreTrainedModel:
+    kind = type(build_skeleton(config.model))
+    model: PreTrainedModel = kind.from_pretrained(config.model.name_or_path, attn_implementation="eager")
+    return model
+
+
+def test_every_family_is_measured(of_family: TrainConfig) -> None:
+    step, base = MetaStep(build_skeleton(of_family.model), of_family), real_model(of_family)
+    text = torch.zeros(BATCH, LENGTH, dtype=torch.long)
+    more = {"token_type_ids": text} if of_family.model.name == "gemma3" else {}
+    real = Reality(of_family, base=base, **more)
+    found, counted = step.operations(LENGTH, LABELS), real.operations()
+    assert BATCH * found.forward == pytest.approx(counted.forward, rel=1e-3)
+    assert BATCH * found.backward == pytest.approx(counted.backward, rel=0.01)
+    kept, _ = step.kept_bytes(BATCH, LENGTH, 4, checkpointing=False)
+    logits = BATCH * LABELS * base.get_output_embeddings().out_features * 4  # type: ignore[union-attr]
+    assert kept + logits == pytest.approx(saved_bytes(real.loss, real.model), rel=TOLERANCE)
+
+
+def test_the_vision_side_of_every_family_is_what_it_computes(of_family: TrainConfig) -> None:
+    step, model = MetaStep(build_skeleton(of_family.model), of_family), real_model(of_family)
+    picture, seen = step.picture, any("vision" in name for name in vars(model.config))
+    assert step.unseen is None and (picture is not None) == seen
+    if picture is None:
+        return
+    inputs = picture_inputs(of_family.model, model.config)
+    leaf = torch.zeros((), requires_grad=True)
+    features: list[Tensor] = []
+
+    def look() -> Tensor:
+        read: Any = model.requires_grad_(False).get_image_features(**inputs)
+        features.extend(leaf for leaf in tree_leaves(read.pooler_output) if isinstance(leaf, Tensor))
+        return features[0].sum() + leaf
+
+    assert picture.operations.total == count_operations(look, torch.ones(())).total
+    assert picture.tokens == sum(tensor.shape[:-1].numel() for tensor in features)
+
+
 def test_a_frozen_base_saves_the_weight_gradients() -> None:
     frozen, trained = (on_meta(configured(name=name)).operations(LENGTH, LABELS) for name in ("lora", "full"))
     assert frozen.backward < 1.25 * frozen.forward
@@ -244,7 +310,7 @@ def test_vision_is_tower_and_projector(cached: bool, trained: bool) -> None:
     config = configured(name="lora")
     config = replace(
         config,
-        model=replace(config.model, train_projector=trained),
+        model=replace(config.model, train_also=["multi_modal_projector"] if trained else []),
         train=replace(config.train, cache_features=cached),
     )
     model: Any = small_llava("eager").requires_grad_(False).model

@@ -11,7 +11,8 @@ from hydra import compose, initialize_config_dir
 
 from analysis_fixtures import own_cache  # noqa: F401
 from mixlora_cli.analysis.gpu_memory import GIB
-from mixlora_cli.analysis.plan import Plan, make_plan, plan
+from mixlora_cli.analysis.plan import Plan, make_plan
+from mixlora_cli.analysis.plan_output import plan
 from mixlora_cli.config import MachineConfig, PlanConfig, load
 from mixlora_cli.errors import UserError
 from mixlora_cli.hydra_conf import register
@@ -116,6 +117,48 @@ def test_a_batch_that_is_too_large_is_told_what_fits() -> None:
         for size in (best["none"] + 1, best["none"])
     )
     assert exact.own.fits and not bigger.own.fits
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["train.batch_size=16", "data.max_length=1024"], "train.batch_size=1 train.accumulation=16"),
+        (["train.batch_size=1", "data.max_length=8192"], "train.gradient_checkpointing=true"),
+        (
+            ["train.batch_size=2", "data.max_length=8192"],
+            "train.batch_size=1 train.accumulation=2 train.gradient_checkpointing=true",
+        ),
+        (
+            ["model=llava_1_5_13b", "train.batch_size=2", "train.gradient_checkpointing=true"],
+            "model.quantization=nf4",
+        ),
+        (
+            ["model=llava_1_5_13b", "train.batch_size=1"],
+            "train.gradient_checkpointing=true model.quantization=nf4",
+        ),
+    ],
+)
+def test_one_card_of_24_gb_takes_the_first_way_that_fits(overrides: list[str], expected: str) -> None:
+    """A smaller batch before checkpointing, both before four bits, and as many instances a step as before."""
+    usual = ["train.gradient_checkpointing=false", "train.accumulation=1", "data.max_length=1792"]
+    made = planned("model=llava_1_5_7b", "adapter=lora", *usual, *overrides)
+    need, way = made.small_card
+    assert need.total > 24 * GIB
+    assert way is not None and made.need(way, "none", 1).total <= 24 * GIB
+    assert way.overrides(made.way, made.config.train.accumulation) == expected
+
+
+def test_no_way_fits_where_the_base_is_trained() -> None:
+    made = planned("experiment=paper/llava_ft")
+    assert made.small_card[1] is None and made.quantizations == ("none",)
+
+
+def test_a_small_training_fits_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = configured("model=mini", "train.gradient_checkpointing=true", f"output_dir={tmp_path}/run")
+    written = json.loads(plan(config).read_text())
+    assert written["one_24gb_card"]["fits"] is True
+    size = written["one_24gb_card"]["bytes"] / GIB
+    assert f"fits one 24 GB card: yes ({size:.1f} of 24 GiB)" in capsys.readouterr().out
 
 
 def test_an_impossible_split_is_refused() -> None:

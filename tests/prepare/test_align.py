@@ -58,7 +58,7 @@ def test_a_number_is_spelt_digit_by_digit_from_left_to_right() -> None:
 def test_the_projector_learns_to_say_the_words(tmp_path: Path) -> None:
     """On features that are the answer in disguise, the loss falls to near the entropy of the targets."""
     base = build_tiny("smollm")
-    assert base.num_image_tokens == 4
+    assert len(base.chat.picture_tokens) == 4
     pictures = draw(24, "align/0")
     tokens = Tokens(base.tokenizer)
     assert tokens["cat"] == base.tokenizer.encode(" cat", add_special_tokens=False)  # as inside a sentence

@@ -18,6 +18,7 @@ from mixlora_cli.data import images as image_checks
 from mixlora_cli.data.encode import Item
 from mixlora_cli.data.problems import Kind
 from mixlora_cli.errors import UserError
+from mixlora_cli.models.load import build_chat
 from mixlora_cli.prepare import check as module
 from mixlora_cli.prepare.check import (
     Mistake,
@@ -27,7 +28,6 @@ from mixlora_cli.prepare.check import (
     check_chunk,
     check_texts,
     run_check,
-    text_side,
 )
 
 TINY = ModelConfig(name="tiny", source="tiny")
@@ -157,7 +157,7 @@ def test_a_wrong_label_mask_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> Non
         whole = encode(record, base, max_length)
         return replace(whole, labels=[*whole.labels[1:], -100])
 
-    rules = Rules(None, 1792, None, text_side(TINY))
+    rules = Rules(None, 1792, None, build_chat(TINY))
     rows = [(n, raw("What?", "red", None)) for n in range(5)]
     assert check_chunk(rows, rules).found == []
     monkeypatch.setattr(module, "encode", slipped)
@@ -169,7 +169,7 @@ def test_a_wrong_label_mask_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_processes_give_what_one_gives_in_order(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHUNK", 7)
     rows = [(n, raw(f"What {n}?", "" if n % 10 == 3 else "red", "a.png")) for n in range(60)]
-    rules = Rules((folder / "pictures").resolve(), 1792, None, text_side(TINY))
+    rules = Rules((folder / "pictures").resolve(), 1792, None, build_chat(TINY))
     alone, together = (list(check_texts(rows, rules, workers)) for workers in (1, 2))
     assert alone == together
     assert [record.index for result in together for record in result.good] == [

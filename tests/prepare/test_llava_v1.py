@@ -59,7 +59,7 @@ def batch(base: LoadedModel) -> tuple[Tensor, Tensor]:
     """Two instances with a picture each: ids (2, S), pixels (2, 3, H, W)."""
     generator = torch.Generator().manual_seed(0)
     text = torch.randint(3, VOCABULARY, (2, 9), generator=generator)
-    image = torch.full((2, base.num_image_tokens), base.image_token_id)
+    image = torch.full((2, len(base.chat.picture_tokens)), base.chat.image_token_ids[0])
     ids = torch.cat([text[:, :3], image, text[:, 3:]], dim=1)
     return ids, torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
 
@@ -77,10 +77,10 @@ def by_hand(parts: Parts, ids: Tensor, pixels: Tensor, image_token_id: int) -> T
 
 
 def test_it_computes_what_its_parts_compute(parts: Parts, base: LoadedModel) -> None:
-    assert (base.num_image_tokens, base.image_token_id) == (NUM_PATCHES, VOCABULARY)
+    assert (len(base.chat.picture_tokens), base.chat.image_token_ids[0]) == (NUM_PATCHES, VOCABULARY)
     ids, pixels = batch(base)
     with torch.inference_mode():
-        expected = by_hand(parts, ids, pixels, base.image_token_id)
+        expected = by_hand(parts, ids, pixels, base.chat.image_token_ids[0])
         got = base.model(input_ids=ids, pixel_values=pixels).logits
         other = base.model(input_ids=ids, pixel_values=pixels.flip(0)).logits
     assert expected.std() > 0.1
@@ -200,7 +200,7 @@ def train_config(model: ModelConfig, data: DataConfig, output: Path) -> TrainCon
 def test_it_trains_with_its_projector_and_answers(
     folder: Path, base: LoadedModel, data: DataConfig, tmp_path: Path
 ) -> None:
-    model = ModelConfig("llava_v1_7b", "prepared", str(folder), train_projector=True)
+    model = ModelConfig("llava_v1_7b", "prepared", str(folder), train_also=["multi_modal_projector"])
     run = train(train_config(model, data, tmp_path / "run"))
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 3
 
@@ -214,14 +214,14 @@ def test_it_trains_with_its_projector_and_answers(
     assert any(p.abs().max() > 0 for name, p in trained.items() if "factors_b" in name)
 
     records = load_records(data, "train", 0)
-    items = encode_records(records, base, None, "stop", "test")
+    items = encode_records(records, base.chat, None, "stop", "test")
     answers = [
         Generator(adapted, base, features, max_new_tokens=5)(list(items))
-        for features in (FeatureCache(base, tmp_path / "features"), PixelLoader(base.image_processor))
+        for features in (FeatureCache(base, tmp_path / "features"), PixelLoader(base.chat))
     ]
     assert answers[0] == answers[1] and len(answers[0]) == len(records)
-    prompt = encode_prompt(records[0], base).input_ids
-    assert prompt.count(base.image_token_id) == NUM_PATCHES
+    prompt = encode_prompt(records[0], base.chat).input_ids
+    assert prompt.count(base.chat.image_token_ids[0]) == NUM_PATCHES
 
 
 def test_training_without_preparation_names_the_command(data: DataConfig, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_prepared_where_training_looks(parts: Parts, tmp_path: Path, monkeypatch
     (made,) = prepare(PrepareConfig(model=MODEL, prepare=options))
     assert made == tmp_path / "cache" / "models" / "llava-v1-7b"
     assert [file.name for file in made.parent.iterdir() if not file.name.endswith(".lock")] == ["llava-v1-7b"]
-    assert build_base(MODEL).image_token_id == VOCABULARY
+    assert build_base(MODEL).chat.image_token_ids[0] == VOCABULARY
 
     written = (made / "model.safetensors").stat().st_mtime_ns
     assert prepare(PrepareConfig(model=MODEL, prepare=options)) == [made]

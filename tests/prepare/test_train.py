@@ -26,7 +26,7 @@ from mixlora_cli.training.train import train
 
 from .conftest import png, record, vision_flan_records
 
-TINY = ModelConfig(name="tiny", source="tiny", train_projector=True)
+TINY = ModelConfig(name="tiny", source="tiny", train_also=["multi_modal_projector"])
 OPTIM = OptimConfig(
     epochs=1, batch_size=1, learning_rate=1e-2, precision="fp32", log_every=1, cache_features=False,
     group_by_length=False,

@@ -22,7 +22,7 @@ RunImport = Callable[..., Path]
 def inputs(num_instances: int = 2, length: int = 12) -> dict[str, Tensor]:
     """Instances of a picture (four tokens) and words; no padding."""
     ids = (torch.arange(num_instances * length) * 7 % 300 + 10).reshape(num_instances, length)
-    ids[:, :4] = build_tiny().image_token_id
+    ids[:, :4] = build_tiny().chat.image_token_ids[0]
     pixels = torch.linspace(-1, 1, num_instances * 3 * 16 * 16).reshape(num_instances, 3, 16, 16)
     return {"input_ids": ids, "pixel_values": pixels, "attention_mask": torch.ones_like(ids)}
 

@@ -97,8 +97,8 @@ def test_trainings_at_the_papers_scale_share_its_recipe(name: str, tmp_path: Pat
         keep_checkpoints=2,
         workers=4,
     )
-    assert (config.model.name, config.model.template) == ("llava_v1_7b", "v1")
-    assert config.model.train_projector is False
+    assert (config.model.name, config.model.chat_template) == ("llava_v1_7b", "v1")
+    assert config.model.train_also == []
     assert (config.data.name, config.data.max_length, config.data.max_per_task) == ("vision_flan", 1792, 1000)
     assert config.deepspeed.name == ("zero2" if name == "llava_ft" else "none")
     assert config.routing.name == (name.removeprefix("routing_") if "routing" in name else "instance")

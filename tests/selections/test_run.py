@@ -72,7 +72,7 @@ def test_stored_are_the_selections_of_each_prompt(
     session = Session(build_tiny(), torch.float32, cache_features=False, adapter=run.adapter)
     compared = 0
     for instances in choose_instances(config):
-        for item in encode_prompts(instances.records, session.base).items:
+        for item in encode_prompts(instances.records, session.base.chat).items:
             for name, selection in session.selections([item]).items():
                 if "gate_proj" in name:
                     for side, index in (("a", selection.index_a), ("b", selection.index_b)):

@@ -44,7 +44,14 @@ def finished_run(
     trained = AdapterConfig(name=adapter, dropout=0.1)  # type: ignore[arg-type]
     chosen = RoutingConfig(name=routing, **fields)  # type: ignore[arg-type]
     torch.manual_seed(0)
-    model = attach_adapter(build_tiny().model, trained, chosen, RANK, NUM_FACTORS, train_projector)
+    model = attach_adapter(
+        build_tiny().model,
+        trained,
+        chosen,
+        RANK,
+        NUM_FACTORS,
+        ["multi_modal_projector"] if train_projector else [],
+    )
     for name, parameter in model.named_parameters():
         if "mixlora_router" in name:
             parameter.data = router_spread * torch.randn(parameter.shape)

@@ -75,7 +75,7 @@ def trainer(make_config: MakeConfig, tmp_path: Path) -> AdapterTrainer:
     """Of a fresh tiny model with straight-through routers, not yet prepared for a loop."""
     config = balanced(make_config("run", batch_size=4), WEIGHT)
     base = build_tiny()
-    dataset = encode_records(load_records(config.data, "train"), base, 1792)
+    dataset = encode_records(load_records(config.data, "train"), base.chat, 1792)
     torch.manual_seed(0)
     model = attach_adapter(
         base.model,
@@ -85,7 +85,7 @@ def trainer(make_config: MakeConfig, tmp_path: Path) -> AdapterTrainer:
         4,
     )
     arguments = build_arguments(config, RunFolder(tmp_path / "run"), torch.float32)
-    made = build_trainer(model, base, dataset, PixelLoader(base.image_processor), arguments, [])
+    made = build_trainer(model, base, dataset, PixelLoader(base.chat), arguments, [])
     made.model.train()
     return made
 

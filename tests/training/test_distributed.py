@@ -102,7 +102,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
             stage = "none" if fsdp else case.stage
             settings = yaml.safe_load((conf_dir() / "deepspeed" / f"{stage}.yaml").read_text())
             return TrainConfig(
-                model=ModelConfig(name="tiny", source="tiny", train_projector=case.whole),
+                model=ModelConfig(
+                    name="tiny", source="tiny", train_also=["multi_modal_projector"] if case.whole else []
+                ),
                 adapter=AdapterConfig(
                     name=case.adapter,  # type: ignore[arg-type]
                     dropout=0.0,  # each process draws its own

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers import LlavaForConditionalGeneration
 
 from mixlora_cli.config import DeepspeedConfig, LaunchConfig, ModelConfig, RoutingConfig, TrainConfig
 from mixlora_cli.errors import UserError
@@ -66,14 +66,7 @@ def _tied(folder: Path) -> ModelConfig:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         LlavaForConditionalGeneration(config).save_pretrained(folder)
-    LlavaProcessor(
-        image_processor=base.image_processor,
-        tokenizer=base.tokenizer,
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        image_token="<image>",
-    ).save_pretrained(folder)
+    base.chat.processor.save_pretrained(folder)
     return ModelConfig(name="hf", source="hub", name_or_path=str(folder))
 
 

@@ -34,7 +34,7 @@ def test_equals_the_models_own_loss_and_gradient() -> None:
     model = base.model
     torch.manual_seed(0)
     ids = torch.randint(10, 200, (3, 24))
-    ids[:, : base.num_image_tokens] = base.image_token_id
+    ids[:, : len(base.chat.picture_tokens)] = base.chat.image_token_ids[0]
     labels = torch.where(torch.rand(ids.shape) < 0.4, ids, -100)
     labels[:, :6] = -100
     mask = torch.ones_like(ids)

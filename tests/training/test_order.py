@@ -36,9 +36,7 @@ def batches(make_config: MakeConfig, tmp_path: Path) -> Batches:
         base = build_tiny()
         model = attach_adapter(base.model, AdapterConfig("lora"), RoutingConfig("instance"), 2, 4)
         arguments = build_arguments(config, RunFolder(tmp_path / "run"), torch.float32)
-        trainer = build_trainer(
-            model, base, EncodedDataset(items), PixelLoader(base.image_processor), arguments, []
-        )
+        trainer = build_trainer(model, base, EncodedDataset(items), PixelLoader(base.chat), arguments, [])
         loader = trainer.get_train_dataloader()
         loader.set_epoch(epoch)
         return [batch["indices"].tolist() for batch in loader]

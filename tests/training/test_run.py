@@ -50,8 +50,8 @@ def test_loss_equals_transformers_own_and_files_are_complete(make_config: MakeCo
     run = RunFolder(train(config))
 
     base = build_tiny()
-    dataset = encode_records(load_records(config.data, "train"), base, 1792)
-    batch = Collator(0, PixelLoader(base.image_processor))([dataset[i] for i in range(NUM_RECORDS)])
+    dataset = encode_records(load_records(config.data, "train"), base.chat, 1792)
+    batch = Collator(build_tiny().chat, PixelLoader(base.chat))([dataset[i] for i in range(NUM_RECORDS)])
     expected = base.model(**batch).loss.item()
     (row,) = read_metrics(run.metrics)
     assert row["loss"] == pytest.approx(expected, rel=1e-5)
@@ -110,7 +110,7 @@ def test_base_weights_do_not_move_and_the_loss_falls(
 @pytest.mark.parametrize("adapter", ["full", "lora"])
 def test_trained_projector_comes_back(make_config: MakeConfig, adapter: str) -> None:
     config = make_config("run", adapter)
-    config = replace(config, model=replace(config.model, train_projector=True))
+    config = replace(config, model=replace(config.model, train_also=["multi_modal_projector"]))
     run = train(config)
     saved = {
         name: tensor
@@ -224,7 +224,7 @@ def test_bf16_base_with_fp32_adapter(
                 module.register_forward_hook(watch)
         return model
 
-    monkeypatch.setattr(run_module, "build_base", lambda model, dtype: build_tiny(model.template, dtype))
+    monkeypatch.setattr(run_module, "build_base", lambda model, dtype: build_tiny(model.chat_template, dtype))
     monkeypatch.setattr(run_module, "attach_adapter", attach_and_watch)
     config = make_config(adapter, adapter, precision="bf16", steps=4, learning_rate=5e-2, warmup_ratio=0.0)
     rows = read_metrics(RunFolder(train(config)).metrics)

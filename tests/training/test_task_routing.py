@@ -117,12 +117,12 @@ def test_one_task_one_selection_in_every_layer(by_task: Callable[..., TrainConfi
     config = by_task("run", learning_rate=5e-2)
     run = RunFolder(train(config))
     base = build_tiny()
-    dataset = encode_records(load_records(config.data, "train"), base, 1792)
+    dataset = encode_records(load_records(config.data, "train"), base.chat, 1792)
     tasks = [item.task for item in dataset.items]
     routing = Run("run", config.model, run.adapter).task_routing(config.data, tasks)
     assert routing is not None
     assert routing.definitions == load_definitions(config.data)
-    collate = Collator(0, PixelLoader(base.image_processor), embeddings=routing.embeddings(base))
+    collate = Collator(build_tiny().chat, PixelLoader(base.chat), embeddings=routing.embeddings(base))
     batch = collate([dataset[index] for index in range(NUM_RECORDS)])
     assert batch["task_embeddings"].shape == (NUM_RECORDS, 32)
     model = load_adapter(base.model, run.adapter)

@@ -1,7 +1,7 @@
 """What a training step computes and keeps, measured on torch's meta device: tensors with shapes and no memory.
 
-One forward and backward pass of the model with one decoder layer, and with two; what the second adds, each further one
-adds. Any family of models works whose decoder layers are alike. Kernels are those of a GPU: fused attention is the
+One forward and backward pass of the decoder with one layer, and with two; what the second adds, each further one of its
+kind adds. The vision side is measured apart, on a picture. Kernels are those of a GPU: fused attention is the
 memory-efficient one, a dropout mask has a byte a number, autocast casts what it would cast there.
 """
 
@@ -9,28 +9,32 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
+from transformers.modeling_outputs import CausalLMOutput
 
 from mixlora_cli.analysis.bench.counters import Operations, count_operations, saved_bytes
 from mixlora_cli.analysis.bench.layers import into_published_form
+from mixlora_cli.analysis.meta_picture import META, Picture, picture_inputs, read_picture
 from mixlora_cli.config import TrainConfig
-from mixlora_cli.models.adapters import attach_adapter
+from mixlora_cli.errors import UserError
 from mixlora_cli.models.forward import inputs_keep_their_dtype
+from mixlora_cli.models.load import first_line
+from mixlora_cli.models.skeleton import attach_to_skeleton
 from mixlora_cli.routers import ROUTERS
 
-META = torch.device("meta")
 _FUSED = "mixlora_fused_on_meta"
 _PRODUCTS = (F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, torch.baddbmm)
 
@@ -55,9 +59,26 @@ class MetaStep:
     """The model without adapter, on the meta device."""
     config: TrainConfig
 
+    @property
+    def picture(self) -> Picture | None:
+        """What a picture is to the model; None for a model that reads none, and where nobody knows: see `unseen`."""
+        return None if isinstance(self._picture, str) else self._picture
+
+    @property
+    def unseen(self) -> str | None:
+        """Why the vision side cannot be measured; None where it can, or there is none."""
+        return self._picture if isinstance(self._picture, str) else None
+
     @cached_property
-    def text_config(self) -> Any:
-        return self.skeleton.config.get_text_config()
+    def _picture(self) -> Picture | str | None:
+        adapted = self._adapted(copy.deepcopy(self.skeleton))
+        base: Any = adapted.get_base_model() if isinstance(adapted, PeftModel) else adapted
+        try:
+            inputs = picture_inputs(self.config.model, base.config)
+            with _autocast_on_meta():
+                return read_picture(base, inputs) if inputs else None
+        except Exception as error:  # code that wants to see a tensor's numbers raises what it likes
+            return first_line(error)
 
     def operations(self, length: int, labels: int, published: bool = False) -> StepOperations:
         """Operations of one instance, as configured.
@@ -70,10 +91,11 @@ class MetaStep:
         """
 
         checkpointing = self.config.train.gradient_checkpointing
-        gradient = torch.empty(1, labels, self.text_config.vocab_size, device=META)
+        head: Any = self.skeleton.get_output_embeddings()
+        gradient = torch.empty(1, labels, head.out_features, device=META)
 
-        def counted(num_layers: int) -> tuple[Operations, int]:
-            model = self._built(num_layers)
+        def counted(layers: tuple[int, ...]) -> tuple[float, float, float]:
+            model = self._built(layers)
             if published:
                 with META:
                     into_published_form(model)
@@ -85,26 +107,27 @@ class MetaStep:
                         lambda: model(**inputs, logits_to_keep=labels, use_cache=False).logits, gradient
                     )
 
-            done, head = run(), 2 * labels * gradient.shape[-1] * self.text_config.hidden_size
-            if not checkpointing:
-                return done, 0
-            if published:  # under torch's older kind of checkpointing, which computes everything again
-                return done, done.forward - head
-            _checkpoint(model)
-            return done, run().backward - done.backward
+            done, again = run(), 0
+            if (
+                checkpointing and published
+            ):  # torch's older kind of checkpointing, which computes everything again
+                again = done.forward - 2 * labels * head.weight.numel()
+            elif checkpointing:
+                _checkpoint(model)
+                again = run().backward - done.backward
+            return done.forward, done.backward, again
 
-        (one, again), (two, again_two) = counted(1), counted(2)
-        return StepOperations(
-            self._extended(one.forward, two.forward),
-            self._extended(one.backward, two.backward),
-            self._extended(again, again_two),
-            self._vision(),
-        )
+        (forward, backward, recomputation), _ = self._extended(counted)
+        vision = 0.0
+        if self.picture is not None:
+            cached = self.config.train.cache_features
+            vision = self.picture.operations.total - (self.picture.tower if cached else 0)
+        return StepOperations(forward, backward, recomputation, vision)
 
     def kept_bytes(
         self, instances: int, length: int, element: int, checkpointing: bool
     ) -> tuple[float, float]:
-        """Bytes that a forward pass keeps for its backward pass: of all layers, and of one; logits left out.
+        """Bytes that a forward pass keeps for its backward pass: of all layers, and of the largest; logits left out.
 
         Args:
             instances: of the batch.
@@ -113,57 +136,86 @@ class MetaStep:
             checkpointing: with gradient checkpointing.
         """
 
-        def kept(num_layers: int) -> int:
-            model = self._built(num_layers, bf16=element == 2)
+        def kept(layers: tuple[int, ...]) -> tuple[float]:
+            model = self._built(layers, bf16=element == 2)
             if checkpointing:
                 _checkpoint(model)
             inputs = self._inputs(model, instances, length, checkpointing)
             with _autocast_on_meta(), inputs_keep_their_dtype(model), _AsOnGpu(bf16=element == 2) as gpu:
-                return saved_bytes(
+                kept = saved_bytes(
                     lambda: model(**inputs, logits_to_keep=1, use_cache=False), model, gpu.copies.values()
                 )
+            return (kept,)
 
-        one, two = kept(1), kept(2)
-        return self._extended(one, two), two - one
+        (whole,), (layer,) = self._extended(kept)
+        return whole, layer
 
-    def _extended(self, one: float, two: float) -> float:
-        """Of the whole model, from what it is with one and with two layers."""
-        further = int(self.text_config.num_hidden_layers) - 1
-        return one + further * (two - one)
+    def _extended(
+        self, measure: Callable[[tuple[int, ...]], tuple[float, ...]]
+    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Of the whole decoder, and of the largest of its layers.
 
-    def _built(self, num_layers: int, bf16: bool = False) -> nn.Module:
-        model: Any = self._base(num_layers)
-        config = self.config
-        with META:
-            if bf16 and config.adapter.name != "full":
-                model = model.to(torch.bfloat16)
-            adapted = attach_adapter(
-                model,
-                config.adapter,
-                config.routing,
-                config.rank,
-                config.factors,
-                config.model.train_projector,
-            )
-        built: nn.Module = adapted.train()
+        Args:
+            measure: what a decoder with these layers needs, given by their numbers in the whole one.
+
+        Raises:
+            UserError: a layer cannot be run without weights.
+        """
+        kinds = _layer_kinds(self.skeleton.config.get_text_config())
+        further = Counter(kinds)
+        further[kinds[0]] -= 1
+        try:
+            first = measure((0,))
+            second = {kind: measure((0, kinds.index(kind))) for kind in further}
+        except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(
+                f"model={self.config.model.name}: the layers of {type(self.skeleton).__name__} cannot be measured "
+                f"without weights: {first_line(error)}"
+            ) from error
+        more = {kind: [two - one for one, two in zip(first, second[kind], strict=True)] for kind in further}
+        whole = [
+            one + sum(count * more[kind][at] for kind, count in further.items())
+            for at, one in enumerate(first)
+        ]
+        return tuple(whole), tuple(map(max, zip(*more.values(), strict=True)))
+
+    def _built(self, layers: tuple[int, ...], bf16: bool = False) -> nn.Module:
+        model: Any = self._base(layers)
+        if bf16 and self.config.adapter.name != "full":
+            model = model.to(torch.bfloat16)
+        built: nn.Module = self._adapted(model).train()
         return built
 
-    def _base(self, num_layers: int) -> PreTrainedModel:
-        """The model with so many layers, and its tower too if that has layers."""
+    def _adapted(self, model: PreTrainedModel) -> PreTrainedModel | PeftModel:
+        config = self.config
+        return attach_to_skeleton(
+            model,
+            config.adapter,
+            config.routing,
+            config.rank,
+            config.factors,
+            config.model.train_also,
+        )
+
+    def _base(self, layers: tuple[int, ...]) -> PreTrainedModel:
+        """The model with these layers of its decoder, whose forward pass is its decoder's and its output layer's."""
         config = copy.deepcopy(self.skeleton.config)
-        for part in (config.get_text_config(), config.vision_config):
-            if hasattr(part, "num_hidden_layers"):
-                part.num_hidden_layers = num_layers
+        text = config.get_text_config()
+        for name, values in _lists_by_layer(text).items():
+            setattr(text, name, [values[layer] for layer in layers])
+        text.num_hidden_layers = len(layers)
         config._attn_implementation = "eager" if self.config.model.attn_implementation == "eager" else _FUSED
         with META:
-            return type(self.skeleton)(config)
+            model = type(self.skeleton)(config)
+        vars(model)["forward"] = partial(_read_text, model)
+        return model
 
     def _inputs(self, model: Any, instances: int, length: int, checkpointing: bool) -> dict[str, Tensor]:
         """Embedded tokens, as if pictures were among them, and a mask, since batches have padding."""
         embeddings = model.get_input_embeddings().weight
         # With checkpointing PEFT makes the embeddings' output require a gradient.
         into_embeddings = (
-            self.config.adapter.name == "full" or self.config.model.train_projector or checkpointing
+            self.config.adapter.name == "full" or bool(self.config.model.train_also) or checkpointing
         )
         hidden = torch.empty(instances, length, embeddings.shape[1], dtype=embeddings.dtype, device=META)
         inputs = {
@@ -174,27 +226,37 @@ class MetaStep:
             inputs["task_embeddings"] = torch.empty(instances, embeddings.shape[1], device=META)
         return inputs
 
-    def _vision(self) -> float:
-        config: Any = self.skeleton.config
-        train_projector = self.config.model.train_projector
 
-        def tower(num_layers: int) -> int:
-            model: Any = self._base(num_layers).requires_grad_(False)
-            size = config.vision_config.image_size
-            pixels = torch.empty(1, 3, size, size, device=META)
-            return _forward_operations(lambda: model.model.vision_tower(pixels))
+def _read_text(
+    model: PreTrainedModel,
+    inputs_embeds: Tensor,
+    attention_mask: Tensor,
+    logits_to_keep: int,
+    use_cache: bool,
+) -> CausalLMOutput:
+    """What every model does with the embeddings of text and pictures, however it finds places for the pictures."""
+    head: Any = model.get_output_embeddings()
+    decoder: Any = model.get_decoder()
+    if decoder is head or (
+        isinstance(decoder, PreTrainedModel) and decoder.get_output_embeddings() is not None
+    ):
+        decoder = decoder.base_model if decoder is not head else model.base_model
+    output = decoder(inputs_embeds=inputs_embeds, attention_mask=attention_mask, use_cache=use_cache)
+    return CausalLMOutput(logits=head(output.last_hidden_state[:, -logits_to_keep:]))
 
-        done = 0
-        if not self.config.train.cache_features:
-            one, two = tower(1), tower(2)
-            done += one + (getattr(config.vision_config, "num_hidden_layers", 1) - 1) * (two - one)
-        whole: Any = self._base(1)
-        projector = whole.model.multi_modal_projector.requires_grad_(train_projector)
-        width = next(projector.parameters()).shape[-1]
-        features = torch.empty(1, config.image_seq_length, width, device=META)
-        if not train_projector:
-            return done + _forward_operations(lambda: projector(features))
-        return done + count_operations(lambda: projector(features), projector(features).detach()).total
+
+def _lists_by_layer(text: Any) -> dict[str, list[Any]]:
+    """Settings that a configuration gives for each layer, such as `layer_types`."""
+    lists = {
+        name: values for name, values in vars(text).items() if "layer" in name and isinstance(values, list)
+    }
+    return {name: values for name, values in lists.items() if len(values) == text.num_hidden_layers}
+
+
+def _layer_kinds(text: Any) -> list[tuple[Any, ...]]:
+    """By layer: what its configuration says of it alone; layers that are alike have the same."""
+    lists = _lists_by_layer(text).values()
+    return [tuple(values[layer] for values in lists) for layer in range(text.num_hidden_layers)]
 
 
 def _checkpoint(model: Any) -> None:
@@ -202,12 +264,6 @@ def _checkpoint(model: Any) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`gradient_checkpointing_enable`", FutureWarning)  # its name in 5.0
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-
-
-def _forward_operations(run: Callable[[], object]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return int(counter.get_total_flops())
 
 
 @contextmanager

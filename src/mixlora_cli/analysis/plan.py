@@ -1,47 +1,44 @@
-"""`mixlora plan`: a training's configuration in, a table and plan.json out; no weight and no picture is loaded."""
+"""What a training would need, from its configuration; no weight and no picture is loaded."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
+from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedModel
 
 from mixlora_cli.analysis.gpu_memory import (
-    CONTEXT_BYTES,
-    FRAGMENTATION,
-    GIB,
     GPUS,
     STAGES,
     Gpu,
     Need,
     Trained,
     need,
+    quantise,
 )
 from mixlora_cli.analysis.meta_step import MetaStep
-from mixlora_cli.config import DataConfig, PlanConfig
+from mixlora_cli.config import DataConfig, DeepspeedConfig, GpuName, PlanConfig
+from mixlora_cli.config.groups import Quantization
 from mixlora_cli.data.loading import prepared_root, read_manifest
 from mixlora_cli.data.mini.plan import Counts as MiniCounts
 from mixlora_cli.data.mini.seen import SEEN_TASKS
 from mixlora_cli.data.mini.text import TEXT_COUNTS, TEXT_TASKS
 from mixlora_cli.data.records import read_annotations
 from mixlora_cli.errors import UserError
+from mixlora_cli.method.targets import decoder_linears
 from mixlora_cli.models.forward import choose_dtype
-from mixlora_cli.models.networks import STRIDE
 from mixlora_cli.models.skeleton import attach_to_skeleton, build_skeleton
-from mixlora_cli.progress import say
-from mixlora_cli.store import write_json
-from mixlora_cli.tables import Table, show
 from mixlora_cli.training.arguments import accumulation
 
-FILE = "plan.json"
 PUBLISHED_INSTANCES = 191_105
 """Vision-Flan with up to 1,000 instances a task (Shen et al., section 5.1)."""
 TEXT_TOKENS = 144
@@ -51,18 +48,11 @@ PADDING_GROUPED, PADDING_RANDOM = 0.02, 0.2
 """Share of padding in batches of similar length, and in batches drawn at random; estimates."""
 _MOST = 4096
 """Batches larger than this are not looked for."""
-_ADDED = ("factors", "routers")
-_NEEDED = ("weights", "gradients", "optimizer", "activations", "logits", "overhead", "total")
-# The first part that a parameter's name contains decides; what contains none belongs to the language model.
-_KINDS = {
-    "mixlora_factors": "factors",
-    "lora_A": "factors",
-    "lora_B": "factors",
-    "mixlora_router": "routers",
-    "multi_modal_projector": "projector",
-    "vision_tower": "vision tower",
-    "": "language model",
-}
+SMALL_CARD: GpuName = "rtx4090"
+"""The card that people have at home."""
+_ADDED = {"mixlora_factors": "factors", "lora_A": "factors", "lora_B": "factors", "mixlora_router": "routers"}
+"""What an adapter adds, by a part of its name."""
+_KINDS = ("factors", "routers", "projector", "vision tower", "language model")
 
 
 Counts = dict[str, dict[Literal["trained", "frozen"], int]]
@@ -102,6 +92,28 @@ class Schedule:
 
 
 @dataclass(frozen=True)
+class Way:
+    """How to train: what changes the memory that it takes."""
+
+    batch_size: int
+    checkpointing: bool
+    quantization: Quantization
+
+    def overrides(self, other: Way, accumulation: int) -> str:
+        """What to add to the command of `other`, whose accumulation that is, for steps of as many instances."""
+        keys = {
+            "train.batch_size": (self.batch_size, other.batch_size),
+            "train.accumulation": (accumulation * other.batch_size // self.batch_size, accumulation),
+            "train.gradient_checkpointing": (
+                str(self.checkpointing).lower(),
+                str(other.checkpointing).lower(),
+            ),
+            "model.quantization": (self.quantization, other.quantization),
+        }
+        return " ".join(f"{key}={new}" for key, (new, old) in keys.items() if new != old)
+
+
+@dataclass(frozen=True)
 class Fit:
     """One ZeRO stage on the chosen GPUs; a batch is taken to be as long as the configuration allows."""
 
@@ -111,21 +123,6 @@ class Fit:
     """Instances per GPU and forward pass that fit, with checkpointing as configured; 0 = not even one."""
     with_checkpointing: Need
     without_checkpointing: Need
-
-
-def plan(config: PlanConfig) -> Path:
-    """Print the plan and write it to `<output_dir>/plan.json`, whose path is returned.
-
-    Raises:
-        UserError: the model's sizes are not known, the instances cannot be counted, the batch cannot be split.
-    """
-    made = make_plan(config)
-    console = Console(soft_wrap=True)
-    _show(made, console)
-    file = Path(config.output_dir) / FILE
-    write_json(file, as_dict(made))
-    say(f"written: {file}", console)
-    return file
 
 
 def make_plan(config: PlanConfig) -> Plan:
@@ -149,7 +146,7 @@ class Plan:
     @cached_property
     def counts(self) -> Counts:
         config, skeleton = self.config, build_skeleton(self.config.model)
-        projector = config.model.train_projector
+        projector = config.model.train_also
         return count_parameters(
             attach_to_skeleton(
                 skeleton, config.adapter, config.routing, config.rank, config.factors, projector
@@ -166,7 +163,8 @@ class Plan:
         assumed = ["label tokens"]
         tokens, padding = machine.tokens, machine.padding
         if tokens is None:
-            tokens = float(self.measured.skeleton.config.image_seq_length + TEXT_TOKENS)
+            picture = self.measured.picture
+            tokens = float(TEXT_TOKENS + (0 if picture is None else picture.tokens))
             assumed.append("tokens of an instance")
         if padding is None:
             padding = PADDING_GROUPED if self.config.train.group_by_length else PADDING_RANDOM
@@ -204,41 +202,115 @@ class Plan:
             hours=steps * total / speed / 3600,
         )
 
-    @cached_property
-    def fits(self) -> dict[str, Fit]:
-        """By stage, in the order of `STAGES`."""
-        config, text = self.config, self.measured.text_config
-        checkpointing = config.train.gradient_checkpointing
-        # `auto` is bf16, since every GPU of the table has it in hardware.
-        bf16 = config.train.precision == "auto" or choose_dtype(config.train.precision) == torch.bfloat16
+    def need(self, way: Way, stage: str, gpus: int) -> Need:
+        """Memory of each of `gpus` that train in this way; a batch is as long as the configuration allows."""
         trained, frozen = total(self.counts)
-        model = Trained(trained, frozen, bf16, trains_base=config.adapter.name == "full")
-        size, length, element = config.train.batch_size, config.data.max_length, 2 if bf16 else 4
+        quantised = None
+        if way.quantization != "none":
+            quantised = quantise([layer.weight.shape for layer in self.linears], way.quantization)
+        full = self.config.adapter.name == "full"
+        model = Trained(trained, frozen, self._element == 2, full, quantised)
+        kept, logits = self._of_an_instance[way.checkpointing]
+        return need(stage, model, gpus, way.batch_size * kept, way.batch_size * logits)
+
+    @cached_property
+    def linears(self) -> list[nn.Linear]:
+        """Of the decoder: what is quantised, if anything is."""
+        skeleton = self.measured.skeleton
+        names = decoder_linears(skeleton)
+        assert isinstance(names, str)
+        return [
+            module
+            for name, module in skeleton.named_modules()
+            if isinstance(module, nn.Linear) and re.fullmatch(names, name)
+        ]
+
+    @property
+    def _element(self) -> int:
+        """Bytes of an activation; `auto` is bf16, since every GPU of the table has it in hardware."""
+        precision = self.config.train.precision
+        return 2 if precision == "auto" or choose_dtype(precision) == torch.bfloat16 else 4
+
+    @cached_property
+    def _of_an_instance(self) -> dict[bool, tuple[float, float]]:
+        """Bytes of activations and of logits, without and with checkpointing."""
+        size, length, element = self.config.train.batch_size, self.config.data.max_length, self._element
         without, layer = self.measured.kept_bytes(size, length, element, checkpointing=False)
         with_it, _ = self.measured.kept_bytes(size, length, element, checkpointing=True)
         # Gradients of the widest tensors in flight: gate, up, their product, and one more being written.
-        widest = 4.0 * size * length * text.intermediate_size * element
+        widest = 4.0 * size * length * max(linear.in_features for linear in self.linears) * element
         # The loss covers the same share of the longest instances as on average.
         labels = size * self.work.label_tokens * length / self.work.tokens
-        logits = labels * text.vocab_size * (element + 3 * 4)
+        head: Any = self.measured.skeleton.get_output_embeddings()
+        logits = labels * head.out_features * (element + 3 * 4)
+        return {
+            checkpointed: ((kept + widest) / size, logits / size)
+            for checkpointed, kept in ((False, without), (True, with_it + layer))
+        }
 
-        def needed(stage: str, instances: int, checkpointed: bool) -> Need:
-            share = instances / size
-            kept = with_it + layer if checkpointed else without
-            return need(stage, model, config.plan.gpus, share * (kept + widest), share * logits)
+    @property
+    def way(self) -> Way:
+        """As configured."""
+        train = self.config.train
+        return Way(train.batch_size, train.gradient_checkpointing, self.config.model.quantization)
 
-        def fits(stage: str, instances: int) -> bool:
-            return needed(stage, instances, checkpointing).total <= self.gpu.memory_bytes
+    @cached_property
+    def fits(self) -> dict[str, Fit]:
+        """By stage, in the order of `STAGES`."""
+        gpus, way = self.config.plan.gpus, self.way
+
+        def needed(stage: str, checkpointing: bool) -> Need:
+            return self.need(replace(way, checkpointing=checkpointing), stage, gpus)
 
         return {
             stage: Fit(
-                fits(stage, size),
-                _largest(partial(fits, stage)),
-                needed(stage, size, True),
-                needed(stage, size, False),
+                self.need(way, stage, gpus).total <= self.gpu.memory_bytes,
+                self.largest_batch(way, self.gpu, stage, gpus),
+                needed(stage, True),
+                needed(stage, False),
             )
             for stage in STAGES
         }
+
+    def largest_batch(self, way: Way, gpu: Gpu, stage: str = "none", gpus: int = 1) -> int:
+        """Instances per GPU and forward pass that fit in this way otherwise; 0 = not even one."""
+        return _largest(
+            lambda size: self.need(replace(way, batch_size=size), stage, gpus).total <= gpu.memory_bytes
+        )
+
+    @cached_property
+    def quantizations(self) -> tuple[Quantization, ...]:
+        """Those that the configuration allows on one card: as it is, and in four bits."""
+        config, own = self.config, self.config.model.quantization
+        try:
+            replace(config, model=replace(config.model, quantization="nf4"), deepspeed=DeepspeedConfig())
+        except ValueError:
+            return (own,)
+        return tuple(dict.fromkeys((own, "nf4")))
+
+    @cached_property
+    def small_card(self) -> tuple[Need, Way | None]:
+        """What one card of 24 GB would have to hold as configured, and the first way to train on it that fits.
+
+        Tried in this order: as configured, a smaller batch, checkpointing, both, and each of these in four bits. A
+        smaller batch divides the configured one, so that more accumulation makes the same steps.
+        """
+        card, own = GPUS[SMALL_CARD], self.way
+        sizes = [size for size in range(own.batch_size, 0, -1) if own.batch_size % size == 0]
+
+        def fitting(way: Way) -> Iterator[Way]:
+            for batch_size in sizes:
+                smaller = replace(way, batch_size=batch_size)
+                if self.need(smaller, "none", 1).total <= card.memory_bytes:
+                    yield smaller
+
+        ways = (
+            way
+            for quantization in self.quantizations
+            for checkpointing in sorted({own.checkpointing, True})
+            for way in fitting(Way(own.batch_size, checkpointing, quantization))
+        )
+        return self.need(own, "none", 1), next(ways, None)
 
     @property
     def stage(self) -> str:
@@ -272,18 +344,17 @@ class Plan:
         """Bytes that a training writes, and the base that it reads; without the data and a few kilobytes beside."""
         trained, frozen = total(self.counts)
         added, added_trained = (
-            sum(self.counts[kind][side] for kind in _ADDED if kind in self.counts)
+            sum(self.counts[kind][side] for kind in {*_ADDED.values()} if kind in self.counts)
             for side in ("frozen", "trained")
         )
         # In fp32: what was trained, and MixLoRA's frozen routers.
         adapter = 4 * (added + trained)
         features = 0.0
-        if self.config.train.cache_features:  # of all pictures; an instance is taken to have one of its own
-            skeleton: Any = self.measured.skeleton
-            vision = skeleton.config.vision_config
-            positions = (vision.image_size // getattr(vision, "patch_size", STRIDE)) ** 2
-            width = next(skeleton.model.multi_modal_projector.parameters()).shape[-1]
-            features = 2 * self.work.instances * positions * width
+        vision: Any = getattr(self.measured.skeleton.config, "vision_config", None)
+        if self.config.train.cache_features and vision is not None:
+            # Of all pictures; an instance is taken to have one of its own.
+            positions = (vision.image_size // vision.patch_size) ** 2
+            features = 2 * self.work.instances * positions * vision.hidden_size
         return {
             "base": 2 * (trained + frozen - added - added_trained),  # its checkpoint in 16 bits
             "adapter": adapter,
@@ -293,11 +364,29 @@ class Plan:
         }
 
 
-def count_parameters(model: nn.Module) -> Counts:
-    """Parameters of each kind that the model has; a shared parameter counts once."""
-    counts: Counts = {kind: {"trained": 0, "frozen": 0} for kind in _KINDS.values()}
+def count_parameters(model: PreTrainedModel | PeftModel) -> Counts:
+    """Parameters of each kind that the model has; a shared parameter counts once.
+
+    The language model is the decoder with its embeddings and its output layer, the vision tower what transformers
+    names as the encoder of pictures; what lies in neither joins them: the projector.
+    """
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    tower = base.get_encoder(modality="image")
+    has_tower = tower is not None and tower is not base and tower is not base.base_model
+    parts = {
+        "vision tower": [tower] if has_tower else [],
+        "language model": [base.get_decoder(), base.get_output_embeddings(), base.get_input_embeddings()],
+    }
+    kinds = {
+        id(parameter): kind
+        for kind, roots in parts.items()
+        for root in roots
+        for parameter in root.parameters()
+    }
+    counts: Counts = {kind: {"trained": 0, "frozen": 0} for kind in _KINDS}
     for name, parameter in model.named_parameters():
-        kind = next(kind for part, kind in _KINDS.items() if part in name)
+        added = (kind for part, kind in _ADDED.items() if part in name)
+        kind = next(added, kinds.get(id(parameter), "projector"))
         counts[kind]["trained" if parameter.requires_grad else "frozen"] += parameter.numel()
     return {kind: count for kind, count in counts.items() if any(count.values())}
 
@@ -350,136 +439,3 @@ def _largest(fits: Callable[[int], bool]) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
-
-
-# -- what is printed and written --------------------------------------------------------------------------------------
-
-
-def _show(plan: Plan, console: Console) -> None:
-    machine, gpu = plan.config.plan, plan.gpu
-    say(f"plan for {machine.gpus} x {gpu.label} ({gpu.memory_gib:g} GiB, {gpu.tflops:g} TFLOP/s)", console)
-    show([_parameters(plan), _memory(plan)], console)
-    say(
-        f"as configured (*), deepspeed={plan.stage}: {'fits' if plan.own.fits else 'does not fit'} on "
-        f"{machine.gpus} x {gpu.label}. To take: {plan.advice}",
-        console,
-    )
-    show(_time(plan), console)
-    for line in [_disk(plan), *_notes(plan)]:
-        say(line, console)
-
-
-def _parameters(plan: Plan) -> Table:
-    trained, frozen = total(plan.counts)
-    rows = [(kind, f"{count['trained']:,}", f"{count['frozen']:,}") for kind, count in plan.counts.items()]
-    rows.append(("all", f"{trained:,} ({100 * trained / (trained + frozen):.2f} %)", f"{frozen:,}"))
-    return Table("parameters", ("", "trained", "frozen"), tuple(rows))
-
-
-def _memory(plan: Plan) -> Table:
-    train, fits = plan.config.train, list(plan.fits.values())
-    pairs = [(fit.without_checkpointing, fit.with_checkpointing) for fit in fits]
-    needs = [pair[train.gradient_checkpointing] for pair in pairs]
-    others = [pair[not train.gradient_checkpointing] for pair in pairs]
-    names = {"optimizer": "optimizer states", "logits": "logits and loss", "total": "all"}
-
-    def row(label: str, sizes: Iterable[float]) -> tuple[str, ...]:
-        return label, *(f"{size / GIB:.1f}" for size in sizes)
-
-    rows = [
-        *(row(names.get(name, name), (getattr(need, name) for need in needs)) for name in _NEEDED),
-        ("fits", *("yes" if fit.fits else "no" for fit in fits)),
-        ("largest batch that fits", *(str(fit.largest_batch) for fit in fits)),
-        row(
-            f"all, {'without' if train.gradient_checkpointing else 'with'} checkpointing",
-            (need.total for need in others),
-        ),
-        row("main memory, all GPUs", (need.host for need in needs)),
-    ]
-    return Table(
-        f"GiB on each GPU with {train.batch_size} instances of {plan.config.data.max_length} tokens",
-        ("", *(stage + ("*" if stage == plan.stage else "") for stage in plan.fits)),
-        tuple(rows),
-    )
-
-
-def _time(plan: Plan) -> Table:
-    schedules = [plan.schedule] + ([] if plan.published is None else [plan.published])
-    formats: dict[str, Callable[[Schedule], str]] = {
-        "steps": lambda one: f"{one.steps:,}",
-        "batch x accumulation x GPUs": lambda one: (
-            f"{one.batch_size} x {one.accumulation} x {plan.config.plan.gpus}"
-        ),
-        "tokens a step": lambda one: f"{one.tokens_per_step:,.0f}",
-        "  forward": lambda one: f"{one.forward / 1e15:.2f}",
-        "  backward": lambda one: f"{one.backward / 1e15:.2f}",
-        "  recomputation": lambda one: f"{one.recomputation / 1e15:.2f}",
-        "  vision": lambda one: f"{one.vision / 1e15:.2f}",
-        "PFLOP a step": lambda one: f"{one.operations_per_step / 1e15:.2f}",
-        "hours": lambda one: f"{one.hours:.1f}",
-    }
-    rows = [(label, *map(text, schedules)) for label, text in formats.items()]
-    labels = ("this program", "published code")[: len(schedules)]
-    return Table(f"operations and time at an MFU of {plan.config.plan.mfu:g}", ("", *labels), tuple(rows))
-
-
-def _disk(plan: Plan) -> str:
-    names = {
-        "checkpoints": f"{plan.config.train.keep_checkpoints} checkpoints and one being written",
-        "features": "picture features",
-    }
-    sizes = {names.get(name, name): size / 1e9 for name, size in plan.disk.items() if size}
-    listed = ", ".join(f"{name} {size:.1f}" for name, size in sizes.items())
-    return f"disk without the data: {sum(sizes.values()):.1f} GB ({listed})"
-
-
-def _notes(plan: Plan) -> list[str]:
-    work = plan.work
-    notes = [
-        f"{work.instances:,} instances ({work.instances_from}) of {work.tokens:g} tokens, {work.padding:.0%} padding, "
-        f"{work.label_tokens:g} tokens with loss; assumed, not measured: {', '.join(work.assumed)}, the MFU",
-        f"MFU: operations really done, recomputed ones too, as a share of {plan.gpu.tflops:g} TFLOP/s; frozen weights "
-        "have no gradient and are not counted there",
-        f"overhead: {CONTEXT_BYTES / GIB:g} GiB of context and libraries, DeepSpeed's buckets, "
-        f"{FRAGMENTATION:.0%} of activations; activations are those of the longest batch",
-    ]
-    if plan.published is not None:
-        notes.append(
-            "published code: forms the matrix BA of every instance and multiplies every token with it; this program "
-            "never forms it"
-        )
-    if plan.config.plan.gpus > 1:
-        notes.append("communication is not timed apart: it is part of what keeps the MFU below 1")
-    return notes
-
-
-def as_dict(plan: Plan) -> dict[str, Any]:
-    """The content of `plan.json`: bytes, operations and hours as numbers."""
-    machine, work = plan.config.plan, plan.work
-    return {
-        "gpu": {
-            "name": machine.gpu,
-            "number": machine.gpus,
-            "memory_bytes": plan.gpu.memory_bytes,
-            "tflops": plan.gpu.tflops,
-        },
-        "parameters": plan.counts,
-        "workload": {**asdict(work), "assumed": [*work.assumed, "mfu"]},
-        "stage": plan.stage,
-        "fits": plan.own.fits,
-        "advice": plan.advice,
-        "memory": {
-            stage: {
-                "fits": fit.fits,
-                "largest_batch": fit.largest_batch,
-                "host_bytes": fit.with_checkpointing.host,
-                "with_checkpointing": {name: getattr(fit.with_checkpointing, name) for name in _NEEDED},
-                "without_checkpointing": {name: getattr(fit.without_checkpointing, name) for name in _NEEDED},
-            }
-            for stage, fit in plan.fits.items()
-        },
-        "disk": plan.disk,
-        "mfu": machine.mfu,
-        "time": asdict(plan.schedule),
-        "time_published_code": None if plan.published is None else asdict(plan.published),
-    }

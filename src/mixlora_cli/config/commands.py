@@ -127,7 +127,7 @@ class TrainConfig(Settings):
             "choose zero1, zero2 or none, or model.quantization=none",
         )
         self.require(
-            self.adapter.name != "none" or self.model.train_projector,
+            self.adapter.name != "none" or self.model.train_also,
             "adapter",
             "trains nothing; choose lora, mixlora or full (the untuned base: `mixlora eval adapter=none`)",
         )

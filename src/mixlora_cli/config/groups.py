@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
@@ -13,7 +14,6 @@ from mixlora_cli.config.settings import (
     AnyPrecision,
     Checkpoint,
     File,
-    Flag,
     Folder,
     Integer,
     NotNegative,
@@ -25,6 +25,7 @@ from mixlora_cli.config.settings import (
     Text,
     rule,
 )
+from mixlora_cli.data.template import TEMPLATES
 from mixlora_cli.routers import ROUTERS
 
 AdapterName = Literal["lora", "mixlora", "full", "none"]
@@ -40,38 +41,48 @@ def _a_router(name: str) -> str:
 RoutingName = Annotated[Text, AfterValidator(_a_router)]
 
 
-class ModelConfig(Settings, at="model"):
-    """The base vision-language model (group `model`)."""
-
-    name: Text
-    source: Literal["mini", "tiny", "hub", "prepared"]
-    name_or_path: Checkpoint | None = None
-    revision: Text | None = None
-    billions: PositiveNumber | None = None
-    template: Text = "v1"
-    attn_implementation: Text = "eager"
-    train_projector: Flag = False
-    quantization: Quantization = "none"
-
-    def __post_init__(self) -> None:
-        self.require(
-            self.source != "hub" or self.name_or_path,
-            "name_or_path",
-            "model=hf needs a Hugging Face id or a local folder of a LLaVA-class checkpoint",
-        )
-        self.require(
-            self.quantization == "none" or self.source != "tiny",
-            "quantization",
-            "model=tiny is made in memory, and only what is loaded can be quantised; give another model, or none",
-        )
-
-
 def _is_regex(pattern: str) -> bool:
     try:
         re.compile(pattern)
     except re.error:
         return False
     return True
+
+
+def _is_template(name: str) -> bool:
+    return name in TEMPLATES or Path(name).expanduser().is_file()
+
+
+_TEMPLATES = f"must be one of {', '.join(TEMPLATES)}, or a Jinja file"
+
+
+class ModelConfig(Settings, at="model"):
+    """The base model (group `model`): it reads pictures and text, or text alone."""
+
+    name: Text
+    source: Literal["mini", "tiny", "hub", "prepared"]
+    name_or_path: Checkpoint | None = None
+    revision: Text | None = None
+    billions: PositiveNumber | None = None
+    chat_template: Annotated[Text, rule(_TEMPLATES, _is_template)] | None = None
+    template_options: dict[Text, Any] = field(default_factory=dict)
+    attn_implementation: Text = "eager"
+    train_also: list[Annotated[Text, rule("must be regular expressions", _is_regex)]] = field(
+        default_factory=list
+    )
+    quantization: Quantization = "none"
+
+    def __post_init__(self) -> None:
+        self.require(
+            self.source != "hub" or self.name_or_path,
+            "name_or_path",
+            "model=hf needs a Hugging Face id or a local folder with a checkpoint",
+        )
+        self.require(
+            self.quantization == "none" or self.source != "tiny",
+            "quantization",
+            "model=tiny is made in memory, and only what is loaded can be quantised; give another model, or none",
+        )
 
 
 class AdapterConfig(Settings, at="adapter"):
@@ -82,9 +93,7 @@ class AdapterConfig(Settings, at="adapter"):
     dropout: Share = 0.05
     cfs: Literal["paper", "released", "none"] = "paper"
     router_grad: Literal["none", "straight_through"] = "none"
-    target_modules: Annotated[Text, rule("must be a regular expression", _is_regex)] = (
-        r".*language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
-    )
+    target_modules: Annotated[Text, rule("must be a regular expression", _is_regex)] | None = None
 
 
 class RoutingConfig(Settings, at="routing"):

@@ -36,7 +36,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 from typing_extensions import dataclass_transform
 
-from mixlora_cli.data.template import SMOLLM, TEMPLATES
+from mixlora_cli.data.template import SMOLLM
 from mixlora_cli.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ _ALLOWED = {
 }
 """By pydantic's type of an error: what the message says is allowed."""
 _FIXED: dict[Any, dict[str, str]] = {
-    "mini": {"template": SMOLLM.name, "attn_implementation": "eager"},
+    "mini": {"chat_template": SMOLLM.name, "attn_implementation": "eager"},
     "tiny": {"attn_implementation": "eager"},
 }
 """What a built-in model has once and for all: another value would be stored and not used."""
@@ -197,10 +197,6 @@ def load(config_class: type[T], config: DictConfig | Mapping[str, Any]) -> T:
 
 
 def _check_model(model: Mapping[str, Any]) -> None:
-    name = model.get("template")
-    if name is not None and name not in TEMPLATES:
-        known = ", ".join(TEMPLATES)
-        raise UserError(f"model.template={name}: must be one of {known}{did_you_mean(str(name), TEMPLATES)}")
     for key, fixed in _FIXED.get(model.get("source"), {}).items():
         if model.get(key, fixed) not in (fixed, None):
             raise UserError(

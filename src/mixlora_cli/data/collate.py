@@ -1,4 +1,4 @@
-"""Items to the tensors that a Hugging Face LLaVA's `forward` or `generate` takes."""
+"""Items to the tensors that a model's `forward` or `generate` takes."""
 
 from __future__ import annotations
 
@@ -8,34 +8,41 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from mixlora_cli.data.chat import Chat
 from mixlora_cli.data.encode import IGNORE, Item
-from mixlora_cli.data.images import as_shown, open_picture, read_picture
+from mixlora_cli.data.images import Picture, opened, read_picture
+from mixlora_cli.data.problems import BadRecord
+from mixlora_cli.errors import UserError
 
-Features = Callable[[list[Path]], Tensor]
-"""Pictures to pixel values (n, 3, H, W), or to cached features of the frozen tower (n, T, C)."""
+Rows = list[tuple[Picture, ...]]
+"""The pictures of each conversation that has some."""
+Features = Callable[[Rows], dict[str, Tensor]]
+"""From pictures to what the model takes of them, by its argument's name."""
 
 
 @dataclass(frozen=True)
 class PixelLoader:
-    """Opens pictures and runs the model's image processor on them: the features of a run without a cache."""
+    """Opens pictures and runs the model's processor on them: the features of a run without a cache."""
 
-    image_processor: Callable[..., Any]
+    chat: Chat
 
-    def __call__(self, paths: list[Path]) -> Tensor:
-        """Pixel values (n, 3, H, W)."""
-        images = []
-        for path in paths:
-            with open_picture(path) as image:
-                images.append(as_shown(image, path).convert("RGB"))
-        pixels: Tensor = self.image_processor(images=images, return_tensors="pt")["pixel_values"]
-        return pixels
+    def __call__(self, rows: Rows) -> dict[str, Tensor]:
+        """Every tensor that the processor returns of the pictures: pixel values, and their sizes, grids or masks.
+
+        Raises:
+            UserError: the processor refuses a picture, or to put those of a batch together.
+        """
+        try:
+            return self.chat.process([[opened(picture) for picture in row] for row in rows])[0]
+        except BadRecord as bad:
+            raise UserError(f"{bad.detail}; leave such pictures out, or give train.batch_size=1") from bad
 
 
 @dataclass(frozen=True)
@@ -48,42 +55,44 @@ class DummyImage:
     (attention looks back), so loss and gradients stay what they were; the projector's gradient is zero.
     """
 
-    image_token_id: int
-    num_image_tokens: int
-    features: Tensor
-    """(1, 3, H, W) pixels or (1, T, C) tower features, whichever the batches hold."""
+    tokens: list[int]
+    """Those that stand for the picture."""
+    features: dict[str, Tensor]
+    """Of the one picture."""
 
     def join(self, batch: dict[str, Tensor], pad_token_id: int) -> dict[str, Tensor]:
-        """A right-padded batch (B, S) without pictures to one (B, S + num_image_tokens) with the blank picture."""
-        added = (0, self.num_image_tokens)
+        """A right-padded batch (B, S) without pictures to one (B, S + number of tokens) with the blank picture."""
+        added = (0, len(self.tokens))
         ids = F.pad(batch["input_ids"], added, value=pad_token_id)
-        ids[0, -self.num_image_tokens :] = self.image_token_id
+        ids[0, -len(self.tokens) :] = torch.tensor(self.tokens)
         wider = {"input_ids": ids, "attention_mask": F.pad(batch["attention_mask"], added, value=0)}
         if "labels" in batch:
             wider["labels"] = F.pad(batch["labels"], added, value=IGNORE)
-        return batch | wider | {"pixel_values": self.features}
+        return batch | wider | self.features
 
 
-def build_dummy_image(image_token_id: int, num_image_tokens: int, features: Features) -> DummyImage:
+def build_dummy_image(chat: Chat, features: Features) -> DummyImage:
     """A dummy whose features come from where those of real pictures come from."""
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         blank = Path(folder) / "blank.png"
-        Image.new("RGB", (32, 32), "black").save(blank)  # the image processor makes it as large as it needs
-        return DummyImage(image_token_id, num_image_tokens, features([blank]))
+        Image.new("RGB", (32, 32), "black").save(blank)  # the processor makes it as large as it needs
+        return DummyImage(chat.picture_tokens, features([(blank,)]))
 
 
 @dataclass(frozen=True)
 class Collator:
     """Pads a batch of B items to its longest, S tokens.
 
-    Gives `input_ids` and `attention_mask` (B, S), `labels` (B, S) if `with_labels`, and `pixel_values` with
-    one row for each item that has a picture, in order; a batch of text-only items has no such key, or that of
-    the dummy image. Training pads on the right, generation on the left (new tokens must follow the prompt at
-    once). `with_indices` adds `indices` (B,): `Record.index` of each row; embeddings (d,) by task add
-    `task_embeddings` (B, d), and `routing_seed` adds `routing_seeds` (B,), each instance's own (`draw_seed`).
+    Gives `input_ids` and `attention_mask` (B, S), `labels` (B, S) if `with_labels`, and what `features` makes of the
+    pictures of all items, in order; a batch of text-only items has none of that, or that of the dummy image. Models
+    that ask for it get `mm_token_type_ids` or `token_type_ids` (B, S), 1 where a picture's features stand.
+
+    Training pads on the right, generation on the left (new tokens must follow the prompt at once). `with_indices` adds
+    `indices` (B,): `Record.index` of each row; embeddings (d,) by task add `task_embeddings` (B, d), and `routing_seed`
+    adds `routing_seeds` (B,), each instance's own (`draw_seed`).
     """
 
-    pad_token_id: int
+    chat: Chat
     features: Features
     padding: Literal["right", "left"] = "right"
     with_labels: bool = True
@@ -95,15 +104,18 @@ class Collator:
     def __call__(self, items: Sequence[Item]) -> dict[str, Tensor]:
         """The batch's tensors, on the CPU."""
         batch = {
-            "input_ids": self._pad([item.input_ids for item in items], self.pad_token_id),
+            "input_ids": self._pad([item.input_ids for item in items], self.chat.pad),
             "attention_mask": self._pad([[1] * item.length for item in items], 0),
         }
         if self.with_labels:
             batch["labels"] = self._pad([item.labels for item in items], IGNORE)
-        if pictures := [item.image for item in items if item.image is not None]:
-            batch["pixel_values"] = self.features(pictures)
+        if rows := [item.images for item in items if item.images]:
+            batch |= self.features(rows)
         elif self.dummy_image is not None:
-            batch = self.dummy_image.join(batch, self.pad_token_id)
+            batch = self.dummy_image.join(batch, self.chat.pad)
+        if self.chat.token_types is not None:
+            holds_picture = torch.isin(batch["input_ids"], torch.tensor(self.chat.image_token_ids))
+            batch[self.chat.token_types] = holds_picture.long()
         if self.with_indices:
             batch["indices"] = torch.tensor([item.index for item in items])
         if self.embeddings is not None:
@@ -125,23 +137,23 @@ class Collator:
 def draw_seed(seed: int, item: Item) -> int:
     """A seed of an instance's own for routing=random, so that neither its neighbours nor its turn change its factors.
 
-    63 bits of a digest of `seed`, the prompt's tokens and the bytes of its picture file.
+    63 bits of a digest of `seed`, the prompt's tokens and the bytes of its picture files.
 
     Raises:
         OSError: the picture cannot be read.
     """
     digest = hashlib.sha256(f"{seed} {item.length} ".encode())
     digest.update(array("q", item.input_ids).tobytes())
-    if item.image is not None:
-        digest.update(read_picture(item.image))
+    for picture in item.images:
+        digest.update(read_picture(picture))
     return int.from_bytes(digest.digest()[:8], "big") >> 1
 
 
 def generation_collator(
-    pad_token_id: int,
+    chat: Chat,
     features: Features,
     embeddings: Mapping[str, Tensor] | None = None,
     routing_seed: int | None = None,
 ) -> Collator:
     """Left padding, no labels."""
-    return Collator(pad_token_id, features, "left", False, embeddings=embeddings, routing_seed=routing_seed)
+    return Collator(chat, features, "left", False, embeddings=embeddings, routing_seed=routing_seed)

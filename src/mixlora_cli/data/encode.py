@@ -16,15 +16,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from mixlora_cli.data.chat import Chat
+from mixlora_cli.data.images import Picture, opened
 from mixlora_cli.data.problems import BadRecord, Kind, Problem, settle
 from mixlora_cli.data.records import Record
-from mixlora_cli.data.template import IMAGE_MARKER, Template, Turn, segments
+from mixlora_cli.data.template import IMAGE_MARKER, Segment, Turn
 from mixlora_cli.errors import UserError, cut
 from mixlora_cli.progress import say, with_bar
 
@@ -32,28 +33,16 @@ IGNORE = -100
 """Label of a token without loss: what `torch.nn.functional.cross_entropy` ignores by default."""
 
 
-class TextSide(Protocol):
-    """What encoding needs of a base model; `models.load.LoadedModel` has it."""
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase: ...
-    @property
-    def template(self) -> Template: ...
-    @property
-    def num_image_tokens(self) -> int: ...
-    @property
-    def image_token_id(self) -> int: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One encoded instance, its picture and where it came from."""
+    """One encoded instance, its pictures and where it came from."""
 
     input_ids: Sequence[int]
-    """(S,) tokens, those of the picture included."""
+    """(S,) tokens, those of the pictures included."""
     labels: Sequence[int]
     """(S,): `labels[t]` is `input_ids[t]`, or -100 without loss."""
-    image: Path | None
+    images: tuple[Picture, ...]
+    """In the order of their tokens."""
     task: str
     index: int
     """`Record.index`, for messages."""
@@ -95,7 +84,7 @@ class EncodedDataset(Dataset[Item]):
 
 def encode_records(
     records: Sequence[Record],
-    base: TextSide,
+    chat: Chat,
     max_length: int,
     on_error: Literal["stop", "skip"] = "stop",
     source: str = "the data",
@@ -112,10 +101,10 @@ def encode_records(
     verified: Counter[str] = Counter()
 
     def encode_one(record: Record) -> Item:
-        item = encode(record, base, max_length)
+        item = encode(record, chat, max_length)
         if verified[record.task] < verified_per_task:
             verified[record.task] += 1
-            verify_labels(item, record, base)
+            verify_labels(item, record, chat)
         return item
 
     dataset = _encode_all(records, encode_one, on_error, source)
@@ -129,7 +118,7 @@ def encode_records(
 
 def encode_prompts(
     records: Sequence[Record],
-    base: TextSide,
+    chat: Chat,
     on_error: Literal["stop", "skip"] = "stop",
     source: str = "the data",
 ) -> EncodedDataset:
@@ -138,7 +127,7 @@ def encode_prompts(
     Raises:
         UserError: a record cannot be encoded and `on_error` is "stop".
     """
-    return _encode_all(records, lambda record: encode_prompt(record, base), on_error, source)
+    return _encode_all(records, lambda record: encode_prompt(record, chat), on_error, source)
 
 
 def _encode_all(
@@ -161,17 +150,19 @@ def _encode_all(
     return dataset
 
 
-def encode(record: Record, base: TextSide, max_length: int | None = None) -> Item:
+def encode(record: Record, chat: Chat, max_length: int | None = None) -> Item:
     """Ids and labels for training: every answer and its end token carry loss, nothing else does.
 
     At most `max_length` tokens, expanded image tokens included: the end of the last answer goes, and with it
-    its end token, so that the model does not learn to stop there. An image is never cut: it comes before
-    every answer.
+    its end token, so that the model does not learn to stop there; a later question without its answer goes with its
+    pictures. A picture is never cut: it comes before an answer, and the cut is in one.
 
     Raises:
-        BadRecord: the text contains a control token, or no answer token is left after truncation.
+        BadRecord: the text contains a control token, the processor refuses a picture, or no answer token is left after
+            truncation.
+        UserError: the chat template does not fit the model or the conversation.
     """
-    ids, labels = _tokenise(record, base, with_answer=True)
+    ids, labels, pictures_before = _tokenise(record, chat, with_answer=True)
     length = kept = len(ids)
     if max_length is not None and length > max_length:
         labelled = [position for position, label in enumerate(labels[:max_length]) if label != IGNORE]
@@ -180,70 +171,78 @@ def encode(record: Record, base: TextSide, max_length: int | None = None) -> Ite
                 Kind.NO_LABEL, f"the prompt alone fills the {max_length} tokens allowed (all: {length})"
             )
         kept = labelled[-1] + 1  # a question that lost its answer teaches nothing
-    return Item(
-        ids[:kept],
-        labels[:kept],
-        record.files[0] if record.files else None,
-        record.task,
-        record.index,
-        length - kept,
-    )
+    num_pictures = max((count for start, count in pictures_before if start < kept), default=0)
+    images = record.images[:num_pictures]
+    return Item(ids[:kept], labels[:kept], images, record.task, record.index, length - kept)
 
 
-def encode_prompt(record: Record, base: TextSide) -> Item:
+def encode_prompt(record: Record, chat: Chat) -> Item:
     """Ids of everything up to the last answer, for generation: a prefix of `encode`'s ids. All labels are -100.
 
     Raises:
-        BadRecord: the text contains a control token.
+        BadRecord: the text contains a control token, or the processor refuses a picture.
+        UserError: the chat template does not fit the model or the conversation.
     """
-    ids, _ = _tokenise(record, base, with_answer=False)
-    return Item(
-        ids, [IGNORE] * len(ids), record.files[0] if record.files else None, record.task, record.index
-    )
+    ids, _, _ = _tokenise(record, chat, with_answer=False)
+    return Item(ids, [IGNORE] * len(ids), record.images, record.task, record.index)
 
 
-def _tokenise(record: Record, base: TextSide, *, with_answer: bool) -> tuple[list[int], list[int]]:
-    """Ids and labels."""
+def _tokenise(
+    record: Record, chat: Chat, *, with_answer: bool
+) -> tuple[list[int], list[int], list[tuple[int, int]]]:
+    """Ids, labels, and by segment where it begins and how many pictures stand up to its end."""
     for turn in record.conversation:
-        if base.template.end in turn.text:
-            raise BadRecord(Kind.CONTROL_TEXT, f"{base.template.end!r} in a {turn.role} turn")
-    pieces = list(_pieces(record, base.template, with_answer=with_answer))
+        text = turn.text.replace(IMAGE_MARKER, "")
+        if found := next((token for token in chat.forbidden if token in text), None):
+            raise BadRecord(Kind.CONTROL_TEXT, f"{found!r} in a {turn.role} turn")
+    pictures = iter(chat.picture_texts(record.images))
+    pieces: list[tuple[str, str, Segment]] = []
+    anchor = ""  # what precedes a segment: a character or a control token
+    for segment in _segments(record, chat, with_answer=with_answer):
+        pieces.append((anchor, _with_pictures(segment.text, chat, pictures), segment))
+        anchor = chat.control_token_at_end(segment.text) or segment.text[-1]
+    if sum(segment.text.count(chat.image_token or IMAGE_MARKER) for *_, segment in pieces) != len(
+        record.images
+    ):
+        raise UserError(
+            f"chat template {chat.template.name} does not write a place for each picture ({len(record.images)} in "
+            f"record {record.index}); give a template of this model (model.chat_template=<file.jinja>)"
+        )
     # one call: a fast tokenizer spends most of its time on the way in and out
     batch = [text for anchor, text, _ in pieces for text in (anchor, anchor + text)]
-    rows: list[list[int]] = base.tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]
-    bos = base.tokenizer.bos_token_id if base.template.bos else None
+    rows: list[list[int]] = chat.tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]
+    bos = chat.tokenizer.bos_token_id if chat.template.bos else None
     input_ids: list[int] = [] if bos is None else [int(bos)]
     labels = [IGNORE] * len(input_ids)
-    for (anchor, text, is_answer), anchor_ids, joint_ids in zip(pieces, rows[::2], rows[1::2], strict=True):
-        if anchor == IMAGE_MARKER:
-            input_ids += [base.image_token_id] * base.num_image_tokens
-            labels += [IGNORE] * base.num_image_tokens
-        ids = _continuation(base.tokenizer, text, anchor_ids, joint_ids)
-        if base.image_token_id in ids:
-            raise BadRecord(Kind.CONTROL_TEXT, "the image token in a turn's text")
+    pictures_before: list[tuple[int, int]] = []
+    shown = 0
+    for (_, text, segment), anchor_ids, joint_ids in zip(pieces, rows[::2], rows[1::2], strict=True):
+        ids = _continuation(chat.tokenizer, text, anchor_ids, joint_ids)
+        shown += segment.text.count(chat.image_token or IMAGE_MARKER)
+        pictures_before.append((len(input_ids), shown))
         input_ids += ids
-        labels += ids if is_answer else [IGNORE] * len(ids)
-    return input_ids, labels
+        labels += ids if segment.is_answer else [IGNORE] * len(ids)
+    return input_ids, labels, pictures_before
 
 
-def _pieces(record: Record, template: Template, *, with_answer: bool) -> Iterator[tuple[str, str, bool]]:
-    """(anchor, the text to tokenise as its continuation, whether it is an answer); after the anchor "<image>" comes
-    what follows the picture, whose tokens come before it.
+def _segments(record: Record, chat: Chat, *, with_answer: bool = True) -> list[Segment]:
+    """The record's text in segments, each picture at its marker; one without a marker opens the first question."""
+    turns = list(record.conversation)
+    if chat.template.pictures_first:
+        turns = [Turn(turn.role, turn.text.replace(IMAGE_MARKER, "")) for turn in turns]
+    missing = len(record.images) - sum(turn.text.count(IMAGE_MARKER) for turn in turns)
+    if missing > 0:
+        first = next(number for number, turn in enumerate(turns) if turn.role == "human")
+        turns[first] = Turn("human", f"{IMAGE_MARKER * missing}\n{turns[first].text}")
+    return chat.segments(turns, with_answer=with_answer)
 
-    The picture opens the first question ("<image>" newline question), wherever the marker stood.
-    """
-    turns = [Turn(turn.role, turn.text.replace(IMAGE_MARKER, "").strip()) for turn in record.conversation]
-    if record.images:
-        turns[0] = Turn(turns[0].role, f"{IMAGE_MARKER}\n{turns[0].text}")
-    anchor = ""
-    for segment in segments(template, turns, with_answer=with_answer):
-        text = segment.text
-        if IMAGE_MARKER in text:
-            before, text = text.split(IMAGE_MARKER, 1)
-            yield anchor, before, False
-            anchor = IMAGE_MARKER
-        yield anchor, text, segment.is_answer
-        anchor = template.end if segment.is_answer else text[-1]
+
+def _with_pictures(text: str, chat: Chat, pictures: Iterator[str]) -> str:
+    """A segment's text with the tokens that stand for its pictures in their places."""
+    if chat.image_token is None or chat.image_token not in text:
+        return text
+    first, *rest = text.split(chat.image_token)
+    return first + "".join(next(pictures, chat.image_token) + piece for piece in rest)
 
 
 def _continuation(
@@ -259,9 +258,9 @@ def _continuation(
     return alone
 
 
-def verify_labels(encoded: Item, record: Record, base: TextSide) -> None:
+def verify_labels(encoded: Item, record: Record, chat: Chat) -> None:
     """Check that the unmasked text is the answers and their end tokens, that labels stand where their tokens
-    are, and that the prompt is what generation will see.
+    are, that the prompt is what generation will see, and that the pictures' tokens are those of the model's processor.
 
     Text is compared after a round trip of the expected text through the tokenizer, so that one that cannot
     spell everything (unknown words, lower-casing) is not blamed. A truncated last answer must be the
@@ -270,22 +269,24 @@ def verify_labels(encoded: Item, record: Record, base: TextSide) -> None:
     Raises:
         UserError: something differs; it names the record, and training must not start.
     """
-    tokenizer, template = base.tokenizer, base.template
+    tokenizer = chat.tokenizer
     where = f"record {record.index} (task {cut(record.task)})"
-    if len(tokenizer(template.end, add_special_tokens=False)["input_ids"]) != 1:
-        raise UserError(
-            f"template {template.name} ends answers with {template.end!r}, which is not one token of this "
-            "model's tokenizer; choose the template that the model was trained with (model.template=...)"
-        )
     for position, (token, label) in enumerate(zip(encoded.input_ids, encoded.labels, strict=True)):
         if label not in (IGNORE, token):
             raise UserError(
                 f"label mask of {where} is wrong: at position {position} the label is {label}, the token {token}"
             )
-    answers = [segment.text for segment in segments(template, record.conversation) if segment.is_answer]
+    answers = [turn.text.strip() + chat.end for turn in record.conversation if turn.role == "gpt"]
+    written = [segment.text for segment in _segments(record, chat) if segment.is_answer]
+    if [text.strip() for text in written] != answers:
+        raise UserError(
+            f"chat template {chat.template.name} changes the answers of {where}: the loss would be on {written}, "
+            f"expected {answers}; give another template (model.chat_template=v1, smollm or a Jinja file), or "
+            "options of it (model.template_options={enable_thinking: false})"
+        )
     expected = [
         _decode(tokenizer, tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-        for text in answers
+        for text in written
     ]
     runs = groupby(encoded.labels, key=lambda label: label != IGNORE)
     found = [_decode(tokenizer, list(run)) for has_loss, run in runs if has_loss]
@@ -295,11 +296,24 @@ def verify_labels(encoded: Item, record: Record, base: TextSide) -> None:
     if found != expected:
         raise UserError(f"label mask of {where} is wrong: the loss would be on {found}, expected {expected}")
     if len(found) == len(answers):
-        prompt = encode_prompt(record, base).input_ids
+        prompt = encode_prompt(record, chat).input_ids
         if encoded.input_ids[: len(prompt)] != prompt:
             raise UserError(
                 f"prompt of {where} differs between training and generation; this tokenizer is not supported"
             )
+    if encoded.images:
+        _verify_pictures(encoded, record, chat)
+
+
+def _verify_pictures(encoded: Item, record: Record, chat: Chat) -> None:
+    """Compare with what the processor makes of the pictures themselves, not of blank ones of their sizes."""
+    assert chat.image_token is not None
+    (own,) = chat.process([[opened(picture) for picture in encoded.images]])[1]
+    if (expected := chat.picture_texts(encoded.images)) != own:
+        raise UserError(
+            f"the pictures of record {record.index} (task {cut(record.task)}) take {len(''.join(own))} characters of "
+            f"the text where {len(''.join(expected))} were expected of their sizes; this processor is not supported"
+        )
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:

@@ -91,20 +91,62 @@ def open_picture(path: Picture) -> Iterator[Image.Image]:
         yield image
 
 
-def as_shown(opened: Image.Image, path: Picture) -> Image.Image:
+def as_shown(image: Image.Image, path: Picture) -> Image.Image:
     """The decoded picture as everything here sees it: upright by its EXIF orientation, 8 bits a sample.
 
     Raises what Pillow raises for a damaged file, and BadRecord where no brightness is known to be white.
     """
-    opened.load()
-    try:
-        orientation = int(opened.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # a part of the file that nobody can read turns nothing
-        orientation = 1
-    upright = opened.transpose(_TURNS[orientation]) if orientation in _TURNS else opened
+    image.load()
+    orientation = _orientation(image)
+    upright = image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
     if upright.mode not in ("I", "F") and not upright.mode.startswith("I;16"):
         return upright
     return Image.fromarray(_eight_bits(np.asarray(upright), f"{picture_name(path)} has a brightness"))
+
+
+def _orientation(image: Image.Image) -> int:
+    """How a picture lies, as EXIF numbers it from 1, which is upright."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a part of the file that nobody can read turns nothing
+        return 1
+
+
+def opened(picture: Picture) -> Image.Image:
+    """A picture upright, in RGB.
+
+    Raises:
+        BadRecord: it is damaged, not a picture, or its brightness has no known range.
+    """
+    with _readable(picture), open_picture(picture) as image:
+        return as_shown(image, picture).convert("RGB")
+
+
+def size_as_shown(picture: Picture) -> tuple[int, int]:
+    """Width and height of a picture that is set upright, from its file's head.
+
+    Raises:
+        BadRecord: it is damaged or not a picture.
+    """
+    with _readable(picture), open_picture(picture) as image:
+        width, height = image.size
+        on_its_side = _orientation(image) >= 5
+    return (height, width) if on_its_side else (width, height)
+
+
+@contextlib.contextmanager
+def _readable(picture: Picture) -> Iterator[None]:
+    """Inside, whatever a decoder raises becomes a BadRecord."""
+    name = picture_name(picture)
+    try:
+        yield
+    except BadRecord:
+        raise
+    except Image.DecompressionBombError:
+        raise BadRecord(Kind.HUGE_IMAGE, f"{name}: more than {MAX_PIXELS} pixels") from None
+    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, ...
+        reason = " ".join(str(error).split()).replace(str(picture), name)
+        raise BadRecord(Kind.CORRUPT_IMAGE, f"{name}: {reason or type(error).__name__}") from None
 
 
 def _eight_bits(samples: npt.NDArray[Any], what: str) -> npt.NDArray[np.uint8]:
@@ -197,23 +239,16 @@ def open_fully(path: Picture) -> None:
     Raises:
         BadRecord: it is too large, damaged, not a picture, or its brightness has no known range.
     """
-    name = picture_name(path)
-    try:
+    with _readable(path):
         with open_picture(path) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
+                name = picture_name(path)
                 detail = f"{name} has {width} x {height} pixels, at most {MAX_PIXELS} allowed"
                 raise BadRecord(Kind.HUGE_IMAGE, detail)
             image.verify()  # checksums, without decoding; leaves the image unusable
         with open_picture(path) as image:
             as_shown(image, path)
-    except BadRecord:
-        raise
-    except Image.DecompressionBombError:
-        raise BadRecord(Kind.HUGE_IMAGE, f"{name}: more than {MAX_PIXELS} pixels") from None
-    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, ...
-        reason = " ".join(str(error).split()).replace(str(path), name)
-        raise BadRecord(Kind.CORRUPT_IMAGE, f"{name}: {reason or type(error).__name__}") from None
 
 
 def check_images(paths: Iterable[Path], folder: Path, cache: Path) -> dict[Path, BadRecord]:

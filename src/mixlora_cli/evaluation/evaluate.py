@@ -138,7 +138,7 @@ def _answer(config: EvalConfig, folder: Path, team: ProcessGroup, console: Conso
 
 
 def _encoded(part: Chosen, base: LoadedModel, config: EvalConfig) -> Work:
-    encoded = encode_prompts(part.records, base, config.data.on_error, source=f"the {part.name} data")
+    encoded = encode_prompts(part.records, base.chat, config.data.on_error, source=f"the {part.name} data")
     return Work(part, {record.index: record for record in part.records}, encoded.items)
 
 

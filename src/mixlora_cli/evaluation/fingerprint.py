@@ -63,7 +63,7 @@ def records_digest(records: Sequence[Record], images: Path | None) -> str:
 
 
 def prompt_digest(base: LoadedModel) -> str:
-    """Of the conversation template and the number of image tokens."""
-    return _digest(
-        [json.dumps(asdict(base.template), sort_keys=True).encode(), str(base.num_image_tokens).encode()]
-    )
+    """Of the chat template and of what stands in a text for a picture."""
+    chat = base.chat
+    about = {**asdict(chat.template), "name": None, "picture": chat.probe}
+    return _digest([json.dumps(about, sort_keys=True).encode()])

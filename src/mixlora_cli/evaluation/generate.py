@@ -57,18 +57,15 @@ class Generator:
         embeddings: Mapping[str, Tensor] | None = None,
         routing_seed: int | None = None,
     ) -> None:
-        """`model` is `base.model` or an adapter on it; `features` turns picture paths into `pixel_values`.
+        """`model` is `base.model` or an adapter on it; `features` is where pictures come from.
 
         `embeddings` (d,) by task are what an adapter with routing=task selects by; with a `routing_seed`
         each instance's draws under routing=random follow from it and the instance's own prompt.
         """
-        tokenizer = base.tokenizer
-        self._model, self._tokenizer = model, tokenizer
+        self._model, self._tokenizer = model, base.tokenizer
         self._head: nn.Module = base.model.get_output_embeddings()
-        ends = [tokenizer.convert_tokens_to_ids(base.template.end), tokenizer.eos_token_id]
-        self._ends = list(dict.fromkeys(int(end) for end in ends if end is not None))
-        pad = self._ends[0] if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
-        self._collate: Collator = generation_collator(pad, features, embeddings, routing_seed)
+        self._ends = base.chat.ends
+        self._collate: Collator = generation_collator(base.chat, features, embeddings, routing_seed)
         # Spelt out, because what is left open here is taken from the checkpoint's own settings.
         self._settings = GenerationConfig(
             do_sample=False,
@@ -76,7 +73,7 @@ class Generator:
             repetition_penalty=1.0,
             max_new_tokens=max_new_tokens,
             eos_token_id=self._ends,
-            pad_token_id=pad,
+            pad_token_id=base.chat.pad,
             use_cache=use_cache,
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,11 @@ from transformers import PreTrainedModel
 from mixlora_cli.config import AdapterConfig, RoutingConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.method.config import MixLoraConfig
+from mixlora_cli.method.targets import decoder_linears
 from mixlora_cli.models.load import first_line
 from mixlora_cli.models.quantization import count_numbers
 from mixlora_cli.store import is_lfs_pointer, readable_as_usual
 
-PROJECTOR = "multi_modal_projector"
 TRAINED_WEIGHTS = "trained_weights.safetensors"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PICKLED_WEIGHTS = "adapter_model.bin"
@@ -40,16 +40,16 @@ def attach_adapter(
     routing: RoutingConfig,
     rank: int,
     factors: int,
-    train_projector: bool = False,
+    train_also: Sequence[str] = (),
     task_embedding_dim: int | None = None,
 ) -> PreTrainedModel | PeftModel:
     """Make exactly the wanted parameters trainable; everything else is frozen.
 
     Args:
-        model: base of LLaVA class, changed in place.
+        model: the base, changed in place.
         rank: r, factors selected for an instance (MixLoRA) or rank of the update (LoRA).
         factors: E, factors in each pool; MixLoRA only.
-        train_projector: also train the vision-language projector.
+        train_also: also train these modules outside of the decoder, by name or regular expression, such as a projector.
         task_embedding_dim: width of the definitions' embeddings (routing=task); None = the model's hidden size.
 
     Returns:
@@ -57,12 +57,14 @@ def attach_adapter(
         fp32 whatever the base's type is: an update of 1e-5 is lost in a bf16 weight.
 
     Raises:
-        UserError: `adapter.target_modules` names no layer of the model.
+        UserError: `adapter.target_modules` names no layer of the model, or `train_also` no module beside its decoder.
     """
     model.requires_grad_(False)
+    also = modules_named(model, train_also)
     adapted: PreTrainedModel | PeftModel = model
     if adapter.name in ("lora", "mixlora"):
-        settings = _peft_config(adapter, routing, rank, factors, train_projector, task_embedding_dim)
+        settings = _peft_config(adapter, routing, rank, factors, also, task_embedding_dim)
+        settings.target_modules = adapter.target_modules or decoder_linears(model)  # type: ignore[attr-defined]
         try:
             with _without_warning_of_old_name():
                 adapted = get_peft_model(model, settings)
@@ -72,9 +74,9 @@ def attach_adapter(
             ) from error
     else:
         if adapter.name == "full":
-            model.model.language_model.requires_grad_(True)
-        if train_projector:
-            model.model.multi_modal_projector.requires_grad_(True)
+            model.get_decoder().requires_grad_(True)
+        for name in also:
+            model.get_submodule(name).requires_grad_(True)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -94,13 +96,12 @@ def _peft_config(
     routing: RoutingConfig,
     rank: int,
     factors: int,
-    train_projector: bool,
+    train_also: list[str],
     task_embedding_dim: int | None,
 ) -> PeftConfig:
     shared: dict[str, Any] = {
         "r": rank,
-        "target_modules": adapter.target_modules,
-        "modules_to_save": [PROJECTOR] if train_projector else None,
+        "modules_to_save": train_also or None,
     }
     if adapter.name == "lora":
         alpha = 2 * rank if adapter.alpha is None else adapter.alpha
@@ -137,6 +138,30 @@ def outside_of_decoder(model: PreTrainedModel) -> dict[str, nn.Module]:
                 yield f"{prefix}{name}", child
 
     return dict(walk(model, ""))
+
+
+def modules_named(model: PreTrainedModel, patterns: Sequence[str]) -> list[str]:
+    """Full names of the modules outside of the decoder whose name, or its end, a pattern matches.
+
+    Raises:
+        UserError: a pattern matches none.
+    """
+    names = [
+        f"{outer}.{inner}".rstrip(".")
+        for outer, module in outside_of_decoder(model).items()
+        for inner, _ in module.named_modules()
+    ]
+    found: list[str] = []
+    for pattern in patterns:
+        matching = [name for name in names if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name)]
+        if not matching:
+            raise UserError(
+                f"model.train_also={pattern}: no such module outside of the language model; it has "
+                f"{', '.join(outside_of_decoder(model))}"
+            )
+        # What lies in a module that is named is trained with it.
+        found += [name for name in matching if not any(name.startswith(f"{each}.") for each in matching)]
+    return list(dict.fromkeys(found))
 
 
 def num_parameters(model: nn.Module) -> tuple[int, int]:

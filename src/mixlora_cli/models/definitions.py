@@ -92,7 +92,7 @@ def choose_encoder(name: str | None, base: LoadedModel) -> TextEncoder:
     Raises:
         UserError: the named model cannot be found.
     """
-    model: nn.Module = base.model.model.language_model
+    model: nn.Module = base.model.get_decoder()
     dtype = next(model.parameters()).dtype
     if name is not None:
         return _other_language_model(name, dtype)
@@ -119,7 +119,7 @@ def _other_language_model(name: str, dtype: torch.dtype) -> TextEncoder:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError, RuntimeError) as error:
             raise _unreadable(name, error) from error
-        return getattr(model, "language_model", model).requires_grad_(False).eval(), tokenizer
+        return model.get_decoder().requires_grad_(False).eval(), tokenizer
 
     width = int(config.get_text_config().hidden_size)
     return TextEncoder(name, checkpoint_fingerprint(config, name), width, dtype, opened)

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from mixlora_cli.data.collate import PixelLoader
-from mixlora_cli.data.images import PIXELS, read_picture
-from mixlora_cli.errors import UserError
+from mixlora_cli.data.collate import Features, PixelLoader, Rows
+from mixlora_cli.data.images import PIXELS, Picture, read_picture
 from mixlora_cli.models.load import LoadedModel
 from mixlora_cli.paths import WITHOUT_FEATURES, cache_root, unusable
 from mixlora_cli.store import atomic
@@ -45,17 +45,29 @@ class FeatureTower(nn.Module):
 
 
 def accept_features(model: PreTrainedModel) -> None:
-    """Let a LLaVA model's `pixel_values` hold tower features; once is enough.
+    """Let the `pixel_values` of a model with a `vision_tower` hold tower features; once is enough."""
+    if not isinstance(model.model.vision_tower, FeatureTower):
+        layer = model.config.vision_feature_layer
+        model.model.vision_tower = FeatureTower(model.model.vision_tower, layer)
 
-    Raises:
-        UserError: the model joins several layers of its tower, which one feature tensor cannot stand for.
+
+def has_fixed_features(base: LoadedModel) -> bool:
+    """Whether one feature tensor can stand for a picture.
+
+    So it is where every picture has the same tokens and its pixel values are all that the model takes of it, and where
+    the model reads one layer of a tower.
     """
-    if isinstance(model.model.vision_tower, FeatureTower):
-        return
-    layer = model.config.vision_feature_layer
-    if not isinstance(layer, int):
-        raise UserError("this model reads several layers of its vision tower: set train.cache_features=false")
-    model.model.vision_tower = FeatureTower(model.model.vision_tower, layer)
+    tower = getattr(base.model.base_model, "vision_tower", None)
+    layer = getattr(base.model.config, "vision_feature_layer", None)
+    if tower is None or not isinstance(layer, int) or not base.chat.fixed_size:
+        return False
+    taken, _ = base.chat.process([[Image.new("RGB", (32, 32))]])
+    return set(taken) == {"pixel_values"} and taken["pixel_values"].ndim == 4
+
+
+def choose_features(base: LoadedModel, cached: bool) -> Features:
+    """Where batches take their pictures from: the cache of tower features if asked for and possible, else the files."""
+    return FeatureCache(base) if cached and has_fixed_features(base) else PixelLoader(base.chat)
 
 
 def pictures_from(cached: bool) -> str:
@@ -73,7 +85,7 @@ class FeatureCache:
     def __init__(self, base: LoadedModel, root: Path | None = None) -> None:
         accept_features(base.model)
         self._tower: FeatureTower = base.model.model.vision_tower
-        self._load = PixelLoader(base.image_processor)
+        self._load = PixelLoader(base.chat)
         # In another number format, computed by another kind of device, or of other pixels, they are others.
         weight = next(self._tower.parameters())
         kind = f"{str(weight.dtype).removeprefix('torch.')}-{weight.device.type}-pixels{PIXELS}"
@@ -84,32 +96,33 @@ class FeatureCache:
             raise unusable(self._folder, error, WITHOUT_FEATURES) from error
         self.num_computed = 0
 
-    def __call__(self, paths: list[Path]) -> Tensor:
-        """Features in the tower's floating-point type.
+    def __call__(self, rows: Rows) -> dict[str, Tensor]:
+        """Features in the tower's floating-point type, as `pixel_values`.
 
         Raises:
             UserError: they cannot be written. A broken picture raises what opening it raises.
         """
-        files = [self._file(path) for path in paths]
-        missing = {file: path for file, path in zip(files, paths, strict=True) if not file.is_file()}
-        for file, path in missing.items():
-            features = self._compute(path)
+        pictures = [picture for row in rows for picture in row]
+        files = [self._file(picture) for picture in pictures]
+        missing = {file: picture for file, picture in zip(files, pictures, strict=True) if not file.is_file()}
+        for file, picture in missing.items():
+            features = self._compute(picture)
             try:
                 with atomic(file, synced=False) as temp, temp.open("wb") as stream:
                     np.save(stream, features)
             except OSError as error:
                 raise unusable(self._folder, error, WITHOUT_FEATURES) from error
         stacked = np.stack([np.load(file) for file in files])
-        return torch.from_numpy(stacked).to(next(self._tower.parameters()).dtype)
+        return {"pixel_values": torch.from_numpy(stacked).to(next(self._tower.parameters()).dtype)}
 
-    def _file(self, path: Path) -> Path:
-        key = hashlib.blake2b(read_picture(path), digest_size=16).hexdigest()
+    def _file(self, picture: Picture) -> Path:
+        key = hashlib.blake2b(read_picture(picture), digest_size=16).hexdigest()
         return self._folder / key[:2] / f"{key}.npy"
 
-    def _compute(self, path: Path) -> npt.NDArray[np.float16]:
+    def _compute(self, picture: Picture) -> npt.NDArray[np.float16]:
         """One picture alone, whatever autocast is on around it: nothing else that its features could depend on."""
         reference = next(self._tower.parameters())
-        pixels = self._load([path]).to(reference.device, reference.dtype)
+        pixels = self._load([(picture,)])["pixel_values"].to(reference.device, reference.dtype)
         with torch.inference_mode(), torch.autocast(reference.device.type, enabled=False):
             output = self._tower.eval()(pixels, output_hidden_states=True, return_dict=True)
         self.num_computed += 1

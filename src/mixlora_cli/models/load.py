@@ -1,29 +1,39 @@
-"""From a `ModelConfig` to a base model that is ready to be adapted: a checkpoint of LLaVA class, `mini` or `tiny`."""
+"""From a `ModelConfig` to a base model that is ready to be adapted: a checkpoint of transformers, `mini` or `tiny`."""
 
 from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
+    AutoImageProcessor,
+    AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
-    LlavaConfig,
+    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    ProcessorMixin,
 )
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.utils.import_utils import is_torchvision_available
 from transformers.utils.logging import disable_progress_bar
+from transformers.video_processing_utils import VideoProcessorMixin
 
 from mixlora_cli.config import ModelConfig
 from mixlora_cli.config.groups import Quantization
-from mixlora_cli.data.template import TEMPLATES, Template
+from mixlora_cli.data.chat import Chat
+from mixlora_cli.data.template import TEMPLATES, V1, Template
+from mixlora_cli.data.text_files import read_text
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.networks import register_models
 from mixlora_cli.models.quantization import load_weights, require_bitsandbytes
@@ -35,28 +45,26 @@ _HEAD_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A vision-language model of LLaVA class with every parameter frozen, in eval mode, and how to feed it."""
+    """A language or vision-language model with every parameter frozen, in eval mode, and how it is talked to."""
 
     model: PreTrainedModel
-    """Has `.model.language_model`, `.model.vision_tower`, `.model.multi_modal_projector` and `.lm_head`."""
-    tokenizer: PreTrainedTokenizerBase
-    image_processor: Callable[..., Any]
-    """`image_processor(images=[PIL], return_tensors="pt")["pixel_values"]` -> (n, 3, H, W)."""
-    num_image_tokens: int
-    """Tokens that one picture expands to in the sequence."""
-    image_token_id: int
-    template: Template
+    chat: Chat
     name: str
     fingerprint: str
     """Hex digest that identifies weights and preprocessing, for caches and prediction files."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The chat's."""
+        return self.chat.tokenizer
 
 
 def build_base(model: ModelConfig, dtype: torch.dtype = torch.float32) -> LoadedModel:
     """Load the base model with frozen weights of `dtype`, in eval mode.
 
     Raises:
-        UserError: weights or packages are missing, a model is not prepared, the checkpoint is not of LLaVA class, or
-            the template is unknown.
+        UserError: weights or packages are missing, a model is not prepared, the checkpoint is of another kind, or there
+            is no chat template.
     """
     # Bars of loading parts say nothing to a person, and PEFT's use of an old name is not the user's to mend.
     disable_progress_bar()
@@ -68,7 +76,7 @@ def build_base(model: ModelConfig, dtype: torch.dtype = torch.float32) -> Loaded
     if model.source == "tiny":
         from mixlora_cli.models.tiny import build_tiny
 
-        return build_tiny(model.template, dtype)
+        return build_tiny(model.chat_template or V1.name, dtype)
     require_prepared(model)
     return _told_apart(_load_checkpoint(model, checkpoint_source(model), dtype), model.quantization)
 
@@ -111,23 +119,14 @@ def require_prepared(model: ModelConfig) -> None:
 
 
 def _load_checkpoint(model: ModelConfig, source: str, dtype: torch.dtype) -> LoadedModel:
-    """A LLaVA checkpoint with its processor."""
-    if model.template not in TEMPLATES:
-        raise UserError(f"model.template={model.template}: must be one of {', '.join(TEMPLATES)}")
+    """A checkpoint of transformers with its own processor."""
     register_models()  # a saved copy of the small model is a checkpoint like any other
     revision = model.revision or "main"
-    try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
-    except (OSError, ValueError) as error:
-        raise UserError(_unreadable(source, error)) from error
-    if not isinstance(config, LlavaConfig):
-        raise UserError(
-            f"model.name_or_path={source} is a {config.model_type} model; expected a LLaVA checkpoint (model_type "
-            "llava), such as llava-hf/llava-1.5-7b-hf"
-        )
+    config = read_config(source, revision)
+    auto = auto_class(config, source)
     try:
         network = load_weights(
-            AutoModelForImageTextToText,
+            auto,
             source,
             config,
             model.quantization,
@@ -135,32 +134,145 @@ def _load_checkpoint(model: ModelConfig, source: str, dtype: torch.dtype) -> Loa
             revision=revision,
             attn_implementation=model.attn_implementation,
         )
-        processor = AutoProcessor.from_pretrained(source, revision=revision)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise UserError(_unreadable(source, error)) from error
-    return LoadedModel(
-        model=network.requires_grad_(False).eval(),
-        tokenizer=processor.tokenizer,
-        image_processor=processor.image_processor,
-        num_image_tokens=num_image_tokens(config),
-        image_token_id=network.config.image_token_id,
-        template=TEMPLATES[model.template],
-        name=source,
-        fingerprint=checkpoint_fingerprint(network.config, source),
+    chat = build_chat(model)
+    # The image processors of PIL and torchvision give slightly different pixels.
+    by = type(getattr(chat.processor, "image_processor", None)).__name__
+    fingerprint = checkpoint_fingerprint(network.config, source, by)
+    return LoadedModel(network.requires_grad_(False).eval(), chat, source, fingerprint)
+
+
+def read_config(source: str, revision: str = "main") -> PreTrainedConfig:
+    """The configuration of a checkpoint.
+
+    Raises:
+        UserError: it cannot be read, or transformers does not know the kind of model.
+    """
+    register_models()
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(source, revision=revision)
+    except (OSError, ValueError) as error:
+        raise UserError(_unreadable(source, error)) from error
+    return config
+
+
+def auto_class(config: PreTrainedConfig, source: str) -> type[Any]:
+    """The class of transformers that builds a model of pictures and text, or of text alone.
+
+    Raises:
+        UserError: the checkpoint holds something else: an encoder, a model of sound, a classifier.
+    """
+    known = [
+        (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForImageTextToText),
+        (MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM),
+    ]
+    held = config.architectures or []
+    for mapping, auto in known:
+        if type(config) in mapping and not config.is_encoder_decoder:
+            builds: Any = mapping[type(config)]
+            classes = builds if isinstance(builds, tuple) else (builds,)
+            if not held or {each.__name__ for each in classes} & set(held):
+                return auto
+    what = f"{', '.join(held)} (model_type {config.model_type})" if held else f"a {config.model_type} model"
+    raise UserError(
+        f"model.name_or_path={source} holds {what}; expected a vision-language model (AutoModelForImageTextToText) or "
+        "a language model that writes its answer (AutoModelForCausalLM), such as Qwen/Qwen2.5-VL-3B-Instruct or "
+        "HuggingFaceTB/SmolLM2-135M-Instruct"
     )
 
 
-def num_image_tokens(config: LlavaConfig) -> int:
-    """Tokens of one picture: CLIP's CLS token is dropped by the `default` strategy and kept by `full`."""
-    vision: Any = config.vision_config
-    patches = int((vision.image_size // vision.patch_size) ** 2)
-    has_cls = vision.model_type == "clip_vision_model"
-    return patches + int(has_cls and config.vision_feature_select_strategy == "full")
+def build_chat(model: ModelConfig) -> Chat:
+    """Tokenizer, processor and chat template alone, without the weights; only the built-in models are built whole.
+
+    Raises:
+        UserError: they cannot be read, there is no chat template, or the checkpoint holds a model of another kind.
+    """
+    if model.source in ("mini", "tiny"):
+        return build_base(model).chat
+    require_prepared(model)
+    source, revision = checkpoint_source(model), model.revision or "main"
+    reads_pictures = auto_class(read_config(source, revision), source) is AutoModelForImageTextToText
+    try:
+        load = _load_processor if reads_pictures else AutoTokenizer.from_pretrained
+        found = load(source, revision=revision)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise UserError(_unreadable(source, error)) from error
+    processor = found if isinstance(found, ProcessorMixin) else None
+    tokenizer: PreTrainedTokenizerBase = found if processor is None else processor.tokenizer
+    own = getattr(processor, "chat_template", None) or tokenizer.chat_template
+    return Chat(tokenizer, choose_template(model, own), processor)
 
 
-def checkpoint_fingerprint(config: PreTrainedConfig, source: str) -> str:
-    """Of a hub checkpoint its commit; of a local folder all settings and the heads of its weight files."""
-    digest = hashlib.sha256(config.to_json_string().encode())
+class NoFilms(VideoProcessorMixin):
+    """In the place of a processor's part for films, which needs torchvision; keeps that part's settings for saving."""
+
+    num_frames = fps = None  # some processors read both
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.settings = settings
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as they were read."""
+        return dict(self.settings)
+
+
+def _load_processor(source: str, revision: str) -> Any:
+    """`AutoProcessor`'s; where torchvision is missing and the processor also takes films, one for pictures alone."""
+    config = AutoConfig.from_pretrained(source, revision=revision)
+    values, _ = ProcessorMixin.get_processor_dict(source, revision=revision)
+    named = getattr(transformers, str(values.get("processor_class")), None)
+    kind: Any = named or PROCESSOR_MAPPING.get(type(config), None)
+    if kind is None or is_torchvision_available() or "video_processor" not in kind.get_attributes():
+        return AutoProcessor.from_pretrained(source, revision=revision)
+
+    def check(self: Any, name: str, part: Any) -> Any:
+        """Transformers looks for the part's class among those that it can import."""
+        return (
+            type(part)
+            if name == "video_processor"
+            else kind.check_argument_for_proper_class(self, name, part)
+        )
+
+    films, _ = VideoProcessorMixin.get_video_processor_dict(source, revision=revision)
+    loaders: dict[str, Any] = {"tokenizer": AutoTokenizer, "image_processor": AutoImageProcessor}
+    parts = [
+        NoFilms(**films)
+        if name == "video_processor"
+        else loaders[name].from_pretrained(source, revision=revision)
+        for name in kind.get_attributes()
+    ]
+    for_pictures: Any = type(kind.__name__, (kind,), {"check_argument_for_proper_class": check})
+    return for_pictures.from_args_and_dict(parts, values)
+
+
+def choose_template(model: ModelConfig, own: str | dict[str, str] | None) -> Template:
+    """The template that `model.chat_template` names; null is the model's own.
+
+    Raises:
+        UserError: a file cannot be read, or the model has no template of its own.
+    """
+    name, options = model.chat_template, dict(model.template_options)
+    if name is None:
+        source = own.get("default") if isinstance(own, dict) else own
+        if source is None:
+            raise UserError(
+                f"model.name_or_path={model.name_or_path} has no chat template of its own: give "
+                "model.chat_template=v1, smollm or a Jinja file, the one that it was trained with"
+            )
+        return Template("of the model", source, options)
+    if name in TEMPLATES:
+        return replace(TEMPLATES[name], options=options)
+    return Template(name, read_text(Path(name).expanduser(), "a chat template in Jinja"), options)
+
+
+def checkpoint_fingerprint(config: PreTrainedConfig, source: str, *others: str) -> str:
+    """Of a hub checkpoint its commit; of a local folder all settings and the heads of its weight files.
+
+    `others` is what else its results depend on.
+    """
+    digest = hashlib.sha256("\n".join([config.to_json_string(), *others]).encode())
     digest.update(str(getattr(config, "_commit_hash", None)).encode())
     folder = Path(source)
     if folder.is_dir():

@@ -39,6 +39,7 @@ from transformers import (
 )
 
 from mixlora_cli.config.groups import Quantization
+from mixlora_cli.data.chat import Chat
 from mixlora_cli.data.template import SMOLLM
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.load import LoadedModel
@@ -55,13 +56,6 @@ from mixlora_cli.store import atomic, folder_beside, readable_as_usual, rename_u
 
 IMAGE_SIZE = 160
 IMAGE_TOKEN = "<image>"
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>\n{% endif %}{% endfor %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
-    "{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 _LAYOUT = "1"  # raise when the assembly below changes
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _RESERVED = "<reponame>"
@@ -103,16 +97,7 @@ def unaligned_base(seed: int) -> LoadedModel:
 def _as_base(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, name: str, fingerprint: str
 ) -> LoadedModel:
-    return LoadedModel(
-        model=model,
-        tokenizer=processor.tokenizer,
-        image_processor=processor.image_processor,
-        num_image_tokens=(IMAGE_SIZE // STRIDE) ** 2,
-        image_token_id=model.config.image_token_id,
-        template=SMOLLM,
-        name=name,
-        fingerprint=fingerprint,
-    )
+    return LoadedModel(model, Chat(processor.tokenizer, SMOLLM, processor), name, fingerprint)
 
 
 def sources() -> str:
@@ -176,7 +161,7 @@ def _build_processor(tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
         vision_feature_select_strategy="full",
         num_additional_image_tokens=0,
         image_token=IMAGE_TOKEN,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=SMOLLM.source,
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mixlora_cli.config import DataConfig, ModelConfig, parse
-from mixlora_cli.data.collate import Collator, Features, PixelLoader, generation_collator
+from mixlora_cli.data.collate import Collator, Features, generation_collator
 from mixlora_cli.data.encode import Item
 from mixlora_cli.data.loading import definitions_of
 from mixlora_cli.errors import UserError
@@ -27,7 +27,7 @@ from mixlora_cli.method.model import MixLoraModel
 from mixlora_cli.method.selection import Selection
 from mixlora_cli.models.adapters import load_adapter, unload_adapter
 from mixlora_cli.models.definitions import ADAPTER_CONFIG, TaskRouting
-from mixlora_cli.models.features import FeatureCache
+from mixlora_cli.models.features import choose_features
 from mixlora_cli.models.forward import (
     choose_dtype,
     labelled_pass,
@@ -36,7 +36,7 @@ from mixlora_cli.models.forward import (
 )
 from mixlora_cli.models.load import LoadedModel, require_prepared
 from mixlora_cli.routers import ROUTERS
-from mixlora_cli.training.run_folder import RunFolder
+from mixlora_cli.training.run_folder import RunFolder, as_written_now
 
 BASE_LABEL = "base"
 ADAPTER = "default"
@@ -141,7 +141,7 @@ def _in_folder(folder: RunFolder, path: str, model: ModelConfig) -> Run:
         config: Any = OmegaConf.to_container(OmegaConf.load(folder.config), resolve=True)
         return Run(
             label=_label(config),
-            model=parse(ModelConfig, config["model"]),
+            model=parse(ModelConfig, as_written_now(config["model"])),
             adapter=folder.adapter,
             root=folder.root,
             precision=config["train"]["precision"],
@@ -222,7 +222,7 @@ class Session:
             routing: of `Run.task_routing`.
         """
         # The cache changes the model, and definitions are read without an adapter: both come before it.
-        self.features: Features = FeatureCache(base) if cache_features else PixelLoader(base.image_processor)
+        self.features: Features = choose_features(base, cache_features)
         self._embeddings = None if routing is None else routing.embeddings(base)
         self.base, self.dtype = base, dtype
         self.put_on(adapter)
@@ -258,15 +258,9 @@ class Session:
         return None if self.tuner is None else self._embeddings
 
     @property
-    def pad(self) -> int:
-        """The token that pads."""
-        tokenizer = self.base.tokenizer
-        return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
-
-    @property
     def collator(self) -> Collator:
         """Batches with labels, as training reads them."""
-        return Collator(self.pad, self.features, embeddings=self.embeddings)
+        return Collator(self.base.chat, self.features, embeddings=self.embeddings)
 
     def products(self) -> AbstractContextManager[None]:
         """Inside, the model computes as in training: bf16 products over fp32 adapters, or plain fp32."""
@@ -292,7 +286,7 @@ class Session:
     def selections(self, prompts: Sequence[Item]) -> dict[str, Selection]:
         """By layer name: the factors (B, r) that generation has selected for B prompts at its first new token."""
         assert self.tuner is not None
-        collate = generation_collator(self.pad, self.features, self.embeddings)
+        collate = generation_collator(self.base.chat, self.features, self.embeddings)
         batch = self._on_device(collate(prompts))
         with torch.inference_mode(), self.products():
             # One token's logits: the head is the widest product, and nobody reads it.

@@ -16,10 +16,12 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaProcessor,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
+from mixlora_cli.data.chat import Chat
 from mixlora_cli.data.template import TEMPLATES
 from mixlora_cli.models.load import LoadedModel
 
@@ -52,16 +54,15 @@ def build_tiny(template: str = "v1", dtype: torch.dtype = torch.float32) -> Load
         parameter.data = parameter.data.to(dtype)
     model.requires_grad_(False).train(False)
     side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    return LoadedModel(
-        model=model,
-        tokenizer=tokenizer,
+    processor = LlavaProcessor(
         image_processor=CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=side),
-        num_image_tokens=NUM_IMAGE_TOKENS,
-        image_token_id=image_token_id,
-        template=TEMPLATES[template],
-        name="tiny",
-        fingerprint=_fingerprint(model),
+        tokenizer=tokenizer,
+        patch_size=PATCH_SIZE,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token="<image>",
     )
+    return LoadedModel(model, Chat(tokenizer, TEMPLATES[template], processor), "tiny", _fingerprint(model))
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from transformers import AutoConfig, AutoTokenizer, LlavaConfig, PreTrainedTokenizerBase
 
 from mixlora_cli.config import CheckConfig, DataConfig, ModelConfig
-from mixlora_cli.data.encode import TextSide, encode, verify_labels
+from mixlora_cli.data.chat import Chat
+from mixlora_cli.data.encode import encode, verify_labels
 from mixlora_cli.data.images import check_images, stamp
 from mixlora_cli.data.loading import DataFiles, Split, load_definitions, locate_files, read_raws
 from mixlora_cli.data.problems import BadRecord, Kind
 from mixlora_cli.data.records import Raw, Record, parse_record, task_name
-from mixlora_cli.data.template import IMAGE_MARKER, TEMPLATES, Template
+from mixlora_cli.data.template import IMAGE_MARKER
 from mixlora_cli.errors import UserError, cut
 from mixlora_cli.evaluation.instances import Chosen, notes
 from mixlora_cli.output import require_writable
@@ -141,7 +141,7 @@ def run_check(config: CheckConfig) -> Report:
     benchmarks = open_benchmarks(config)  # first: what is wrong with them is said before the long part
     workers = options.workers or min(8, os.cpu_count() or 1)
     located = {split: locate_files(data, split) for split in _configured_splits(data)}
-    side = text_side(config.model) if options.lengths else None
+    side = _chat(config.model) if options.lengths else None
     checked = {split: _check_split(split, files, config, side, workers) for split, files in located.items()}
     reports = [report for report, _ in checked.values()]
     left_out = [] if options.lengths else ["lengths and label masks (check.lengths=false)"]
@@ -170,45 +170,13 @@ def _configured_splits(data: DataConfig) -> list[Split]:
     return [split for split, there in files.items() if there]
 
 
-@dataclass(frozen=True)
-class TextOnly:
-    """What encoding needs of a base model; see `data.encode.TextSide`."""
+def _chat(model: ModelConfig) -> Chat:
+    from mixlora_cli.models.load import build_chat
 
-    tokenizer: PreTrainedTokenizerBase
-    template: Template
-    num_image_tokens: int
-    image_token_id: int
-
-
-def text_side(model: ModelConfig) -> TextSide:
-    """Tokenizer, template and number of image tokens; only the small built-in models are built whole.
-
-    Raises:
-        UserError: it cannot be found or is no LLaVA model.
-    """
-    from mixlora_cli.models.load import build_base, num_image_tokens, prepared_folder, require_prepared
-    from mixlora_cli.models.networks import register_models
-
-    if model.source in ("mini", "tiny"):
-        return build_base(model)
-    require_prepared(model)
-    register_models()
-    source = str(prepared_folder(model)) if model.source == "prepared" else str(model.name_or_path)
-    revision = model.revision or "main"
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-    except (OSError, ValueError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0] if lines else type(error).__name__
-        raise UserError(
-            f"the tokenizer of model.name_or_path={source} cannot be loaded: {reason}; check.lengths=false goes without"
-        ) from error
-    if not isinstance(config, LlavaConfig):
-        raise UserError(
-            f"model.name_or_path={source} is a {config.model_type} model; expected a LLaVA checkpoint"
-        )
-    return TextOnly(tokenizer, TEMPLATES[model.template], num_image_tokens(config), config.image_token_id)
+        return build_chat(model)
+    except UserError as error:
+        raise UserError(f"{error}; check.lengths=false goes without") from error
 
 
 @dataclass(frozen=True)
@@ -220,7 +188,7 @@ class Rules:
     max_length: int
     tasks: frozenset[str] | None = None
     """Only these; None = all."""
-    text_side: TextSide | None = None
+    text_side: Chat | None = None
     """For lengths and label masks; None leaves them out."""
 
 
@@ -235,7 +203,7 @@ class ChunkResult:
 
 
 def _check_split(
-    split: Split, files: DataFiles, config: CheckConfig, side: TextSide | None, workers: int
+    split: Split, files: DataFiles, config: CheckConfig, side: Chat | None, workers: int
 ) -> tuple[SplitReport, list[Record]]:
     """The report, and the good records."""
     data, options = config.data, config.check

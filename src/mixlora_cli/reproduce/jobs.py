@@ -31,7 +31,7 @@ from mixlora_cli.hydra_conf import register
 from mixlora_cli.paths import conf_dir, stage_one_digest
 from mixlora_cli.reproduce.paper import BASE, ROWS, SEEN_TASKS, TABLES, Row, rows_of
 from mixlora_cli.store import write_json
-from mixlora_cli.training.run_folder import RunFolder, essentials
+from mixlora_cli.training.run_folder import RunFolder, as_first_written, essentials
 
 T = TypeVar("T")
 RECORD = "cell.json"
@@ -180,7 +180,8 @@ def _job(config: ReproduceConfig, row: Row, seed: int, task: str | None) -> Job:
     steps: list[Step] = []
     if row.name == BASE:
         base = composed("eval", EvalConfig, [f"experiment={config.scale}/{BASE}", *config.evaluation])
-        model = {key: value for key, value in asdict(base.model).items() if key != "billions"}
+        model = essentials({"model": asdict(base.model)})
+        model = {key.removeprefix("model."): value for key, value in model.items()}
         folder = _folder(config, row.name, seed, task, model, base)
     else:
         steps = [_training(config, row.name, seed, task)]
@@ -260,7 +261,7 @@ def _evaluation(config: ReproduceConfig, experiment: str, folder: Path, tasks: S
     for key, value in asdict(asked).items():
         leaves = {f"{key}.{leaf}": each for leaf, each in value.items()} if isinstance(value, Mapping) else {}
         wanted |= {} if key in _NOT_ASKED else leaves or {key: value}
-    wanted = {key: value for key, value in wanted.items() if key not in _HARMLESS}
+    wanted = as_first_written({key: value for key, value in wanted.items() if key not in _HARMLESS})
     return Step(
         name, arguments, folder / name / "results.json", _plain(wanted), _answer_seconds(config, asked)
     )

@@ -123,7 +123,7 @@ SHARED: dict[str, dict[str, tuple[tuple[str, ...], str]]] = {
         "shared/recipe": (
             (),
             f"""model=llava_v1_7b data=vision_flan routing=instance output_dir=runs/paper/{_RUN}
-            model.train_projector=false data.max_length=1792 train.epochs=3.0 train.effective_batch=128
+            model.train_also=[] data.max_length=1792 train.epochs=3.0 train.effective_batch=128
             train.batch_size=8 train.learning_rate=4e-5 train.scheduler=cosine train.warmup_ratio=0.03
             train.weight_decay=0.0 train.precision=bf16 train.gradient_checkpointing=true
             train.group_by_length=false train.cache_features=false train.save_every=500 train.workers=4""",

@@ -228,18 +228,45 @@ def essentials(config: Mapping[str, Any], harmless: tuple[str, ...] = HARMLESS_K
             yield path, list(node) if isinstance(node, tuple) else node
 
     prefixes = tuple(key for key in harmless if key.endswith("."))
-    return {
-        key: value
-        for key, value in walk(config, "")
-        if key not in harmless and not key.startswith(prefixes) and NEUTRAL.get(key, ...) != value
+    found = {
+        key: value for key, value in walk(config, "") if key not in harmless and not key.startswith(prefixes)
     }
+    return as_first_written(found)
 
 
 NEUTRAL: dict[str, Any] = {
+    "model.template_options": {},
     "model.quantization": "none",
     "train.fsdp": False,
 }
 """Keys that came later, each with the value at which a training is what it was before: there they leave no trace."""
+FIRST_TARGETS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
+
+
+def as_first_written(essential: dict[str, Any]) -> dict[str, Any]:
+    """Under the names of the first version, so that runs and folders that are named by a digest stay what they are."""
+    values = {key: value for key, value in essential.items() if NEUTRAL.get(key, ...) != value}
+    if "model.chat_template" in values:
+        values["model.template"] = values.pop("model.chat_template")
+    if "model.train_also" in values:
+        also = values.pop("model.train_also")
+        values["model.train_projector"] = also if also and also != [PROJECTOR] else bool(also)
+    if values.get("adapter.target_modules", ...) is None:
+        values["adapter.target_modules"] = FIRST_TARGETS
+    return values
+
+
+PROJECTOR = "multi_modal_projector"
+
+
+def as_written_now(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Group `model` of a saved configuration under today's names."""
+    values = dict(model)
+    if "template" in values:
+        values["chat_template"] = values.pop("template")
+    if "train_projector" in values:
+        values["train_also"] = [PROJECTOR] if values.pop("train_projector") else []
+    return values
 
 
 MANIFEST = "complete.json"

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from mixlora_cli.config import TrainConfig, WandbConfig
-from mixlora_cli.data.collate import Collator, DummyImage, Features, PixelLoader, build_dummy_image
+from mixlora_cli.data.collate import Collator, DummyImage, Features, build_dummy_image
 from mixlora_cli.data.encode import EncodedDataset, encode_records
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.launch import group_left_at_exit
-from mixlora_cli.models.adapters import attach_adapter, num_parameters
+from mixlora_cli.method.targets import output_layer
+from mixlora_cli.models.adapters import attach_adapter, num_parameters, outside_of_decoder
 from mixlora_cli.models.definitions import routing_to_train
-from mixlora_cli.models.features import FeatureCache
+from mixlora_cli.models.features import choose_features
 from mixlora_cli.models.forward import choose_dtype, inputs_keep_their_dtype
 from mixlora_cli.models.load import LoadedModel, build_base, require_prepared
 from mixlora_cli.output import alone_in
@@ -72,7 +73,9 @@ def _train(config: TrainConfig, run: RunFolder, base: LoadedModel | None) -> Non
     # Weights that are trained themselves need their full precision; otherwise only the adapter does.
     with loads_whole_weights():
         base = base or build_base(config.model, torch.float32 if config.adapter.name == "full" else dtype)
-    dataset = encode_records(records, base, config.data.max_length, config.data.on_error, "the training data")
+    dataset = encode_records(
+        records, base.chat, config.data.max_length, config.data.on_error, "the training data"
+    )
     del records  # the dataset holds all that training needs, in a fraction of the memory
 
     embeddings = None if routing is None else routing.embeddings(base)
@@ -90,14 +93,12 @@ def _train(config: TrainConfig, run: RunFolder, base: LoadedModel | None) -> Non
         config.routing,
         config.rank,
         config.factors,
-        config.model.train_projector,
+        config.model.train_also,
         None if embeddings is None else len(next(iter(embeddings.values()))),
     )
 
     stop, report = StopAtSignal(), Report(run.metrics, console)
-    features: Features = (
-        FeatureCache(base) if config.train.cache_features else PixelLoader(base.image_processor)
-    )
+    features = choose_features(base, config.train.cache_features)
     trainer = build_trainer(model, base, dataset, features, arguments, [stop, report], embeddings=embeddings)
     trainer.tend_routing(config.routing, run.routing, console)
     if arguments.process_index:
@@ -144,14 +145,12 @@ def build_trainer(
 
     `embeddings` (d,) by task go with every batch for routing=task.
     """
-    tokenizer = base.tokenizer
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     trainer = AdapterTrainer(
         model=model,
         args=arguments,
         train_dataset=dataset,
         data_collator=Collator(
-            pad,
+            base.chat,
             features,
             with_indices=True,
             embeddings=embeddings,
@@ -174,15 +173,19 @@ def dummy_image_for_text(
 
     Without it a process would wait for another's projector, or under ZeRO-3 for its part of the tower.
     """
+    if base.chat.processor is None:
+        return None
     # A text-only batch gives a parameter of projector or tower no gradient.
+    outside = [
+        each for each in outside_of_decoder(base.model).values() if each is not output_layer(base.model)
+    ]
     trained_beside_the_language_model = any(
-        parameter.requires_grad and "language_model" not in name and "lm_head" not in name
-        for name, parameter in model.named_parameters()
+        parameter.requires_grad for module in outside for parameter in module.parameters()
     )
     deepspeed = getattr(arguments, "hf_deepspeed_config", None)
     shared = trained_beside_the_language_model or (deepspeed is not None and deepspeed.is_zero3())
-    if shared and any(item.image is None for item in dataset.items):
-        return build_dummy_image(base.image_token_id, base.num_image_tokens, features)
+    if shared and any(not item.images for item in dataset.items):
+        return build_dummy_image(base.chat, features)
     return None
 
 

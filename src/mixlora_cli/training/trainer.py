@@ -23,7 +23,12 @@ from mixlora_cli.data.encode import EncodedDataset
 from mixlora_cli.errors import UserError
 from mixlora_cli.method.context import RoutingContext
 from mixlora_cli.method.model import MixLoraModel
-from mixlora_cli.models.adapters import TRAINED_WEIGHTS, load_trained_weights, save_adapter
+from mixlora_cli.models.adapters import (
+    TRAINED_WEIGHTS,
+    load_trained_weights,
+    outside_of_decoder,
+    save_adapter,
+)
 from mixlora_cli.models.forward import labelled_pass, token_loss
 from mixlora_cli.store import sync_files
 from mixlora_cli.training.arguments import gather_weights, start_fsdp
@@ -96,8 +101,10 @@ class AdapterTrainer(Trainer):
         unwrapped = self.accelerator.unwrap_model(model)
         base = unwrapped.get_base_model() if isinstance(unwrapped, PeftModel) else unwrapped
         assert isinstance(base, PreTrainedModel)
-        # `model.train()` reached the frozen tower too; statistics or dropout there would change the features.
-        base.model.vision_tower.eval()
+        # `model.train()` reached frozen towers too; statistics or dropout there would change their features.
+        for module in outside_of_decoder(base).values():
+            if not any(parameter.requires_grad for parameter in module.parameters()):
+                module.eval()
         is_mixlora = isinstance(getattr(self.model, "base_model", None), MixLoraModel)
         outputs, _, targets = labelled_pass(model, inputs, base.get_output_embeddings(), is_mixlora)
         return outputs, targets

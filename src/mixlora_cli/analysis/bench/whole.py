@@ -239,12 +239,12 @@ class WholeModel:
             "train" if data.source == "json" and data.heldout is None else "heldout"
         )
         chosen = _sample(load_records(data, split), count, self._config.seed)
-        return list(encode_prompts(chosen, self.base, data.on_error).items)
+        return list(encode_prompts(chosen, self.base.chat, data.on_error).items)
 
     def step(self, name: AdapterName, batch_size: int) -> TrainingStep:
         data, seed = self._config.data, self._config.seed
         chosen = _sample(load_records(data, "train", seed), NUM_BATCHES * batch_size, seed)
-        dataset = encode_records(chosen, self.base, data.max_length, data.on_error)
+        dataset = encode_records(chosen, self.base.chat, data.max_length, data.on_error)
         config = TrainConfig(
             model=self._config.model,
             adapter=AdapterConfig(name=name),

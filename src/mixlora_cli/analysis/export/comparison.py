@@ -72,10 +72,10 @@ def make_examples(
     """
     known = {record.index: record for record in records}
     examples = []
-    for prompt in encode_prompts(records, base, on_error, f"the held-out data of {task}").items:
+    for prompt in encode_prompts(records, base.chat, on_error, f"the held-out data of {task}").items:
         record = known[prompt.index]
         # Earlier answers of a conversation are part of the prompt, here as in generation.
-        whole = list(encode(record, base).input_ids)
+        whole = list(encode(record, base.chat).input_ids)
         labels = [IGNORE] * prompt.length + whole[prompt.length :]
         answered = replace(prompt, input_ids=whole, labels=labels)
         examples.append(HeldOutExample(prompt, answered, record.conversation[-1].text.strip()))

@@ -99,7 +99,7 @@ def _export(config: ExportConfig, folder: Path, run: Run, source: Path, adapter:
 
     base = build_base(run.model, run.dtype)
     prompts = {
-        task: encode_prompts(records, base, on_error, f"the {settings.split} data of {task}").items
+        task: encode_prompts(records, base.chat, on_error, f"the {settings.split} data of {task}").items
         for task, records in fitted.items()
         if not by_chance
     }

@@ -294,7 +294,7 @@ def _encode(sample: Sample, base: LoadedModel, config: InterferenceConfig) -> li
     """Batches of one task as training reads them, in the order of the sample."""
     data, size = config.data, config.interference.batch_size
     source = f"the {config.interference.split} data of {sample.task}"
-    items = encode_records(sample.records, base, data.max_length, data.on_error, source).items
+    items = encode_records(sample.records, base.chat, data.max_length, data.on_error, source).items
     if len(items) < 2 * size:
         raise UserError(
             f"tasks: {sample.task} has {len(items)} instances that can be encoded, too few for two batches of "

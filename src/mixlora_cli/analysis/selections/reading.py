@@ -362,7 +362,7 @@ def _read(
     config: TsneConfig, layers: Sequence[Layer], instances: Instances, session: Session, console: Console
 ) -> Selections:
     label = f"the {instances.split} data of {instances.task}"
-    items = encode_prompts(instances.records, session.base, config.data.on_error, label).items
+    items = encode_prompts(instances.records, session.base.chat, config.data.on_error, label).items
     if len(items) < 2:
         raise UserError(
             f"tasks={instances.task}: {len(items)} of its instances could be read, a map needs at least 2"

@@ -97,7 +97,7 @@ def pretrain_projector(
     """Train the base's projector in place, on the pictures at `paths`; the mean loss of the last tenth of the steps."""
     projector: nn.Module = base.model.model.multi_modal_projector
     embeddings = base.model.get_input_embeddings().get_parameter("weight").detach()
-    cells = round(base.num_image_tokens**0.5)
+    cells = round(len(base.chat.picture_tokens) ** 0.5)
     tokens_of = Tokens(base.tokenizer)
     targets = [cell_targets(picture.scene, cells, tokens_of) for picture in pictures]
     vocabulary = sorted({token for picture in targets for cell in picture for token in cell})
@@ -118,7 +118,9 @@ def pretrain_projector(
         for step in range(config.lexical_steps):
             chosen = np.sort(generator.choice(len(pictures), config.lexical_batch_size, replace=False))
             wanted = _dense([targets[i] for i in chosen], column)
-            projected = projector(features([paths[i] for i in chosen]).float()).flatten(0, 1)
+            projected = projector(features([(paths[i],) for i in chosen])["pixel_values"].float()).flatten(
+                0, 1
+            )
             logits = 20 * F.normalize(projected, dim=-1) @ directions.T
             loss = F.cross_entropy(logits, wanted) + F.mse_loss(projected, wanted @ words) / (
                 scale**2 / words.shape[1]

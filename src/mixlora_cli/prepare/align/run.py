@@ -193,7 +193,9 @@ def _base_before(config: AlignConfig, start: StageOne | None) -> LoadedModel:
 def _caption_training(config: AlignConfig, root: Path, run: Path) -> TrainConfig:
     """Of projector and low-rank update."""
     return TrainConfig(
-        model=ModelConfig(name="mini", source="mini", template="smollm", train_projector=True),
+        model=ModelConfig(
+            name="mini", source="mini", chat_template="smollm", train_also=["multi_modal_projector"]
+        ),
         adapter=AdapterConfig(name="lora", dropout=0.0),
         routing=RoutingConfig(name="instance"),
         data=DataConfig(
@@ -291,6 +293,6 @@ def _generated(base: LoadedModel, folder: Path, max_new_tokens: int) -> list[str
     data = DataConfig(
         name="captions", source="json", heldout=str(folder / ANNOTATION), images=str(folder / IMAGES)
     )
-    items = encode_prompts(load_records(data, "heldout"), base).items
-    answer = Generator(base.model, base, PixelLoader(base.image_processor), max_new_tokens=max_new_tokens)
+    items = encode_prompts(load_records(data, "heldout"), base.chat).items
+    answer = Generator(base.model, base, PixelLoader(base.chat), max_new_tokens=max_new_tokens)
     return [text for start in range(0, len(items), _BATCH) for text in answer(items[start : start + _BATCH])]
