@@ -67,7 +67,7 @@ def _tied(folder: Path) -> ModelConfig:
         torch.manual_seed(0)
         LlavaForConditionalGeneration(config).save_pretrained(folder)
     base.chat.processor.save_pretrained(folder)
-    return ModelConfig(name="hf", source="hub", name_or_path=str(folder))
+    return ModelConfig(name="hf", source="hub", name_or_path=str(folder), chat_template="v1")
 
 
 @pytest.fixture(scope="module")

@@ -97,6 +97,7 @@ def _model(folder: Path, kind: Any, **values: Any) -> ModelConfig:
         source="hub",
         name_or_path=str(folder),
         attn_implementation="eager",
+        chat_template="v1",
         quantization=kind,
         **values,
     )

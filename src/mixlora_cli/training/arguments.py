@@ -87,7 +87,7 @@ def build_arguments(config: TrainConfig, run: RunFolder, dtype: torch.dtype) -> 
         report_to=[] if config.wandb.mode == "disabled" else ["wandb"],
         run_name=config.wandb.name or run.root.name,
         deepspeed=settings,
-        fsdp=numbers.fsdp or None,
+        fsdp=True if numbers.fsdp else None,  # type: ignore[arg-type]  # declared as its older values
         # Every trained weight gets a gradient in every batch: factors that nobody selects one of zero.
         ddp_find_unused_parameters=False,
     )

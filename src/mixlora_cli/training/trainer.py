@@ -52,6 +52,7 @@ class AdapterTrainer(Trainer):
         super().__init__(*arguments, **settings)
         self._finite = FiniteGuard()
         if self.args.fsdp:
+            assert isinstance(self.model, nn.Module)
             start_fsdp(self.accelerator, self.args, self.model)
             self.is_fsdp_enabled = True
 
