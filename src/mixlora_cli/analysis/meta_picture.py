@@ -7,7 +7,6 @@ size, its own size does not matter.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,13 +16,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoImageProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.models.auto import image_processing_auto
 
 from mixlora_cli.analysis.bench.counters import Operations
 from mixlora_cli.config import ModelConfig
-from mixlora_cli.models.load import checkpoint_source
-from mixlora_cli.models.skeleton import published_pictures
+from mixlora_cli.models.load import build_chat
+from mixlora_cli.models.skeleton import is_published, published_pictures
 
 META = torch.device("meta")
 SIZE = (640, 480)
@@ -40,14 +39,17 @@ class Picture:
     """Of the vision side; the backward pass is that of what is trained of it."""
     tower: int
     """Of these the tower's forward pass, the part that lies before the projector."""
+    cacheable: bool
+    """All pictures have one size, so that the features of the tower can be kept."""
 
 
-def read_picture(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Picture:
+def read_picture(model: PreTrainedModel, inputs: dict[str, Tensor], tokens: int | None = None) -> Picture:
     """Run the vision side of a model on the meta device.
 
     Args:
         model: on the meta device; trained parameters require a gradient.
         inputs: of `picture_inputs`.
+        tokens: likewise.
 
     Raises:
         RuntimeError, TypeError, ValueError, ...: whatever code raises that needs to see the numbers of a tensor.
@@ -72,42 +74,39 @@ def read_picture(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Picture:
         trained = [tensor for tensor in features if tensor.requires_grad]
         torch.autograd.backward(trained, [torch.empty_like(tensor) for tensor in trained])
         backward = counter.get_total_flops() - forward
-    tokens = sum(tensor.shape[:-1].numel() for tensor in features)
+    tokens = sum(tensor.shape[:-1].numel() for tensor in features) if tokens is None else tokens
     done = sum(after - before for before, after in zip(marks[::2], marks[1::2], strict=True))
-    return Picture(tokens, Operations(forward, backward), done)
+    pixels, layer = inputs["pixel_values"], getattr(model.config, "vision_feature_layer", None)
+    cacheable = set(inputs) == {"pixel_values"} and pixels.ndim == 4 and len(pixels) == 1
+    return Picture(tokens, Operations(forward, backward), done, cacheable and isinstance(layer, int))
 
 
-def picture_inputs(model: ModelConfig, config: Any) -> dict[str, Tensor]:
-    """What the model's processor makes of a picture, on the CPU; empty for a model without a tower.
+def picture_inputs(model: ModelConfig, config: Any) -> tuple[dict[str, Tensor], int | None]:
+    """What a model reads of a picture.
 
-    Of a local folder its own processor; of a published model its settings in published.yaml; else the one size that
-    the tower reads.
+    Of a published model by the settings of its image processor in published.yaml, of a built-in one at the one size
+    that it reads, of another one by its own processor.
+
+    Returns:
+        The tensors of `get_image_features`, on the CPU, and the tokens that stand for the picture where a processor
+        tells: as many as there are features, and those around them.
+
+    Raises:
+        UserError: the processor cannot be loaded.
     """
-    if getattr(config, "vision_config", None) is None:
-        return {}
-    made = _processed(model, config)
-    if made is None:
-        size = config.vision_config.image_size
-        rows, columns = size if isinstance(size, (list, tuple)) else (size, size)
-        made = {"pixel_values": torch.ones(1, 3, rows, columns)}
-    return made
-
-
-def _processed(model: ModelConfig, config: Any) -> dict[str, Tensor] | None:
-    settings = published_pictures(model)
     blank = Image.new("RGB", SIZE)
+    if not is_published(model) and model.source in ("hub", "prepared"):
+        chat = build_chat(model)
+        inputs, ((text,),) = chat.process([[blank]])
+        return inputs, len(chat.tokenizer(text, add_special_tokens=False)["input_ids"])
+    settings = published_pictures(model) if is_published(model) else None
     if settings is not None:
         auto: Any = image_processing_auto
         # Asked for a class itself, the mapping wants torchvision.
         kind = getattr(transformers, auto.IMAGE_PROCESSOR_MAPPING_NAMES[config.model_type]["pil"])
-        return dict(kind(**settings)(images=[blank], return_tensors="pt"))
-    if model.source in ("tiny", "mini"):
-        return None
-    folder = checkpoint_source(model)
-    if not (Path(folder) / "config.json").is_file():
-        return None
-    processor: Any = AutoImageProcessor.from_pretrained(folder, backend="pil")
-    return dict(processor(images=[blank], return_tensors="pt"))
+        return dict(kind(**settings)(images=[blank], return_tensors="pt")), None
+    size = config.vision_config.image_size
+    return {"pixel_values": torch.ones(1, 3, size, size)}, None
 
 
 class _MetaWins(TorchDispatchMode):  # type: ignore[no-untyped-call]

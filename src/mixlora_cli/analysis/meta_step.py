@@ -21,7 +21,12 @@ import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+)
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_outputs import CausalLMOutput
 
@@ -31,7 +36,7 @@ from mixlora_cli.analysis.meta_picture import META, Picture, picture_inputs, rea
 from mixlora_cli.config import TrainConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.forward import inputs_keep_their_dtype
-from mixlora_cli.models.load import first_line
+from mixlora_cli.models.load import auto_class, first_line
 from mixlora_cli.models.skeleton import attach_to_skeleton
 from mixlora_cli.routers import ROUTERS
 
@@ -71,12 +76,17 @@ class MetaStep:
 
     @cached_property
     def _picture(self) -> Picture | str | None:
+        config: Any = self.skeleton.config
+        if auto_class(config, self.config.model.name) is not AutoModelForImageTextToText:
+            return None
         adapted = self._adapted(copy.deepcopy(self.skeleton))
         base: Any = adapted.get_base_model() if isinstance(adapted, PeftModel) else adapted
         try:
-            inputs = picture_inputs(self.config.model, base.config)
+            inputs, tokens = picture_inputs(self.config.model, config)
             with _autocast_on_meta():
-                return read_picture(base, inputs) if inputs else None
+                return read_picture(base, inputs, tokens)
+        except UserError:
+            raise
         except Exception as error:  # code that wants to see a tensor's numbers raises what it likes
             return first_line(error)
 
@@ -120,7 +130,7 @@ class MetaStep:
         (forward, backward, recomputation), _ = self._extended(counted)
         vision = 0.0
         if self.picture is not None:
-            cached = self.config.train.cache_features
+            cached = self.config.train.cache_features and self.picture.cacheable
             vision = self.picture.operations.total - (self.picture.tower if cached else 0)
         return StepOperations(forward, backward, recomputation, vision)
 

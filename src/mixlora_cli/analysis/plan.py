@@ -350,9 +350,10 @@ class Plan:
         # In fp32: what was trained, and MixLoRA's frozen routers.
         adapter = 4 * (added + trained)
         features = 0.0
-        vision: Any = getattr(self.measured.skeleton.config, "vision_config", None)
-        if self.config.train.cache_features and vision is not None:
+        picture = self.measured.picture
+        if self.config.train.cache_features and picture is not None and picture.cacheable:
             # Of all pictures; an instance is taken to have one of its own.
+            vision: Any = self.measured.skeleton.config.vision_config
             positions = (vision.image_size // vision.patch_size) ** 2
             features = 2 * self.work.instances * positions * vision.hidden_size
         return {

@@ -55,6 +55,7 @@ class OptimConfig(Settings, at="train"):
     precision: AnyPrecision = "auto"
     gradient_checkpointing: Flag = False
     group_by_length: Flag = True
+    packing: Flag = False
     cache_features: Flag = True
     fsdp: Flag = False
     log_every: Positive = 10

@@ -87,6 +87,9 @@ class Collator:
     pictures of all items, in order; a batch of text-only items has none of that, or that of the dummy image. Models
     that ask for it get `mm_token_type_ids` or `token_type_ids` (B, S), 1 where a picture's features stand.
 
+    `packed` puts the instances one behind the other into one row of all their tokens, without padding: `position_ids`
+    (1, all) begin again with each, by which attention and adapter keep them apart, and there is no `attention_mask`.
+
     Training pads on the right, generation on the left (new tokens must follow the prompt at once). `with_indices` adds
     `indices` (B,): `Record.index` of each row; embeddings (d,) by task add `task_embeddings` (B, d), and `routing_seed`
     adds `routing_seeds` (B,), each instance's own (`draw_seed`).
@@ -100,15 +103,19 @@ class Collator:
     embeddings: Mapping[str, Tensor] | None = None
     dummy_image: DummyImage | None = None
     routing_seed: int | None = None
+    packed: bool = False
 
     def __call__(self, items: Sequence[Item]) -> dict[str, Tensor]:
         """The batch's tensors, on the CPU."""
-        batch = {
-            "input_ids": self._pad([item.input_ids for item in items], self.chat.pad),
-            "attention_mask": self._pad([[1] * item.length for item in items], 0),
-        }
-        if self.with_labels:
-            batch["labels"] = self._pad([item.labels for item in items], IGNORE)
+        if self.packed:
+            batch = _packed(items)
+        else:
+            batch = {
+                "input_ids": self._pad([item.input_ids for item in items], self.chat.pad),
+                "attention_mask": self._pad([[1] * item.length for item in items], 0),
+            }
+            if self.with_labels:
+                batch["labels"] = self._pad([item.labels for item in items], IGNORE)
         if rows := [item.images for item in items if item.images]:
             batch |= self.features(rows)
         elif self.dummy_image is not None:
@@ -132,6 +139,16 @@ class Collator:
             start = width - len(row) if self.padding == "left" else 0
             padded[number, start : start + len(row)] = torch.tensor(row, dtype=torch.long)
         return padded
+
+
+def _packed(items: Sequence[Item]) -> dict[str, Tensor]:
+    rows = {
+        "input_ids": [token for item in items for token in item.input_ids],
+        # The last token of an instance does not predict the first of the next.
+        "labels": [label for item in items for label in (IGNORE, *item.labels[1:])],
+        "position_ids": [position for item in items for position in range(item.length)],
+    }
+    return {name: torch.tensor([row], dtype=torch.long) for name, row in rows.items()}
 
 
 def draw_seed(seed: int, item: Item) -> int:

@@ -114,7 +114,7 @@ def labelled_pass(
 
     Args:
         model: what is called with `inputs`; may be wrapped.
-        inputs: of the collator; `labels` are taken out.
+        inputs: of the collator; `labels` are taken out, and nothing is kept for a next token.
         head: the model's output layer.
         tells_prompt: hand on which tokens are the prompt, for a MixLoRA adapter: its routing may depend on the prompt
             alone, and the labels that would tell it stay here.
@@ -123,6 +123,7 @@ def labelled_pass(
         The outputs with logits (n, vocabulary), where these are predicted (batch, length), and which tokens (n,).
     """
     labels: Tensor = inputs.pop("labels")
+    inputs["use_cache"] = False
     if tells_prompt:
         inputs["prompt_mask"] = labels == IGNORE
     predicts, targets = label_positions(labels)

@@ -272,7 +272,7 @@ class Session:
         Returns:
             Logits (n, V) of the n labelled tokens, where they are predicted (B, S), and which tokens they are (n,).
         """
-        inputs = {**self._on_device(self.collator(items)), "use_cache": False}
+        inputs = self._on_device(self.collator(items))
         head = self.base.model.get_output_embeddings()
         outputs, predicts, targets = labelled_pass(self.model, inputs, head, self.tuner is not None)
         return outputs.logits, predicts, targets

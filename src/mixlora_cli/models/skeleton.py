@@ -12,8 +12,6 @@ import yaml
 from peft import PeftModel
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
     LlamaConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -22,7 +20,7 @@ from transformers import (
 from mixlora_cli.config import AdapterConfig, ModelConfig, RoutingConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.adapters import attach_adapter
-from mixlora_cli.models.load import checkpoint_source, first_line
+from mixlora_cli.models.load import auto_class, checkpoint_source, first_line
 from mixlora_cli.models.mini import mini_config
 from mixlora_cli.models.networks import register_models
 from mixlora_cli.models.tiny import build_tiny
@@ -49,9 +47,19 @@ def published_config(name: str) -> PreTrainedConfig:
     return AutoConfig.for_model(**settings)
 
 
+def is_published(model: ModelConfig) -> bool:
+    """Whether a model's sizes are taken from published.yaml, not from a folder or the hub."""
+    folder = Path(checkpoint_source(model))
+    return (
+        model.source in ("hub", "prepared")
+        and _key(model) in _published()
+        and not (folder / "config.json").is_file()
+    )
+
+
 def published_pictures(model: ModelConfig) -> dict[str, Any] | None:
     """Settings of a published model's image processor, where the size of a picture decides on its tokens."""
-    return _published().get(_key(model), {}).get(_PICTURES)
+    return _published()[_key(model)].get(_PICTURES)
 
 
 def build_skeleton(model: ModelConfig) -> PreTrainedModel:
@@ -61,35 +69,20 @@ def build_skeleton(model: ModelConfig) -> PreTrainedModel:
     for its configuration.
 
     Raises:
-        UserError: the architecture is not known here and cannot be read, or it generates no text.
+        UserError: the architecture is not known here and cannot be read or built, or it writes no text.
     """
-    config = read_config(model)
+    config = _config(model)
     config._attn_implementation = "eager"  # has no say in any shape, and always exists
-    skeleton = on_meta(config)
+    try:
+        with torch.device("meta"):
+            skeleton: PreTrainedModel = auto_class(config, _key(model)).from_config(config)
+    except (ImportError, ValueError) as error:
+        raise UserError(
+            f"model={model.name} ({config.model_type}) cannot be built: {first_line(error)}"
+        ) from error
     skeleton.tie_weights()
     skeleton.requires_grad_(False).eval()
     return skeleton
-
-
-def on_meta(config: PreTrainedConfig) -> PreTrainedModel:
-    """The network of a configuration, with untied weights.
-
-    Raises:
-        UserError: transformers has no model for it that writes text, or a package is missing.
-    """
-    kinds: tuple[Any, ...] = (AutoModelForImageTextToText, AutoModelForCausalLM)
-    for kind in kinds:
-        if type(config) in kind._model_mapping:
-            try:
-                with torch.device("meta"):
-                    network: PreTrainedModel = kind.from_config(config)
-            except (ImportError, ValueError) as error:
-                raise UserError(f"{config.model_type}: it cannot be built: {first_line(error)}") from error
-            return network
-    raise UserError(
-        f"a {config.model_type} model does not write text; expected one of those behind transformers' "
-        "AutoModelForImageTextToText or AutoModelForCausalLM"
-    )
 
 
 def attach_to_skeleton(
@@ -105,7 +98,7 @@ def attach_to_skeleton(
         return attach_adapter(skeleton, adapter, routing, rank, factors, train_also)
 
 
-def read_config(model: ModelConfig) -> PreTrainedConfig:
+def _config(model: ModelConfig) -> PreTrainedConfig:
     """The configuration of the model that `build_base` would load. See `build_skeleton`."""
     if model.source == "tiny":
         return build_tiny(model.chat_template or "v1").model.config
@@ -113,9 +106,9 @@ def read_config(model: ModelConfig) -> PreTrainedConfig:
         language = published_config("HuggingFaceTB/SmolLM2-135M-Instruct")
         assert isinstance(language, LlamaConfig)
         return mini_config(language)
-    source = checkpoint_source(model)
-    if not (Path(source) / "config.json").is_file() and _key(model) in _published():
+    if is_published(model):
         return published_config(_key(model))
+    source = checkpoint_source(model)
     register_models()
     try:
         read: PreTrainedConfig = AutoConfig.from_pretrained(source, revision=model.revision or "main")

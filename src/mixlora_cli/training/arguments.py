@@ -78,7 +78,7 @@ def build_arguments(config: TrainConfig, run: RunFolder, dtype: torch.dtype) -> 
         logging_steps=numbers.log_every,
         logging_first_step=True,
         logging_nan_inf_filter=False,  # a loss that is not finite stops the run instead
-        include_num_input_tokens_seen="non_padding",
+        include_num_input_tokens_seen="all" if numbers.packing else "non_padding",
         remove_unused_columns=False,  # the collator gives exactly what is needed
         dataloader_num_workers=numbers.workers,
         dataloader_pin_memory=gpu,

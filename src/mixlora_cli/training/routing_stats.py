@@ -161,11 +161,13 @@ def _task_numbers(dataset: EncodedDataset) -> Tensor:
 
 
 def adapted_layers(model: MixLoraModel) -> dict[str, MixLoraLinear]:
-    """The adapted layers of the language model, by name; a tower's would see other rows, or nothing at all."""
+    """The adapted layers of the decoder, by name; a tower's would see other rows, or nothing at all."""
+    base: Any = model.model
+    inside = {*base.get_decoder().modules()}
     return {
         name: layer
-        for name, layer in model.model.named_modules()
-        if isinstance(layer, MixLoraLinear) and "language_model" in name
+        for name, layer in base.named_modules()
+        if isinstance(layer, MixLoraLinear) and layer in inside
     }
 
 

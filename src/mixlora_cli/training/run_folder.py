@@ -238,6 +238,7 @@ NEUTRAL: dict[str, Any] = {
     "model.template_options": {},
     "model.quantization": "none",
     "train.fsdp": False,
+    "train.packing": False,
 }
 """Keys that came later, each with the value at which a training is what it was before: there they leave no trace."""
 FIRST_TARGETS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"

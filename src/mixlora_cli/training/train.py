@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments, se
 
 from mixlora_cli.config import TrainConfig, WandbConfig
 from mixlora_cli.data.collate import Collator, DummyImage, Features, build_dummy_image
-from mixlora_cli.data.encode import EncodedDataset, encode_records
+from mixlora_cli.data.encode import EncodedDataset, Item, encode_records
 from mixlora_cli.data.loading import load_records
+from mixlora_cli.errors import UserError
 from mixlora_cli.launch import group_left_at_exit
 from mixlora_cli.method.targets import output_layer
 from mixlora_cli.models.adapters import attach_adapter, num_parameters, outside_of_decoder
@@ -99,7 +101,11 @@ def _train(config: TrainConfig, run: RunFolder, base: LoadedModel | None) -> Non
 
     stop, report = StopAtSignal(), Report(run.metrics, console)
     features = choose_features(base, config.train.cache_features)
-    trainer = build_trainer(model, base, dataset, features, arguments, [stop, report], embeddings=embeddings)
+    trainer = build_trainer(
+        model, base, dataset, features, arguments, [stop, report], embeddings, config.train.packing
+    )
+    if config.train.packing:
+        require_packing(trainer, dataset.items)
     trainer.tend_routing(config.routing, run.routing, console)
     if arguments.process_index:
         set_seed(config.seed + arguments.process_index)  # its own dropout
@@ -140,10 +146,11 @@ def build_trainer(
     arguments: TrainingArguments,
     callbacks: list[TrainerCallback],
     embeddings: Mapping[str, Tensor] | None = None,
+    packed: bool = False,
 ) -> AdapterTrainer:
     """The Trainer with our collator, and with our progress report in place of its own.
 
-    `embeddings` (d,) by task go with every batch for routing=task.
+    `embeddings` (d,) by task go with every batch for routing=task; `packed` batches are one row.
     """
     trainer = AdapterTrainer(
         model=model,
@@ -155,6 +162,7 @@ def build_trainer(
             with_indices=True,
             embeddings=embeddings,
             dummy_image=dummy_image_for_text(model, base, dataset, features, arguments),
+            packed=packed,
         ),
         callbacks=callbacks,
     )
@@ -187,6 +195,40 @@ def dummy_image_for_text(
     if shared and any(not item.images for item in dataset.items):
         return build_dummy_image(base.chat, features)
     return None
+
+
+_DIFFERENCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
+"""Largest difference of a token's log probability in one row with others and alone, by the type of the products."""
+
+
+def require_packing(trainer: AdapterTrainer, items: Sequence[Item]) -> None:
+    """Do nothing where the model keeps the instances of a row apart: the same loss of each token as alone.
+
+    What is compared are the shortest instances with and without pictures, before anything is trained.
+
+    Raises:
+        UserError: it does not, or batches without pictures need a blank one.
+    """
+    collate = trainer.data_collator
+    assert isinstance(collate, Collator)
+    if collate.dummy_image is not None:
+        raise UserError(
+            "train.packing=true: batches without pictures get a blank one behind their rows here, which packed rows "
+            "have no place for; set train.packing=false, or leave the records without pictures out"
+        )
+    by_length = sorted(items, key=lambda item: item.length)
+    pictured = [item for item in by_length if item.images][:2]
+    compared = [*pictured, *[item for item in by_length if not item.images][:2]]
+    together = trainer.log_probabilities(collate(compared))
+    alone = torch.cat(
+        [trainer.log_probabilities(replace(collate, packed=False)([item])) for item in compared]
+    )
+    difference = (together - alone).abs().max().item()
+    if not difference <= _DIFFERENCE[trainer.products]:
+        raise UserError(
+            f"train.packing=true: this model does not keep the instances of a row apart (log probabilities of answers "
+            f"differ by up to {difference:.2g} from those of each alone); set train.packing=false"
+        )
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from mixlora_cli.models.adapters import (
     outside_of_decoder,
     save_adapter,
 )
-from mixlora_cli.models.forward import labelled_pass, token_loss
+from mixlora_cli.models.forward import labelled_pass, matrix_products_in, token_loss
 from mixlora_cli.store import sync_files
 from mixlora_cli.training.arguments import gather_weights, start_fsdp
 from mixlora_cli.training.routing_stats import RoutingHealth, adapted_layers
@@ -113,6 +113,25 @@ class AdapterTrainer(Trainer):
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
         """Accelerate lets autocast choose the products' types in a wrapped model's forward pass, but not in FSDP2's."""
         return self.accelerator.autocast() if self.is_fsdp_enabled else nullcontext()
+
+    @property
+    def products(self) -> torch.dtype:
+        """The number format of the matrix products."""
+        return torch.bfloat16 if self.args.bf16 else torch.float32
+
+    @torch.no_grad()
+    def log_probabilities(self, batch: dict[str, Tensor]) -> Tensor:
+        """Of a batch's n labelled tokens (n,), in eval mode; the mode is put back."""
+        assert self.model is not None
+        model: nn.Module = self.model
+        was_training = model.training
+        model.eval()
+        inputs: Any = self._prepare_inputs(batch)
+        with matrix_products_in(model, self.products, self.args.device.type):
+            outputs, targets = self.read(model, inputs)
+        model.train(was_training)
+        found: Tensor = outputs.logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0]
+        return found
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log also what the routing does; `loss` stays that of the answers alone."""

@@ -28,7 +28,10 @@ Floats = NDArray[np.float64]
 Gradient = Sequence[Tensor]
 """One flat vector (d,) for each group of parameters."""
 MATRICES = ("A", "B")
-_NUMBER = re.compile(r"(?:^|\.)layers\.(\d+)(?:\.|$)")
+_NUMBER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
+"""Of a layer; what is numbered within it, such as a mixture's experts, comes later."""
+_MLP = ("mlp", "feed_forward", "ffn")
+"""What models call it."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Group:
         parts = self.layer.split(".")
         if any("attn" in part or "attention" in part for part in parts):
             return "attention"
-        return "mlp" if "mlp" in parts else "other"
+        return "mlp" if any(name in part for part in parts for name in _MLP) else "other"
 
     @property
     def name(self) -> str:

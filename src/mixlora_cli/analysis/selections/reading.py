@@ -41,6 +41,7 @@ from mixlora_cli.models.definitions import TaskRouting
 from mixlora_cli.models.features import pictures_from
 from mixlora_cli.models.load import build_base, prepared_folder
 from mixlora_cli.models.session import Run, Session, find_mixlora
+from mixlora_cli.models.skeleton import build_skeleton
 from mixlora_cli.paths import STAGE_ONE
 from mixlora_cli.progress import say, with_bar
 from mixlora_cli.store import atomic, digest_of
@@ -50,7 +51,7 @@ Split = Literal["unseen", "heldout"]
 SIDES = ("a", "b")
 _NOT_IN_FIG_5 = "MME"
 _LISTED = 20
-_WEIGHT = re.compile(r"(?:base_model\.model\.)?(.*\blayers\.(\d+)\..*?(\w+))\.mixlora_factors_a\b.*")
+_WEIGHT = re.compile(r"(?:base_model\.model\.)?((.*?)\.(\d+)\.(?:.*\.)?(\w+))\.mixlora_factors_a\b.*")
 _KEY = b"mixlora"
 _SCHEMA = pa.schema(
     [
@@ -94,12 +95,12 @@ def find_layers(config: TsneConfig) -> tuple[Run, MixLoraConfig, list[Layer], li
             f"run={config.run} routes by chance, of which a map shows nothing but the draws: give "
             "tsne.routing_seed=<number> to have one all the same"
         )
-    layers = _layers(folder, config.tsne.linear)
+    layers = _layers(folder, config.tsne.linear, run.model)
     return run, adapter, layers, choose_layers(layers, config.tsne.layers)
 
 
-def _layers(folder: Path, linear: str) -> list[Layer]:
-    """The adapted layers of this kind, by block, from the names of the adapter's weights."""
+def _layers(folder: Path, linear: str, model: ModelConfig) -> list[Layer]:
+    """The decoder's adapted layers of this kind, by block, from the names of the adapter's weights."""
     try:
         with safe_open(str(folder / ADAPTER_WEIGHTS), framework="pt") as weights:
             found = [match for key in weights.keys() if (match := _WEIGHT.fullmatch(key))]  # noqa: SIM118
@@ -107,13 +108,18 @@ def _layers(folder: Path, linear: str) -> list[Layer]:
         raise UserError(
             f"{folder / ADAPTER_WEIGHTS}: cannot be read as an adapter's weights ({error})"
         ) from None
-    kinds = sorted({match[3] for match in found})
+    if len({match[2] for match in found}) > 1:  # a tower is adapted, too, and its blocks have numbers as well
+        skeleton = build_skeleton(model)
+        decoder = skeleton.get_decoder()
+        prefix = next(name for name, module in skeleton.named_modules() if module is decoder)
+        found = [match for match in found if match[1].startswith(f"{prefix}.")]
+    kinds = sorted({match[4] for match in found})
     if linear not in kinds:
         raise UserError(
             f"tsne.linear={linear}: this adapter has {', '.join(kinds) or 'no numbered layers'}"
             f"{did_you_mean(linear, kinds)}"
         )
-    layers = [Layer(int(match[2]), match[1]) for match in found if match[3] == linear]
+    layers = [Layer(int(match[3]), match[1]) for match in found if match[4] == linear]
     return sorted(layers, key=lambda layer: layer.block)
 
 
