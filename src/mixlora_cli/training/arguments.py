@@ -47,7 +47,8 @@ def build_arguments(config: TrainConfig, run: RunFolder, dtype: torch.dtype) -> 
             "train.fsdp=true spreads weights over processes, and this is a single one: add launch.nproc=<one for each "
             "GPU>, or give train.fsdp=false"
         )
-    os.environ.pop("ACCELERATE_USE_FSDP", None)  # left behind by an earlier job of a sweep
+    for switch in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
+        os.environ.pop(switch, None)  # left behind by an earlier job of a sweep
     logging.set_verbosity_error()  # its warnings speak of arguments that a user of ours never gave
     arguments = TrainingArguments(
         output_dir=str(run.checkpoints),
