@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from mixlora_cli.evaluation.predictions import read_predictions
+from mixlora_cli.evaluation.results import read_results
 
 
 def _mixlora(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -75,3 +76,29 @@ def test_a_fresh_process_reloads_the_adapter_to_identical_predictions(folder: Pa
     assert again.returncode == 2
     assert again.stderr.count("\n") == 1
     assert "holds a finished run" in again.stderr
+
+
+def test_text_alone_from_training_to_scores(tmp_path: Path) -> None:
+    """The small language model on the small text tasks: no picture, no processor, no picture features."""
+    trained = _mixlora(
+        *["train", "model=smollm2_135m", "data=mini_text", "data.tasks=[first_word,last_word]"],
+        *[
+            "data.max_per_task=2",
+            "train.steps=2",
+            "train.batch_size=2",
+            "factors=4",
+            "rank=2",
+            "output_dir=run",
+        ],
+        cwd=tmp_path,
+    )
+    assert trained.returncode == 0, trained.stderr
+    assert json.loads((tmp_path / "run/result.json").read_text())["steps"] == 2
+    limits = ["eval.limit=2", "eval.max_new_tokens=2", "eval.seen=true"]
+    scored = _mixlora("eval", "run=run", "data=mini_text", *limits, cwd=tmp_path)
+    assert scored.returncode == 0, scored.stderr
+    results = read_results(tmp_path / "run/eval")
+    assert [(score.column, score.n) for score in results.scores] == [
+        *(("Come back", 2), ("Largest", 2), ("True/false", 2), ("Year first", 2))
+    ]
+    assert results.seen is not None and (results.seen.n, len(results.seen.parts)) == (24, 12)

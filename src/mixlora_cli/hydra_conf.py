@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -123,9 +123,15 @@ def eval_dir(run: str | None, model: str) -> str:
     return f"{run.rstrip('/')}/eval" if run else f"runs/{model}-base/eval"
 
 
-def last_part(path: str | None, default: str) -> str:
-    """Last part of a path or hub id, without `.json`: `llava-hf/llava-1.5-7b-hf` -> `llava-1.5-7b-hf`."""
-    return PurePath(str(path)).name.removesuffix(".json") if path else default
+def last_part(path: str | Mapping[str, object] | None, default: str) -> str:
+    """Last part of a path or hub id, without `.json`: `llava-hf/llava-1.5-7b-hf` -> `llava-1.5-7b-hf`.
+
+    Of files by task the tasks' names, the first three of many.
+    """
+    if isinstance(path, Mapping):
+        names = [re.sub(r"[^\w.-]", "_", str(task)) for task in path]
+        return joined([*names[:3], f"and-{len(names) - 3}"] if len(names) > 3 else names)
+    return PurePath(str(path)).name.removesuffix(".json").replace(":", "-") if path else default
 
 
 def grid_dir(scale: str, budget: int | None) -> str:

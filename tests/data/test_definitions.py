@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from mixlora_cli.data.loading import definitions_of, load_definitions, parse_definitions
+from mixlora_cli.data.loading import definitions_of, load_definitions, made_definitions, parse_definitions
+from mixlora_cli.data.records import parse_record
 from mixlora_cli.errors import UserError
 
 WANTED = {"GQA": "Answer the question.", "MNIST-M+number_recognition": "Name the digit."}
@@ -85,3 +86,23 @@ def test_definitions_of_the_data_s_tasks(make_data, tmp_path) -> None:
     assert load_definitions(make_data([])) == {}
     with pytest.raises(UserError, match=r"\(t0, t1, t2, t3, t4 and 2 more\): give data.metadata=<file>"):
         definitions_of(make_data([]), [f"t{n}" for n in range(7)])
+
+
+def test_definitions_that_are_made_of_names_and_questions() -> None:
+    system = {"role": "system", "content": "Be brief."}
+    asked = ["Read  it\n", "Read it", "x" * 400, "a fourth one"]
+    raws = [
+        {"messages": [system, {"role": "user", "content": text}, {"role": "assistant", "content": "a"}]}
+        for text in asked
+    ]
+    records = [parse_record(number, raw, None, task="read_a_page") for number, raw in enumerate(raws)]
+    records.append(parse_record(9, {"question": "q", "answer": "a", "task_name": "b"}, None))
+    expected = {"read_a_page": f"read a page\nRead it\n{'x' * 300}", "b": "b\nq"}
+    assert made_definitions(records) == expected
+
+
+def test_a_picture_is_no_part_of_a_made_definition(images) -> None:
+    raw = {"image": "red.png", "question": "<image>\nWhich colour?", "answer": "a"}
+    assert made_definitions([parse_record(0, raw, images, task="colour")]) == {
+        "colour": "colour\nWhich colour?"
+    }

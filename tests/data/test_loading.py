@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 from types import ModuleType
@@ -165,6 +166,104 @@ def test_only_training_is_sampled_and_the_unseen_split_has_its_own_tasks(make_da
     assert len(load_records(heldout, "heldout")) == 3
     unseen = DataConfig(**{**vars(data), "unseen": data.train, "tasks": ["other"]})
     assert len(load_records(unseen, "unseen")) == 4
+
+
+def asked(*questions: str, **more: Any) -> list[dict[str, Any]]:
+    return [{"question": question, "answer": "a", **more} for question in questions]
+
+
+@pytest.fixture
+def mixed(make_data, tmp_path):
+    """The configuration of three files by task, of 4, 6 and 1 records; `mixed(ocr=..., ...)` says weights."""
+    files = {"ocr": asked(*"abcd", task_name="own"), "vqa": asked(*"efghij"), "count": asked("k", kind="few")}
+    for name, records in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(records))
+
+    def make(**changes: Any) -> DataConfig:
+        weights = changes.pop("weights", {})
+        places: dict[str, Any] = {name: str(tmp_path / f"{name}.json") for name in files}
+        train = places | {name: {"file": places[name], "weight": weight} for name, weight in weights.items()}
+        return make_data([], **({"train": train} | changes))
+
+    return make
+
+
+def questions(data: DataConfig, seed: int = 0) -> str:
+    return "".join(record.conversation[0].text for record in load_records(data, "train", seed))
+
+
+def test_files_by_task_are_one_behind_the_other(mixed) -> None:
+    records = load_records(mixed(), "train")
+    assert [record.index for record in records] == list(range(11))
+    assert [record.task for record in records] == ["ocr"] * 4 + ["vqa"] * 6 + ["count"]
+    assert questions(mixed(tasks=["count", "vqa"])) == "efghijk"
+    assert "data.tasks=own: no such task in " in refused(mixed(tasks=["own"]))
+    assert questions(mixed(max_per_task=2)) == "bdegk"
+
+
+def test_weights_say_how_often_a_record_is_seen(mixed, capsys) -> None:
+    assert questions(mixed(weights={"ocr": 2.0})) == "aabbccddefghijk"
+    assert "ocr: 4 records with weight 2, 8 in an epoch" in capsys.readouterr().err
+    assert questions(mixed(weights={"count": 3})) == "abcdefghijkkk"
+    halves = [questions(mixed(weights={"vqa": 0.5}), seed) for seed in (0, 0, 1)]
+    assert halves == ["abcdegjk", "abcdegjk", "abcdefgk"]  # literal: the same on every machine
+    assert questions(mixed(weights={"ocr": 1.5})) == "abbcddefghijk"
+    assert questions(mixed(weights={"count": 0.001})) == "abcdefghijk"  # one at least
+    assert questions(mixed(weights={"ocr": 2.0}, max_per_task=1)) == "ddek"
+
+
+def test_the_key_of_the_task_is_before_that_of_the_file(mixed, tmp_path) -> None:
+    places = {"ocr": str(tmp_path / "ocr.json")}
+    records = load_records(mixed(train=places, task_key="task_name"), "train")
+    assert [record.task for record in records] == ["own"] * 4
+    places["count"] = str(tmp_path / "count.json")
+    told = "(record 4, no task_name, which data.task_key names; its keys are question, answer, kind)"
+    assert f"1 malformed record {told}" in refused(mixed(train=places, task_key="task_name"))
+
+
+def test_problems_of_several_files_say_where_each_begins(mixed, tmp_path) -> None:
+    (tmp_path / "vqa.json").write_text(json.dumps([*asked("e"), {"question": "x"}]))
+    message = refused(mixed())
+    ocr, vqa, count = (tmp_path / f"{name}.json" for name in ("ocr", "vqa", "count"))
+    where = f"{ocr} (from record 0 on), {vqa} (from record 4 on), {count} (from record 6 on)"
+    assert message.startswith(f"1 bad record in {where}: 1 malformed record (record 5, no conversation: ")
+    assert questions(mixed(on_error="skip")) == "abcdek"
+
+
+def test_heldout_and_unseen_files_by_task(mixed, make_data, tmp_path) -> None:
+    data = mixed()
+    both = DataConfig(**{**vars(data), "heldout": {"ocr": data.train["ocr"]}, "unseen": data.train["vqa"]})
+    assert [record.task for record in load_records(both, "heldout")] == ["ocr"] * 4
+    assert [record.task for record in load_records(both, "unseen")] == ["unnamed"] * 6
+    hub = DataConfig(name="t", source="json", unseen="owner/name")
+    assert refused(hub, "unseen") == "data.unseen=owner/name: say which split, as in owner/name:validation"
+
+
+def test_pictures_in_the_records_become_files_in_the_cache(make_data, images, own_cache) -> None:
+    content = (images / "red.png").read_bytes()
+    inside = base64.b64encode(content).decode()
+    records = [raw(inside), raw(f"data:image/png;base64,{inside}"), raw(image=None)]
+    data = make_data(records, images=None)
+    first, second, third = load_records(data, "train")
+    assert first.files == second.files and third.files == ()
+    (path,) = first.files
+    assert path.read_bytes() == content and path.is_relative_to(own_cache / "pictures")
+    assert load_records(make_data([raw(), raw(inside)]), "train")[1].files == (path,)  # beside paths
+    broken = base64.b64encode(content[:60]).decode()
+    message = refused(make_data([raw(), raw(f"data:image/png;base64,{broken}")]))
+    assert "1 corrupt image (record 1, " in message and len(message) < 400
+
+
+def test_a_streamed_training_is_not_read_whole(make_data) -> None:
+    assert refused(make_data([raw()], streaming=True)).startswith(
+        "data.streaming=true: only `mixlora train` reads"
+    )
+    with pytest.raises(
+        ValueError, match=r"data\.max_per_task=3: data\.streaming=true reads records as they come"
+    ):
+        make_data([raw()], streaming=True, max_per_task=3)
+    with pytest.raises(ValueError, match=r"data\.streaming=true: only records of your own are streamed"):
+        DataConfig(name="mini", source="mini", streaming=True)
 
 
 def test_mini_goes_through_the_same_loader(images, tmp_path, monkeypatch) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mixlora_cli.data.records import Record
+from mixlora_cli.data.records import Record, parse_record
 from mixlora_cli.data.template import Turn
 from mixlora_cli.evaluation.fingerprint import records_digest, relative_image
 
@@ -25,6 +25,16 @@ def test_records_with_one_picture_or_none_keep_the_digest_of_answers_kept_earlie
     assert records_digest(records, tmp_path) == "7bcccdc3aac6eccb"
     assert records_digest(records[:1], None) == "d5cbf51e5351fccf"
     assert records_digest(records[1:], tmp_path) == "f2c8a7b610b3839b"
+
+
+def test_a_marker_that_reading_added_is_not_in_the_digest(records, tmp_path) -> None:
+    asked = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
+    read = parse_record(0, {"image": "a.bin", **asked}, tmp_path)
+    assert read.conversation[0].text == "<image>\nq"
+    as_before = replace(records[0], extra={}, conversation=(Turn("human", "q"), Turn("gpt", "a")))
+    assert records_digest([read], tmp_path) == records_digest([as_before], tmp_path)
+    marked = replace(as_before, conversation=(Turn("human", "<image>\nq"), Turn("gpt", "a")))
+    assert records_digest([read], tmp_path) != records_digest([marked], tmp_path)
 
 
 def test_a_digest_tells_several_pictures_their_order_and_a_system_turn_apart(records, tmp_path) -> None:

@@ -84,3 +84,17 @@ def test_a_narrow_terminal_gets_the_table_on_its_side() -> None:
     assert max(map(len, lines)) <= 80
     mme = next(line for line in lines if line.split()[:1] == ["MME"])
     assert mme.split() == ["MME", "513", "[508,", "518]", "600", "[595,", "605]"]
+
+
+def test_benchmarks_of_ones_own_alone_have_a_table_without_the_papers_columns() -> None:
+    own = Results({"label": "run"}, (score("Own", 10), score("Mine", 20)), None, None)
+    assert results_markdown([("run", own)]).splitlines() == [
+        "|  | Own | Mine |",
+        "| --- | ---: | ---: |",
+        "| run | 10.0 [5.0, 15.3] | 20.0 [15.0, 25.3] |",
+        "",
+        "[...]: 95 % interval. In per cent.",
+    ]
+    in_points = Results({"label": "run"}, (score("Own", 10, "points"),), None, None)
+    assert results_markdown([("run", in_points)]).splitlines()[-1] == "[...]: 95 % interval."
+    assert "VSR" in results_markdown([("run", own), ("base", BASE)]).splitlines()[0]

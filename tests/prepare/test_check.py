@@ -231,6 +231,8 @@ def test_table_file_and_exit_code(folder: Path, capsys: pytest.CaptureFixture[st
         "pictures": 1,
         "shared_ids": 0,
         "tasks": {"colour": 1},
+        "longest": 67,
+        "pictures_per_record": {"1": 1},
         "findings": {
             "empty_answer": {
                 "text": "empty answer",
@@ -256,9 +258,8 @@ def test_pictures_inside_records_do_not_flood_the_terminal(
         check(configured(folder, records, data={"metadata": str(folder / "tasks.json")}))
     assert len(capsys.readouterr().out) < 4000
     report = json.loads((folder / "out" / "check.json").read_text())["splits"]["train"]["findings"]
-    told = "the picture is in the record (base64); write it to a file and give its name"
-    example = f"record 0: data:image/jpeg;base64,{('QUJD' * 14)[:54]}...: {told}"
-    assert (report["malformed"]["count"], report["malformed"]["examples"][0]) == (5, example)
+    example = "record 0: 75,000 bytes in the record that are no picture (UnidentifiedImageError)"
+    assert (report["corrupt_image"]["count"], report["corrupt_image"]["examples"][0]) == (5, example)
     assert report["undefined_task"]["examples"] == [f"{'t' * 77}... (1 records)"]
 
 

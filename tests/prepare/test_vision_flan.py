@@ -11,7 +11,8 @@ import pytest
 from huggingface_hub import DryRunFileInfo
 
 from mixlora_cli.data.images import open_picture
-from mixlora_cli.data.loading import ArrowRows, load_definitions, load_records, locate_files
+from mixlora_cli.data.loading import load_definitions, load_records, locate_files
+from mixlora_cli.data.sources import read_raws
 from mixlora_cli.errors import UserError
 from mixlora_cli.prepare import parts, vision_flan
 from mixlora_cli.prepare.vision_flan import find_definitions, prepare_vision_flan, unique_ids
@@ -37,7 +38,7 @@ def test_records_and_pictures_survive_and_are_counted(make_copy, configure, form
     config = configure(copy, unpack=unpack)
     root = prepare_vision_flan(config)
     raws = vision_flan_records()
-    rows = [row for _, row in ArrowRows(root / "records")]
+    rows = [row for _, row in read_raws(str(root / "records"))[0]]
     assert [row["conversations"] for row in rows] == [raw["conversations"] for raw in raws]
     assert [row["source_id"] for row in rows] == [raw["id"] for raw in raws]
     assert [row["id"] for row in rows][7:10] == [
@@ -120,7 +121,7 @@ def test_a_seeded_sample_of_each_task(make_copy, configure) -> None:
 
     def ids(seed: int) -> list[str]:
         root = prepare_vision_flan(configure(copy, seed=seed, data={"max_per_task": 3}, overwrite=True))
-        return [row["id"] for _, row in ArrowRows(root / "records")]
+        return [row["id"] for _, row in read_raws(str(root / "records"))[0]]
 
     first = ids(0)
     assert len(first) == 3 + 3 + 1

@@ -224,7 +224,7 @@ def test_bf16_base_with_fp32_adapter(
                 module.register_forward_hook(watch)
         return model
 
-    monkeypatch.setattr(run_module, "build_base", lambda model, dtype: build_tiny(model.chat_template, dtype))
+    monkeypatch.setattr(run_module, "build_base", lambda model, dtype: build_tiny(dtype=dtype))
     monkeypatch.setattr(run_module, "attach_adapter", attach_and_watch)
     config = make_config(adapter, adapter, precision="bf16", steps=4, learning_rate=5e-2, warmup_ratio=0.0)
     rows = read_metrics(RunFolder(train(config)).metrics)

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaModel
 from mixlora_cli.config import RoutingConfig, TrainConfig
 from mixlora_cli.data.collate import Collator, PixelLoader
 from mixlora_cli.data.encode import encode_records
-from mixlora_cli.data.loading import load_definitions, load_records
+from mixlora_cli.data.loading import load_definitions, load_records, made_definitions
 from mixlora_cli.errors import UserError
 from mixlora_cli.models import definitions as task_embeddings
 from mixlora_cli.models.adapters import load_adapter
@@ -179,12 +179,48 @@ def test_a_missing_definition_is_said_before_a_model_is_built(
     (tmp_path / "metadata.json").write_text(json.dumps({"task0": "Say the colour."}))
     with pytest.raises(UserError, match=r"1 of 2 tasks have none \(task1\): add them to .*metadata\.json"):
         train(config)
-    without = replace(config, data=replace(config.data, metadata=None))
+    without = replace(config.data, metadata=None)
+    records = [
+        {"question": each["conversations"][0]["value"].replace("<image>", ""), "answer": "a"}
+        for each in json.loads(Path(str(config.data.train)).read_text())
+    ]
+    (tmp_path / "no_tasks.json").write_text(json.dumps(records))
     with pytest.raises(
-        UserError, match=r"2 of 2 tasks have none \(task0, task1\): give data\.metadata=<file>"
+        UserError, match=r"the records name no task and data\.metadata=null; give data\.metadata"
     ):
-        train(without)
+        train(replace(config, data=replace(without, train=str(tmp_path / "no_tasks.json"))))
+    streamed = replace(without, streaming=True)
+    with pytest.raises(UserError, match=r"streamed records are not known before and data\.metadata=null"):
+        train(replace(config, data=streamed, train=replace(config.train, steps=1)))
     assert not Path(config.output_dir).exists()
+
+
+def test_without_a_file_tasks_are_defined_by_their_names_and_first_questions(
+    by_task: Callable[..., TrainConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = by_task("run", steps=2)
+    data = replace(config.data, metadata=None)
+    run = RunFolder(train(replace(config, data=data)))
+    made = made_definitions(load_records(data, "train"))
+    assert json.loads(run.definitions.read_text()) == made
+    assert made.keys() == {"task0", "task1"} and all(len(text.split("\n")) > 1 for text in made.values())
+    shown = capsys.readouterr().out
+    assert "data.metadata=null: the 2 tasks are defined by their names and first 3 questions" in shown
+
+    unseen = [{"question": f"Which letter is {n}?", "answer": "a", "task_name": "read_it"} for n in range(5)]
+    (tmp_path / "unseen.json").write_text(json.dumps(unseen))
+    later = replace(data, train=None, unseen=str(tmp_path / "unseen.json"))
+    known = Run("run", config.model, run.adapter, run.root)
+    routing = known.task_routing(later, ["task1", "read_it"])
+    assert routing is not None
+    asked = "read it\nWhich letter is 0?\nWhich letter is 1?\nWhich letter is 2?"
+    assert routing.definitions == {"task1": made["task1"], "read_it": asked}
+    assert "1 tasks that the training does not know are defined by their names" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"1 of 1 tasks have none \(other\): give data\.metadata=<file>"):
+        known.task_routing(later, ["other"])
+    run.definitions.unlink()  # the training read a file: nothing else stands in for it
+    with pytest.raises(UserError, match=r"2 of 2 tasks have none"):
+        known.task_routing(later, ["task1", "read_it"])
 
 
 def test_only_mixlora_reads_definitions(by_task: Callable[..., TrainConfig]) -> None:

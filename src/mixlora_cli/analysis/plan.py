@@ -6,9 +6,9 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -28,11 +28,13 @@ from mixlora_cli.analysis.gpu_memory import (
 from mixlora_cli.analysis.meta_step import MetaStep
 from mixlora_cli.config import DataConfig, DeepspeedConfig, GpuName, PlanConfig
 from mixlora_cli.config.groups import Quantization
-from mixlora_cli.data.loading import prepared_root, read_manifest
+from mixlora_cli.data.loading import locate_files, prepared_root, read_manifest
 from mixlora_cli.data.mini.plan import Counts as MiniCounts
 from mixlora_cli.data.mini.seen import SEEN_TASKS
 from mixlora_cli.data.mini.text import TEXT_COUNTS, TEXT_TASKS
-from mixlora_cli.data.records import read_annotations
+from mixlora_cli.data.problems import BadRecord
+from mixlora_cli.data.records import task_of
+from mixlora_cli.data.sources import read_raws
 from mixlora_cli.errors import UserError
 from mixlora_cli.method.targets import decoder_linears
 from mixlora_cli.models.forward import choose_dtype
@@ -420,10 +422,18 @@ def num_instances(data: DataConfig) -> tuple[int, str]:
         raise UserError(
             "plan.instances=null: nothing to count; give data.train=<file> or plan.instances=<number>"
         )
-    raws, _ = read_annotations(Path(data.train))
-    return _limited(
-        Counter(str(raw.get("task_name")) for _, raw in raws if isinstance(raw, dict)), data
-    ), "counted"
+    if data.streaming:
+        raise UserError(
+            "plan.instances=null: records that stream are not counted; give plan.instances=<number>"
+        )
+    count = 0.0
+    for part in locate_files(data, "train").parts:
+        tasks: Counter[str] = Counter()
+        for _, raw in read_raws(part.place)[0]:
+            with suppress(BadRecord):
+                tasks[task_of(raw, part.task, data.task_key)] += 1
+        count += part.weight * _limited(tasks, data)
+    return round(count), "counted"
 
 
 def _limited(tasks: dict[str, int], data: DataConfig) -> int:

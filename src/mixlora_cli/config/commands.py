@@ -103,6 +103,13 @@ class TrainConfig(Settings):
                 "the routers get no gradient with adapter.router_grad=none; "
                 "give adapter.router_grad=straight_through, or routing.balance_loss=0",
             )
+        if self.data.streaming:
+            self.require(
+                self.train.steps, "train.steps", "data.streaming=true has no end; give the number of steps"
+            )
+            self.require(
+                self.train.workers == 0, "train.workers", "data.streaming=true reads by itself; only 0"
+            )
         quantised = self.model.quantization != "none"
         self.require(
             not quantised or self.adapter.name in ("lora", "mixlora"),

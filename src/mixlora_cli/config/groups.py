@@ -14,8 +14,10 @@ from mixlora_cli.config.settings import (
     AnyPrecision,
     Checkpoint,
     File,
+    Flag,
     Folder,
     Integer,
+    Mixture,
     NotNegative,
     NotNegativeNumber,
     Positive,
@@ -60,7 +62,7 @@ class ModelConfig(Settings, at="model"):
     """The base model (group `model`): it reads pictures and text, or text alone."""
 
     name: Text
-    source: Literal["mini", "tiny", "hub", "prepared"]
+    source: Literal["mini", "tiny", "smollm", "hub", "prepared"]
     name_or_path: Checkpoint | None = None
     revision: Text | None = None
     billions: PositiveNumber | None = None
@@ -127,16 +129,18 @@ class RoutingConfig(Settings, at="routing"):
 
 
 class DataConfig(Settings, at="data"):
-    """Training and evaluation records (group `data`): LLaVA-format JSON plus an image folder."""
+    """Training and evaluation records (group `data`), and how they are read."""
 
     name: Text
     source: Literal["mini", "mini_text", "json", "vision_flan"]
     root: Text | None = None
-    train: File | None = None
-    heldout: File | None = None
-    unseen: File | None = None
+    train: Mixture | None = None
+    heldout: Mixture | None = None
+    unseen: Mixture | None = None
     images: Folder | None = None
     metadata: File | None = None
+    task_key: Text | None = None
+    streaming: Flag = False
     tasks: Annotated[list[Text], rule("must name at least one task, or be null for all", bool)] | None = None
     max_per_task: Positive | None = None
     max_length: Annotated[Integer, Field(ge=16)] = 1792
@@ -147,6 +151,20 @@ class DataConfig(Settings, at="data"):
             self.source != "json" or self.train or self.heldout or self.unseen,
             "train",
             "data=json needs data.train=<annotation.json> (and data.images=<folder>)",
+        )
+        for split in ("heldout", "unseen"):
+            given = getattr(self, split)
+            weighted = isinstance(given, dict) and any(isinstance(entry, dict) for entry in given.values())
+            self.require(not weighted, split, "weights are for data.train alone; only {task: file}")
+        self.require(
+            not self.streaming or (self.source == "json" and self.train),
+            "streaming",
+            "only records of your own are streamed; give data=json data.train=<file.jsonl, folder or hub name>",
+        )
+        self.require(
+            not self.streaming or self.max_per_task is None,
+            "max_per_task",
+            "data.streaming=true reads records as they come and cannot draw from them all; only null",
         )
 
     @property

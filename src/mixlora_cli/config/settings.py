@@ -36,6 +36,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 from typing_extensions import dataclass_transform
 
+from mixlora_cli.data.sources import place_of
 from mixlora_cli.data.template import SMOLLM
 from mixlora_cli.errors import UserError, did_you_mean
 
@@ -91,6 +92,44 @@ def _existing(kind: str, path: str) -> str:
     return f"must be an existing {kind}{'' if place.is_absolute() else f'; looked in {Path.cwd()}'}"
 
 
+def _records_fault(name: str) -> str:
+    place = place_of(name)
+    return "" if place.on_hub or place.is_records_folder else _existing("file", place.name)
+
+
+def _mixture(value: Any, info: ValidationInfo) -> Any:
+    """One place of records, or `{task: place}`, where a place may be `{file: place, weight: number}`."""
+
+    def refuse(allowed: str) -> PydanticCustomError:
+        return PydanticCustomError("path", "{allowed}", {"allowed": allowed})
+
+    def checked(place: Any, task: str = "") -> str:
+        where = f"{task}: " if task else ""
+        if not isinstance(place, str) or not place:
+            raise refuse(
+                f"{where}must be a file, or a mapping like {{task: file}} or {{task: {{file: a.json, weight: 2.0}}}}"
+            )
+        path = str(Path(place).expanduser()) if place.startswith("~") else str(place)
+        if info.context and (allowed := _records_fault(path)):
+            raise refuse(f"{where}{allowed}")
+        return path
+
+    if not isinstance(value, Mapping):
+        return checked(value)
+    if not value:
+        raise refuse("must name at least one file")
+    result: dict[str, Any] = {}
+    for task, entry in value.items():
+        if not isinstance(entry, Mapping):
+            result[str(task)] = checked(entry, str(task))
+            continue
+        weight = entry.get("weight", 1.0)
+        if type(weight) not in (int, float) or not 0 < weight < 1000 or set(entry) - {"file", "weight"}:
+            raise refuse(f"{task}: must be a file or {{file: a.json, weight: 2.0}}, the weight in (0, 1000)")
+        result[str(task)] = {"file": checked(entry.get("file"), str(task)), "weight": float(weight)}
+    return result
+
+
 def _checkpoint_fault(name: str) -> str:
     """Hub ids are `name` or `owner/name`; anything else with a slash, or an existing folder, is a path."""
     is_path = name.startswith((".", "/")) or name.count("/") > 1 or Path(name).exists()
@@ -117,6 +156,8 @@ NotNegativeNumber = Annotated[Number, Field(ge=0)]
 Share = Annotated[Number, rule("must be in [0, 1)", lambda share: 0 <= share < 1)]
 Text = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
 File = Annotated[Text, _path(lambda path: _existing("file", path))]
+Mixture = Annotated[Any, AfterValidator(_mixture)]
+"""A `File` of records, a folder of them, a data set of the hub, or several of these by task."""
 Folder = Annotated[Text, _path(lambda path: _existing("folder", path))]
 Resume = Annotated[Text, _path(lambda path: "" if path == "auto" else _existing("folder", path))]
 OutputFolder = Annotated[Text, _path(_output_fault)]

@@ -13,18 +13,20 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import count, groupby
 from typing import Literal
 
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
+from mixlora_cli.config import DataConfig
 from mixlora_cli.data.chat import Chat
 from mixlora_cli.data.images import Picture, opened
 from mixlora_cli.data.problems import BadRecord, Kind, Problem, settle
 from mixlora_cli.data.records import Record
+from mixlora_cli.data.streaming import stream_records
 from mixlora_cli.data.template import IMAGE_MARKER, Segment, Turn
 from mixlora_cli.errors import UserError, cut
 from mixlora_cli.progress import say, with_bar
@@ -55,6 +57,60 @@ class Item:
         return len(self.input_ids)
 
 
+class StreamedDataset(IterableDataset[Item]):
+    """Items of records as they come, pass after pass without an end; nothing is held.
+
+    Each process reads its own records. Every pass has an order of its own, the same whenever it is read.
+    """
+
+    def __init__(
+        self,
+        data: DataConfig,
+        chat: Chat,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        tasks: Collection[str] | None = None,
+    ) -> None:
+        """`tasks` are those that are known where a task has to be; None where it need not."""
+        self._data, self._chat, self._seed = data, chat, seed
+        self._rank, self._world_size, self._tasks = rank, world_size, tasks
+
+    def __iter__(self) -> Iterator[Item]:
+        """Encoded records; the label masks of the first two of each task are checked in the first pass.
+
+        Raises:
+            UserError: what `encode_records` and `stream_records` raise; no record of a pass can be encoded; a task is
+                not among those that are known.
+        """
+        verified: Counter[str] = Counter()
+        for number in count():
+            seed = self._seed * 1_000_003 + number
+            is_empty = True
+            for record in stream_records(self._data, "train", seed, self._rank, self._world_size):
+                if self._tasks is not None and record.task not in self._tasks:
+                    raise UserError(
+                        f"routing=task reads a definition of each task, and task {cut(record.task)} of record "
+                        f"{record.index} has none; add it to data.metadata, or train with routing=instance"
+                    )
+                try:
+                    item = encode(record, self._chat, self._data.max_length)
+                    if verified[record.task] < 2:
+                        verified[record.task] += 1
+                        verify_labels(item, record, self._chat)
+                except BadRecord as bad:
+                    if self._data.on_error == "stop":
+                        raise UserError(
+                            f"record {record.index}: {bad.kind.value} ({bad.detail}); mend it or pass "
+                            "data.on_error=skip to go on without such records"
+                        ) from bad
+                    continue
+                is_empty = False
+                yield item
+            if is_empty:
+                raise UserError("the training data: no record can be encoded; expected at least one")
+
+
 class EncodedDataset(Dataset[Item]):
     """Items in the order of their records: what the Trainer and the evaluation iterate over."""
 
@@ -70,6 +126,9 @@ class EncodedDataset(Dataset[Item]):
 
     def __getitem__(self, position: int) -> Item:
         return self.items[position]
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self.items)
 
     @property
     def lengths(self) -> list[int]:

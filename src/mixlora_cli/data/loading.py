@@ -14,20 +14,25 @@ in the annotation file, which is not unique), `task_name`, `image` (null without
 from __future__ import annotations
 
 import json
+import math
 import random
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from mixlora_cli.config import DataConfig
+from mixlora_cli.data.embedded import picture_store
 from mixlora_cli.data.images import check_images, split_archive
 from mixlora_cli.data.problems import BadRecord, Kind, Problem, settle
-from mixlora_cli.data.records import Raw, Record, names_picture, parse_record, read_annotations, task_name
+from mixlora_cli.data.records import Record, parse_record, task_of
+from mixlora_cli.data.sources import place_of, read_raws
+from mixlora_cli.data.template import IMAGE_MARKER
 from mixlora_cli.data.text_files import read_json
 from mixlora_cli.errors import UserError, cut, hint_at
 from mixlora_cli.paths import cache_root
+from mixlora_cli.progress import say
 
 Split = Literal["train", "heldout", "unseen"]
 
@@ -35,21 +40,45 @@ FORMAT = 1
 """Raise when the files of a prepared folder change their meaning."""
 RECORDS, DEFINITIONS, IMAGES, MANIFEST = "records", "definitions.json", "images", "prepared.json"
 _COMMAND = "mixlora prepare data=vision_flan"
-_ROWS = 1000  # read from Arrow at once
 TASK_KEYS = ("task_name", "task", "name")
 TEXT_KEYS = ("definition", "description", "instruction")
 _FORMS = 'write {"task name": {"definition": "..."}} or {"task name": "..."}'
 _NAMED = 5  # tasks that a message lists
+_QUESTIONS, _QUESTION_LENGTH = 3, 300
+HOW_MADE = f"their names and first {_QUESTIONS} questions"
+"""What `made_definitions` makes definitions of, for messages."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the places that a split's records come from."""
+
+    place: str
+    """File, folder or data set of the hub; see `data.sources.place_of`."""
+    task: str | None = None
+    """Of every record in it; None = each record names its own."""
+    weight: float = 1.0
+    """How often a record of it is seen in an epoch."""
 
 
 @dataclass(frozen=True)
 class DataFiles:
     """Where one split's records, pictures and task definitions are."""
 
-    annotations: Path
+    parts: tuple[Part, ...]
     images: Path | None
-    """Folder of the pictures, or a folder inside an archive."""
+    """Folder that the records' paths are relative to, or a folder inside an archive; None where none is given."""
     metadata: Path | None
+
+    @property
+    def source(self) -> str:
+        """The places, for messages."""
+        return ", ".join(part.place for part in self.parts)
+
+    @property
+    def pictures(self) -> Path:
+        """Folder that pictures are named relative to: `images`, else that of pictures in the records themselves."""
+        return picture_store() if self.images is None else self.images
 
 
 def locate_files(data: DataConfig, split: Split) -> DataFiles:
@@ -63,27 +92,43 @@ def locate_files(data: DataConfig, split: Split) -> DataFiles:
         from mixlora_cli.data.mini.build import mini_root  # the generator is only loaded where it is used
 
         root = mini_root()
-        return DataFiles(root / f"{split}.json", (root / "images").resolve(), root / "metadata.json")
+        part = Part(str(root / f"{split}.json"))
+        return DataFiles((part,), (root / "images").resolve(), root / "metadata.json")
     if data.source == "mini_text":
         from mixlora_cli.data.mini.build import mini_text_root
 
         root = mini_text_root()
-        return DataFiles(root / f"{split}.json", None, root / "metadata.json")
+        return DataFiles((Part(str(root / f"{split}.json")),), None, root / "metadata.json")
     if data.source == "vision_flan" and split == "train":
         root, images = _prepared(data)
-        return DataFiles(root / RECORDS, images, definitions_file(data))
-    annotations = {"train": data.train, "heldout": data.heldout, "unseen": data.unseen}[split]
-    if annotations is None:
+        return DataFiles((Part(str(root / RECORDS)),), images, definitions_file(data))
+    given = {"train": data.train, "heldout": data.heldout, "unseen": data.unseen}[split]
+    if given is None:
         raise UserError(
             f"data.{split}=null: expected the path of a JSON annotation file (data.{split}=<file>)"
         )
+    parts = _parts(given)
+    for part in parts:
+        place = place_of(part.place)
+        if split != "train" and place.on_hub and place.split is None:
+            raise UserError(f"data.{split}={part.place}: say which split, as in {place.name}:validation")
     folder = None if data.images is None else Path(data.images).expanduser()
     if folder is not None and not folder.is_dir():
         raise UserError(
             f"data.images={data.images}: no such folder; expected the folder that image paths are relative to"
         )
     metadata = None if data.metadata is None else Path(data.metadata).expanduser()
-    return DataFiles(Path(annotations).expanduser(), None if folder is None else folder.resolve(), metadata)
+    return DataFiles(parts, None if folder is None else folder.resolve(), metadata)
+
+
+def _parts(given: str | Mapping[str, Any]) -> tuple[Part, ...]:
+    """The places that a checked configuration names, one or one for each task."""
+    if isinstance(given, str):
+        return (Part(given),)
+    entries = {
+        task: entry if isinstance(entry, Mapping) else {"file": entry} for task, entry in given.items()
+    }
+    return tuple(Part(entry["file"], task, entry.get("weight", 1.0)) for task, entry in entries.items())
 
 
 def definitions_file(data: DataConfig) -> Path | None:
@@ -135,100 +180,101 @@ def _prepared(data: DataConfig) -> tuple[Path, Path]:
     return root, images if inside else images.resolve()
 
 
-class ArrowRows:
-    """The rows of an Arrow data set with their indices; each pass over them reads the mapped file anew."""
-
-    def __init__(self, folder: Path) -> None:
-        from datasets import load_from_disk  # slow to import, and needed here alone
-
-        try:
-            self._rows = load_from_disk(str(folder))
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{folder}: not a readable Arrow data set ({error}); run `{_COMMAND}` again"
-            ) from None
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __iter__(self) -> Iterator[Raw]:
-        for start in range(0, len(self._rows), _ROWS):
-            columns = self._rows[start : start + _ROWS]
-            for offset, values in enumerate(zip(*columns.values(), strict=True)):
-                yield start + offset, dict(zip(columns, values, strict=True))
-
-
-Raws = ArrowRows | list[Raw]
-"""Unchecked records of a file; may be gone through more than once."""
-
-
-def read_raws(annotations: Path) -> tuple[Raws, list[Problem]]:
-    """Unchecked records with their indices; those of an Arrow data set are not held in memory."""
-    return (ArrowRows(annotations), []) if annotations.is_dir() else read_annotations(annotations)
-
-
 def load_records(data: DataConfig, split: Split, seed: int = 0) -> list[Record]:
     """Checked records of a split, in file order.
 
-    `data.tasks` keeps only these tasks of the seen splits; `data.max_per_task` samples the training split
-    with `seed`, the same records on every machine. Texts are checked before sampling, pictures after: what is
-    not used is not opened.
+    `data.tasks` keeps only these tasks of the seen splits; `data.max_per_task` samples the training split with `seed`,
+    the same records on every machine, and a part's weight says how often each of its records is in the list. Texts are
+    checked before sampling, pictures after: what is not used is not opened.
 
     Raises:
-        UserError: a path or task name is wrong, nothing is left, or there are bad records and `data.on_error` is
-            "stop"; with "skip" they are left out, counted and reported.
+        UserError: a path or task name is wrong, nothing is left, the split is streamed, or there are bad records and
+            `data.on_error` is "stop"; with "skip" they are left out, counted and reported.
     """
+    if split == "train" and data.streaming:
+        raise UserError(
+            "data.streaming=true: only `mixlora train` reads records one after the other, and this needs all training "
+            "records at once; give data.streaming=false and a part of them that fits"
+        )
     files = locate_files(data, split)
-    source, images = str(files.annotations), files.images
-    raws, problems = read_raws(files.annotations)
-    for problem in problems:
-        if problem.kind is Kind.CUT_SHORT and data.on_error == "stop":
-            raise UserError(
-                f"{source}: broken JSON: {problem.detail}; if the file was cut short, copy or download it again"
-            )
-    if images is None and any(names_picture(raw) for _, raw in raws):
-        raise UserError(f"{source}: records have images, but data.images=null; pass data.images=<folder>")
-    wanted = None
-    if split != "unseen" and data.tasks is not None:
-        _require_tasks(data.tasks, raws, source)
-        wanted = set(data.tasks)
+    wanted = None if split == "unseen" or data.tasks is None else set(data.tasks)
     records: list[Record] = []
-    for index, raw in raws:
-        try:
-            if wanted is None or task_name(raw) in wanted:
-                records.append(parse_record(index, raw, images))
-        except BadRecord as bad:
-            problems.append(Problem(index, bad.kind, bad.detail))
+    problems: list[Problem] = []
+    known: set[str] = set()
+    starts: list[int] = []
+    read = 0
+    for part in files.parts:
+        raws, found = read_raws(part.place)
+        starts.append(read)
+        for problem in found:
+            if problem.kind is Kind.CUT_SHORT and data.on_error == "stop":
+                raise UserError(
+                    f"{part.place}: broken JSON: {problem.detail}; if the file was cut short, copy or download it again"
+                )
+            problems.append(Problem(read + problem.index, problem.kind, problem.detail))
+        for number, raw in raws:
+            try:
+                task = task_of(raw, part.task, data.task_key)
+                known.add(task)
+                if wanted is None or task in wanted:
+                    records.append(
+                        parse_record(
+                            read + number, raw, files.images, part.task, data.task_key, picture_store()
+                        )
+                    )
+            except BadRecord as bad:
+                if bad.kind is Kind.MISSING_IMAGE and files.images is None:
+                    raise UserError(
+                        f"{part.place}: records have images, but data.images=null; pass data.images=<folder>"
+                    ) from None
+                problems.append(Problem(read + number, bad.kind, bad.detail))
+        read += len(raws) + len(found)
+    for task in data.tasks or () if wanted else ():
+        if task not in known:
+            raise UserError(
+                f"data.tasks={cut(task)}: no such task in {files.source}; {hint_at(task, known, 'tasks')}"
+            )
     if split == "train" and data.max_per_task is not None:
         records = sample_per_task(records, data.max_per_task, seed)
-    good = records
-    if images is not None:
-        broken = check_images((path for each in records for path in each.files), images, cache_root())
-        good = []
-        for record in records:
-            wrong = next((broken[path] for path in record.files if path in broken), None)
-            if wrong is None:
-                good.append(record)
-            else:
-                problems.append(Problem(record.index, wrong.kind, wrong.detail))
+    broken = check_images((path for each in records for path in each.files), files.pictures, cache_root())
+    good = []
+    for record in records:
+        wrong = next((broken[path] for path in record.files if path in broken), None)
+        if wrong is None:
+            good.append(record)
+        else:
+            problems.append(Problem(record.index, wrong.kind, wrong.detail))
+    source = files.source if len(starts) == 1 else with_ranges(files.parts, starts)
     settle(problems, source, len(good) + len(problems), data.on_error)
     if not good:
         raise UserError(f"{source}: no usable record; expected at least one")
-    return good
+    return weighted(good, files.parts, starts, seed)
 
 
-def _require_tasks(tasks: Sequence[str], raws: Raws, source: str) -> None:
-    known = set()
-    for _, raw in raws:
-        try:
-            known.add(task_name(raw))
-        except BadRecord:
-            continue  # counted when the record is parsed
-    for task in tasks:
-        if task not in known:
-            raise UserError(
-                f"data.tasks={cut(task)}: no such task in {source}; {hint_at(task, known, 'tasks')}"
-            )
+def with_ranges(parts: Sequence[Part], starts: Sequence[int]) -> str:
+    """The places of several parts for messages, with the numbers that their records have."""
+    places = zip(parts, starts, strict=True)
+    return ", ".join(f"{part.place} (from record {start} on)" for part, start in places)
+
+
+def weighted(
+    records: Sequence[Record], parts: Sequence[Part], starts: Sequence[int], seed: int
+) -> list[Record]:
+    """Each record as often as its part's weight says, in the old order; of a fraction, a seeded sample of the part."""
+    if all(part.weight == 1.0 for part in parts):
+        return list(records)
+    result: list[Record] = []
+    for part, start, end in zip(parts, starts, [*starts[1:], math.inf], strict=True):
+        own = [record for record in records if start <= record.index < end]
+        whole, rest = divmod(part.weight, 1.0)
+        generator = random.Random(f"{seed}/{part.task}")
+        sample = generator.sample(own, round(rest * len(own)))
+        chosen = sorted([*own * int(whole), *sample] or own[:1], key=lambda record: record.index)
+        say(
+            f"{cut(part.task)}: {len(own):,} records with weight {part.weight:g}, {len(chosen):,} in an epoch"
+        )
+        result += chosen
+    return result
 
 
 def sample_per_task(records: Sequence[Record], max_per_task: int, seed: int) -> list[Record]:
@@ -261,14 +307,44 @@ def load_definitions(data: DataConfig) -> dict[str, str]:
     return parse_definitions(read_json(path, "a JSON file of task definitions", source), source)
 
 
-def definitions_of(data: DataConfig, tasks: Iterable[str]) -> dict[str, str]:
+def made_definitions(records: Iterable[Record]) -> dict[str, str]:
+    """For each task its name and the questions of its first records, which stand in for a definition."""
+    first: dict[str, list[str]] = {}
+    for record in records:
+        questions = first.setdefault(record.task, [])
+        if len(questions) < _QUESTIONS:
+            text = next(turn.text for turn in record.conversation if turn.role == "human")
+            questions.append(" ".join(text.replace(IMAGE_MARKER, " ").split())[:_QUESTION_LENGTH])
+    return {
+        task: "\n".join([task.replace("_", " "), *dict.fromkeys(filter(None, questions))])
+        for task, questions in first.items()
+    }
+
+
+def definitions_of(
+    data: DataConfig, tasks: Iterable[str], made: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Definitions of exactly these tasks.
+
+    Args:
+        data: names the file of definitions, or none.
+        tasks: whose definitions are wanted.
+        made: where no file is named: those that the training has made. What they lack is made of the unseen and the
+            held-out records in the same way; None: nothing is made.
 
     Raises:
         UserError: some task has none; names those tasks and the file that should hold them.
     """
     definitions, path = load_definitions(data), definitions_file(data)
     wanted = list(dict.fromkeys(tasks))
+    if path is None and made is not None:
+        definitions = dict(made)
+        given: dict[Split, Any] = {"unseen": data.unseen, "heldout": data.heldout}
+        for split in given:
+            if given[split] is not None and not definitions.keys() >= set(wanted):
+                definitions = made_definitions(load_records(data, split)) | definitions
+        if new := [task for task in wanted if task in definitions and task not in made]:
+            say(f"{len(new)} tasks that the training does not know are defined by {HOW_MADE}")
     if missing := [task for task in wanted if task not in definitions]:
         more = f" and {len(missing) - _NAMED} more" if missing[_NAMED:] else ""
         place = f"add them to {path}, by the records' task_name"

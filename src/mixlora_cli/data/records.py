@@ -1,35 +1,33 @@
-"""Read Vision-Flan / LLaVA annotation files and check every record's text and image path.
+"""One record: checked text and pictures, whatever form it was written in.
 
-A record is `{"id", "task_name"?, "image"?, "conversations": [{"from": "human" | "gpt", "value": str}, ...]}`;
-`"images": [path]` is read as `"image": path`, other keys are kept in `Record.extra`. A file is a JSON list of
-records or JSON lines. Ids need not be unique: a record's place in its file names it.
+A record is `{"id"?, "task_name"?, "image" or "images"?, <a conversation>}`; the forms of a conversation are those of
+`data.conversations`, those of a picture those of `data.embedded`. Other keys are kept in `Record.extra`. Ids need not
+be unique: a record's place in its file names it.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from mixlora_cli.data.images import Picture, locate_picture
-from mixlora_cli.data.problems import BadRecord, Kind, Problem
+from mixlora_cli.data.conversations import NEXT, read_conversation
+from mixlora_cli.data.embedded import picture_from
+from mixlora_cli.data.images import Picture
+from mixlora_cli.data.problems import BadRecord, Kind
 from mixlora_cli.data.template import IMAGE_MARKER, Turn
-from mixlora_cli.data.text_files import lone_surrogate, numbered_lines, parse_json, read_text
-from mixlora_cli.errors import UserError, cut
+from mixlora_cli.data.text_files import lone_surrogate
+from mixlora_cli.errors import cut
 
 DEFAULT_TASK = "unnamed"
 """Task of a record without `task_name` (plain LLaVA files have none)."""
-Raw = tuple[int, Any]
-"""An unchecked record with its index in the file."""
-
-_FIELDS = frozenset({"id", "task_name", "image", "images", "conversations"})
+_FIELDS = frozenset({"id", "task_name", "image", "images"})
 _PICTURE_WORDS = re.compile(r"(image|img|picture|photo)s?(path|file|filename|name|url|uri)?s?")
 """Keys, without case and marks, under which others keep the picture: with one, no record is text-only."""
-_LONGEST_PATH = 4096
+_OTHER_MEDIA = re.compile(r"(video|audio|sound)s?(path|file|filename|name|url|uri)?s?")
 _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
@@ -41,15 +39,17 @@ class Record:
     """One checked instance."""
 
     index: int
-    """Place in its file, from 0."""
+    """Place in its file, from 0; of several files, as if they were one behind the other."""
     id: str
     task: str
     images: tuple[Picture, ...]
     """In the order of their markers; empty for a text-only record."""
     conversation: tuple[Turn, ...]
-    """A system turn or none, then human, gpt, human, gpt, ...; the image marker may stand anywhere in a human turn, or
-    nowhere."""
+    """A system turn or none, then human, gpt, human, gpt, ...; the questions have as many image markers as there are
+    pictures, each where its picture stands."""
     extra: Mapping[str, Any] = field(default_factory=dict)
+    num_added: int = 0
+    """Markers in front of the first question that the data does not have: its pictures had no place."""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -57,76 +57,22 @@ class Record:
         return tuple(picture for picture in self.images if isinstance(picture, Path))
 
 
-def read_annotations(path: Path) -> tuple[list[Raw], list[Problem]]:
-    """Every readable record of a file with its index, and the unreadable ones.
+def parse_record(
+    index: int,
+    raw: Any,
+    images: Path | None,
+    task: str | None = None,
+    task_key: str | None = None,
+    store: Path | None = None,
+) -> Record:
+    """Check one record's fields, turns and image paths (the pictures themselves are opened later).
 
-    A JSON list that breaks off yields the records before the break and one problem (`Kind.CUT_SHORT`); a
-    broken line of JSON lines costs that line alone (`Kind.MALFORMED`).
-
-    Raises:
-        UserError: the file is missing, is not UTF-8 text, or is neither a JSON list nor JSON lines.
-    """
-    text = read_text(path, "a JSON annotation file")
-    beginning = text.lstrip()
-    if beginning.startswith("["):
-        try:
-            return list(enumerate(parse_json(text, str(path)))), []
-        except json.JSONDecodeError:
-            return _salvage_list(text)
-    # an object over several lines is no list of records but a metadata file, say
-    if beginning.startswith("{") and beginning.split("\n", 1)[0].strip() != "{":
-        return _read_lines(text)
-    raise UserError(f"{path}: expected a JSON list of records or JSON lines, one record a line")
-
-
-def _salvage_list(text: str) -> tuple[list[Raw], list[Problem]]:
-    """Records before the break, read one by one, and a problem that says where the break is."""
-    decoder, space = json.JSONDecoder(), re.compile(r"\s*")
-
-    def behind_space(position: int) -> int:
-        match = space.match(text, position)
-        return position if match is None else match.end()
-
-    records: list[Raw] = []
-    position = behind_space(text.index("[") + 1)
-    while True:
-        try:
-            value, end = decoder.raw_decode(text, position)
-        except json.JSONDecodeError as error:
-            reason, position = error.msg, error.pos
-            break
-        records.append((len(records), value))
-        position = behind_space(end)
-        following = text[position : position + 1]
-        if following != ",":
-            reason = "Text after the end of the list" if following == "]" else "Expecting ',' or ']'"
-            break
-        position = behind_space(position + 1)
-    line = text.count("\n", 0, position) + 1
-    column = position - text.rfind("\n", 0, position)
-    where = f"line {line} column {column} (character {position} of {len(text)})"
-    detail = f"{reason} at {where}, after {len(records)} whole records"
-    return records, [Problem(len(records), Kind.CUT_SHORT, detail)]
-
-
-def _read_lines(text: str) -> tuple[list[Raw], list[Problem]]:
-    records: list[Raw] = []
-    problems: list[Problem] = []
-    for index, (number, line) in enumerate(numbered_lines(text)):
-        try:
-            records.append((index, parse_json(line, f"line {number}")))
-        except json.JSONDecodeError as error:
-            detail = f"line {number} is not JSON: {error.msg} at column {error.colno}"
-            problems.append(Problem(index, Kind.MALFORMED, detail))
-        except UserError as error:
-            problems.append(Problem(index, Kind.MALFORMED, str(error)))
-    return records, problems
-
-
-def parse_record(index: int, raw: Any, images: Path | None) -> Record:
-    """Check one record's fields, turns and image path (the picture itself is opened later).
-
-    `images` is the folder that image paths are relative to, already resolved; it may lie in a zip archive.
+    Args:
+        index: `Record.index`.
+        raw: the decoded record.
+        images: the folder that image paths are relative to, already resolved; it may lie in a zip archive.
+        task, task_key: see `task_of`.
+        store: see `data.embedded.picture_from`.
 
     Raises:
         BadRecord: something is wrong with it.
@@ -137,95 +83,131 @@ def parse_record(index: int, raw: Any, images: Path | None) -> Record:
         halves = {key: lone_surrogate([key, value]) for key, value in raw.items()}
         told = [f"{half} in {cut(key)}" for key, half in halves.items() if half]
         raise BadRecord(Kind.NOT_UNICODE, "; ".join(told))
-    name = _image_name(raw)
-    conversation = _parse_conversation(raw.get("conversations"))
-    _check_texts(conversation, has_image=name is not None)
+    listed = _listed(raw)
+    said = read_conversation(raw)
+    read = _FIELDS | said.keys
+    if not listed and all(isinstance(place, int) or place is NEXT for place in said.pictures):
+        _refuse_other_keys(raw, read)
+    _check_texts(said.turns)
+    values = _placed(said.pictures, listed)
+    added = 0 if said.pictures else len(values)
     return Record(
         index=index,
-        id=str(raw.get("id", index)),
-        task=task_name(raw),
-        images=() if name is None else (_locate_image(name, images),),
-        conversation=conversation,
-        extra={key: value for key, value in raw.items() if key not in _FIELDS},
+        id=str(index if raw.get("id") is None else raw["id"]),
+        task=task_of(raw, task, task_key),
+        images=tuple(picture_from(value, images, store) for value in values),
+        conversation=_marked(said.turns, added),
+        extra={key: value for key, value in raw.items() if key not in read and not _holds_bytes(value)},
+        num_added=added,
     )
 
 
-def task_name(raw: Any) -> str:
+def task_of(raw: Any, task: str | None = None, task_key: str | None = None) -> str:
     """Task of an unchecked record.
 
+    Args:
+        raw: the decoded record.
+        task: that of its whole file, where the file has one.
+        task_key: key that names it in every record, before `task`; with dots, a key in an object.
+
     Raises:
-        BadRecord: it is not a string.
+        BadRecord: it is not a string, or not there under `task_key`.
     """
-    task = raw.get("task_name") if isinstance(raw, dict) else None
-    if task is None:
+    if task_key is None and task is not None:
+        return task
+    value = raw.get(task_key or "task_name") if isinstance(raw, dict) else None
+    if value is None and task_key is None:
         return DEFAULT_TASK
-    if not isinstance(task, str) or not task:
-        raise BadRecord(Kind.MALFORMED, f"task_name must be a non-empty string, got {cut(repr(task))}")
-    if found := lone_surrogate(task):
-        raise BadRecord(Kind.NOT_UNICODE, f"{found} in task_name")
-    return task
+    if value is None:
+        value = raw
+        for part in str(task_key).split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if value is None:
+            keys = ", ".join(map(cut, list(raw)[:20])) if isinstance(raw, dict) else "none"
+            detail = f"no {cut(task_key)}, which data.task_key names; its keys are {keys}"
+            raise BadRecord(Kind.MALFORMED, detail)
+    if task_key is not None and type(value) is int:
+        value = str(value)
+    name = task_key or "task_name"
+    if not isinstance(value, str) or not value:
+        raise BadRecord(Kind.MALFORMED, f"{name} must be a non-empty string, got {cut(repr(value))}")
+    if found := lone_surrogate(value):
+        raise BadRecord(Kind.NOT_UNICODE, f"{found} in {name}")
+    return value
 
 
-def names_picture(raw: Any) -> bool:
-    """Whether an unchecked record is one about a picture."""
-    return isinstance(raw, dict) and (raw.get("image") is not None or bool(raw.get("images")))
+def _listed(raw: Mapping[str, Any]) -> list[Any]:
+    """What a record gives as its pictures, in `image` or `images`, which may say the same twice."""
+    image, images = (
+        [] if value is None else value if isinstance(value, list) else [value]
+        for value in (raw.get("image"), raw.get("images"))
+    )
+    if image and images and image != images:
+        raise BadRecord(Kind.MALFORMED, "image and images name different pictures; give one of the keys")
+    return image or images
 
 
-def _image_name(raw: Mapping[str, Any]) -> Any:
-    """What a record gives as its picture, in `image` or as the one entry of `images`; None without one.
-
-    Raises:
-        BadRecord: there are several pictures, or the picture is under a key that is not read.
-    """
-    name, listed = raw.get("image"), raw.get("images")
-    if listed is not None and listed != []:
-        if not isinstance(listed, list) or listed == [None]:
-            raise BadRecord(Kind.MALFORMED, f"images must be a list with one path, got {cut(repr(listed))}")
-        if len(listed) > 1:
-            raise BadRecord(Kind.MALFORMED, f"images has {len(listed)} pictures, a record may have one")
-        if name is not None and name != listed[0]:
-            raise BadRecord(Kind.MALFORMED, "image and images name two pictures, a record may have one")
-        return listed[0]
-    if name is None:
-        for key, value in raw.items():
-            is_picture_key = _PICTURE_WORDS.fullmatch(re.sub("[^a-z]", "", key.lower()))
-            if key not in _FIELDS and is_picture_key and value and isinstance(value, (str, list, dict)):
-                raise BadRecord(Kind.MALFORMED, f"no image, but {cut(key)}; the key is image")
-    return name
+def _refuse_other_keys(raw: Mapping[str, Any], read: frozenset[str]) -> None:
+    """Raise BadRecord where a record without a picture has one under a key that is not read."""
+    for key, value in raw.items():
+        if key in read or not value or not isinstance(value, (str, list, dict, bytes)):
+            continue
+        word = re.sub("[^a-z]", "", key.lower())
+        if _PICTURE_WORDS.fullmatch(word):
+            raise BadRecord(Kind.MALFORMED, f"no image, but {cut(key)}; the key is image")
+        if _OTHER_MEDIA.fullmatch(word):
+            raise BadRecord(Kind.MALFORMED, f"{cut(key)} is not read, only text and pictures are")
 
 
-def _parse_conversation(raw: Any) -> tuple[Turn, ...]:
-    if not isinstance(raw, list) or not raw:
-        raise BadRecord(Kind.MALFORMED, "conversations must be a non-empty list of {from, value}")
-    turns: list[Turn] = []
-    for number, item in enumerate(raw):
-        fields = item if isinstance(item, dict) else {}
-        role, value = fields.get("from"), fields.get("value")
-        expected: Literal["human", "gpt"] = "gpt" if number % 2 else "human"
-        if role != expected:
-            raise BadRecord(Kind.MALFORMED, f"turn {number} must be from {expected!r}, got {cut(repr(role))}")
-        if not isinstance(value, str):
-            raise BadRecord(Kind.MALFORMED, f"turn {number} has no text in 'value'")
-        turns.append(Turn(expected, value))
-    if len(turns) % 2:
-        raise BadRecord(Kind.MALFORMED, "the conversation must end with an answer from 'gpt'")
-    return tuple(turns)
-
-
-def _check_texts(turns: Sequence[Turn], *, has_image: bool) -> None:
-    """Turns hold text, and the image marker appears at most once, in a question, if there is an image."""
+def _check_texts(turns: Sequence[Turn]) -> None:
+    """Turns hold text, and image markers stand in questions alone."""
     for number, turn in enumerate(turns):
         marked = IMAGE_MARKER in turn.text
-        if turn.role == "gpt":
-            if _is_blank(turn.text):
-                raise BadRecord(Kind.EMPTY_ANSWER, f"turn {number}")
-            if marked:
-                raise BadRecord(Kind.IMAGE_MARKER, f"{IMAGE_MARKER} in the answer of turn {number}")
-        elif not (has_image and number == 0 and marked) and _is_blank(turn.text.replace(IMAGE_MARKER, "")):
+        if turn.role == "gpt" and _is_blank(turn.text):
+            raise BadRecord(Kind.EMPTY_ANSWER, f"turn {number}")
+        if turn.role != "human" and marked:
+            part = "answer" if turn.role == "gpt" else "system text"
+            raise BadRecord(Kind.IMAGE_MARKER, f"{IMAGE_MARKER} in the {part} of turn {number}")
+        if not marked and _is_blank(turn.text):
             raise BadRecord(Kind.MALFORMED, f"the question of turn {number} is empty")
-    markers = sum(turn.text.count(IMAGE_MARKER) for turn in turns)
-    if markers > int(has_image):
-        raise BadRecord(Kind.IMAGE_MARKER, f"{markers} {IMAGE_MARKER} for {int(has_image)} image")
+
+
+def _placed(places: Sequence[Any], listed: Sequence[Any]) -> list[Any]:
+    """The pictures in the order of their markers; those of a record without any marker as they are listed."""
+    given = [place for place in places if place is not NEXT and not isinstance(place, int)]
+    if not places or (len(given) == len(places) and given == listed):
+        return [*listed]
+    if len(places) != len(given) + len(listed):
+        count = len(given) + len(listed)
+        noun = "image" if count < 2 else "images"
+        raise BadRecord(Kind.IMAGE_MARKER, f"{len(places)} {IMAGE_MARKER} for {count} {noun}")
+    values, waiting = [], iter(enumerate(listed))
+    for place in places:
+        if place is NEXT or isinstance(place, int):
+            number, value = next(waiting)
+            if place is not NEXT and place != number:
+                detail = f"a part with index {place} stands where picture {number} is due"
+                raise BadRecord(
+                    Kind.IMAGE_MARKER, f"{detail}; list the pictures in the order of their places"
+                )
+            values.append(value)
+        else:
+            values.append(place)
+    return values
+
+
+def _marked(turns: Sequence[Turn], added: int) -> tuple[Turn, ...]:
+    """The turns with this many markers more in front of the first question."""
+    first = next(number for number, turn in enumerate(turns) if turn.role == "human")
+    question = Turn("human", f"{IMAGE_MARKER}\n" * added + turns[first].text)
+    return (*turns[:first], question, *turns[first + 1 :])
+
+
+def _holds_bytes(value: Any) -> bool:
+    """Whether a value is, or has in it, what no text file could hold: another picture, say."""
+    if isinstance(value, (list, dict)):
+        return any(map(_holds_bytes, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, bytes)
 
 
 def _is_blank(text: str) -> bool:
@@ -234,14 +216,3 @@ def _is_blank(text: str) -> bool:
         unicodedata.category(mark) in ("Cc", "Cf", "Zs", "Zl", "Zp") or _INVISIBLE.match(mark)
         for mark in text
     )
-
-
-def _locate_image(name: Any, images: Path | None) -> Path:
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise BadRecord(Kind.MALFORMED, f"image must be one relative path, got {cut(repr(name))}")
-    if name.startswith("data:") or len(name) > _LONGEST_PATH:
-        detail = "the picture is in the record (base64); write it to a file and give its name"
-        raise BadRecord(Kind.MALFORMED, f"{cut(name)}: {detail}")
-    if images is None:
-        raise BadRecord(Kind.MISSING_IMAGE, f"{cut(name)}: no image folder is set (data.images=<folder>)")
-    return locate_picture(name, images)

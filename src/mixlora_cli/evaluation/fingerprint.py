@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mixlora_cli.data.images import stamp
 from mixlora_cli.data.records import Record
+from mixlora_cli.data.template import IMAGE_MARKER
 from mixlora_cli.models.load import LoadedModel
 
 _CHUNK = 1 << 20
@@ -44,19 +45,24 @@ def relative_image(record: Record, images: Path | None) -> str:
 
 
 def _relative(path: Path, images: Path | None) -> str:
-    return path.name if images is None else os.path.relpath(path, images)
+    name = path.name if images is None else os.path.relpath(path, images)
+    return (
+        path.name if name.startswith("..") else name
+    )  # it was in the record, and lies in the cache by its digest
 
 
 def records_digest(records: Sequence[Record], images: Path | None) -> str:
     """Of every record's place, conversation and reference answers, and its pictures' paths and sizes in bytes."""
 
     def content(record: Record) -> bytes:
-        turns = [(turn.role, turn.text) for turn in record.conversation]
+        # as in the data: a marker that was added is not of it
+        added = f"{IMAGE_MARKER}\n" * record.num_added
+        turns = [(turn.role, turn.text.removeprefix(added)) for turn in record.conversation]
         pictures = [(_relative(path, images), (stamp(path) or (0, 0))[0]) for path in record.files]
         # one picture, or none, as in the digests of kept answers
         told = pictures if len(pictures) > 1 else pictures[0] if pictures else ("", 0)
         return json.dumps(
-            [record.index, record.task, turns, told, dict(record.extra)], sort_keys=True
+            [record.index, record.task, turns, told, dict(record.extra)], sort_keys=True, default=str
         ).encode()
 
     return _digest(map(content, records))

@@ -83,9 +83,9 @@ def _of_data(split: EvalSplit, records: Sequence[Record], config: EvalConfig) ->
             references(record.extra, benchmark.metric if benchmark else None)
             label_set(record.extra)
         except ValueError as error:
-            raise UserError(f"{files.annotations}, record {record.index}: {error}") from None
+            raise UserError(f"{files.source}, record {record.index}: {error}") from None
     sample = limited(records, config.eval.limit, config.seed)
-    return Chosen(split, split, sample, files.images, dict(counts), benchmarks)
+    return Chosen(split, split, sample, files.pictures, dict(counts), benchmarks)
 
 
 def _of_source(name: str, config: EvalConfig) -> Chosen:
@@ -136,7 +136,7 @@ def _place_of(part: Chosen, record: Record, config: EvalConfig) -> str:
         return f"{part.about['source']}, row {record.id}"
     if part.name in (sources := config.eval.sources or {}):
         return own_place(sources[part.name], record.index)
-    return f"{locate_files(config.data, 'unseen').annotations}, record {record.index}"
+    return f"{locate_files(config.data, 'unseen').source}, record {record.index}"
 
 
 def declared(chosen: Sequence[Chosen]) -> dict[str, dict[str, str]]:

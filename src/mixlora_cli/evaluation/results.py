@@ -158,15 +158,18 @@ def read_results(path: Path) -> Results:
 Row = tuple[str, Results]
 """What a row is called, and its results."""
 ABSENT = "-"
-CAPTION = "[...]: 95 % interval. MME in points, the rest in per cent; MMAvg is the mean of the seven others."
+CAPTION = "[...]: 95 % interval."
+PAPER_CAPTION = " MME in points, the rest in per cent; MMAvg is the mean of the seven others."
 SEEN_CAPTION = " Seen: held-out instances of the training tasks."
 
 
 def columns_of(rows: Sequence[Row]) -> list[str]:
-    """Headings: the paper's eight, MMAvg, benchmarks of the user's own, and Seen where some row has it."""
-    own = dict.fromkeys(score.column for _, results in rows for score in results.scores)
+    """Headings: the paper's eight and MMAvg, unless all are others; these others; and Seen where some row has it."""
+    scored = dict.fromkeys(score.column for _, results in rows for score in results.scores)
+    others = [column for column in scored if column not in COLUMNS]
+    paper = [] if others and len(others) == len(scored) else [*COLUMNS, MEAN_TITLE]
     seen = [SEEN_TITLE] if any(results.seen for _, results in rows) else []
-    return [*COLUMNS, MEAN_TITLE, *(column for column in own if column not in COLUMNS), *seen]
+    return [*paper, *others, *seen]
 
 
 def results_table(rows: Sequence[Row], title: str = "") -> Table:
@@ -176,7 +179,9 @@ def results_table(rows: Sequence[Row], title: str = "") -> Table:
         (label, *(score.cell if (score := results.column(column)) else ABSENT for column in columns))
         for label, results in rows
     )
-    caption = CAPTION + (SEEN_CAPTION if SEEN_TITLE in columns else "")
+    in_points = any(score.unit != "%" for _, results in rows for score in results.scores)
+    caption = CAPTION + (PAPER_CAPTION if MEAN_TITLE in columns else "" if in_points else " In per cent.")
+    caption += SEEN_CAPTION if SEEN_TITLE in columns else ""
     return Table(title, ("", *map(cut, columns)), lines, notes=(caption,))
 
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from mixlora_cli.config import DataConfig
-from mixlora_cli.data.loading import definitions_of
+from mixlora_cli.data.loading import definitions_file, definitions_of, made_definitions
+from mixlora_cli.data.records import DEFAULT_TASK, Record
 from mixlora_cli.errors import UserError
 from mixlora_cli.method.pooling import masked_mean
 from mixlora_cli.models.load import LoadedModel, checkpoint_fingerprint, first_line
@@ -60,12 +61,30 @@ class TaskRouting:
         return digest_of([choose_encoder(self.encoder, base).fingerprint, sorted(self.definitions.items())])
 
 
-def routing_to_train(data: DataConfig, tasks: Iterable[str], encoder: str | None) -> TaskRouting:
+def routing_to_train(
+    data: DataConfig, tasks: Iterable[str], encoder: str | None, records: Sequence[Record] = ()
+) -> TaskRouting:
     """What a training run with routing=task on these tasks reads.
 
+    Args:
+        data: names the file of definitions, or none.
+        tasks: of the training.
+        encoder: see `TaskRouting`.
+        records: of the training, of which definitions are made where no file is named.
+
     Raises:
-        UserError: a task has no definition.
+        UserError: a task has no definition, or without a file the records have no tasks.
     """
+    if definitions_file(data) is None:
+        definitions = made_definitions(records)
+        if not definitions.keys() - {DEFAULT_TASK}:
+            why = "streamed records are not known before" if data.streaming else "the records name no task"
+            raise UserError(
+                f"routing=task needs tasks and what defines them: {why} and data.metadata=null; give "
+                "data.metadata=<file> with definitions, data.task_key=<key> or files by task, or train with "
+                "routing=instance"
+            )
+        return TaskRouting(definitions, encoder)
     try:
         return TaskRouting(definitions_of(data, tasks), encoder)
     except UserError as error:

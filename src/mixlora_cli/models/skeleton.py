@@ -49,11 +49,10 @@ def published_config(name: str) -> PreTrainedConfig:
 
 def is_published(model: ModelConfig) -> bool:
     """Whether a model's sizes are taken from published.yaml, not from a folder or the hub."""
-    folder = Path(checkpoint_source(model))
     return (
         model.source in ("hub", "prepared")
         and _key(model) in _published()
-        and not (folder / "config.json").is_file()
+        and not (Path(checkpoint_source(model)) / "config.json").is_file()
     )
 
 
@@ -102,10 +101,10 @@ def _config(model: ModelConfig) -> PreTrainedConfig:
     """The configuration of the model that `build_base` would load. See `build_skeleton`."""
     if model.source == "tiny":
         return build_tiny(model.chat_template or "v1").model.config
-    if model.source == "mini":
+    if model.source in ("mini", "smollm"):
         language = published_config("HuggingFaceTB/SmolLM2-135M-Instruct")
         assert isinstance(language, LlamaConfig)
-        return mini_config(language)
+        return mini_config(language) if model.source == "mini" else language
     if is_published(model):
         return published_config(_key(model))
     source = checkpoint_source(model)

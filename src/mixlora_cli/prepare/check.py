@@ -19,11 +19,13 @@ from rich.console import Console
 
 from mixlora_cli.config import CheckConfig, DataConfig, ModelConfig
 from mixlora_cli.data.chat import Chat
+from mixlora_cli.data.embedded import picture_store
 from mixlora_cli.data.encode import encode, verify_labels
 from mixlora_cli.data.images import check_images, stamp
-from mixlora_cli.data.loading import DataFiles, Split, load_definitions, locate_files, read_raws
+from mixlora_cli.data.loading import DataFiles, Split, load_definitions, locate_files, with_ranges
 from mixlora_cli.data.problems import BadRecord, Kind
-from mixlora_cli.data.records import Raw, Record, parse_record, task_name
+from mixlora_cli.data.records import Record, parse_record, task_of
+from mixlora_cli.data.sources import Raw, Rows, read_raws
 from mixlora_cli.data.template import IMAGE_MARKER
 from mixlora_cli.errors import UserError, cut
 from mixlora_cli.evaluation.instances import Chosen, notes
@@ -61,7 +63,7 @@ Sort = Kind | Mistake | Remark
 
 @dataclass
 class SplitReport:
-    """What was found in one file of records."""
+    """What was found in the records of one split."""
 
     split: str
     source: str
@@ -75,6 +77,11 @@ class SplitReport:
     """Without a problem."""
     text_only: int = 0
     pictures: int = 0
+    """Different files."""
+    pictures_per_record: dict[int, int] = field(default_factory=dict)
+    """Good records with so many pictures, by that number."""
+    longest: int = 0
+    """Tokens of the longest record, before it is cut; 0 where lengths are not checked."""
     tasks: dict[str, int] = field(default_factory=dict)
     """Good records of each task."""
     shared_ids: int = 0
@@ -149,7 +156,7 @@ def run_check(config: CheckConfig) -> Report:
     left_out += _check_definitions(data, reports)
     leaks: list[Leak] = []
     if options.leakage and "train" in checked and (len(checked) > 1 or benchmarks):
-        good = {split: (records, located[split].images) for split, (_, records) in checked.items()}
+        good = {split: (records, located[split].pictures) for split, (_, records) in checked.items()}
         leaks = _leaks(good, reports[0], benchmarks, config, workers)
         left_out += notes(benchmarks)
     elif not options.leakage:
@@ -190,6 +197,9 @@ class Rules:
     """Only these; None = all."""
     text_side: Chat | None = None
     """For lengths and label masks; None leaves them out."""
+    task: str | None = None
+    """Of every record; see `data.records.task_of`."""
+    task_key: str | None = None
 
 
 @dataclass
@@ -200,6 +210,8 @@ class ChunkResult:
     found: list[tuple[int, Sort, str]] = field(default_factory=list)
     """Index, sort and detail of each finding."""
     good: list[Record] = field(default_factory=list)
+    longest: int = 0
+    """Tokens of the longest record."""
 
 
 def _check_split(
@@ -207,29 +219,38 @@ def _check_split(
 ) -> tuple[SplitReport, list[Record]]:
     """The report, and the good records."""
     data, options = config.data, config.check
-    report = SplitReport(split, str(files.annotations), _KEPT * options.examples)
-    raws, problems = read_raws(files.annotations)
     tasks = None if data.tasks is None or split == "unseen" else frozenset(data.tasks)
-    rules = Rules(files.images, data.max_length, tasks, side)
     good: list[Record] = []
     began = time.perf_counter()
-    results = [ChunkResult(len(problems), [(each.index, each.kind, each.detail) for each in problems])]
-    results += with_bar(
-        check_texts(raws, rules, workers), f"checking the texts of {split}", total=-(-len(raws) // CHUNK)
-    )
+    results: list[ChunkResult] = []
+    starts: list[int] = []
+    read = 0
+    for part in files.parts:
+        raws, problems = read_raws(part.place)
+        starts.append(read)
+        found: list[tuple[int, Sort, str]] = [
+            (read + each.index, each.kind, each.detail) for each in problems
+        ]
+        results.append(ChunkResult(len(problems), found))
+        rules = Rules(files.images, data.max_length, tasks, side, part.task, data.task_key)
+        at_once = raws.at_once if isinstance(raws, Rows) else CHUNK
+        checked = check_texts(((read + number, raw) for number, raw in raws), rules, workers, at_once)
+        results += with_bar(checked, f"checking the texts of {split}", total=-(-len(raws) // at_once))
+        read += len(raws) + len(problems)
     seconds = time.perf_counter() - began
+    source = files.source if len(starts) == 1 else with_ranges(files.parts, starts)
+    report = SplitReport(split, source, _KEPT * options.examples)
     for result in results:
         report.records += result.seen
+        report.longest = max(report.longest, result.longest)
         good += result.good
         for index, sort, detail in result.found:
             report.add(sort, f"record {index}: {detail}")
     report.texts_per_second = report.records / max(seconds, 1e-9)
     if not report.records:
-        raise UserError(
-            f"{files.annotations}: no record to check; expected at least one of data.tasks={data.tasks}"
-        )
-    if options.images and files.images is not None:
-        bad = check_images((path for each in good for path in each.files), files.images, cache_root())
+        raise UserError(f"{source}: no record to check; expected at least one of data.tasks={data.tasks}")
+    if options.images:
+        bad = check_images((path for each in good for path in each.files), files.pictures, cache_root())
         for record in good:
             for path in [path for path in record.files if path in bad][:1]:
                 report.add(bad[path].kind, f"record {record.index}: {bad[path].detail}")
@@ -245,13 +266,16 @@ def _check_split(
     report.tasks = dict(sorted(Counter(record.task for record in good).items()))
     report.text_only = sum(not record.images for record in good)
     report.pictures = len({path for record in good for path in record.files})
+    report.pictures_per_record = dict(sorted(Counter(len(record.images) for record in good).items()))
     return report, good
 
 
-def check_texts(raws: Iterable[Raw], rules: Rules, workers: int) -> Iterator[ChunkResult]:
+def check_texts(
+    raws: Iterable[Raw], rules: Rules, workers: int, at_once: int = CHUNK
+) -> Iterator[ChunkResult]:
     """Results of all records, stretch by stretch in the order of the records, by parallel processes."""
     rows = iter(raws)
-    chunks = iter(lambda: list(islice(rows, CHUNK)), [])
+    chunks = iter(lambda: list(islice(rows, at_once)), [])
     if workers == 1:
         yield from (check_chunk(chunk, rules) for chunk in chunks)
         return
@@ -293,12 +317,14 @@ def check_chunk(chunk: Sequence[Raw], rules: Rules) -> ChunkResult:
     verified: Counter[str] = Counter()
     for index, raw in chunk:
         try:
-            if rules.tasks is not None and task_name(raw) not in rules.tasks:
+            named = rules.task, rules.task_key
+            if rules.tasks is not None and task_of(raw, *named) not in rules.tasks:
                 continue
             result.seen += 1
-            record = parse_record(index, raw, rules.images)
+            record = parse_record(index, raw, rules.images, *named, picture_store())
             if rules.text_side is not None:
                 encoded = encode(record, rules.text_side, rules.max_length)
+                result.longest = max(result.longest, encoded.length + encoded.num_dropped)
                 if encoded.num_dropped:
                     told = f"{encoded.length + encoded.num_dropped} tokens, {rules.max_length} allowed"
                     result.found.append((index, Remark.OVER_LENGTH, told))
@@ -327,7 +353,7 @@ def _check_definitions(data: DataConfig, reports: Sequence[SplitReport]) -> list
 
 
 def _leaks(
-    good: dict[Split, tuple[list[Record], Path | None]],
+    good: dict[Split, tuple[list[Record], Path]],
     train: SplitReport,
     benchmarks: Sequence[Chosen],
     config: CheckConfig,
@@ -374,9 +400,12 @@ def _as_json(report: Report) -> dict[str, Any]:
             sort.name.lower(): {"text": sort.value, "remark": isinstance(sort, Remark), **asdict(found)}
             for sort, found in split.found.items()
         }
-        keys = ("source", "records", "good", "text_only", "pictures", "shared_ids", "tasks")
+        keys = ("source", "records", "good", "text_only", "pictures", "shared_ids", "tasks", "longest")
         splits[split.split] = {
             **{key: getattr(split, key) for key in keys},
+            "pictures_per_record": {
+                str(number): count for number, count in split.pictures_per_record.items()
+            },
             "text_records_per_second": round(split.texts_per_second, 1),
             "findings": findings,
         }
@@ -392,9 +421,12 @@ def _print(report: Report, path: Path, examples: int) -> None:
     """Tables of findings and leaks, then one line that sums up."""
     console = Console()
     for split in report.splits:
+        most = max(split.pictures_per_record, default=0)
+        several = f"up to {most} a record, " if most > 1 else ""
+        longest = f"the longest of {split.longest:,} tokens; " if split.longest else ""
         say(
             f"{split.split}: {split.records:,} records of {len(split.tasks)} tasks, {split.pictures:,} pictures, "
-            f"{split.text_only:,} records without one; {split.good:,} good; "
+            f"{several}{split.text_only:,} records without one; {split.good:,} good; {longest}"
             f"texts checked at {split.texts_per_second:,.0f} records/s",
             console,
         )

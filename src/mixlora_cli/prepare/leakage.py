@@ -253,11 +253,9 @@ def open_benchmarks(config: CheckConfig) -> list[Chosen]:
         raise UserError(
             f"{key} asks for a comparison with the training pictures, check.leakage=false for none"
         )
-    if data.source == "json" and (data.train is None or data.images is None):
-        missing = "data.train" if data.train is None else "data.images"
+    if data.source == "json" and data.train is None:
         raise UserError(
-            f"{key}: no training pictures to compare with, {missing}=null; "
-            "expected data.train=<annotation.json> and data.images=<folder>"
+            f"{key}: no training pictures to compare with, data.train=null; expected data.train=<annotation.json>"
         )
     try:
         wanted = None if options.benchmarks is None else expand(options.benchmarks)

@@ -31,7 +31,8 @@ from mixlora_cli.data.loading import (
     sample_per_task,
 )
 from mixlora_cli.data.problems import BadRecord, Kind, Problem, settle
-from mixlora_cli.data.records import Record, parse_record, read_annotations
+from mixlora_cli.data.records import Record, parse_record
+from mixlora_cli.data.sources import read_annotations
 from mixlora_cli.data.template import IMAGE_MARKER
 from mixlora_cli.data.text_files import read_json
 from mixlora_cli.errors import UserError, cut

@@ -3,6 +3,7 @@
 - config.yaml: the resolved configuration
 - versions.json: Python, packages, platform, git commit, command line; processes, threads and number format
 - metrics.jsonl: one line for each logged step
+- definitions.json: of each task, where the training made them itself (routing=task without data.metadata)
 - routing.jsonl: how each layer uses its factors, one line for each look (MixLoRA)
 - checkpoints/checkpoint-<step>/: for resume=auto, each complete or not there
 - adapter/: the trained adapter
@@ -63,6 +64,7 @@ class RunFolder:
         self.versions = root / "versions.json"
         self.metrics = root / "metrics.jsonl"
         self.routing = root / "routing.jsonl"
+        self.definitions = root / "definitions.json"
         self.checkpoints = root / "checkpoints"
         self.adapter = root / "adapter"
         self.result = root / "result.json"
@@ -162,7 +164,7 @@ class RunFolder:
         self.result.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.adapter):
             shutil.rmtree(folder, ignore_errors=True)
-        for file in (self.versions, self.metrics, self.routing, self.config):
+        for file in (self.versions, self.metrics, self.routing, self.definitions, self.config):
             file.unlink(missing_ok=True)
 
 
@@ -239,6 +241,8 @@ NEUTRAL: dict[str, Any] = {
     "model.quantization": "none",
     "train.fsdp": False,
     "train.packing": False,
+    "data.task_key": None,
+    "data.streaming": False,
 }
 """Keys that came later, each with the value at which a training is what it was before: there they leave no trace."""
 FIRST_TARGETS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments, se
 
 from mixlora_cli.config import TrainConfig, WandbConfig
 from mixlora_cli.data.collate import Collator, DummyImage, Features, build_dummy_image
-from mixlora_cli.data.encode import EncodedDataset, Item, encode_records
-from mixlora_cli.data.loading import load_records
+from mixlora_cli.data.encode import EncodedDataset, Item, StreamedDataset, encode_records
+from mixlora_cli.data.loading import HOW_MADE, definitions_file, load_definitions, load_records
+from mixlora_cli.data.records import Record
 from mixlora_cli.errors import UserError
 from mixlora_cli.launch import group_left_at_exit
 from mixlora_cli.method.targets import output_layer
@@ -66,18 +68,41 @@ def _train(config: TrainConfig, run: RunFolder, base: LoadedModel | None) -> Non
 
     if base is None:
         require_prepared(config.model)
-    # What the first process finds about the pictures is kept for the others.
-    with arguments.main_process_first(desc="records"):
-        records = load_records(config.data, "train", config.seed)
+    records: list[Record] = []
+    if not config.data.streaming:
+        # What the first process finds about the pictures is kept for the others.
+        with arguments.main_process_first(desc="records"):
+            records = load_records(config.data, "train", config.seed)
     routing = None
     if config.adapter.name == "mixlora" and ROUTERS[config.routing.name].source == "task":
-        routing = routing_to_train(config.data, (record.task for record in records), config.routing.encoder)
+        # Of streamed records nobody knows the tasks yet: they have to be among those of the file.
+        tasks = (
+            load_definitions(config.data) if config.data.streaming else (record.task for record in records)
+        )
+        routing = routing_to_train(config.data, tasks, config.routing.encoder, records)
+        if definitions_file(config.data) is None:
+            count = len(routing.definitions)
+            say(
+                f"data.metadata=null: the {count} tasks are defined by {HOW_MADE} ({run.definitions})",
+                console,
+            )
     # Weights that are trained themselves need their full precision; otherwise only the adapter does.
     with loads_whole_weights():
         base = base or build_base(config.model, torch.float32 if config.adapter.name == "full" else dtype)
-    dataset = encode_records(
-        records, base.chat, config.data.max_length, config.data.on_error, "the training data"
-    )
+    dataset: EncodedDataset | StreamedDataset
+    if config.data.streaming:
+        dataset = StreamedDataset(
+            config.data,
+            base.chat,
+            config.seed,
+            arguments.process_index,
+            arguments.world_size,
+            None if routing is None else routing.definitions,
+        )
+    else:
+        dataset = encode_records(
+            records, base.chat, config.data.max_length, config.data.on_error, "the training data"
+        )
     del records  # the dataset holds all that training needs, in a fraction of the memory
 
     embeddings = None if routing is None else routing.embeddings(base)
@@ -102,10 +127,17 @@ def _train(config: TrainConfig, run: RunFolder, base: LoadedModel | None) -> Non
     stop, report = StopAtSignal(), Report(run.metrics, console)
     features = choose_features(base, config.train.cache_features)
     trainer = build_trainer(
-        model, base, dataset, features, arguments, [stop, report], embeddings, config.train.packing
+        model,
+        base,
+        dataset,
+        features,
+        arguments,
+        [stop, report],
+        embeddings=embeddings,
+        packed=config.train.packing,
     )
     if config.train.packing:
-        require_packing(trainer, dataset.items)
+        require_packing(trainer, list(islice(dataset, _LOOKED_AT)))
     trainer.tend_routing(config.routing, run.routing, console)
     if arguments.process_index:
         set_seed(config.seed + arguments.process_index)  # its own dropout
@@ -114,6 +146,8 @@ def _train(config: TrainConfig, run: RunFolder, base: LoadedModel | None) -> Non
         stack.enter_context(write_errors(run.root, lambda: _how_to_go_on(run)))
         if trainer.is_world_process_zero():
             run.begin(config, checkpoint)
+            if routing is not None and definitions_file(config.data) is None:
+                write_json(run.definitions, routing.definitions)
         stack.callback(report.close)
         stack.enter_context(_wandb(config.wandb, run.root))
         stack.enter_context(stop.listening())
@@ -141,7 +175,7 @@ def _train(config: TrainConfig, run: RunFolder, base: LoadedModel | None) -> Non
 def build_trainer(
     model: nn.Module,
     base: LoadedModel,
-    dataset: EncodedDataset,
+    dataset: EncodedDataset | StreamedDataset,
     features: Features,
     arguments: TrainingArguments,
     callbacks: list[TrainerCallback],
@@ -173,7 +207,7 @@ def build_trainer(
 def dummy_image_for_text(
     model: nn.Module,
     base: LoadedModel,
-    dataset: EncodedDataset,
+    dataset: EncodedDataset | StreamedDataset,
     features: Features,
     arguments: TrainingArguments,
 ) -> DummyImage | None:
@@ -192,11 +226,13 @@ def dummy_image_for_text(
     )
     deepspeed = getattr(arguments, "hf_deepspeed_config", None)
     shared = trained_beside_the_language_model or (deepspeed is not None and deepspeed.is_zero3())
-    if shared and any(not item.images for item in dataset.items):
+    if shared and (isinstance(dataset, StreamedDataset) or any(not item.images for item in dataset.items)):
         return build_dummy_image(base.chat, features)
     return None
 
 
+_LOOKED_AT = 200
+"""Instances among which the shortest are looked for."""
 _DIFFERENCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
 """Largest difference of a token's log probability in one row with others and alone, by the type of the products."""
 

@@ -14,12 +14,12 @@ from accelerate.utils import gather_object
 from peft import PeftModel
 from rich.console import Console
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from mixlora_cli.config import RoutingConfig
-from mixlora_cli.data.encode import EncodedDataset
+from mixlora_cli.data.encode import EncodedDataset, StreamedDataset
 from mixlora_cli.errors import UserError
 from mixlora_cli.method.context import RoutingContext
 from mixlora_cli.method.model import MixLoraModel
@@ -37,7 +37,7 @@ from mixlora_cli.training.run_folder import publish_checkpoint, temp_checkpoints
 
 
 class AdapterTrainer(Trainer):
-    """Trains a `PeftModel` or a bare LLaVA model on an `EncodedDataset`, batched by `Collator(with_indices=True)`."""
+    """Trains a `PeftModel` or a bare model on encoded or streamed items, batched by `Collator(with_indices=True)`."""
 
     # What compute_loss returns is already divided by the label tokens of the whole accumulated step.
     loss_is_scaled_for_ga = True
@@ -63,7 +63,8 @@ class AdapterTrainer(Trainer):
             return
         if routing.balance_loss:
             self.balance = BalanceLoss(model.context, routing.balance_loss)
-        if routing.health_every and adapted_layers(model):
+        # Its tasks and its probe come from all records.
+        if routing.health_every and adapted_layers(model) and isinstance(self.train_dataset, EncodedDataset):
             self.health = RoutingHealth(self, model, routing.health_every, path, console)
             self.add_callback(self.health)
 
@@ -152,6 +153,14 @@ class AdapterTrainer(Trainer):
         norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
         self._finite.check_gradient(norm, self.state.global_step + 1)
         return norm
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The Trainer's own; of streamed items, which are this process's alone, they are not shared out once more."""
+        if not isinstance(self.train_dataset, StreamedDataset):
+            return super().get_train_dataloader()
+        return DataLoader(
+            self.train_dataset, batch_size=self.args.train_batch_size, collate_fn=self.data_collator
+        )
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
         """The Trainer's own sampler (random or length-grouped), with an order that depends on seed and epoch alone.

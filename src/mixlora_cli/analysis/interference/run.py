@@ -164,7 +164,7 @@ def draw_samples(config: InterferenceConfig) -> list[Sample]:
             f"tasks=[{','.join(map(cut, tasks))}]: the {settings.split} data has no other task, and one "
             "cannot disturb itself; expected at least two"
         )
-    images = locate_files(config.data, settings.split).images
+    images = locate_files(config.data, settings.split).pictures
     samples = []
     for task in tasks:
         records = by_task.get(task, [])

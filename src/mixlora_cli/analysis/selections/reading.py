@@ -188,7 +188,7 @@ def choose_instances(config: TsneConfig) -> list[Instances]:
                 f"tasks={cut(task)}: the {split} data has 1 instance of it, a map needs at least 2"
             )
         sample = stratified(records, config.tsne.instances, config.seed)
-        chosen.append(Instances(task, split, sample, len(records), locate_files(data, split).images))
+        chosen.append(Instances(task, split, sample, len(records), locate_files(data, split).pictures))
     return chosen
 
 
@@ -358,6 +358,8 @@ def _model_digest(model: ModelConfig) -> str:
     elif model.name_or_path is not None and Path(model.name_or_path).is_dir():
         folder = Path(model.name_or_path)
     parts: list[object] = [asdict(model)]
+    if model.source == "smollm":
+        parts.append(mini.text_digest())
     if model.source == "mini":
         parts += [mini.sources(), hashlib.sha256(STAGE_ONE.read_bytes()).hexdigest()]
     files = [] if folder is None else sorted(path for path in folder.iterdir() if path.is_file())
