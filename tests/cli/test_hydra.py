@@ -167,3 +167,20 @@ def test_wrong_key_in_a_sweep(mixlora: Any, commands: Any) -> None:
     result = mixlora("train", "-m", "rnk=2,4")
     assert (result.code, commands.called) == (2, [])
     assert result.err.startswith("error: rnk=2") and result.err.endswith("did you mean rank?\n")
+
+
+@pytest.mark.parametrize(
+    ("train", "name"),
+    [
+        ("my data/a.json", "a"),
+        ("owner/name/config:test", "config-test"),
+        ("{ocr: a.json, vqa: {file: b.json, weight: 0.5}}", "ocr-vqa"),
+        ("{a b: a.json, c/d: a.json}", "a_b-c_d"),
+        ("{1: a.json, 2: a.json, 3: a.json, 4: a.json, 5: a.json}", "1-2-3-and-2"),
+        ("null", "json"),
+    ],
+)
+def test_a_run_is_named_after_its_files_or_their_tasks(train: str, name: str, mixlora: Any) -> None:
+    quoted = f'"{train}"' if " " in train and "{" not in train else train
+    printed = mixlora("train", "data=json", f"data.train={quoted}", "--cfg", "job", "--resolve").out
+    assert yaml.safe_load(printed)["data"]["name"] == name

@@ -203,6 +203,20 @@ REFUSED = [
     ("data.train", "nope.json", "data.train=nope.json: must be an existing file; looked in {here}"),
     ("data.train", "/nope.json", "data.train=/nope.json: must be an existing file"),
     ("data.train", "images", "data.train=images: must be an existing file; this is a folder"),
+    ("data.train", {"ocr": "my.json", "vqa": "nope.json"},
+     "data.train={{ocr:my.json,vqa:nope.json}}: vqa: must be an existing file; looked in {here}"),
+    ("data.train", {"ocr": {"file": "images", "weight": 2}},
+     "data.train={{ocr:{{file:images,weight:2}}}}: ocr: must be an existing file; this is a folder"),
+    *(("data.train", {"ocr": entry}, f"data.train={{{{ocr:{shown}}}}}: ocr: must be a file or "
+       "{{file: a.json, weight: 2.0}}, the weight in (0, 1000)")
+      for entry, shown in (({"file": "my.json", "weight": 0}, "{{file:my.json,weight:0}}"),
+                           ({"file": "my.json", "weight": "x"}, "{{file:my.json,weight:x}}"),
+                           ({"path": "my.json"}, "{{path:my.json}}"))),
+    ("data.train", {}, "data.train={{}}: must name at least one file"),
+    ("data.train", ["my.json"], "data.train=[my.json]: must be a file, or a mapping like {{task: file}} or "
+     "{{task: {{file: a.json, weight: 2.0}}}}"),
+    ("data.heldout", {"ocr": {"file": "my.json", "weight": 2.0}},
+     "data.heldout={{ocr:{{file:my.json,weight:2.0}}}}: weights are for data.train alone; only {{task: file}}"),
     ("data.heldout", "nope.json", "data.heldout=nope.json: must be an existing file; looked in {here}"),
     ("data.unseen", "nope.json", "data.unseen=nope.json: must be an existing file; looked in {here}"),
     ("data.metadata", "nope.json", "data.metadata=nope.json: must be an existing file; looked in {here}"),

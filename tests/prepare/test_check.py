@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -269,3 +271,53 @@ def test_the_command_line_gives_the_exit_code(folder: Path) -> None:
     files = [f"data.train={folder}/train.json", f"data.images={folder}/pictures", f"output_dir={folder}/out"]
     command = [sys.executable, "-m", "mixlora_cli.cli", "check", "data=json", "model=tiny", *files]
     assert subprocess.run(command, capture_output=True, cwd=folder, check=False).returncode == 1
+
+
+def test_every_form_of_records_is_checked_and_counted(folder: Path) -> None:
+    picture = (folder / "pictures" / "a.png").read_bytes()
+    ask = {
+        "role": "user",
+        "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "Which?"}],
+    }
+    answer = {"role": "assistant", "content": "red"}
+    pq.write_table(
+        pa.Table.from_pylist(
+            [
+                {
+                    "images": [{"bytes": picture}, {"bytes": picture}],
+                    "messages": [{"role": "user", "content": "Which?"}, answer],
+                },
+                {
+                    "images": [{"bytes": picture[:60]}],
+                    "messages": [{"role": "user", "content": "Which?"}, answer],
+                },
+                {"images": None, "messages": [{"role": "user", "content": "Why?"}, answer]},
+            ]
+        ),
+        folder / "table.parquet",
+    )
+    lines = [
+        {"images": ["a.png", "b.png"], "messages": [ask, answer]},
+        {"images": ["a.png"], "messages": [ask, answer]},
+    ]
+    (folder / "lines.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    places = {"table": str(folder / "table.parquet"), "lines": str(folder / "lines.jsonl")}
+    for workers in (1, 2):
+        config = configured(folder, [], data={}, lengths=False, workers=workers)
+        report = run_check(replace(config, data=replace(config.data, train=places)))
+        (split,) = report.splits
+        assert split.source == f"{places['table']} (from record 0 on), {places['lines']} (from record 3 on)"
+        assert (split.records, split.good, split.pictures, split.pictures_per_record) == (
+            5,
+            3,
+            3,
+            {0: 1, 2: 2},
+        )
+        assert split.tasks == {"lines": 1, "table": 2}
+        assert split.found[Kind.IMAGE_MARKER].examples == ["record 4: 2 <image> for 1 image"]
+        assert split.found[Kind.CORRUPT_IMAGE].examples[0].startswith("record 1: ")
+
+
+def test_a_check_does_not_stream(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.streaming=true: a check holds all records at once"):
+        run_check(configured(folder, [raw("What?", "red")], data={"streaming": True}))

@@ -35,7 +35,7 @@ MakeConfig = Callable[..., TrainConfig]
 
 
 def write_data(folder: Path) -> DataConfig:
-    """Twelve pictures of one colour each; answers of different lengths, one record without a picture."""
+    """Twelve pictures of one colour each; answers of different lengths, one record without a picture, one with two."""
     images = folder / "images"
     images.mkdir()
     records = []
@@ -55,6 +55,9 @@ def write_data(folder: Path) -> DataConfig:
         if number == 5:
             del record["image"]
             record["conversations"][0]["value"] = "Say white."
+        if number == 7:
+            record["image"] = ["7.png", "3.png"]
+            record["conversations"][0]["value"] = "Is <image> of the colour of <image>?"
         records.append(record)
     path = folder / "train.json"
     path.write_text(json.dumps(records))

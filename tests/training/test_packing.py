@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from mixlora_cli.config import AdapterConfig, RoutingConfig
+from families import make_family
+from mixlora_cli.config import AdapterConfig, ModelConfig, RoutingConfig
 from mixlora_cli.data import collate as module
 from mixlora_cli.data.collate import Collator, PixelLoader
 from mixlora_cli.data.encode import Item, encode_records
@@ -21,6 +24,16 @@ from mixlora_cli.training.run_folder import RunFolder, read_metrics
 from mixlora_cli.training.train import train
 
 from .conftest import MakeConfig, adapter_weights
+
+TEXTS = [
+    {
+        "conversations": [
+            {"from": "human", "value": f"Say {word}."},
+            {"from": "gpt", "value": word * (1 + n % 3)},
+        ]
+    }
+    for n, word in enumerate(("red", "a", "two", "blue", "yes", "no"))
+]
 
 
 @pytest.fixture
@@ -122,3 +135,33 @@ def test_a_blank_picture_has_no_place_in_a_packed_row(make_config: MakeConfig) -
     config = replace(config, model=replace(config.model, train_also=["multi_modal_projector"]))
     with pytest.raises(UserError, match=r"train\.packing=true: batches without pictures get a blank one"):
         train(config)
+
+
+@pytest.mark.parametrize(
+    ("family", "refused"), [("internvl", False), ("gemma3", True), ("qwen2_5_vl", True), ("llama3", False)]
+)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_families_are_packed_right_or_refused(
+    make_config: MakeConfig, tmp_path: Path, family: str, refused: bool, precision: str
+) -> None:
+    """Gemma 3 looks both ways inside a picture, and Qwen's positions have three axes: packed rows break both."""
+    folder = make_family(family, tmp_path / family)
+
+    def run(name: str, packing: bool) -> float:
+        config = make_config(
+            name, "lora", steps=1, batch_size=4, dropout=0.0, packing=packing, precision=precision
+        )
+        model = ModelConfig(name=family, source="hub", name_or_path=str(folder))
+        data = config.data
+        if family == "llama3":
+            (tmp_path / "texts.json").write_text(json.dumps(TEXTS))
+            data = replace(data, train=str(tmp_path / "texts.json"), images=None)
+        root = train(replace(config, model=model, data=data))
+        return float(read_metrics(RunFolder(root).metrics)[0]["loss"])
+
+    if refused:
+        with pytest.raises(UserError, match="does not keep the instances of a row apart"):
+            run("packed", True)
+    else:
+        tolerance = 1e-5 if precision == "fp32" else 1e-2
+        assert run("packed", True) == pytest.approx(run("padded", False), rel=tolerance)

@@ -95,7 +95,7 @@ def test_what_streaming_cannot_do_is_refused(
 
 def test_a_task_without_a_definition_stops(make_stream: MakeStream) -> None:
     data = make_stream("run").data
-    with pytest.raises(UserError, match=r"task task1 of record .* has none; add it to data.metadata"):
+    with pytest.raises(UserError, match=r"task task1 of record .* has none; add it to data\.metadata"):
         indices(data, NUM_RECORDS, tasks={"task0"})
 
 

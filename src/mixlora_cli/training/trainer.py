@@ -50,6 +50,8 @@ class AdapterTrainer(Trainer):
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
+        # The Trainer counts a step's label tokens only for models whose own loss takes the number, which not all do.
+        self.model_accepts_loss_kwargs = True
         self._finite = FiniteGuard()
         if self.args.fsdp:
             assert isinstance(self.model, nn.Module)
