@@ -94,6 +94,7 @@ def test_text_alone_from_training_to_scores(tmp_path: Path) -> None:
     )
     assert trained.returncode == 0, trained.stderr
     assert json.loads((tmp_path / "run/result.json").read_text())["steps"] == 2
+    assert trained.stdout.splitlines()[-1] == "next: mixlora eval run=run data=mini_text"
     limits = ["eval.limit=2", "eval.max_new_tokens=2", "eval.seen=true"]
     scored = _mixlora("eval", "run=run", "data=mini_text", *limits, cwd=tmp_path)
     assert scored.returncode == 0, scored.stderr

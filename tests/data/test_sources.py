@@ -30,6 +30,7 @@ def test_a_json_list_and_json_lines_read_alike(tmp_path) -> None:
     assert as_list == ([(0, rows[0]), (1, rows[1])], [])
     lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n"
     assert read_annotations(written(tmp_path, lines)) == as_list
+    assert read_annotations(written(tmp_path, "\ufeff\n" + lines)) == as_list
     mixed = b'{"id": 1}\r\n{"id": 2}\r{"id": 3}\n'  # line breaks of every system
     assert read_annotations(written(tmp_path, mixed)) == (
         [(0, {"id": 1}), (1, {"id": 2}), (2, {"id": 3})],
@@ -86,6 +87,7 @@ NO_RECORDS = r"train\.json: expected a JSON list of records or JSON lines"
         ('{\n "colour": {"definition": "x"}\n}', NO_RECORDS),
         ("3", NO_RECORDS),
         (b'["\xff"]', "not UTF-8 text at byte 2"),
+        (b'{"id": 1}\n{"id": "\xff"}\n', "not UTF-8 text at byte 18"),
         (b'\xef\xbb\xbf["\xff"]', "not UTF-8 text at byte 5"),
         (f"[{HUGE}]", r"train\.json: malformed JSON: a number with thousands of digits"),
         (f'[{{"id": {DEEP}}}]', r"train\.json: malformed JSON: nested too deeply, thousands of brackets"),

@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from torch import nn
 
 from families import make_family
-from mixlora_cli.config import AdapterConfig, ModelConfig, RoutingConfig
+from mixlora_cli.config import AdapterConfig, ModelConfig, RoutingConfig, parse
 from mixlora_cli.errors import UserError
+from mixlora_cli.hydra_conf import by_size
 from mixlora_cli.models.adapters import num_parameters
 from mixlora_cli.models.load import build_base
 from mixlora_cli.models.networks import LinearProjector
 from mixlora_cli.models.skeleton import attach_to_skeleton, build_skeleton
+from mixlora_cli.paths import conf_dir
 
 V1 = ModelConfig("llava_v1_7b", "prepared")
 V1_5_7B = ModelConfig("llava_1_5_7b", "hub", "llava-hf/llava-1.5-7b-hf")
@@ -88,6 +91,26 @@ def test_a_folder_of_any_family_is_what_is_loaded(family: str, tmp_path: Path) -
     real = type(skeleton).from_pretrained(folder)
     shapes = {name: parameter.shape for name, parameter in real.named_parameters()}
     assert {name: parameter.shape for name, parameter in skeleton.named_parameters()} == shapes
+
+
+PRESETS = sorted(
+    path.stem for path in (conf_dir() / "model").glob("*.yaml") if path.stem not in ("hf", "mini", "tiny")
+)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_presets_size_gives_the_defaults_of_its_parameters(preset: str) -> None:
+    """Offline: neither the hub nor the package that carries a model is asked for."""
+    settings = OmegaConf.load(conf_dir() / "model" / f"{preset}.yaml")
+    values = OmegaConf.to_container(settings)
+    assert isinstance(values, dict) and values["name"] == preset
+    counted = size(build_skeleton(parse(ModelConfig, values))) / 1e9
+    nominal, real = (
+        by_size("small", "middle", "large", _root_=OmegaConf.create({"model": {"billions": billions}}))
+        for billions in (values["billions"], counted)
+    )
+    assert nominal == real
+    assert values["billions"] == pytest.approx(counted, rel=0.45)
 
 
 def linears(hidden: int, intermediate: int) -> list[tuple[int, int]]:

@@ -70,6 +70,11 @@ def make_family(name: str, folder: Path) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(WEIGHT_SEED)
         network = family.network(tokenizer)
+        for weight in network.parameters():
+            if (
+                weight.dim() > 1 and not weight.any()
+            ):  # Gemma 3's projector begins with zeros: no picture would matter
+                torch.nn.init.normal_(weight, std=SPREAD)
     network.generation_config = hf.GenerationConfig(
         eos_token_id=tokenizer.convert_tokens_to_ids(list(family.ends)),
         bos_token_id=tokenizer.bos_token_id,

@@ -115,12 +115,15 @@ def llama3() -> PreTrainedTokenizerBase:
     """Llama 3: no token that pads."""
     begin, end = "<|begin_of_text|>", "<|eot_id|>"
     special = (begin, "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", end)
-    return _byte_level(GPT2Tokenizer, special, bos_token=begin, eos_token=end, unk_token="<|end_of_text|>")
+    names = {"bos_token": begin, "eos_token": end, "unk_token": "<|end_of_text|>", "add_bos_token": True}
+    return _byte_level(GPT2Tokenizer, special, **names)
 
 
 def llama(*special: str, **names: Any) -> PreTrainedTokenizerBase:
     """Llama 1 and 2, Mistral, Phi 3; without names, no token that pads."""
-    return _sentencepiece(LlamaTokenizer, ("<unk>", "<s>", "</s>"), special, legacy=False, **names)
+    return _sentencepiece(
+        LlamaTokenizer, ("<unk>", "<s>", "</s>"), special, legacy=False, add_bos_token=True, **names
+    )
 
 
 def gemma() -> PreTrainedTokenizerBase:
@@ -132,4 +135,4 @@ def gemma() -> PreTrainedTokenizerBase:
     }
     special = ("<start_of_turn>", "<end_of_turn>", *named.values(), *("\n" * count for count in (2, 3, 4)))
     first = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
-    return _sentencepiece(GemmaTokenizer, first, special, extra_special_tokens=named)
+    return _sentencepiece(GemmaTokenizer, first, special, add_bos_token=True, extra_special_tokens=named)

@@ -67,7 +67,7 @@ class ModelConfig(Settings, at="model"):
     revision: Text | None = None
     billions: PositiveNumber | None = None
     chat_template: Annotated[Text, rule(_TEMPLATES, _is_template)] | None = None
-    template_options: dict[Text, Any] = field(default_factory=dict)
+    template_options: dict[Text, Any] | None = None
     attn_implementation: Text = "eager"
     train_also: list[Annotated[Text, rule("must be regular expressions", _is_regex)]] = field(
         default_factory=list

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from mixlora_cli.data.images import Picture, size_as_shown
 from mixlora_cli.data.problems import BadRecord, Kind
-from mixlora_cli.data.template import IMAGE_MARKER, Segment, Template, Turn
+from mixlora_cli.data.template import CHOICES, IMAGE_MARKER, Segment, Template, Turn
 from mixlora_cli.errors import UserError, cut
 
 _ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
@@ -65,9 +65,23 @@ class Chat:
             raise UserError(
                 f"chat template {self.template.name} ends answers with {behind!r}, which is no control token of this "
                 "model's tokenizer, so that no answer would ever end; give the template that the model was trained "
-                "with (model.chat_template=v1, smollm or a Jinja file)"
+                f"with ({CHOICES})"
             )
         return min(found, key=behind.index)  # of several there the longest
+
+    @cached_property
+    def begin(self) -> list[int]:
+        """What goes before the text: the begin-of-sequence token or nothing.
+
+        A template that says nothing of it leaves it to the model's processor, which asks its tokenizer for that token
+        where the text does not begin with it. A tokenizer alone adds none to a chat.
+        """
+        bos, token = self.tokenizer.bos_token_id, self.tokenizer.bos_token
+        wanted = self.template.bos
+        if wanted is None and self.processor is not None and bos is not None:
+            written = self.render([Turn("human", _MARK)], prompt=True).startswith(str(token))
+            wanted = not written and self.tokenizer("")["input_ids"][:1] == [bos]
+        return [int(bos)] if wanted and bos is not None else []
 
     @cached_property
     def _control_tokens(self) -> list[str]:
@@ -154,7 +168,7 @@ class Chat:
                 raise UserError(
                     f"chat template {self.template.name} writes a conversation of {len(roles)} turns otherwise than "
                     f"the prompt and its answer (up to {cut(prompt[-40:])!r}): the labels of training cannot be "
-                    "told; give another template (model.chat_template=v1, smollm or a Jinja file), or options of it "
+                    f"told; give another template ({CHOICES}), or options of it "
                     "(model.template_options={enable_thinking: false})"
                 )
             segments += [

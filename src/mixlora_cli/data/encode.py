@@ -27,7 +27,7 @@ from mixlora_cli.data.images import Picture, opened
 from mixlora_cli.data.problems import BadRecord, Kind, Problem, settle
 from mixlora_cli.data.records import Record
 from mixlora_cli.data.streaming import stream_records
-from mixlora_cli.data.template import IMAGE_MARKER, Segment, Turn
+from mixlora_cli.data.template import CHOICES, IMAGE_MARKER, Segment, Turn
 from mixlora_cli.errors import UserError, cut
 from mixlora_cli.progress import say, with_bar
 
@@ -270,8 +270,7 @@ def _tokenise(
     # one call: a fast tokenizer spends most of its time on the way in and out
     batch = [text for anchor, text, _ in pieces for text in (anchor, anchor + text)]
     rows: list[list[int]] = chat.tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]
-    bos = chat.tokenizer.bos_token_id if chat.template.bos else None
-    input_ids: list[int] = [] if bos is None else [int(bos)]
+    input_ids = list(chat.begin)
     labels = [IGNORE] * len(input_ids)
     pictures_before: list[tuple[int, int]] = []
     shown = 0
@@ -340,7 +339,7 @@ def verify_labels(encoded: Item, record: Record, chat: Chat) -> None:
     if [text.strip() for text in written] != answers:
         raise UserError(
             f"chat template {chat.template.name} changes the answers of {where}: the loss would be on {written}, "
-            f"expected {answers}; give another template (model.chat_template=v1, smollm or a Jinja file), or "
+            f"expected {answers}; give another template ({CHOICES}), or "
             "options of it (model.template_options={enable_thinking: false})"
         )
     expected = [

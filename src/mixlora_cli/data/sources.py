@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mixlora_cli.data.problems import Kind, Problem
-from mixlora_cli.data.text_files import numbered_lines, parse_json, read_text
+from mixlora_cli.data.text_files import parse_json, read_text
 from mixlora_cli.errors import UserError
 
 Raw = tuple[int, Any]
@@ -138,7 +139,7 @@ def _lines_of(lines: Iterable[str], place: str) -> Iterator[tuple[int, str]]:
                 "none; write a JSON list one record a line (jq -c '.[]' a.json > a.jsonl)"
             )
         is_first = False
-        yield number, line
+        yield number, line.rstrip("\n")
 
 
 def _is_parquet(path: Path) -> bool:
@@ -248,6 +249,15 @@ def read_annotations(path: Path) -> tuple[list[Raw], list[Problem]]:
     Raises:
         UserError: the file is missing, is not UTF-8 text, or is neither a JSON list nor JSON lines.
     """
+    with suppress(OSError, UnicodeDecodeError), path.open(encoding="utf-8-sig") as lines:
+        first = next((line for line in lines if line.strip()), "")
+        # an object over several lines is no list of records but a metadata file, say
+        if first.lstrip().startswith("{") and first.strip() != "{":
+            lines.seek(0)  # line by line: the text as a whole would be some six times the file
+            numbered = (
+                (number, line.rstrip("\n")) for number, line in enumerate(lines, start=1) if line.strip()
+            )
+            return _parted(parse_lines(numbered))
     text = read_text(path, "a JSON annotation file")
     beginning = text.lstrip()
     if beginning.startswith("["):
@@ -255,9 +265,6 @@ def read_annotations(path: Path) -> tuple[list[Raw], list[Problem]]:
             return list(enumerate(parse_json(text, str(path)))), []
         except json.JSONDecodeError:
             return _salvage_list(text)
-    # an object over several lines is no list of records but a metadata file, say
-    if beginning.startswith("{") and beginning.split("\n", 1)[0].strip() != "{":
-        return _parted(parse_lines(numbered_lines(text)))
     raise UserError(f"{path}: expected a JSON list of records or JSON lines, one record a line")
 
 

@@ -35,8 +35,9 @@ class Template:
     source: str
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further variables of the template, such as `{"enable_thinking": False}`."""
-    bos: bool = False
-    """Whether the tokenizer's begin-of-sequence token, if it has one, is put before the text."""
+    bos: bool | None = None
+    """Whether the tokenizer's begin-of-sequence token, if it has one, is put before the text; None = as the model's
+    processor does."""
     pictures_first: bool = False
     """Whether all pictures open the first question, as LLaVA has it, wherever they stand."""
 
@@ -50,3 +51,5 @@ V1 = _built_in("v1", bos=True)
 SMOLLM = _built_in("smollm", bos=False)
 ONEVISION = _built_in("onevision", bos=False, pictures_first=False)
 TEMPLATES: dict[str, Template] = {template.name: template for template in (V1, SMOLLM, ONEVISION)}
+CHOICES = f"model.chat_template={', '.join(TEMPLATES)} or a Jinja file"
+"""What else than its own template a model can be given, for messages."""

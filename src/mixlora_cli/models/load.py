@@ -32,7 +32,7 @@ from transformers.video_processing_utils import VideoProcessorMixin
 from mixlora_cli.config import ModelConfig
 from mixlora_cli.config.groups import Quantization
 from mixlora_cli.data.chat import Chat
-from mixlora_cli.data.template import TEMPLATES, V1, Template
+from mixlora_cli.data.template import CHOICES, TEMPLATES, V1, Template
 from mixlora_cli.data.text_files import read_text
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.networks import register_models
@@ -262,13 +262,13 @@ def choose_template(model: ModelConfig, own: str | dict[str, str] | None) -> Tem
     Raises:
         UserError: a file cannot be read, or the model has no template of its own.
     """
-    name, options = model.chat_template, dict(model.template_options)
+    name, options = model.chat_template, model.template_options or {}
     if name is None:
         source = own.get("default") if isinstance(own, dict) else own
         if source is None:
             raise UserError(
                 f"model.name_or_path={model.name_or_path} has no chat template of its own: give "
-                "model.chat_template=v1, smollm or a Jinja file, the one that it was trained with"
+                f"{CHOICES}, the one that it was trained with"
             )
         return Template("of the model", source, options)
     if name in TEMPLATES:
@@ -304,6 +304,9 @@ def first_line(error: Exception) -> str:
 
 
 def _unreadable(source: str, error: Exception) -> str:
+    if isinstance(error, ImportError):  # its first sentence names the package
+        missing = " ".join(str(error).split()).partition(". ")[0]
+        return f"model.name_or_path={source} cannot be loaded: {missing}; install it with pip"
     return (
         f"model.name_or_path={source} cannot be loaded: {first_line(error)} Give a Hugging Face id that this machine "
         "can reach, or a local folder with config.json, weights and processor files"

@@ -114,7 +114,7 @@ def text_folder() -> Path:
     folder = cache_root() / f"smollm2-135m-{text_digest()[:16]}"
     if not folder.is_dir():
         say("unpacking SmolLM2-135M (once, half a minute)")
-        with folder_beside(folder) as temp:
+        with folder_beside(folder) as temp, _without_bars():
             _language_model().save_pretrained(temp)
             tokenizer = _build_tokenizer(image_token=None)
             tokenizer.chat_template = SMOLLM.source
@@ -148,7 +148,7 @@ def _language_model_folder() -> Path:
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """Reading GGUF draws a progress bar that nothing switches off; what goes wrong raises all the same."""
+    """Reading GGUF and writing draw bars that say nothing to a person; what goes wrong raises all the same."""
     with redirect_stderr(io.StringIO()):
         yield
 

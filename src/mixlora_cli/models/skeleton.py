@@ -120,4 +120,4 @@ def _config(model: ModelConfig) -> PreTrainedConfig:
 
 
 def _key(model: ModelConfig) -> str:
-    return model.name if model.source == "prepared" else checkpoint_source(model)
+    return checkpoint_source(model) if model.source == "hub" else model.name

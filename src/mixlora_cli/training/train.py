@@ -17,8 +17,9 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments, se
 
 from mixlora_cli.config import TrainConfig, WandbConfig
 from mixlora_cli.data.collate import Collator, DummyImage, Features, build_dummy_image
+from mixlora_cli.data.definitions import HOW_MADE, load_definitions
 from mixlora_cli.data.encode import IGNORE, EncodedDataset, Item, StreamedDataset, encode_records
-from mixlora_cli.data.loading import HOW_MADE, definitions_file, load_definitions, load_records
+from mixlora_cli.data.loading import definitions_file, load_records
 from mixlora_cli.data.records import Record
 from mixlora_cli.errors import UserError
 from mixlora_cli.launch import group_left_at_exit
@@ -169,7 +170,7 @@ def _train(config: TrainConfig, run: RunFolder, base: LoadedModel | None) -> Non
             publish_adapter(temp, run.adapter)
             write_json(run.result, _summary(model, run))
     if trainer.is_world_process_zero():
-        _say_result(run, console)
+        _say_result(run, config.data.source, console)
 
 
 def build_trainer(
@@ -334,14 +335,15 @@ def _how_to_go_on(run: RunFolder) -> str:
     return f"{newest.name} is intact; make room and continue with resume=auto"
 
 
-def _say_result(run: RunFolder, console: Console) -> None:
+def _say_result(run: RunFolder, source: str, console: Console) -> None:
     result = run.read_result()
+    data = f" data={source}" if source == "mini_text" else ""  # with pictures a text model could do nothing
     if result.get("routing_warning"):
         say(f"warning: {result['routing_warning']}", console)
     share = 100 * result["trainable_parameters"] / result["parameters"]
     say(
         f"done: {result['steps']} steps, loss {result['loss']:.4f}, {result['seconds'] / 60:.1f} minutes, "
         f"{result['tokens_per_second']:,.0f} tokens/s, {result['trainable_parameters']:,} trainable parameters "
-        f"({share:.2f} %)\nadapter: {run.adapter}\nnext: mixlora eval run={run.root}",
+        f"({share:.2f} %)\nadapter: {run.adapter}\nnext: mixlora eval run={run.root}{data}",
         console,
     )
