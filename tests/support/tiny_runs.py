@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def finished_run(
     data: DataConfig,
     adapter: str = "mixlora",
     routing: str = "instance",
-    train_projector: bool = False,
+    train_also: Sequence[str] = (),
     router_spread: float = 1.0,
     model: ModelConfig = TINY,
     **fields: Any,
@@ -52,7 +53,7 @@ def finished_run(
         chosen,
         RANK,
         NUM_FACTORS,
-        ["multi_modal_projector"] if train_projector else [],
+        train_also,
     )
     for name, parameter in adapted.named_parameters():
         if "mixlora_router" in name:
