@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from mixlora_cli.data.loading import definitions_of, load_definitions, made_definitions, parse_definitions
+from mixlora_cli.data.definitions import definitions_of, load_definitions, made_definitions, parse_definitions
 from mixlora_cli.data.records import parse_record
 from mixlora_cli.errors import UserError
 

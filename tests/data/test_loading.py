@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from mixlora_cli.config import DataConfig
-from mixlora_cli.data.loading import load_definitions, load_records
+from mixlora_cli.data.definitions import load_definitions
+from mixlora_cli.data.loading import load_records
 from mixlora_cli.errors import UserError
 from mixlora_cli.paths import cache_root
 

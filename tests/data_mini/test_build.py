@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from mixlora_cli.config import DataConfig
-from mixlora_cli.data.loading import load_records, parse_definitions
+from mixlora_cli.data.definitions import parse_definitions
+from mixlora_cli.data.loading import load_records
 from mixlora_cli.data.mini import build
 from mixlora_cli.data.mini.build import build_mini, generator_digest, mini_root
 from mixlora_cli.data.mini.plan import Counts, Plan

@@ -15,7 +15,8 @@ from mixlora_cli.benchmarks.metrics import EXACT
 from mixlora_cli.benchmarks.registry import BENCHMARKS
 from mixlora_cli.benchmarks.scorers import exact_match
 from mixlora_cli.config import DataConfig
-from mixlora_cli.data.loading import load_definitions, load_records
+from mixlora_cli.data.definitions import load_definitions
+from mixlora_cli.data.loading import load_records
 from mixlora_cli.data.mini.build import plan_digest
 from mixlora_cli.data.mini.plan import Counts, Plan
 from mixlora_cli.data.mini.text import (

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import DryRunFileInfo
 
+from mixlora_cli.data.definitions import load_definitions
 from mixlora_cli.data.images import open_picture
-from mixlora_cli.data.loading import load_definitions, load_records, locate_files
+from mixlora_cli.data.loading import load_records, locate_files
 from mixlora_cli.data.sources import read_raws
 from mixlora_cli.errors import UserError
 from mixlora_cli.prepare import parts, vision_flan

@@ -1,4 +1,4 @@
-"""Two real processes (gloo) train as one process with twice the batch does, without and with each stage of ZeRO.
+"""Two real processes (gloo) train as one process with twice the batch does: without and with ZeRO, and with FSDP2.
 
 In fp32 the loss is the same to 5e-6 and the weights to 1e-5, seen are 1e-6 and 7e-7: sums over a batch are taken in
 another order. A run that is resumed by as many processes is the same bit for bit.
@@ -42,7 +42,7 @@ STEPS = 4
 
 @dataclass(frozen=True)
 class Case:
-    """A stage of ZeRO and what it trains; `whole` = also the projector, and routers that learn."""
+    """A stage of ZeRO, or FSDP2, and what it trains; `whole` = also the projector, and routers that learn."""
 
     stage: str
     adapter: str
@@ -67,6 +67,9 @@ CASES = [
     Case("zero3", "mixlora", whole=True),
     Case("zero3", "lora"),
     Case("zero3_offload", "mixlora"),
+    Case("fsdp", "mixlora", whole=True),
+    Case("fsdp", "mixlora"),
+    Case("fsdp", "lora"),
 ]
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -95,7 +98,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
         data = write_data(root)
 
         def config(name: str, case: Case, batch_size: int) -> TrainConfig:
-            settings = yaml.safe_load((conf_dir() / "deepspeed" / f"{case.stage}.yaml").read_text())
+            fsdp = case.stage == "fsdp"
+            stage = "none" if fsdp else case.stage
+            settings = yaml.safe_load((conf_dir() / "deepspeed" / f"{stage}.yaml").read_text())
             return TrainConfig(
                 model=ModelConfig(
                     name="tiny", source="tiny", train_also=["multi_modal_projector"] if case.whole else []
@@ -115,6 +120,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
                     log_every=1,
                     save_every=2,
                     cache_features=False,
+                    fsdp=fsdp,
                 ),
                 rank=2,
                 factors=4,

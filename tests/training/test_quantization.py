@@ -23,7 +23,6 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlavaForConditionalGeneration,
-    LlavaProcessor,
 )
 
 from mixlora_cli.commands import COMMANDS
@@ -72,14 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of a small LLaVA, as anybody's lies on the disk."""
     base, folder = build_tiny(), tmp_path_factory.mktemp("llava")
     _wide().save_pretrained(folder)
-    LlavaProcessor(
-        image_processor=base.image_processor,
-        tokenizer=base.tokenizer,
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        image_token="<image>",
-    ).save_pretrained(folder)
+    base.chat.processor.save_pretrained(folder)
     return folder
 
 
@@ -105,6 +97,7 @@ def _model(folder: Path, kind: Any, **values: Any) -> ModelConfig:
         source="hub",
         name_or_path=str(folder),
         attn_implementation="eager",
+        chat_template="v1",
         quantization=kind,
         **values,
     )

@@ -15,8 +15,9 @@ from transformers import LlamaConfig, LlamaModel
 
 from mixlora_cli.config import RoutingConfig, TrainConfig
 from mixlora_cli.data.collate import Collator, PixelLoader
+from mixlora_cli.data.definitions import load_definitions, made_definitions
 from mixlora_cli.data.encode import encode_records
-from mixlora_cli.data.loading import load_definitions, load_records, made_definitions
+from mixlora_cli.data.loading import load_records
 from mixlora_cli.errors import UserError
 from mixlora_cli.models import definitions as task_embeddings
 from mixlora_cli.models.adapters import load_adapter

@@ -57,6 +57,7 @@ class OptimConfig(Settings, at="train"):
     group_by_length: Flag = True
     packing: Flag = False
     cache_features: Flag = True
+    fsdp: Flag = False
     log_every: Positive = 10
     save_every: Positive = 100
     keep_checkpoints: Positive = 2
@@ -115,6 +116,17 @@ class TrainConfig(Settings):
             "adapter",
             f"trains weights of the base, which model.quantization={self.model.quantization} freezes; "
             "choose lora or mixlora, or model.quantization=none",
+        )
+        self.require(
+            not (self.train.fsdp and quantised),
+            "train.fsdp",
+            f"spreads weights, which those of model.quantization={self.model.quantization} do not survive; "
+            "choose train.fsdp=false (each process has its own copy), or model.quantization=none",
+        )
+        self.require(
+            not (self.train.fsdp and self.deepspeed.config),
+            "train.fsdp",
+            f"deepspeed={self.deepspeed.name} spreads the weights already; choose one of the two",
         )
         self.require(
             not (quantised and self.deepspeed.stage == 3),

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from mixlora_cli.config import DataConfig
-from mixlora_cli.data.loading import definitions_file, definitions_of, made_definitions
+from mixlora_cli.data.definitions import definitions_of, made_definitions
+from mixlora_cli.data.loading import definitions_file
 from mixlora_cli.data.records import DEFAULT_TASK, Record
 from mixlora_cli.errors import UserError
 from mixlora_cli.method.pooling import masked_mean

@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 
 from mixlora_cli.config import DataConfig, ModelConfig, parse
 from mixlora_cli.data.collate import Collator, Features, generation_collator
+from mixlora_cli.data.definitions import definitions_of
 from mixlora_cli.data.encode import Item
-from mixlora_cli.data.loading import definitions_of
 from mixlora_cli.data.text_files import read_json
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.fingerprint import adapter_digest

@@ -19,10 +19,11 @@ from rich.console import Console
 
 from mixlora_cli.config import CheckConfig, DataConfig, ModelConfig
 from mixlora_cli.data.chat import Chat
+from mixlora_cli.data.definitions import load_definitions
 from mixlora_cli.data.embedded import picture_store
 from mixlora_cli.data.encode import encode, verify_labels
 from mixlora_cli.data.images import check_images, stamp
-from mixlora_cli.data.loading import DataFiles, Split, load_definitions, locate_files, with_ranges
+from mixlora_cli.data.loading import DataFiles, Split, locate_files, with_ranges
 from mixlora_cli.data.problems import BadRecord, Kind
 from mixlora_cli.data.records import Record, parse_record, task_of
 from mixlora_cli.data.sources import Raw, Rows, read_raws

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mixlora_cli.config import PrepareConfig
+from mixlora_cli.data.definitions import parse_definitions
 from mixlora_cli.data.images import read_picture, stamp
 from mixlora_cli.data.loading import (
     DEFINITIONS,
@@ -25,7 +26,6 @@ from mixlora_cli.data.loading import (
     IMAGES,
     MANIFEST,
     RECORDS,
-    parse_definitions,
     prepared_root,
     read_manifest,
     sample_per_task,

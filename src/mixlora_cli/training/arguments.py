@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -10,13 +9,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin, PartialState
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor
 from transformers import SchedulerType, TrainingArguments
+from transformers.utils import logging
 
 from mixlora_cli.config import OptimConfig, TrainConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.launch import launched_processes
+from mixlora_cli.models.adapters import outside_of_decoder
 from mixlora_cli.training.run_folder import RunFolder
 
 
@@ -38,6 +42,14 @@ def build_arguments(config: TrainConfig, run: RunFolder, dtype: torch.dtype) -> 
         settings = _start_deepspeed(
             config.deepspeed.name, settings, config.deepspeed.stage, numbers.cache_features
         )
+    if numbers.fsdp and launched_processes() == 1:
+        raise UserError(
+            "train.fsdp=true spreads weights over processes, and this is a single one: add launch.nproc=<one for each "
+            "GPU>, or give train.fsdp=false"
+        )
+    for switch in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
+        os.environ.pop(switch, None)  # left behind by an earlier job of a sweep
+    logging.set_verbosity_error()  # its warnings speak of arguments that a user of ours never gave
     arguments = TrainingArguments(
         output_dir=str(run.checkpoints),
         num_train_epochs=numbers.epochs,
@@ -72,10 +84,11 @@ def build_arguments(config: TrainConfig, run: RunFolder, dtype: torch.dtype) -> 
         dataloader_num_workers=numbers.workers,
         dataloader_pin_memory=gpu,
         disable_tqdm=True,
-        log_level="error",  # its warnings speak of arguments that a user of ours never gave
+        log_level="error",
         report_to=[] if config.wandb.mode == "disabled" else ["wandb"],
         run_name=config.wandb.name or run.root.name,
         deepspeed=settings,
+        fsdp=True if numbers.fsdp else None,  # type: ignore[arg-type]  # declared as its older values
         # Every trained weight gets a gradient in every batch: factors that nobody selects one of zero.
         ddp_find_unused_parameters=False,
     )
@@ -159,7 +172,7 @@ def _start_deepspeed(name: str, settings: dict[str, Any], stage: int, cache_feat
             f"deepspeed={name}: start it with `mixlora train`, torchrun or deepspeed; "
             "this process belongs to no group"
         )
-    deepspeed.utils.logger.setLevel(logging.ERROR)
+    deepspeed.utils.logger.setLevel("ERROR")
     # DeepSpeed's use of old names is not the user's to mend.
     warnings.filterwarnings(
         "ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning
@@ -199,28 +212,60 @@ def loads_whole_weights() -> Iterator[None]:
         integration._hf_deepspeed_config_weak_ref = before
 
 
+def start_fsdp(accelerator: Accelerator, arguments: TrainingArguments, model: nn.Module) -> None:
+    """Let FSDP2 gather the decoder block by block, and leave alone what is frozen beside the decoder.
+
+    A tower whose blocks were gathered one by one would wait for ever for a process whose batch has no picture, and the
+    cache of features calls it by itself. Weights are gathered in their own type, for bf16 products choose theirs by
+    autocast here as everywhere: routers stay in fp32.
+    """
+    state: Any = accelerator.state
+    if state.distributed_type != DistributedType.FSDP:  # left out without a word where there is no GPU
+        state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        state.fsdp_plugin = FullyShardedDataParallelPlugin(**arguments.fsdp_plugin_args)
+    plugin = state.fsdp_plugin
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    head, decoder = base.get_output_embeddings(), base.get_decoder()
+    plugin.ignored_modules = [
+        module
+        for module in outside_of_decoder(base).values()
+        if module is not head and not any(parameter.requires_grad for parameter in module.parameters())
+    ]
+    whole = set(getattr(base, "_no_split_modules", None) or ())
+    blocks = {type(module).__name__ for module in decoder.modules()} & whole
+    plugin.transformer_cls_names_to_wrap = sorted(blocks)
+    plugin.mixed_precision_policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+
+
 def gather_weights(model: nn.Module) -> dict[str, Tensor]:
     """Whole fp32 copies of the adapter's and all trained weights; every process has to ask, the first one gets them.
 
     DeepSpeed trains copies of the weights in fp32, of which the model's own are roundings (bf16) or parts (ZeRO-3).
-    Its own gathering leaves out what is not trained: frozen routers, without which an adapter is another one.
+    Its own gathering, and FSDP's, leave out what is not trained: frozen routers, without which an adapter is another
+    one.
     """
-    import deepspeed
-
     keep = torch.distributed.get_rank() == 0
     prefix: str | None = model.base_model.prefix if isinstance(model, PeftModel) else None  # type: ignore[assignment]
     gathered = {}
     for name, parameter in model.named_parameters():
         if not (parameter.requires_grad or (prefix is not None and prefix in name)):
             continue
-        full = deepspeed.utils.safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
-        if full is not None:
-            weight = full
-        else:
-            with deepspeed.zero.GatheredParameters([parameter]):
-                weight = parameter.detach().clone() if keep else parameter
+        weight = parameter.full_tensor() if isinstance(parameter, DTensor) else _of_deepspeed(parameter)
         if keep:
             # ZeRO-3 leaves nothing in the parameter's place.
             shape = getattr(parameter, "ds_shape", parameter.shape)
             gathered[name] = weight.detach().float().cpu().reshape(shape).clone()
     return gathered
+
+
+def _of_deepspeed(parameter: nn.Parameter) -> Tensor:
+    """The fp32 copy that DeepSpeed trains, or the whole of what it does not train; any shape."""
+    import deepspeed
+
+    full: Tensor | None = (
+        deepspeed.utils.safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
+    )
+    if full is not None:
+        return full
+    with deepspeed.zero.GatheredParameters([parameter]):
+        return parameter.detach().clone()

@@ -239,6 +239,7 @@ def essentials(config: Mapping[str, Any], harmless: tuple[str, ...] = HARMLESS_K
 NEUTRAL: dict[str, Any] = {
     "model.template_options": None,
     "model.quantization": "none",
+    "train.fsdp": False,
     "train.packing": False,
     "data.task_key": None,
     "data.streaming": False,

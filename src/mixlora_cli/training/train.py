@@ -17,8 +17,9 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments, se
 
 from mixlora_cli.config import TrainConfig, WandbConfig
 from mixlora_cli.data.collate import Collator, DummyImage, Features, build_dummy_image
+from mixlora_cli.data.definitions import HOW_MADE, load_definitions
 from mixlora_cli.data.encode import IGNORE, EncodedDataset, Item, StreamedDataset, encode_records
-from mixlora_cli.data.loading import HOW_MADE, definitions_file, load_definitions, load_records
+from mixlora_cli.data.loading import definitions_file, load_records
 from mixlora_cli.data.records import Record
 from mixlora_cli.errors import UserError
 from mixlora_cli.launch import group_left_at_exit

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from mixlora_cli.models.adapters import (
 )
 from mixlora_cli.models.forward import labelled_pass, matrix_products_in, token_loss
 from mixlora_cli.store import sync_files
-from mixlora_cli.training.arguments import gather_weights
+from mixlora_cli.training.arguments import gather_weights, start_fsdp
 from mixlora_cli.training.routing_stats import RoutingHealth, adapted_layers
 from mixlora_cli.training.run_folder import publish_checkpoint, temp_checkpoints
 
@@ -52,6 +53,10 @@ class AdapterTrainer(Trainer):
         # The Trainer counts a step's label tokens only for models whose own loss takes the number, which not all do.
         self.model_accepts_loss_kwargs = True
         self._finite = FiniteGuard()
+        if self.args.fsdp:
+            assert isinstance(self.model, nn.Module)
+            start_fsdp(self.accelerator, self.args, self.model)
+            self.is_fsdp_enabled = True
 
     def tend_routing(self, routing: RoutingConfig, path: Path, console: Console) -> None:
         """For a MixLoRA model, what `routing` asks for: a balance loss, and reports into `path`."""
@@ -107,6 +112,10 @@ class AdapterTrainer(Trainer):
         is_mixlora = isinstance(getattr(self.model, "base_model", None), MixLoraModel)
         outputs, _, targets = labelled_pass(model, inputs, base.get_output_embeddings(), is_mixlora)
         return outputs, targets
+
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
+        """Accelerate lets autocast choose the products' types in a wrapped model's forward pass, but not in FSDP2's."""
+        return self.accelerator.autocast() if self.is_fsdp_enabled else nullcontext()
 
     @property
     def products(self) -> torch.dtype:
@@ -172,8 +181,8 @@ class AdapterTrainer(Trainer):
         return None if sampler is None else _SeededByEpoch(sampler, self.args.seed)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the adapter from the first process, gathered from all of them where DeepSpeed keeps it."""
-        if self.is_deepspeed_enabled:
+        """Write the adapter from the first process, gathered from all of them where DeepSpeed or FSDP spread it."""
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             assert self.model is not None
             self._save(output_dir, gather_weights(self.model))
         else:
@@ -210,11 +219,11 @@ class AdapterTrainer(Trainer):
             save_adapter(self.accelerator.unwrap_model(self.model), folder, state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Counterpart of `_save`; PEFT adapters load as the Trainer does it."""
+        """Counterpart of `_save`; PEFT adapters, and all that FSDP spread, load as the Trainer does it."""
         target = model or self.model
         assert target is not None
         folder = Path(resume_from_checkpoint)
-        if (folder / TRAINED_WEIGHTS).is_file():
+        if (folder / TRAINED_WEIGHTS).is_file() and not self.is_fsdp_enabled:
             load_trained_weights(target, folder)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)

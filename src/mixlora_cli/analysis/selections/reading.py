@@ -27,8 +27,9 @@ from safetensors import safe_open
 from mixlora_cli import __version__
 from mixlora_cli.benchmarks.registry import BENCHMARKS, benchmark_named, in_paper_order
 from mixlora_cli.config import DataConfig, ModelConfig, TsneConfig
+from mixlora_cli.data.definitions import load_definitions
 from mixlora_cli.data.encode import encode_prompts
-from mixlora_cli.data.loading import load_definitions, load_records, locate_files
+from mixlora_cli.data.loading import load_records, locate_files
 from mixlora_cli.data.records import Record
 from mixlora_cli.errors import UserError, cut, did_you_mean, hint_at
 from mixlora_cli.evaluation.fingerprint import records_digest
