@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from analysis_fixtures import one_thread, own_cache  # noqa: F401
+from analysis_fixtures import family, one_thread, own_cache  # noqa: F401
 from mixlora_cli.config import BenchConfig, BenchSettings, ModelConfig
 from tiny_data import tiny_data
 

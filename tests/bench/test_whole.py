@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 
 from mixlora_cli.analysis.bench.layers import PublishedLayer, into_published_form
 from mixlora_cli.analysis.bench.whole import WholeModel, sharing_weights
+from mixlora_cli.config import ModelConfig
+from mixlora_cli.data.collate import PixelLoader
 from mixlora_cli.method.layer import MixLoraLayer
 from mixlora_cli.models.tiny import build_tiny
 
@@ -53,6 +56,20 @@ def test_models_share_the_frozen_weights_and_nothing_else(make_config: Any) -> N
     assert own <= {tensor.data_ptr() for tensor in lora.model.parameters()}
     trained = [p.data_ptr() for step in (lora, mixlora) for p in step.model.parameters() if p.requires_grad]
     assert len(trained) == len(set(trained)) and not own & set(trained)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "smolvlm"], indirect=True)
+def test_a_family_without_features_to_keep_is_measured_on_pixels(
+    family: ModelConfig, make_config: Any
+) -> None:
+    whole = WholeModel(replace(make_config(), model=family), torch.device("cpu"))
+    assert isinstance(whole.features, PixelLoader)
+    lora, mixlora = whole.step("lora", 2), whole.step("mixlora", 2)
+    losses = [(lora(), mixlora()) for _ in range(2)]
+    assert losses[0][0] == pytest.approx(losses[0][1], rel=1e-5)
+    prompts = whole.prompts(3)
+    base, adapted = (whole.generator(name, 3)(prompts) for name in ("none", "mixlora"))
+    assert base == adapted and len(base) == 3
 
 
 def test_sharing_weights_copies_modules() -> None:

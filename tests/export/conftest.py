@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from analysis_fixtures import MakeRun, make_run, no_model, one_thread, own_cache  # noqa: F401
+from analysis_fixtures import MakeRun, family, make_run, no_model, one_thread, own_cache  # noqa: F401
 from mixlora_cli.config import DataConfig, ExportConfig, FitConfig
 from tiny_data import settings_of, tiny_data
 from tiny_runs import TINY

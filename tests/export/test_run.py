@@ -17,13 +17,14 @@ from torch import Tensor
 from mixlora_cli.analysis.export.comparison import mean_over_tasks
 from mixlora_cli.analysis.export.run import choose_inputs, export, folder_names
 from mixlora_cli.commands import COMMANDS
-from mixlora_cli.config import DataConfig, ExportConfig
+from mixlora_cli.config import DataConfig, ExportConfig, ModelConfig
 from mixlora_cli.data.collate import PixelLoader, generation_collator
 from mixlora_cli.data.encode import encode_prompts
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.results import read_results
 from mixlora_cli.hydra_app import run_command
 from mixlora_cli.models.adapters import load_adapter, unload_adapter
+from mixlora_cli.models.load import build_base
 from mixlora_cli.models.tiny import build_tiny
 from mixlora_cli.stats import wilson
 from tiny_data import as_arguments
@@ -75,6 +76,34 @@ def test_one_instance_at_full_rank_is_the_adapter_itself(make_run: MakeRun, make
     assert adapter["energy"]["lost_by_averaging"] == pytest.approx(0, abs=1e-9)
     assert adapter["energy"]["kept_in_all"] == pytest.approx(1)
     assert adapter["instances"] == {TASKS[0]: 1}
+
+
+@pytest.mark.parametrize("family", ["smolvlm", "phi3"], indirect=True)
+def test_any_family_is_exported(family: ModelConfig, make_run: MakeRun, make_config: MakeConfig) -> None:
+    """Pictures in tiles, or none at all: PEFT loads what one instance's MixLoRA computes."""
+    run = make_run(model=family)
+    data = make_config(run.root).data
+    if family.name == "phi3":
+        data = replace(data, train=without_pictures(data.train), heldout=without_pictures(data.heldout))
+    config = make_config(run.root, tasks=[TASKS[0]], instances=1, rank=NUM_FACTORS, limit=2, data=data)
+    folder = export(config)
+    records = [record for group in choose_inputs(config)[0].values() for record in group]
+    base = build_base(family)
+    batch = generation_collator(base.chat, PixelLoader(base.chat))(encode_prompts(records, base.chat).items)
+    expected = logits(load_adapter(base.model, run.adapter), batch)
+    static = PeftModel.from_pretrained(build_base(family).model, str(folder / "adapter")).eval()
+    torch.testing.assert_close(logits(static, batch), expected, rtol=0, atol=1e-4)
+    assert (logits(build_base(family).model, batch) - expected).abs().max() > 0.1
+    assert report(folder)["compared"]["instances"] == {TASKS[0]: 2}
+
+
+def without_pictures(path: str | None) -> str:
+    """A copy of a file of records."""
+    assert path is not None
+    records = json.loads(Path(path).read_text())
+    copy = Path(path).with_suffix(".text.json")
+    copy.write_text(json.dumps([{k: v for k, v in one.items() if k != "image"} for one in records]))
+    return str(copy)
 
 
 def test_without_a_rank_nothing_is_cut_off(make_run: MakeRun, make_config: MakeConfig) -> None:

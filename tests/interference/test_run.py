@@ -17,7 +17,7 @@ from mixlora_cli.analysis.interference.gradients import GradientTaker
 from mixlora_cli.analysis.interference.run import interference
 from mixlora_cli.analysis.interference.scores import score
 from mixlora_cli.commands import COMMANDS
-from mixlora_cli.config import DataConfig
+from mixlora_cli.config import DataConfig, ModelConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.hydra_app import run_command
 from mixlora_cli.models import forward
@@ -83,6 +83,22 @@ def test_lora_and_mixlora_through_the_command_line(
     assert pq.read_metadata(folder / "layers.parquet").num_rows == 28 * 9
     for value in (found["average"][m]["mean"]["value"] for m in "AB"):
         assert [value[k][k] for k in range(3)] == pytest.approx([1, 1, 1])
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl"], indirect=True)
+@pytest.mark.usefixtures("no_figures")
+def test_a_family_with_positions_in_three_dimensions(
+    family: ModelConfig, make_run: MakeRun, make_config: MakeConfig
+) -> None:
+    """Records with and without a picture in one batch; layers are the decoder's, and a real step is as estimated."""
+    run = make_run(model=family)
+    folder = interference(make_config(run.root, lambdas=[0.01], cache_features=True))
+    found = result(folder)
+    assert found["about"]["pictures"] == "pixels"  # of no fixed size: there are no features to keep
+    assert set(found["blocks"]) == {"attention", "mlp"} and len(found["layers"]) == 2 * 2 * 2
+    assert all(row["relative_error_same_factors"] < 0.1 for row in found["measured"])
+    layers = pq.read_table(folder / "layers.parquet").to_pydict()["layer"]
+    assert {name.partition(".layers.")[0] for name in layers} == {"model.language_model"}
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -16,6 +16,7 @@ from mixlora_cli.analysis.plan_output import plan
 from mixlora_cli.config import MachineConfig, PlanConfig, load
 from mixlora_cli.errors import UserError
 from mixlora_cli.hydra_conf import register
+from mixlora_cli.models.skeleton import is_published
 from mixlora_cli.paths import conf_dir
 
 PAPER_HOURS = 20
@@ -146,6 +147,30 @@ def test_one_card_of_24_gb_takes_the_first_way_that_fits(overrides: list[str], e
     assert need.total > 24 * GIB
     assert way is not None and made.need(way, "none", 1).total <= 24 * GIB
     assert way.overrides(made.way, made.config.train.accumulation) == expected
+
+
+@pytest.mark.parametrize(
+    ("preset", "tokens", "parts"),
+    [
+        ("qwen2_5_vl_7b", 391, {"vision tower", "language model"}),  # 34 x 46 patches, four in a token
+        ("smolvlm2_500m", 13 * 64, {"vision tower", "projector", "language model"}),  # 12 tiles and the whole
+        ("gemma3_4b", 256, {"vision tower", "projector", "language model"}),
+        ("smollm2_135m", 0, {"language model"}),
+    ],
+)
+def test_presets_are_planned_without_a_network(preset: str, tokens: int, parts: set[str]) -> None:
+    made = planned(f"model={preset}", "adapter=lora", "plan.instances=1000", "train.packing=true")
+    assert made.counts.keys() == {"factors", *parts}
+    assert made.work.tokens == tokens + 144 and made.work.padding == 0
+    assert (made.schedule.vision > 0) == (tokens > 0) and made.small_card[1] is not None
+
+
+def test_every_preset_has_published_sizes() -> None:
+    for file in (conf_dir() / "model").glob("*.yaml"):
+        model = configured(
+            f"model={file.stem}", "model.name_or_path=x" if file.stem == "hf" else "seed=0"
+        ).model
+        assert file.stem == "hf" or model.source not in ("hub", "prepared") or is_published(model), file.stem
 
 
 def test_no_way_fits_where_the_base_is_trained() -> None:

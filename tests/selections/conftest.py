@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from analysis_fixtures import no_model, one_thread, own_cache  # noqa: F401
+from analysis_fixtures import family, no_model, one_thread, own_cache  # noqa: F401
 from mixlora_cli.config import DataConfig, MapConfig, TsneConfig
 from mixlora_cli.training.run_folder import RunFolder
 from tiny_data import settings_of, tiny_data

@@ -16,12 +16,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mixlora_cli.analysis.selections import reading
-from mixlora_cli.analysis.selections.reading import choose_instances
+from mixlora_cli.analysis.selections.reading import choose_instances, find_layers
 from mixlora_cli.analysis.selections.run import tsne
 from mixlora_cli.commands import COMMANDS
-from mixlora_cli.config import DataConfig
+from mixlora_cli.config import DataConfig, ModelConfig
 from mixlora_cli.data.encode import encode_prompts
 from mixlora_cli.hydra_app import run_command
+from mixlora_cli.models.load import build_base
 from mixlora_cli.models.session import Session
 from mixlora_cli.models.tiny import build_tiny
 from tiny_data import as_arguments
@@ -80,6 +81,48 @@ def test_stored_are_the_selections_of_each_prompt(
                         compared += 1
     assert compared == len(found) == 16 * 2 * 2
     assert len({tuple(factors) for key, factors in found.items() if key[2:] == (LAYER, "a")}) > 1
+
+
+@pytest.mark.parametrize(
+    ("family", "decoder"),
+    [("smolvlm", "model.text_model"), ("qwen2_5_vl", "model.language_model")],
+    indirect=["family"],
+)
+@pytest.mark.usefixtures("no_pictures")
+def test_the_decoder_is_found_whatever_it_is_called(
+    family: ModelConfig, decoder: str, make_run: MakeRun, make_config: MakeConfig
+) -> None:
+    run = make_run(model=family)
+    found = stored(tsne(make_config(run.root, tasks=[*SEEN], cache_features=True)))
+    assert {layer for _, _, layer, _ in found} == {f"{decoder}.layers.{n}.mlp.gate_proj" for n in (0, 1)}
+    session = Session(build_base(family), torch.float32, cache_features=False, adapter=run.adapter)
+    for instances in choose_instances(make_config(run.root, tasks=[*SEEN])):
+        for item in encode_prompts(instances.records, session.base.chat).items:
+            chosen = session.selections([item])
+            for (task, index, layer, side), factors in found.items():
+                if (task, index) == (instances.task, item.index):
+                    own = chosen[layer].index_a if side == "a" else chosen[layer].index_b
+                    assert own[0].tolist() == factors
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl"], indirect=True)
+def test_an_adapted_tower_is_left_out(
+    family: ModelConfig, make_run: MakeRun, make_config: MakeConfig
+) -> None:
+    """Its blocks have numbers, too, and linear layers of the same names."""
+    run = make_run(model=family)
+    file = run.adapter / "adapter_model.safetensors"
+    weights = load_file(file)
+    tower = {
+        key.replace("model.language_model.layers", "model.visual.blocks"): tensor.clone()
+        for key, tensor in weights.items()
+    }
+    save_file(weights | tower, file)
+    layers = find_layers(make_config(run.root))[2]
+    assert [(one.block, one.name.partition(".layers.")[0]) for one in layers] == [
+        (0, "model.language_model"),
+        (1, "model.language_model"),
+    ]
 
 
 def test_everything_is_written(

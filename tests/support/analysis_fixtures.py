@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from mixlora_cli.config import DataConfig
+from families import make_family
+from mixlora_cli.config import DataConfig, ModelConfig
 from mixlora_cli.training.run_folder import RunFolder
 from tiny_runs import finished_run
 
@@ -36,6 +37,13 @@ def make_run(tmp_path: Path, data: DataConfig) -> MakeRun:
         return finished_run(tmp_path / f"run-{name}-{routing}", data, name, routing, **fields)
 
     return make
+
+
+@pytest.fixture
+def family(request: pytest.FixtureRequest, tmp_path: Path) -> ModelConfig:
+    """Named by the test's parameter: a folder with a small model of its real class."""
+    folder = make_family(request.param, tmp_path / request.param)
+    return ModelConfig(request.param, "hub", str(folder), attn_implementation="sdpa")
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from mixlora_cli.config import (
     TrainConfig,
 )
 from mixlora_cli.models.adapters import attach_adapter, save_adapter
-from mixlora_cli.models.tiny import build_tiny
+from mixlora_cli.models.load import build_base
 from mixlora_cli.training.run_folder import RunFolder
 
 TINY = ModelConfig(name="tiny", source="tiny")
@@ -30,8 +31,9 @@ def finished_run(
     data: DataConfig,
     adapter: str = "mixlora",
     routing: str = "instance",
-    train_projector: bool = False,
+    train_also: Sequence[str] = (),
     router_spread: float = 1.0,
+    model: ModelConfig = TINY,
     **fields: Any,
 ) -> RunFolder:
     """What `mixlora train` leaves in `folder`, without the training.
@@ -39,28 +41,29 @@ def finished_run(
     Args:
         adapter: name of the group's option.
         router_spread: standard deviation of the routers' weights.
+        model: the base.
         fields: further keys of `RoutingConfig`.
     """
     trained = AdapterConfig(name=adapter, dropout=0.1)  # type: ignore[arg-type]
     chosen = RoutingConfig(name=routing, **fields)  # type: ignore[arg-type]
     torch.manual_seed(0)
-    model = attach_adapter(
-        build_tiny().model,
+    adapted = attach_adapter(
+        build_base(model).model,
         trained,
         chosen,
         RANK,
         NUM_FACTORS,
-        ["multi_modal_projector"] if train_projector else [],
+        train_also,
     )
-    for name, parameter in model.named_parameters():
+    for name, parameter in adapted.named_parameters():
         if "mixlora_router" in name:
             parameter.data = router_spread * torch.randn(parameter.shape)
         elif parameter.requires_grad:
             parameter.data = parameter.data + 0.1 * torch.randn(parameter.shape)
     run = RunFolder(folder)
-    save_adapter(model, run.adapter)
+    save_adapter(adapted, run.adapter)
     train = OptimConfig(precision="fp32")
-    config = TrainConfig(TINY, trained, chosen, data, train, RANK, NUM_FACTORS, str(run.root))
+    config = TrainConfig(model, trained, chosen, data, train, RANK, NUM_FACTORS, str(run.root))
     OmegaConf.save(OmegaConf.create(asdict(config)), run.config)
     run.result.write_text("{}")
     return run

@@ -169,8 +169,12 @@ class Plan:
             tokens = float(TEXT_TOKENS + (0 if picture is None else picture.tokens))
             assumed.append("tokens of an instance")
         if padding is None:
-            padding = PADDING_GROUPED if self.config.train.group_by_length else PADDING_RANDOM
-            assumed.append("padding")
+            train = self.config.train
+            padding = PADDING_GROUPED if train.group_by_length else PADDING_RANDOM
+            if train.packing:
+                padding = 0.0
+            else:
+                assumed.append("padding")
         return Workload(instances, origin, tokens, padding, machine.label_tokens, tuple(assumed))
 
     @cached_property

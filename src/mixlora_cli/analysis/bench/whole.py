@@ -33,13 +33,14 @@ from mixlora_cli.analysis.bench.layers import DTYPES, Bench, LayerCase, build_be
 from mixlora_cli.benchmarks.metrics import MME, POPE, VQA
 from mixlora_cli.benchmarks.registry import BENCHMARKS, FROM_THE_PAPER
 from mixlora_cli.config import AdapterConfig, BenchConfig, OptimConfig, Part, RoutingConfig, TrainConfig
+from mixlora_cli.data.collate import Features
 from mixlora_cli.data.encode import EncodedDataset, Item, encode_prompts, encode_records
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.evaluation.generate import Generator, batches
 from mixlora_cli.evaluation.predictions import FILE_NAME, Header, Prediction, open_predictions
 from mixlora_cli.evaluation.scoring import score
 from mixlora_cli.models.adapters import attach_adapter
-from mixlora_cli.models.features import FeatureCache
+from mixlora_cli.models.features import choose_features
 from mixlora_cli.models.forward import choose_dtype, label_positions, matrix_products_in
 from mixlora_cli.models.load import LoadedModel, build_base
 from mixlora_cli.training.arguments import build_arguments
@@ -216,9 +217,9 @@ class WholeModel:
         return base
 
     @cached_property
-    def features(self) -> FeatureCache:
-        """Pictures through the frozen tower, kept on disk as in training."""
-        return FeatureCache(self.base)
+    def features(self) -> Features:
+        """Pictures through the frozen tower, kept on disk as in training, where their features can be kept."""
+        return choose_features(self.base, cached=True)
 
     def adapted(self, name: AdapterName) -> PreTrainedModel | PeftModel:
         """A new adapter on the base; untrained, so that it answers what the base answers."""

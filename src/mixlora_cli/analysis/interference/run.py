@@ -44,7 +44,7 @@ from mixlora_cli.launch import ProcessGroup, joined
 from mixlora_cli.method.config import PEFT_TYPE
 from mixlora_cli.models import forward
 from mixlora_cli.models.definitions import TaskRouting
-from mixlora_cli.models.features import pictures_from
+from mixlora_cli.models.features import FeatureCache, pictures_from
 from mixlora_cli.models.load import LoadedModel, build_base
 from mixlora_cli.models.session import Run, Session, find_run
 from mixlora_cli.output import alone_in
@@ -283,7 +283,7 @@ def _measure(
         "base": {"name": base.name, "fingerprint": base.fingerprint},
         NUMBER_FORMAT: str(dtype).removeprefix("torch."),
         "batch_size": settings.batch_size,
-        "pictures": pictures_from(settings.cache_features),
+        "pictures": pictures_from(isinstance(session.features, FeatureCache)),
         "request": dict(request),
         "versions": versions(),
     }
