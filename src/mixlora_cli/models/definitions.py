@@ -209,7 +209,7 @@ def _ready(model: nn.Module) -> Iterator[None]:
     model.eval()
     try:
         if torch.cuda.is_available():
-            model.cuda()
+            model.to("cuda")
         yield
     finally:
         model.to(device).train(was_training)

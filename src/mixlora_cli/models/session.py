@@ -240,7 +240,7 @@ class Session:
         self.model = base if adapter is None else load_adapter(base, adapter, config)
         module: nn.Module = self.model
         if torch.cuda.is_available():
-            module.cuda()
+            module.to("cuda")  # `cuda()` refuses eight bits, though they are there already
 
     def take_off(self) -> None:
         """Make the base again what it was without its PEFT adapter."""
