@@ -23,7 +23,7 @@ from torch import Tensor
 from families import FAMILIES, WRONG, make_family, make_wrong
 from mixlora_cli.commands import COMMANDS
 from mixlora_cli.config import AdapterConfig, ModelConfig, RoutingConfig
-from mixlora_cli.data.collate import Collator, PixelLoader
+from mixlora_cli.data.collate import Collator, PixelLoader, build_dummy_image
 from mixlora_cli.data.encode import IGNORE, Item, encode, encode_prompt, verify_labels
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.data.records import Record
@@ -365,6 +365,23 @@ def test_the_adapter_stays_in_the_language_model_unless_it_is_asked_elsewhere(ca
     trained = attach_adapter(base, AdapterConfig("mixlora"), RoutingConfig("instance"), 2, 6, [beside[-1]])
     learned = {name for name, p in trained.named_parameters() if p.requires_grad and "mixlora_" not in name}
     assert learned and all(beside[-1] in name for name in learned)
+
+
+@each_family(WITH_PICTURES)
+def test_the_blank_picture_of_a_batch_of_texts_changes_nothing(case: Case) -> None:
+    """Where processes share a tower or a projector, every batch runs it."""
+    chat = case.base.chat
+    load = PixelLoader(chat)
+    plain = Collator(chat, load, with_labels=False)([case.items[0]])
+    joined = Collator(chat, load, with_labels=False, dummy_image=build_dummy_image(chat, load))(
+        [case.items[0]]
+    )
+    length = plain["input_ids"].shape[1]
+    assert joined["input_ids"].shape[1] > length
+    assert "pixel_values" in joined
+    with torch.no_grad():
+        expected, found = (case.session.model(**batch).logits[:, :length] for batch in (plain, joined))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", WRONG)
