@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import BertConfig
 
+from families import make_family
 from mixlora_cli.config import ModelConfig
 from mixlora_cli.errors import UserError
-from mixlora_cli.models.load import build_base
+from mixlora_cli.models.load import build_base, build_chat
 from mixlora_cli.models.tiny import build_tiny
 
 
@@ -83,3 +85,17 @@ def test_a_folder_without_weights_is_refused(folder: Path, tmp_path: Path) -> No
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     with pytest.raises(UserError, match="cannot be loaded"):
         build_base(_config(tmp_path))
+
+
+def test_options_of_the_processor_change_a_pictures_tokens(tmp_path: Path) -> None:
+    folder = make_family("qwen2_5_vl", tmp_path / "qwen")
+
+    def picture(options: dict[str, Any] | None) -> str:
+        config = ModelConfig(name="hf", source="hub", name_or_path=str(folder), picture_options=options)
+        return build_chat(config).probe[1]
+
+    edges = [{"size": {"shortest_edge": 64, "longest_edge": side * side}} for side in (32, 64)]
+    few, many = (len(picture(options)) for options in edges)
+    assert few < many
+    with pytest.raises(UserError, match=r"^model\.picture_options=\{'pixels': 9\}: .*unexpected keyword"):
+        picture({"pixels": 9})

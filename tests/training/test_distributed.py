@@ -4,6 +4,8 @@ In fp32 the loss is the same to 5e-6 and the weights to 1e-5, seen are 1e-6 and 
 another order. A run that is resumed by as many processes is the same bit for bit.
 """
 
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,10 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor
 
+from families import make_family
 from mixlora_cli.config import (
     AdapterConfig,
+    DataConfig,
     DeepspeedConfig,
     LaunchConfig,
     ModelConfig,
@@ -28,7 +32,7 @@ from mixlora_cli.launch import run_workers
 from mixlora_cli.models.adapters import load_adapter
 from mixlora_cli.models.tiny import build_tiny
 from mixlora_cli.paths import conf_dir
-from mixlora_cli.training.run_folder import read_metrics
+from mixlora_cli.training.run_folder import RunFolder, read_metrics
 from mixlora_cli.training.train import train
 
 from .conftest import write_data
@@ -190,3 +194,40 @@ def test_one_process_writes_the_run_folder(runs: Runs) -> None:
         if case.adapter == "mixlora":
             looks = read_metrics(runs.root / case.name / "routing.jsonl")
             assert [look["instances"] for look in looks] == [2 * BATCH] * STEPS
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "smolvlm"])
+def test_families_spread_over_processes(data: DataConfig, tmp_path: Path, family: str) -> None:
+    """Batches with no, one and two pictures; a tower whose weights are fetched ahead when the adapter is saved."""
+    folder = make_family(family, tmp_path / family)
+
+    def trained(processes: int) -> tuple[list[float], dict[str, Tensor]]:
+        root = tmp_path / f"run{processes}"
+        settings = [
+            "model=hf",
+            f"model.name_or_path={folder}",
+            "data=json",
+            f"data.train={data.train}",
+            f"data.images={data.images}",
+            "routing=instance",
+            "adapter.dropout=0",
+            "deepspeed=zero3",
+            "train.cache_features=false",
+            "train.precision=fp32",
+            "train.steps=2",
+            f"train.batch_size={4 // processes}",
+            "train.effective_batch=4",
+            "train.log_every=1",
+            f"launch.nproc={processes}",
+            f"output_dir={root}",
+        ]
+        command = [sys.executable, "-m", "mixlora_cli.cli", "train", *settings]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        losses = [row["loss"] for row in read_metrics(RunFolder(root).metrics)]
+        return losses, load_file(root / "adapter" / "adapter_model.safetensors")
+
+    (losses, weights), (spread_losses, spread) = trained(1), trained(2)
+    assert spread_losses == pytest.approx(losses, rel=1e-5)
+    for name, weight in weights.items():
+        torch.testing.assert_close(spread[name], weight, rtol=1e-3, atol=1e-5, msg=name)

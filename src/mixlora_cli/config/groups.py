@@ -68,6 +68,7 @@ class ModelConfig(Settings, at="model"):
     billions: PositiveNumber | None = None
     chat_template: Annotated[Text, rule(_TEMPLATES, _is_template)] | None = None
     template_options: dict[Text, Any] | None = None
+    picture_options: dict[Text, Any] | None = None
     attn_implementation: Text = "eager"
     train_also: list[Annotated[Text, rule("must be regular expressions", _is_regex)]] = field(
         default_factory=list
@@ -79,6 +80,11 @@ class ModelConfig(Settings, at="model"):
             self.source != "hub" or self.name_or_path,
             "name_or_path",
             "model=hf needs a Hugging Face id or a local folder with a checkpoint",
+        )
+        self.require(
+            not self.picture_options or self.source in ("hub", "prepared"),
+            "picture_options",
+            f"model={self.name} prepares pictures in one way; only null",
         )
         self.require(
             self.quantization == "none" or self.source != "tiny",

@@ -5,8 +5,8 @@ Training and generation both take their text from `Chat.segments`, so that a pro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -32,6 +32,8 @@ class Chat:
     template: Template
     processor: ProcessorMixin | None = None
     """Prepares pictures; None for a model that reads text alone."""
+    picture_options: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the processor for pictures in the place of its own, such as `{"do_image_splitting": False}`."""
 
     @property
     def pad(self) -> int:
@@ -259,6 +261,7 @@ class Chat:
                 self.processor(
                     images=[list(row) for row in rows],
                     text=[self.image_token * len(row) for row in rows],
+                    images_kwargs=dict(self.picture_options),
                     padding=True,
                     return_tensors="pt",
                     return_text_replacement_offsets=True,

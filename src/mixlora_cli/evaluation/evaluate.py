@@ -41,7 +41,7 @@ from mixlora_cli.evaluation.results import Results, print_results, read_results
 from mixlora_cli.evaluation.scoring import read_evaluation, score_evaluation
 from mixlora_cli.launch import ProcessGroup, joined
 from mixlora_cli.models.definitions import TaskRouting
-from mixlora_cli.models.features import pictures_from
+from mixlora_cli.models.features import has_fixed_features, pictures_from
 from mixlora_cli.models.load import LoadedModel, build_base
 from mixlora_cli.models.session import Run, Session, find_run
 from mixlora_cli.output import alone_in
@@ -152,7 +152,7 @@ def _header(
         "adapter": run.digest,
         "data": " ".join(digests),
         "prompt": prompt_digest(base),
-        "pictures": pictures_from(config.eval.cache_features),
+        "pictures": pictures_from(config.eval.cache_features and has_fixed_features(base)),
         "decoding": f"greedy, at most {config.eval.max_new_tokens} tokens",
     }
     if routing is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from transformers.video_processing_utils import VideoProcessorMixin
 from mixlora_cli.config import ModelConfig
 from mixlora_cli.config.groups import Quantization
 from mixlora_cli.data.chat import Chat
+from mixlora_cli.data.problems import BadRecord
 from mixlora_cli.data.template import CHOICES, TEMPLATES, V1, Template
 from mixlora_cli.data.text_files import read_text
 from mixlora_cli.errors import UserError
@@ -148,7 +150,8 @@ def _load_checkpoint(model: ModelConfig, source: str, dtype: torch.dtype) -> Loa
     chat = build_chat(model)
     # The image processors of PIL and torchvision give slightly different pixels.
     by = type(getattr(chat.processor, "image_processor", None)).__name__
-    fingerprint = checkpoint_fingerprint(network.config, source, by)
+    options = json.dumps(model.picture_options, sort_keys=True) if model.picture_options else ""
+    fingerprint = checkpoint_fingerprint(network.config, source, by + options)
     return LoadedModel(network.requires_grad_(False).eval(), chat, source, fingerprint)
 
 
@@ -210,7 +213,12 @@ def build_chat(model: ModelConfig) -> Chat:
     processor = found if isinstance(found, ProcessorMixin) else None
     tokenizer: PreTrainedTokenizerBase = found if processor is None else processor.tokenizer
     own = getattr(processor, "chat_template", None) or tokenizer.chat_template
-    return Chat(tokenizer, choose_template(model, own), processor)
+    chat = Chat(tokenizer, choose_template(model, own), processor, model.picture_options or {})
+    try:
+        _ = model.picture_options and chat.probe
+    except BadRecord as bad:
+        raise UserError(f"model.picture_options={model.picture_options}: {bad.detail}") from bad
+    return chat
 
 
 class NoFilms(VideoProcessorMixin):

@@ -238,6 +238,7 @@ def essentials(config: Mapping[str, Any], harmless: tuple[str, ...] = HARMLESS_K
 
 NEUTRAL: dict[str, Any] = {
     "model.template_options": None,
+    "model.picture_options": None,
     "model.quantization": "none",
     "train.fsdp": False,
     "train.packing": False,

@@ -182,6 +182,10 @@ class AdapterTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the adapter from the first process, gathered from all of them where DeepSpeed or FSDP spread it."""
+        # ZeRO-3 may have asked for weights of the next step already, and those cannot be gathered once more.
+        offload = getattr(getattr(self.model_wrapped, "optimizer", None), "parameter_offload", None)
+        if offload is not None:
+            offload.get_param_coordinator().release_and_reset_all(offload.module)
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             assert self.model is not None
             self._save(output_dir, gather_weights(self.model))
