@@ -215,3 +215,8 @@ def test_the_plan_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureF
     assert "fits on 4 x A100 80 GB" in told
     assert f"{written['time_published_code']['hours']:.1f}" in told
     assert max(map(len, told.split("operations and time")[0].splitlines()[2:-2])) <= 80
+
+
+def test_fsdp_is_not_counted() -> None:
+    with pytest.raises(UserError, match=r"^train\.fsdp=true: not counted; deepspeed=zero3 spreads as much"):
+        configured("train.fsdp=true", "launch.nproc=2")

@@ -161,6 +161,12 @@ class PlanConfig(TrainConfig):
 
     plan: MachineConfig = field(default_factory=MachineConfig)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(
+            not self.train.fsdp, "train.fsdp", "not counted; deepspeed=zero3 spreads as much, plan with that"
+        )
+
 
 class GenerationConfig(Settings, at="eval"):
     """How `mixlora eval` answers (key `eval`)."""
