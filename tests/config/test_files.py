@@ -1,11 +1,13 @@
 """Every configuration file composes into its dataclass, and says what the dataclass says."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from mixlora_cli import config
@@ -203,6 +205,8 @@ def test_every_key_is_explained() -> None:
 def test_a_toy_router_is_an_option_of_routing(monkeypatch: pytest.MonkeyPatch) -> None:
     toy = Router("toy", "By nothing in particular.", "chance", None, ("decode",))
     monkeypatch.setitem(ROUTERS, "toy", toy)
+    # What is stored stays for the process, and lists of options are made of it.
+    monkeypatch.setattr(ConfigStore.instance(), "repo", copy.deepcopy(ConfigStore.instance().repo))
     config = composed("train", "routing=toy", "routing.decode=step")
     assert (config.routing.name, config.routing.decode) == ("toy", "step")
     assert "mixlora-toy-e16-r4" in config.output_dir

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from mixlora_cli.config import AlignConfig
+from mixlora_cli.data.collate import Rows
 from mixlora_cli.data.mini.canvas import Item, Scene
 from mixlora_cli.data.mini.captions import Captioned, plural
 from mixlora_cli.data.mini.objects import MiniObject, all_objects
@@ -78,8 +79,8 @@ def test_the_projector_learns_to_say_the_words(tmp_path: Path) -> None:
     )
     paths = [Path(str(number)) for number in range(len(pictures))]
 
-    def lookup(wanted: list[Path]) -> torch.Tensor:
-        return features[[int(path.name) for path in wanted]]
+    def lookup(wanted: Rows) -> dict[str, torch.Tensor]:
+        return {"pixel_values": features[[int(path.name) for (path,) in wanted]]}
 
     def loss_after(steps: int) -> float:
         torch.manual_seed(0)

@@ -47,12 +47,14 @@ PROJECTOR = "model.multi_modal_projector"
 def folder(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("models") / "llava-v1-7b"
     options = PrepareOptions(output=str(output), **parts.options)
-    return prepare(PrepareConfig(model=ModelConfig("llava_v1_7b", "prepared"), prepare=options))[0]
+    return prepare(
+        PrepareConfig(model=ModelConfig("llava_v1_7b", "prepared", chat_template="v1"), prepare=options)
+    )[0]
 
 
 @pytest.fixture
 def base(folder: Path) -> LoadedModel:
-    return build_base(ModelConfig("assembled", "hub", str(folder)))
+    return build_base(ModelConfig("assembled", "hub", str(folder), chat_template="v1"))
 
 
 def batch(base: LoadedModel) -> tuple[Tensor, Tensor]:
@@ -111,8 +113,8 @@ def test_shards_hold_the_same_as_one_file(parts: Parts, folder: Path, tmp_path: 
     files = list(output.glob("model-0000*.safetensors"))
     assert len(files) > 3
     assert {file.stat().st_mode for file in files} == {(output / "config.json").stat().st_mode}
-    one = build_base(ModelConfig("one", "hub", str(folder))).model.state_dict()
-    many = build_base(ModelConfig("many", "hub", str(output))).model.state_dict()
+    one = build_base(ModelConfig("one", "hub", str(folder), chat_template="v1")).model.state_dict()
+    many = build_base(ModelConfig("many", "hub", str(output), chat_template="v1")).model.state_dict()
     assert [name for name in one if not torch.equal(one[name], many[name])] == []
     assert one.keys() == many.keys()
 
@@ -134,7 +136,7 @@ def test_a_saved_copy_is_the_same_model(base: LoadedModel, folder: Path, tmp_pat
     for file in folder.glob("*token*.json"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "processor_config.json").write_bytes((folder / "processor_config.json").read_bytes())
-    copy = build_base(ModelConfig("copy", "hub", str(tmp_path)))
+    copy = build_base(ModelConfig("copy", "hub", str(tmp_path), chat_template="v1"))
     ids, pixels = batch(base)
     with torch.inference_mode():
         expected = base.model(input_ids=ids, pixel_values=pixels).logits
@@ -159,7 +161,7 @@ def test_rows_without_a_token_are_never_generated(base: LoadedModel, suppressed:
 
 
 def test_the_skeleton_has_the_same_parameters(base: LoadedModel, folder: Path) -> None:
-    skeleton = build_skeleton(ModelConfig("llava_v1_7b", "prepared", str(folder)))
+    skeleton = build_skeleton(ModelConfig("llava_v1_7b", "prepared", str(folder), chat_template="v1"))
     assert {name: p.shape for name, p in skeleton.named_parameters()} == {
         name: p.shape for name, p in base.model.named_parameters()
     }
@@ -200,7 +202,9 @@ def train_config(model: ModelConfig, data: DataConfig, output: Path) -> TrainCon
 def test_it_trains_with_its_projector_and_answers(
     folder: Path, base: LoadedModel, data: DataConfig, tmp_path: Path
 ) -> None:
-    model = ModelConfig("llava_v1_7b", "prepared", str(folder), train_also=["multi_modal_projector"])
+    model = ModelConfig(
+        "llava_v1_7b", "prepared", str(folder), chat_template="v1", train_also=["multi_modal_projector"]
+    )
     run = train(train_config(model, data, tmp_path / "run"))
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 3
 
@@ -225,7 +229,7 @@ def test_it_trains_with_its_projector_and_answers(
 
 
 def test_training_without_preparation_names_the_command(data: DataConfig, tmp_path: Path) -> None:
-    config = train_config(ModelConfig("llava_v1_7b", "prepared"), data, tmp_path / "run")
+    config = train_config(ModelConfig("llava_v1_7b", "prepared", chat_template="v1"), data, tmp_path / "run")
     with pytest.raises(UserError, match=r"models/llava-v1-7b: .*`mixlora prepare model=llava_v1_7b`"):
         train(config)
     assert not (tmp_path / "run").exists()

@@ -17,7 +17,7 @@ from mixlora_cli.prepare.run import prepare
 
 from .standins import VOCABULARY, Parts
 
-MODEL = ModelConfig("llava_v1_7b", "prepared")
+MODEL = ModelConfig("llava_v1_7b", "prepared", chat_template="v1")
 
 
 @pytest.mark.parametrize(

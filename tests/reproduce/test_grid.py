@@ -59,12 +59,13 @@ def data(tmp_path: Path) -> Path:
     ]
     (tmp_path / "train.json").write_text(json.dumps(train))
     (tmp_path / "unseen.json").write_text(json.dumps(unseen))
+    (tmp_path / "tasks.json").write_text(json.dumps({"task0": "Name the colour."}))
     return tmp_path
 
 
 def reproduce(folder: Path) -> subprocess.CompletedProcess[str]:
     train = ["model=tiny", "data=json", "data.train=train.json", "data.images=images", "train.batch_size=2"]
-    train += ["train.log_every=1", "train.cache_features=false"]
+    train += ["train.log_every=1", "train.cache_features=false", "data.metadata=tasks.json"]
     evaluation = ["data=json", "data.unseen=unseen.json", "data.images=images", "eval.cache_features=false"]
     evaluation += ["eval.max_new_tokens=2"]
     return subprocess.run(
@@ -81,7 +82,7 @@ def reproduce(folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_a_row_fails_the_others_make_the_table_and_nothing_is_run_twice(data: Path) -> None:
-    """There are no task definitions, so routing=task cannot train."""
+    """The file of task definitions lacks one of the tasks, so routing=task cannot train."""
     first = reproduce(data)
     assert first.returncode == 1, first.stdout + first.stderr
     assert "table2 at scale mini: 3 cells, 0 there, 3 trainings and 3 other parts to do" in first.stdout
