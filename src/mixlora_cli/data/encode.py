@@ -15,7 +15,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import count, groupby
+from itertools import accumulate, count, groupby
 from typing import Literal
 
 from torch.utils.data import Dataset, IterableDataset
@@ -33,6 +33,8 @@ from mixlora_cli.progress import say, with_bar
 
 IGNORE = -100
 """Label of a token without loss: what `torch.nn.functional.cross_entropy` ignores by default."""
+VERIFIED_PER_TASK = 2
+"""Records of each task whose label masks are checked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ class StreamedDataset(IterableDataset[Item]):
             UserError: what `encode_records` and `stream_records` raise; no record of a pass can be encoded; a task is
                 not among those that are known.
         """
-        verified: Counter[str] = Counter()
+        encode_one = _checked_encoding(self._chat, self._data.max_length)
         for number in count():
             seed = self._seed * 1_000_003 + number
             is_empty = True
@@ -94,10 +96,7 @@ class StreamedDataset(IterableDataset[Item]):
                         f"{record.index} has none; add it to data.metadata, or train with routing=instance"
                     )
                 try:
-                    item = encode(record, self._chat, self._data.max_length)
-                    if verified[record.task] < 2:
-                        verified[record.task] += 1
-                        verify_labels(item, record, self._chat)
+                    item = encode_one(record)
                 except BadRecord as bad:
                     if self._data.on_error == "stop":
                         raise UserError(
@@ -147,9 +146,8 @@ def encode_records(
     max_length: int,
     on_error: Literal["stop", "skip"] = "stop",
     source: str = "the data",
-    verified_per_task: int = 2,
 ) -> EncodedDataset:
-    """Training items of all records; the label masks of the first `verified_per_task` of each task are checked.
+    """Training items of all records; the label masks of the first of each task are checked.
 
     How many were truncated, and how many had to be left out, is printed.
 
@@ -157,22 +155,27 @@ def encode_records(
         UserError: a checked label mask is wrong, whatever `on_error` is; a record cannot be encoded and `on_error` is
             "stop".
     """
-    verified: Counter[str] = Counter()
-
-    def encode_one(record: Record) -> Item:
-        item = encode(record, chat, max_length)
-        if verified[record.task] < verified_per_task:
-            verified[record.task] += 1
-            verify_labels(item, record, chat)
-        return item
-
-    dataset = _encode_all(records, encode_one, on_error, source)
+    dataset = _encode_all(records, _checked_encoding(chat, max_length), on_error, source)
     if dataset.num_truncated:
         say(
             f"{dataset.num_truncated} of {len(dataset)} instances of {source} are longer than "
             f"data.max_length={max_length} tokens and lost the end of their last answer"
         )
     return dataset
+
+
+def _checked_encoding(chat: Chat, max_length: int) -> Callable[[Record], Item]:
+    """`encode`, and `verify_labels` of the first records of each task."""
+    verified: Counter[str] = Counter()
+
+    def encode_one(record: Record) -> Item:
+        item = encode(record, chat, max_length)
+        if verified[record.task] < VERIFIED_PER_TASK:
+            verified[record.task] += 1
+            verify_labels(item, record, chat)
+        return item
+
+    return encode_one
 
 
 def encode_prompts(
@@ -260,9 +263,8 @@ def _tokenise(
     for segment in _segments(record, chat, with_answer=with_answer):
         pieces.append((anchor, _with_pictures(segment.text, chat, pictures), segment))
         anchor = chat.control_token_at_end(segment.text) or segment.text[-1]
-    if sum(segment.text.count(chat.image_token or IMAGE_MARKER) for *_, segment in pieces) != len(
-        record.images
-    ):
+    places = [segment.text.count(chat.image_token or IMAGE_MARKER) for *_, segment in pieces]
+    if sum(places) != len(record.images):
         raise UserError(
             f"chat template {chat.template.name} does not write a place for each picture ({len(record.images)} in "
             f"record {record.index}); give a template of this model (model.chat_template=<file.jinja>)"
@@ -273,10 +275,9 @@ def _tokenise(
     input_ids = list(chat.begin)
     labels = [IGNORE] * len(input_ids)
     pictures_before: list[tuple[int, int]] = []
-    shown = 0
-    for (_, text, segment), anchor_ids, joint_ids in zip(pieces, rows[::2], rows[1::2], strict=True):
+    pieces_ids = zip(pieces, rows[::2], rows[1::2], accumulate(places), strict=True)
+    for (_, text, segment), anchor_ids, joint_ids, shown in pieces_ids:
         ids = _continuation(chat.tokenizer, text, anchor_ids, joint_ids)
-        shown += segment.text.count(chat.image_token or IMAGE_MARKER)
         pictures_before.append((len(input_ids), shown))
         input_ids += ids
         labels += ids if segment.is_answer else [IGNORE] * len(ids)
@@ -284,14 +285,12 @@ def _tokenise(
 
 
 def _segments(record: Record, chat: Chat, *, with_answer: bool = True) -> list[Segment]:
-    """The record's text in segments, each picture at its marker; one without a marker opens the first question."""
+    """The record's text in segments, each picture at its marker, or all where the template wants them."""
     turns = list(record.conversation)
     if chat.template.pictures_first:
         turns = [Turn(turn.role, turn.text.replace(IMAGE_MARKER, "")) for turn in turns]
-    missing = len(record.images) - sum(turn.text.count(IMAGE_MARKER) for turn in turns)
-    if missing > 0:
         first = next(number for number, turn in enumerate(turns) if turn.role == "human")
-        turns[first] = Turn("human", f"{IMAGE_MARKER * missing}\n{turns[first].text}")
+        turns[first] = Turn("human", f"{IMAGE_MARKER * len(record.images)}\n{turns[first].text}")
     return chat.segments(turns, with_answer=with_answer)
 
 

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from mixlora_cli.config import AdapterConfig, RoutingConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.method.config import MixLoraConfig
-from mixlora_cli.method.targets import decoder_linears
+from mixlora_cli.method.targets import decoder_linears, output_layer
 from mixlora_cli.models.load import first_line
 from mixlora_cli.models.quantization import count_numbers
 from mixlora_cli.store import is_lfs_pointer, readable_as_usual
@@ -138,6 +138,15 @@ def outside_of_decoder(model: PreTrainedModel) -> dict[str, nn.Module]:
                 yield f"{prefix}{name}", child
 
     return dict(walk(model, ""))
+
+
+def frozen_towers(model: PreTrainedModel) -> list[nn.Module]:
+    """What lies outside of the decoder and is not trained, the output layer aside."""
+    return [
+        module
+        for module in outside_of_decoder(model).values()
+        if module is not output_layer(model) and not any(p.requires_grad for p in module.parameters())
+    ]
 
 
 def modules_named(model: PreTrainedModel, patterns: Sequence[str]) -> list[str]:

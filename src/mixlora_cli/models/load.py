@@ -131,10 +131,10 @@ def require_prepared(model: ModelConfig) -> None:
 
 def _load_checkpoint(model: ModelConfig, source: str, dtype: torch.dtype) -> LoadedModel:
     """A checkpoint of transformers with its own processor."""
-    register_models()  # a saved copy of the small model is a checkpoint like any other
     revision = model.revision or "main"
     config = read_config(source, revision)
     auto = auto_class(config, source)
+    chat = _read_chat(model, source, config)  # what it can refuse, before the weights
     try:
         network = load_weights(
             auto,
@@ -147,7 +147,6 @@ def _load_checkpoint(model: ModelConfig, source: str, dtype: torch.dtype) -> Loa
         )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise UserError(_unreadable(source, error)) from error
-    chat = build_chat(model)
     # The image processors of PIL and torchvision give slightly different pixels.
     by = type(getattr(chat.processor, "image_processor", None)).__name__
     options = json.dumps(model.picture_options, sort_keys=True) if model.picture_options else ""
@@ -161,7 +160,7 @@ def read_config(source: str, revision: str = "main") -> PreTrainedConfig:
     Raises:
         UserError: it cannot be read, or transformers does not know the kind of model.
     """
-    register_models()
+    register_models()  # a saved copy of the small model is a checkpoint like any other
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(source, revision=revision)
     except (OSError, ValueError) as error:
@@ -203,11 +202,17 @@ def build_chat(model: ModelConfig) -> Chat:
     if model.source in ("mini", "tiny"):
         return build_base(model).chat
     require_prepared(model)
-    source, revision = checkpoint_source(model), model.revision or "main"
-    reads_pictures = auto_class(read_config(source, revision), source) is AutoModelForImageTextToText
+    source = checkpoint_source(model)
+    return _read_chat(model, source, read_config(source, model.revision or "main"))
+
+
+def _read_chat(model: ModelConfig, source: str, config: PreTrainedConfig) -> Chat:
+    revision = model.revision or "main"
     try:
-        load = _load_processor if reads_pictures else AutoTokenizer.from_pretrained
-        found = load(source, revision=revision)
+        if auto_class(config, source) is AutoModelForImageTextToText:
+            found = _load_processor(source, revision, config)
+        else:
+            found = AutoTokenizer.from_pretrained(source, revision=revision)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise UserError(_unreadable(source, error)) from error
     processor = found if isinstance(found, ProcessorMixin) else None
@@ -235,9 +240,8 @@ class NoFilms(VideoProcessorMixin):
         return dict(self.settings)
 
 
-def _load_processor(source: str, revision: str) -> Any:
+def _load_processor(source: str, revision: str, config: PreTrainedConfig) -> Any:
     """`AutoProcessor`'s; where torchvision is missing and the processor also takes films, one for pictures alone."""
-    config = AutoConfig.from_pretrained(source, revision=revision)
     values, _ = ProcessorMixin.get_processor_dict(source, revision=revision)
     named = getattr(transformers, str(values.get("processor_class")), None)
     kind: Any = named or PROCESSOR_MAPPING.get(type(config), None)

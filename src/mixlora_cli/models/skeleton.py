@@ -20,7 +20,7 @@ from transformers import (
 from mixlora_cli.config import AdapterConfig, ModelConfig, RoutingConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.adapters import attach_adapter
-from mixlora_cli.models.load import auto_class, checkpoint_source, first_line
+from mixlora_cli.models.load import auto_class, checkpoint_source, first_line, read_config
 from mixlora_cli.models.mini import mini_config
 from mixlora_cli.models.networks import register_models
 from mixlora_cli.models.tiny import build_tiny
@@ -108,15 +108,13 @@ def _config(model: ModelConfig) -> PreTrainedConfig:
     if is_published(model):
         return published_config(_key(model))
     source = checkpoint_source(model)
-    register_models()
     try:
-        read: PreTrainedConfig = AutoConfig.from_pretrained(source, revision=model.revision or "main")
-    except (OSError, ValueError) as error:
+        return read_config(source, model.revision or "main")
+    except UserError as error:
         raise UserError(
             f"model.name_or_path={source}: its config.json cannot be read; known without it: "
             f"{', '.join(_published())}"
         ) from error
-    return read
 
 
 def _key(model: ModelConfig) -> str:

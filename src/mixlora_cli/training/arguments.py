@@ -20,7 +20,7 @@ from transformers.utils import logging
 from mixlora_cli.config import OptimConfig, TrainConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.launch import launched_processes
-from mixlora_cli.models.adapters import outside_of_decoder
+from mixlora_cli.models.adapters import frozen_towers
 from mixlora_cli.training.run_folder import RunFolder
 
 
@@ -225,12 +225,8 @@ def start_fsdp(accelerator: Accelerator, arguments: TrainingArguments, model: nn
         state.fsdp_plugin = FullyShardedDataParallelPlugin(**arguments.fsdp_plugin_args)
     plugin = state.fsdp_plugin
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    head, decoder = base.get_output_embeddings(), base.get_decoder()
-    plugin.ignored_modules = [
-        module
-        for module in outside_of_decoder(base).values()
-        if module is not head and not any(parameter.requires_grad for parameter in module.parameters())
-    ]
+    decoder = base.get_decoder()
+    plugin.ignored_modules = frozen_towers(base)
     whole = set(getattr(base, "_no_split_modules", None) or ())
     blocks = {type(module).__name__ for module in decoder.modules()} & whole
     plugin.transformer_cls_names_to_wrap = sorted(blocks)

@@ -25,8 +25,8 @@ from mixlora_cli.method.context import RoutingContext
 from mixlora_cli.method.model import MixLoraModel
 from mixlora_cli.models.adapters import (
     TRAINED_WEIGHTS,
+    frozen_towers,
     load_trained_weights,
-    outside_of_decoder,
     save_adapter,
 )
 from mixlora_cli.models.forward import labelled_pass, matrix_products_in, token_loss
@@ -106,9 +106,8 @@ class AdapterTrainer(Trainer):
         base = unwrapped.get_base_model() if isinstance(unwrapped, PeftModel) else unwrapped
         assert isinstance(base, PreTrainedModel)
         # `model.train()` reached frozen towers too; statistics or dropout there would change their features.
-        for module in outside_of_decoder(base).values():
-            if not any(parameter.requires_grad for parameter in module.parameters()):
-                module.eval()
+        for module in frozen_towers(base):
+            module.eval()
         is_mixlora = isinstance(getattr(self.model, "base_model", None), MixLoraModel)
         outputs, _, targets = labelled_pass(model, inputs, base.get_output_embeddings(), is_mixlora)
         return outputs, targets
