@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mixlora_cli.config import DataConfig
-from mixlora_cli.data.loading import Split, definitions_file, load_records
+from mixlora_cli.data.loading import Split, definitions_file, load_records, task_names
 from mixlora_cli.data.records import Record
 from mixlora_cli.data.template import IMAGE_MARKER
 from mixlora_cli.data.text_files import read_json
@@ -47,6 +47,21 @@ def made_definitions(records: Iterable[Record]) -> dict[str, str]:
         task: "\n".join([task.replace("_", " "), *dict.fromkeys(filter(None, questions))])
         for task, questions in first.items()
     }
+
+
+def trained_definitions(data: DataConfig) -> dict[str, str]:
+    """Definitions of the tasks that the training records name, of a training that read a file of definitions.
+
+    Where the records are streamed, those of the whole file, as the training had them. Empty where no file is named.
+
+    Raises:
+        UserError: the file, or the records, are not there.
+    """
+    definitions = load_definitions(data)
+    if not definitions or data.streaming:
+        return definitions
+    named = data.tasks or task_names(data)
+    return {task: definitions[task] for task in named if task in definitions}
 
 
 def definitions_of(

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from mixlora_cli.config import DataConfig, ModelConfig, parse
 from mixlora_cli.data.collate import Collator, Features, generation_collator
-from mixlora_cli.data.definitions import definitions_of
+from mixlora_cli.data.definitions import definitions_of, parse_definitions, trained_definitions
 from mixlora_cli.data.encode import Item
 from mixlora_cli.data.text_files import read_json
 from mixlora_cli.errors import UserError
@@ -58,6 +58,8 @@ class Run:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     trained_on: str | None = None
     """`data.source` of the training; None where that is not known."""
+    data: DataConfig | None = None
+    """Where the training found its records; None where that is not known."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -102,16 +104,41 @@ class Run:
         """
         if self.selects_by != "task":
             return None
-        settings = self.settings
+        # Definitions that were written by hand are not mixed with some that are made of questions.
+        by_hand = self.data is not None and (self.data.source != "json" or self.data.metadata is not None)
+        return self._reading(definitions_of(data, tasks, None if by_hand else self._kept_definitions))
+
+    def own_task_routing(self) -> TaskRouting | None:
+        """What routing=task reads for the tasks of the training; None where the adapter does not route by task.
+
+        The run folder has their definitions. In one of an earlier version it has those alone that the training made:
+        there they come from where the training found its data.
+
+        Raises:
+            UserError: the run folder does not have them, nor are they where the training found them.
+        """
+        if self.selects_by != "task":
+            return None
+        found = self._kept_definitions
+        if found is None and self.data is not None:
+            found = trained_definitions(self.data)
+        if not found:
+            raise UserError(
+                f"{self.root}: routing=task reads a definition of each task, and this folder says nothing of the "
+                "training's tasks; expected the whole run folder that `mixlora train` printed"
+            )
+        return self._reading(found)
+
+    @property
+    def _kept_definitions(self) -> dict[str, str] | None:
         path = None if self.root is None else RunFolder(self.root).definitions
-        made = (
-            None if path is None or not path.is_file() else read_json(path, "the definitions of a training")
-        )
-        return TaskRouting(
-            definitions_of(data, tasks, made),
-            settings.get("task_encoder"),
-            settings.get("task_embedding_dim"),
-        )
+        if path is None or not path.is_file():
+            return None
+        return parse_definitions(read_json(path, "the definitions of a training"), str(path))
+
+    def _reading(self, definitions: Mapping[str, str]) -> TaskRouting:
+        settings = self.settings
+        return TaskRouting(definitions, settings.get("task_encoder"), settings.get("task_embedding_dim"))
 
 
 def find_run(path: str | None, model: ModelConfig) -> Run:
@@ -153,12 +180,21 @@ def _in_folder(folder: RunFolder, path: str, model: ModelConfig) -> Run:
             root=folder.root,
             precision=config["train"]["precision"],
             trained_on=config.get("data", {}).get("source"),
+            data=_data_of(config),
         )
     except Exception as error:  # whatever became of the file
         reason = " ".join(str(error).split())
         raise UserError(
             f"{folder.config} is not a configuration that `mixlora train` wrote: {reason}"
         ) from error
+
+
+def _data_of(config: Mapping[str, Any]) -> DataConfig | None:
+    """Group `data` of a saved configuration; None where an earlier version wrote another one."""
+    try:
+        return parse(DataConfig, config["data"])
+    except (KeyError, TypeError, UserError):
+        return None
 
 
 def _label(config: Mapping[str, Any]) -> str:
