@@ -11,8 +11,8 @@ from mixlora_cli.config import DataConfig, ModelConfig
 from mixlora_cli.data.encode import encode_prompts
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.errors import UserError
-from mixlora_cli.evaluation.generate import Generator
 from mixlora_cli.method.layer import MixLoraLinear
+from mixlora_cli.models.generate import Generator
 from mixlora_cli.models.session import Session, find_mixlora, find_run
 from mixlora_cli.models.tiny import build_tiny
 from tiny_data import tiny_data
