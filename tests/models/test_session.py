@@ -28,7 +28,8 @@ def test_what_is_known_without_a_model(data: DataConfig, tmp_path: Path) -> None
     run = finished_run(tmp_path / "run", data, routing="task")
     found = find_run(str(run.root), ModelConfig("other", "mini"))
     assert (found.label, found.model) == (f"MixLoRA E={NUM_FACTORS} r={RANK} task", TINY)
-    assert (found.adapter, found.root, found.trained_on) == (run.adapter, run.root, "json")
+    assert found.data is not None
+    assert (found.adapter, found.root, found.data.source) == (run.adapter, run.root, "json")
     assert (found.dtype, found.routing) == (torch.float32, "task")
     routing = found.task_routing(data, ["reading"])
     assert routing is not None and routing.definitions == {"reading": "Do reading."}
