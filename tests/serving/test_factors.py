@@ -14,7 +14,6 @@ import pytest
 from mixlora_cli.config import DataConfig
 from mixlora_cli.data.encode import encode_prompts
 from mixlora_cli.data.loading import load_records
-from mixlora_cli.errors import UserError
 from mixlora_cli.models.load import build_base
 from mixlora_cli.models.session import Run, Session, find_run
 from mixlora_cli.serving import factors
@@ -25,7 +24,7 @@ from tiny_runs import NUM_FACTORS, RANK, TINY, finished_run
 
 def opened(folder: Path) -> tuple[Run, Session]:
     run = find_run(str(folder), TINY)
-    return run, Session(build_base(TINY), run.dtype, False, run.adapter, run.own_task_routing())
+    return run, Session(build_base(TINY), run.dtype, False, run.adapter, run.trained_routing)
 
 
 def instance_run(folder: Path, data: DataConfig) -> RunFolder:
@@ -172,22 +171,30 @@ def test_nothing_to_tell(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(
+    ("routing", "reason"),
+    [
+        ("instance", "does not say which data the adapter was trained on"),
+        ("task", "has no definitions of its tasks"),
+    ],
+)
 def test_a_bare_adapter_says_nothing_of_its_data(
-    data: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    routing: str, reason: str, data: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, session = opened(finished_run(tmp_path / "run", data).adapter)
+    run, session = opened(finished_run(tmp_path / "run", data, routing=routing).adapter)
     assert task_factors(run, session) is None
-    assert "does not say which data the adapter was trained on" in capsys.readouterr().err
+    assert reason in capsys.readouterr().err
 
 
 def test_definitions_of_the_tasks_of_a_training(data: DataConfig, tmp_path: Path) -> None:
     folder = finished_run(tmp_path / "run", data, routing="task")
     run = find_run(str(folder.root), TINY)
-    routing = run.own_task_routing()  # without definitions.json: of the tasks that the records name
+    routing = run.trained_routing  # without definitions.json: of the tasks that the records name
     assert routing is not None and routing.definitions == {
         "counting": "Do counting.",
         "reading": "Do reading.",
         "naming": "Do naming.",
     }
-    with pytest.raises(UserError, match="this folder says nothing of the training's tasks; expected the whole run"):
-        find_run(str(folder.adapter), TINY).own_task_routing()
+    assert isinstance(data.train, str)
+    Path(data.train).unlink()  # nobody knows better
+    assert set(find_run(str(folder.root), TINY).definitions) == {"counting", "naming", "reading", "trained alone"}

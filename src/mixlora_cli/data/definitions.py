@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from mixlora_cli.config import DataConfig
@@ -50,18 +51,20 @@ def made_definitions(records: Iterable[Record]) -> dict[str, str]:
 
 
 def trained_definitions(data: DataConfig) -> dict[str, str]:
-    """Definitions of the tasks that the training records name, of a training that read a file of definitions.
+    """Definitions of the tasks that the training records name, where the training read a file of definitions.
 
-    Where the records are streamed, those of the whole file, as the training had them. Empty where no file is named.
+    Those of the whole file where the records are streamed, as the training had them, or are not there any more. Empty
+    where no file is named.
 
     Raises:
-        UserError: the file, or the records, are not there.
+        UserError: the file is not there.
     """
     definitions = load_definitions(data)
-    if not definitions or data.streaming:
-        return definitions
-    named = data.tasks or task_names(data)
-    return {task: definitions[task] for task in named if task in definitions}
+    if definitions and not data.streaming:
+        with suppress(UserError):
+            named = data.tasks or task_names(data)
+            return {task: definitions[task] for task in named if task in definitions}
+    return definitions
 
 
 def definitions_of(

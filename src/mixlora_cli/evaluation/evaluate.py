@@ -17,7 +17,6 @@ from mixlora_cli.data.records import Record
 from mixlora_cli.data.template import IMAGE_MARKER
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.fingerprint import prompt_digest, records_digest, relative_image
-from mixlora_cli.evaluation.generate import Generator, batches, longest_first
 from mixlora_cli.evaluation.instances import (
     Chosen,
     benchmark_of,
@@ -42,6 +41,7 @@ from mixlora_cli.evaluation.scoring import read_evaluation, score_evaluation
 from mixlora_cli.launch import ProcessGroup, joined
 from mixlora_cli.models.definitions import TaskRouting
 from mixlora_cli.models.features import has_fixed_features, pictures_from
+from mixlora_cli.models.generate import Generator, batches, longest_first
 from mixlora_cli.models.load import LoadedModel, build_base
 from mixlora_cli.models.session import Run, Session, find_run
 from mixlora_cli.output import alone_in

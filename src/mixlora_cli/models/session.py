@@ -18,8 +18,9 @@ from transformers import PreTrainedModel
 
 from mixlora_cli.config import DataConfig, ModelConfig, parse
 from mixlora_cli.data.collate import Collator, Features, generation_collator
-from mixlora_cli.data.definitions import definitions_of, parse_definitions, trained_definitions
+from mixlora_cli.data.definitions import definitions_of, trained_definitions
 from mixlora_cli.data.encode import Item
+from mixlora_cli.data.loading import definitions_file
 from mixlora_cli.data.text_files import read_json
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.fingerprint import adapter_digest
@@ -56,10 +57,8 @@ class Run:
     root: Path | None = None
     """The run folder, or the bare adapter folder."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    trained_on: str | None = None
-    """`data.source` of the training; None where that is not known."""
     data: DataConfig | None = None
-    """Where the training found its records; None where that is not known."""
+    """The training's; None where that is not known."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -104,41 +103,30 @@ class Run:
         """
         if self.selects_by != "task":
             return None
-        # Definitions that were written by hand are not mixed with some that are made of questions.
-        by_hand = self.data is not None and (self.data.source != "json" or self.data.metadata is not None)
-        return self._reading(definitions_of(data, tasks, None if by_hand else self._kept_definitions))
-
-    def own_task_routing(self) -> TaskRouting | None:
-        """What routing=task reads for the tasks of the training; None where the adapter does not route by task.
-
-        The run folder has their definitions. In one of an earlier version it has those alone that the training made:
-        there they come from where the training found its data.
-
-        Raises:
-            UserError: the run folder does not have them, nor are they where the training found them.
-        """
-        if self.selects_by != "task":
-            return None
-        found = self._kept_definitions
-        if found is None and self.data is not None:
-            found = trained_definitions(self.data)
-        if not found:
-            raise UserError(
-                f"{self.root}: routing=task reads a definition of each task, and this folder says nothing of the "
-                "training's tasks; expected the whole run folder that `mixlora train` printed"
-            )
-        return self._reading(found)
+        has_file = self.data is not None and definitions_file(self.data) is not None
+        made = None if has_file else self.definitions or None
+        return self._routing(definitions_of(data, tasks, made))
 
     @property
-    def _kept_definitions(self) -> dict[str, str] | None:
-        path = None if self.root is None else RunFolder(self.root).definitions
-        if path is None or not path.is_file():
-            return None
-        return parse_definitions(read_json(path, "the definitions of a training"), str(path))
+    def trained_routing(self) -> TaskRouting | None:
+        """What routing=task reads for the tasks that the training defined; None as with `task_routing`."""
+        return None if self.selects_by != "task" else self._routing(self.definitions)
 
-    def _reading(self, definitions: Mapping[str, str]) -> TaskRouting:
+    def _routing(self, definitions: Mapping[str, str]) -> TaskRouting:
         settings = self.settings
         return TaskRouting(definitions, settings.get("task_encoder"), settings.get("task_embedding_dim"))
+
+    @cached_property
+    def definitions(self) -> Mapping[str, str]:
+        """Definition of each task that the training had one of; empty where none are known.
+
+        Raises:
+            UserError: they cannot be read.
+        """
+        path = None if self.root is None else RunFolder(self.root).definitions
+        if path is not None and path.is_file():
+            return dict(read_json(path, "the definitions of a training"))
+        return {} if self.data is None else trained_definitions(self.data)
 
 
 def find_run(path: str | None, model: ModelConfig) -> Run:
@@ -179,22 +167,13 @@ def _in_folder(folder: RunFolder, path: str, model: ModelConfig) -> Run:
             adapter=folder.adapter,
             root=folder.root,
             precision=config["train"]["precision"],
-            trained_on=config.get("data", {}).get("source"),
-            data=_data_of(config),
+            data=parse(DataConfig, config["data"]) if "data" in config else None,
         )
     except Exception as error:  # whatever became of the file
         reason = " ".join(str(error).split())
         raise UserError(
             f"{folder.config} is not a configuration that `mixlora train` wrote: {reason}"
         ) from error
-
-
-def _data_of(config: Mapping[str, Any]) -> DataConfig | None:
-    """Group `data` of a saved configuration; None where an earlier version wrote another one."""
-    try:
-        return parse(DataConfig, config["data"])
-    except (KeyError, TypeError, UserError):
-        return None
 
 
 def _label(config: Mapping[str, Any]) -> str:

@@ -1,1 +1,1 @@
-"""Talking to trained runs: in the terminal, and as a server that answers many at once."""
+"""Trained runs that answer: in the terminal and behind OpenAI's interface."""

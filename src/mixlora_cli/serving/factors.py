@@ -30,11 +30,10 @@ from mixlora_cli.data.records import Record
 from mixlora_cli.data.sources import place_of
 from mixlora_cli.data.template import Turn
 from mixlora_cli.errors import UserError
-from mixlora_cli.evaluation.generate import batches
+from mixlora_cli.models.generate import batches
 from mixlora_cli.models.session import Run, Session
 from mixlora_cli.progress import say, with_bar
 from mixlora_cli.store import atomic, digest_of
-from mixlora_cli.training.routing_stats import adapted_layers
 
 Ints = npt.NDArray[np.int64]
 FILE = "task-factors.npz"
@@ -214,9 +213,14 @@ def _read(path: Path, wanted: Mapping[str, Any]) -> TaskFactors | None:
 
 
 def _one_of_each_task(session: Session) -> list[Item]:
-    """A prompt of each task, which for the router says nothing but its task."""
+    """A prompt of each task, which for the router says nothing but its task.
+
+    Raises:
+        UserError: there are none.
+    """
     turns = (Turn("human", "?"), Turn("gpt", "?"))
-    assert session.embeddings is not None
+    if not session.embeddings:
+        raise UserError("the adapter's folder has no definitions of its tasks")
     return [
         encode_prompt(Record(number, task, task, (), turns), session.base.chat)
         for number, task in enumerate(session.embeddings)
@@ -240,7 +244,7 @@ def _sample(run: Run, session: Session, instances: int, seed: int) -> list[Item]
 
 def _count(items: Sequence[Item], session: Session, console: Console | None) -> TaskFactors:
     assert session.tuner is not None
-    layers = adapted_layers(session.tuner)
+    layers = session.tuner.decoder_layers()
     rule = next(iter(layers.values())).rules["default"]
     tasks = list(dict.fromkeys(item.task for item in items))
     numbers = {task: number for number, task in enumerate(tasks)}
