@@ -197,4 +197,9 @@ def test_definitions_of_the_tasks_of_a_training(data: DataConfig, tmp_path: Path
     }
     assert isinstance(data.train, str)
     Path(data.train).unlink()  # nobody knows better
-    assert set(find_run(str(folder.root), TINY).definitions) == {"counting", "naming", "reading", "trained alone"}
+    assert set(find_run(str(folder.root), TINY).definitions) == {
+        "counting",
+        "naming",
+        "reading",
+        "trained alone",
+    }
