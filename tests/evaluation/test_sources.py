@@ -544,7 +544,7 @@ def test_few_references_that_all_match_score_100(
     count: int, config: EvalConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "mixlora_cli.evaluation.generate.Generator.__call__", lambda _, batch: ["crow"] * len(batch)
+        "mixlora_cli.models.generate.Generator.__call__", lambda _, batch: ["crow"] * len(batch)
     )
     path = with_row(tmp_path / "birds", {"answers": ["crow"] * count}, scorer="vqa")
     results = evaluate(from_source(config, "birds", path))

@@ -9,11 +9,11 @@ from mixlora_cli.config import EvalConfig
 from mixlora_cli.data.encode import Item, encode_prompts
 from mixlora_cli.data.records import Record
 from mixlora_cli.evaluation.fingerprint import prompt_digest
-from mixlora_cli.evaluation.generate import Generator, batches, longest_first
 from mixlora_cli.evaluation.instances import Chosen, Unanswered
 from mixlora_cli.launch import ProcessGroup
 from mixlora_cli.models.definitions import TaskRouting
 from mixlora_cli.models.features import has_fixed_features, pictures_from
+from mixlora_cli.models.generate import Generator, batches, longest_first
 from mixlora_cli.models.load import build_base
 from mixlora_cli.models.session import Run, Session
 
