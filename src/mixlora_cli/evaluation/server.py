@@ -31,6 +31,7 @@ _WORDS = Words(
 )
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 """What every server reads; a picture in another format is sent as PNG."""
+_SERVED_SEED = 0
 OWNER = "mixlora"
 """Key of what a server of `mixlora serve` says of its models beyond OpenAI's fields."""
 
@@ -40,6 +41,11 @@ class ServerModel:
 
     def __init__(self, config: EvalConfig, run: Run | None, routing: TaskRouting | None) -> None:
         """Raises UserError where the address is none, or the model is not named and the server has not just one."""
+        if run is not None and run.selects_by == "chance" and config.seed != _SERVED_SEED:
+            raise UserError(
+                f"seed={config.seed}: a server draws the factors of {run.label} with seed {_SERVED_SEED}; give that, "
+                "or evaluate without eval.server"
+            )
         settings = config.eval
         requests = settings.requests
         refused = None if requests.on_refusal == "stop" else ""
