@@ -122,7 +122,7 @@ def test_one_task_one_selection_in_every_layer(by_task: Callable[..., TrainConfi
     tasks = [item.task for item in dataset.items]
     routing = Run("run", config.model, run.adapter).task_routing(config.data, tasks)
     assert routing is not None
-    assert routing.definitions == load_definitions(config.data)
+    assert routing.definitions == load_definitions(config.data) == json.loads(run.definitions.read_text())
     collate = Collator(build_tiny().chat, PixelLoader(base.chat), embeddings=routing.embeddings(base))
     batch = collate([dataset[index] for index in range(NUM_RECORDS)])
     assert batch["task_embeddings"].shape == (NUM_RECORDS, 32)

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from mixlora_cli.config import DataConfig, ModelConfig, parse
 from mixlora_cli.data.collate import Collator, Features, generation_collator
-from mixlora_cli.data.definitions import definitions_of, load_definitions
+from mixlora_cli.data.definitions import definitions_of, trained_definitions
 from mixlora_cli.data.encode import Item
 from mixlora_cli.data.loading import definitions_file
 from mixlora_cli.data.text_files import read_json
@@ -126,7 +126,7 @@ class Run:
         path = None if self.root is None else RunFolder(self.root).definitions
         if path is not None and path.is_file():
             return dict(read_json(path, "the definitions of a training"))
-        return {} if self.data is None else load_definitions(self.data)
+        return {} if self.data is None else trained_definitions(self.data)
 
 
 def find_run(path: str | None, model: ModelConfig, loads: bool = True) -> Run:
