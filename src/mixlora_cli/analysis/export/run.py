@@ -42,12 +42,12 @@ from mixlora_cli.data.encode import Item, encode_prompts
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.data.records import Record
 from mixlora_cli.errors import UserError, cut, hint_at
-from mixlora_cli.evaluation.generate import batches
 from mixlora_cli.evaluation.instances import benchmark_of, grouped, stratified
 from mixlora_cli.method.config import MixLoraConfig
 from mixlora_cli.method.layer import MixLoraLinear
 from mixlora_cli.method.model import MixLoraModel
 from mixlora_cli.models.adapters import ADAPTER_WEIGHTS
+from mixlora_cli.models.generate import batches
 from mixlora_cli.models.load import build_base
 from mixlora_cli.models.session import (
     ADAPTER,
