@@ -68,10 +68,12 @@ def _opened(config: AskConfig) -> list[ServedModel]:
     known = {task for run in by_task for task in run.definitions}
     if config.task is not None and config.task not in known:
         raise UserError(f"task={cut(config.task)}: no such task; {hint_at(config.task, known, 'tasks')}")
-    if config.image and runs[0].model.source in ("hub", "prepared", "smollm"):  # others read pictures
-        if build_chat(runs[0].model).processor is None:
-            raise UserError(f"image={cut(config.image[0])}: {runs[0].model.name} reads text alone; leave it out")
-    return open_models(config.run, config.model, not config.run or config.adapter == "none", config.precision)
+    model = runs[0].model
+    # The built-in one of text aside, those that are built here read pictures.
+    may_be_blind = config.image and model.source in ("hub", "prepared", "smollm")
+    if may_be_blind and build_chat(model).processor is None:
+        raise UserError(f"image={cut(config.image[0])}: {model.name} reads text alone; leave it out")
+    return open_models(config.run, config.model, config.adapter is not None, config.precision)
 
 
 def usable_picture(name: str) -> Path:

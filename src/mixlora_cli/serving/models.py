@@ -22,6 +22,7 @@ from mixlora_cli.models.definitions import TaskRouting, choose_encoder, embed_te
 from mixlora_cli.models.generate import Answer, Decoding, Generator, Watch
 from mixlora_cli.models.load import LoadedModel, build_base
 from mixlora_cli.models.session import BASE_LABEL, Run, Session, find_run
+from mixlora_cli.serving.choosing import TaskChooser
 
 _KEPT = 1000
 """Free definitions whose embeddings are remembered."""
@@ -55,7 +56,7 @@ class Question:
     selected_by: Literal["tokens", "task", "definition", "question", "chance"] | None
     """None without a MixLoRA adapter."""
     task: str | None = None
-    """The task that was named."""
+    """The task that was named, or that the question was found to belong to."""
 
 
 class ServedModel:
@@ -68,12 +69,14 @@ class ServedModel:
         self.name, self.run, self.session = name, run, session
         self.definitions: Mapping[str, str] = {} if routing is None else routing.definitions
         """By task, where the adapter selects by it."""
+        self._embeddings = None if routing is None else Embeddings(session.embeddings or {}, routing, base)
+        self._chooser = None if routing is None else _chooser(run, routing, base)
         self._generator = Generator(
             session.model,
             session.base,
             session.features,
             1,
-            embeddings=None if routing is None else Embeddings(session.embeddings or {}, routing, base),
+            embeddings=self._embeddings,
             routing_seed=0 if run.selects_by == "chance" else None,
         )
 
@@ -97,15 +100,15 @@ class ServedModel:
             conversation: a system turn or none, then human, gpt, ..., human; `IMAGE_MARKER` where a picture stands.
             images: one for each marker, in order.
             task: one of `definitions`, for an adapter with routing=task.
-            definition: a task's definition in the place of a known task's. With neither, the last question's text is
-                read as one.
+            definition: a task's definition in the place of a known task's. With neither, the last question is looked
+                at: its task is that of the training whose questions it is like, or its text is read as a definition.
 
         Raises:
             BadRecord: the text holds a control token, or the processor refuses a picture.
             UserError: the roles do not alternate; the task is unknown, or the adapter does not select by tasks; the
                 model reads no pictures.
         """
-        key, selected_by = self._selection(conversation, task, definition)
+        key, selected_by, task = self._selection(conversation, task, definition)
         turns = (*conversation, Turn("gpt", ""))
         roles = [turn.role for turn in turns if turn.role != "system"]
         if roles != ["human", "gpt"] * (len(roles) // 2) or any(turn.role == "system" for turn in turns[1:]):
@@ -118,8 +121,8 @@ class ServedModel:
 
     def _selection(
         self, conversation: Sequence[Turn], task: str | None, definition: str | None
-    ) -> tuple[str, Literal["tokens", "task", "definition", "question", "chance"] | None]:
-        """What stands for the task, and what was looked at."""
+    ) -> tuple[str, Literal["tokens", "task", "definition", "question", "chance"] | None, str | None]:
+        """What stands for the task, what was looked at, and the task if it is one of the training's."""
         source = self.run.selects_by
         if source != "task":
             if task is not None or definition is not None:
@@ -127,17 +130,22 @@ class ServedModel:
                     f"{'task' if task is not None else 'definition'}: {self.name} does not select by the task "
                     f"({self.run.label}); leave it out"
                 )
-            return DEFAULT_TASK, source
+            return DEFAULT_TASK, source, None
         if task is not None:
             if task not in self.definitions:
                 raise UserError(f"task={cut(task)}: no such task; {hint_at(task, self.definitions, 'tasks')}")
-            return task, "task"
+            return task, "task", task
         text = definition if definition is not None else conversation[-1].text.replace(IMAGE_MARKER, "")
         if not text.strip():
             raise UserError(
                 "this adapter selects by the task: give the task, a definition of it, or a question with words"
             )
-        return text.strip(), "question" if definition is None else "definition"
+        text = text.strip()
+        if definition is not None:
+            return text, "definition", None
+        assert self._embeddings is not None
+        found = None if self._chooser is None else self._chooser.choose(self._embeddings[text])
+        return found or text, "question", found
 
     def write(
         self, questions: Sequence[Question], decoding: Sequence[Decoding], watch: Watch | None = None
@@ -145,6 +153,15 @@ class ServedModel:
         """Answers to one batch: see `Generator.write`."""
         with self.session.products():
             return self._generator.write([question.item for question in questions], decoding, watch)
+
+
+def _chooser(run: Run, routing: TaskRouting, base: LoadedModel) -> TaskChooser | None:
+    """Of the training's tasks; None where its questions are not known."""
+    questions = {task: texts for task, texts in run.questions.items() if task in routing.definitions}
+    if not questions:
+        return None
+    texts = {text: text for asked in questions.values() for text in asked}
+    return TaskChooser(questions, replace(routing, definitions=texts).embeddings(base))
 
 
 def open_models(

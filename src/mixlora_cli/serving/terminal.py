@@ -110,12 +110,12 @@ class Screen:
             self.note(f"{name}cut off after {reply.answer.num_tokens} tokens (answer.max_new_tokens)")
         elif not reply.answer.text:
             self.note(f"{name}an empty answer")
-        if reply.question.selected_by == "question" and reply.model.name not in self._noted:
-            self._noted.add(reply.model.name)
-            self.note(
-                f"{name}its factors follow from the task, and the question was read as the task's definition; "
-                f"task=<{cut(next(iter(reply.model.definitions), 'name'))}, ...> or definition=<text> says better"
-            )
+        if reply.question.selected_by == "question":
+            read = "none of the training's; the question was read as a definition of its own"
+            self.note(f"{name}task by the question: {reply.question.task or read}")
+            if reply.model.name not in self._noted:
+                self._noted.add(reply.model.name)
+                self.note(f"{name}factors follow from the task: task=NAME or definition=TEXT say which it is")
 
     def factors(self) -> None:
         """Which factors the last question selected, and which tasks of the training select alike."""
@@ -193,8 +193,16 @@ class Talk:
         self._with_factors = with_factors
         self._commands: dict[str, tuple[str, str, Callable[[str], None]]] = {
             "/image": ("PATH", "add a picture, which goes with the next question", self._image),
-            "/task": ("NAME", "select the factors of a task of the training; without a name no longer", self._task),
-            "/definition": ("TEXT", "select by the definition of a task; without a text no longer", self._define),
+            "/task": (
+                "NAME",
+                "select the factors of a task of the training; without a name no longer",
+                self._task,
+            ),
+            "/definition": (
+                "TEXT",
+                "select by the definition of a task; without a text no longer",
+                self._define,
+            ),
             "/factors": ("", "what the last question selected, and which tasks select alike", self._factors),
             "/reset": ("", "begin a new conversation, without pictures", self._reset),
             "/help": ("", "this list", self._help),
@@ -282,7 +290,7 @@ class Talk:
         self._screen.note("a new conversation")
 
     def _help(self, _: str) -> None:
-        for name, (value, what, _) in self._commands.items():
+        for name, (value, what, *_rest) in self._commands.items():
             self._screen.note(f"  {f'{name} {value}':<18}{what}")
         self._screen.note(f"  {_WHAT_TO_DO}; <image> in a question says where a picture stands")
         if tasks := self._conversation.tasks:
