@@ -54,7 +54,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise AssertionError("a model was built")
 
-    monkeypatch.setattr("mixlora_cli.evaluation.evaluate.build_base", fail)
+    monkeypatch.setattr("mixlora_cli.evaluation.local.build_base", fail)
 
 
 def asked(config: EvalConfig, *benchmarks: str, **changes: object) -> EvalConfig:

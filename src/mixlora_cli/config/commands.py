@@ -170,6 +170,17 @@ class PlanConfig(TrainConfig):
         )
 
 
+class RequestsConfig(Settings, at="eval.requests"):
+    """How a server is asked (key `eval.requests`)."""
+
+    concurrency: Positive = 16
+    timeout: PositiveNumber = 300.0
+    retries: NotNegative = 5
+    first_wait: NotNegativeNumber = 1.0
+    on_refusal: Literal["stop", "empty"] = "stop"
+    extra: dict[Text, Any] = field(default_factory=dict)
+
+
 class GenerationConfig(Settings, at="eval"):
     """How `mixlora eval` answers (key `eval`)."""
 
@@ -181,6 +192,16 @@ class GenerationConfig(Settings, at="eval"):
     sources: dict[Text, Text] | None = None
     ocr_tokens: Flag = False
     cache_features: Flag = True
+    server: Text | None = None
+    server_model: Text | None = None
+    requests: RequestsConfig = field(default_factory=RequestsConfig)
+
+    def __post_init__(self) -> None:
+        self.require(
+            self.server or not self.server_model,
+            "server_model",
+            "is a model of the server in eval.server; give that too",
+        )
 
 
 class EvalConfig(Settings):
@@ -199,9 +220,15 @@ class EvalConfig(Settings):
 
     def __post_init__(self) -> None:
         self.require(
-            self.run is not None or self.adapter.name == "none",
+            self.run is not None or self.adapter.name == "none" or self.eval.server,
             "run",
             "give run=<folder of a finished `mixlora train`>, or adapter=none to score the untuned base",
+        )
+        processes = (self.launch.nproc or 1) * self.launch.nnodes
+        self.require(
+            not self.eval.server or processes == 1,
+            "launch.nproc" if self.launch.nnodes == 1 else "launch.nnodes",
+            "a server is asked by one process, eval.requests.concurrency requests at once",
         )
 
 

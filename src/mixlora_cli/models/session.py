@@ -129,8 +129,13 @@ class Run:
         return {} if self.data is None else trained_definitions(self.data)
 
 
-def find_run(path: str | None, model: ModelConfig) -> Run:
+def find_run(path: str | None, model: ModelConfig, loads: bool = True) -> Run:
     """The run or PEFT adapter in a folder; a bare adapter is put on `model`, and None is `model` alone.
+
+    Args:
+        path: the folder.
+        model: the base of what brings none.
+        loads: whether the base is to be loaded here.
 
     Raises:
         UserError: the folder is missing or is no run, its run has not finished, or the model is not prepared.
@@ -140,7 +145,8 @@ def find_run(path: str | None, model: ModelConfig) -> Run:
         if path is None
         else _in_folder(RunFolder(Path(path).expanduser()), path, model)
     )
-    require_prepared(run.model)
+    if loads:
+        require_prepared(run.model)
     return run
 
 
