@@ -17,6 +17,7 @@ from mixlora_cli.data.definitions import asked_questions
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.data.template import Turn
 from mixlora_cli.errors import UserError
+from mixlora_cli.models.generate import Decoding
 from mixlora_cli.models.session import find_run
 from mixlora_cli.serving.choosing import _PENALTY, TaskChooser
 from mixlora_cli.serving.models import open_models
@@ -71,18 +72,22 @@ def test_a_served_model_says_which_task_it_took(data: DataConfig, tmp_path: Path
     folder.definitions.write_text(json.dumps({"counting": "Do counting.", "reading": "Do reading."}))
     folder.questions.write_text(json.dumps({**asked, "no longer defined": ["Why?"]}))
     (served,) = open_models([str(folder.root)], TINY, base=False)
+    named = served.prepare([Turn("human", "Read it.")], task="counting")
     for task, texts in asked.items():
         for text in texts:
             question = served.prepare([Turn("human", text)])
+            assert question.item.task == text
+            served.write([question, named], [Decoding(1)] * 2)
             assert (question.selected_by, question.task, question.item.task) == ("question", task, task)
-    named = served.prepare([Turn("human", "Read it.")], task="counting")
     assert (named.selected_by, named.task, named.item.task) == ("task", "counting", "counting")
     defined = served.prepare([Turn("human", "Read it.")], definition="Read it.")
+    served.write([defined], [Decoding(1)])
     assert (defined.selected_by, defined.task, defined.item.task) == ("definition", None, "Read it.")
 
     folder.questions.write_text("{}")  # not known: the text is the definition
     (served,) = open_models([str(folder.root)], TINY, base=False)
     free = served.prepare([Turn("human", " Read it. ")])
+    served.write([free], [Decoding(1)])
     assert (free.selected_by, free.task, free.item.task) == ("question", None, "Read it.")
 
 

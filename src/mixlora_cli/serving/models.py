@@ -52,7 +52,7 @@ class Embeddings(dict[str, Tensor]):
         return self[definition]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Question:
     """A prompt ready to be answered, and what the adapter selects its factors by."""
 
@@ -60,7 +60,7 @@ class Question:
     selected_by: Literal["tokens", "task", "definition", "question", "chance"] | None
     """None without a MixLoRA adapter."""
     task: str | None = None
-    """The task that was named, or that the question was found to belong to."""
+    """The one that was named; of a question alone the one that it belongs to, once its answer has begun."""
 
 
 class ServedModel:
@@ -124,7 +124,7 @@ class ServedModel:
             UserError: the roles do not alternate; the task is unknown, or the adapter does not select by tasks; the
                 model reads no pictures.
         """
-        key, selected_by, task = self._selection(conversation, task, definition)
+        key, selected_by = self._selection(conversation, task, definition)
         turns = (*conversation, Turn("gpt", ""))
         roles = [turn.role for turn in turns if turn.role != "system"]
         if roles != ["human", "gpt"] * (len(roles) // 2) or any(turn.role == "system" for turn in turns[1:]):
@@ -138,8 +138,8 @@ class ServedModel:
 
     def _selection(
         self, conversation: Sequence[Turn], task: str | None, definition: str | None
-    ) -> tuple[str, Literal["tokens", "task", "definition", "question", "chance"] | None, str | None]:
-        """What stands for the task, what was looked at, and the task if it is one of the training's."""
+    ) -> tuple[str, Literal["tokens", "task", "definition", "question", "chance"] | None]:
+        """What stands for the task, and what was looked at."""
         source = self.run.selects_by
         if source != "task":
             if task is not None or definition is not None:
@@ -147,29 +147,34 @@ class ServedModel:
                     f"{'task' if task is not None else 'definition'}: {self.name} does not select by the task "
                     f"({self.run.label}); leave it out"
                 )
-            return DEFAULT_TASK, source, None
+            return DEFAULT_TASK, source
         if task is not None:
             if task not in self.definitions:
                 raise UserError(f"task={cut(task)}: no such task; {hint_at(task, self.definitions, 'tasks')}")
-            return task, "task", task
+            return task, "task"
         text = definition if definition is not None else conversation[-1].text.replace(IMAGE_MARKER, "")
         if not text.strip():
             raise UserError(
                 "this adapter selects by the task: give the task, a definition of it, or a question with words"
             )
-        text = text.strip()
-        if definition is not None:
-            return text, "definition", None
-        assert self._embeddings is not None
-        found = None if self._chooser is None else self._chooser.choose(self._embeddings[text])
-        return found or text, "question", found
+        return text.strip(), "question" if definition is None else "definition"
 
     def write(
         self, questions: Sequence[Question], decoding: Sequence[Decoding], watch: Watch | None = None
     ) -> list[Answer]:
         """Answers to one batch: see `Generator.write`."""
+        for question in questions:
+            if question.selected_by == "question":
+                self._settle(question)
         with self.session.products():
             return self._generator.write([question.item for question in questions], decoding, watch)
+
+    def _settle(self, question: Question) -> None:
+        """Find the task of a question that stands for it: here, where nothing else uses model and tokenizer."""
+        if self._chooser is not None and self._embeddings is not None and question.task is None:
+            question.task = self._chooser.choose(self._embeddings[question.item.task])
+        if question.task is not None:
+            question.item = replace(question.item, task=question.task)
 
 
 def _chooser(run: Run, routing: TaskRouting, base: LoadedModel) -> TaskChooser | None:
