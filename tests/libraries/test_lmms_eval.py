@@ -1,4 +1,4 @@
-"""The model `mixlora` of lmms-eval: its answers are those of `mixlora eval`, in any batch, with each kind of adapter."""
+"""The model `mixlora` of lmms-eval answers as `mixlora eval` does, in any batch, with each kind of adapter."""
 
 from __future__ import annotations
 
