@@ -222,7 +222,8 @@ class _Row:
 
     def draw(self, logits: Tensor) -> int:
         """A token by the probabilities of its logits (V,)."""
-        scaled = logits.double().cpu() / self._decoding.temperature
+        logits = logits.double().cpu()
+        scaled = (logits - logits.max()) / self._decoding.temperature
         ordered, tokens = scaled.softmax(dim=-1).sort(descending=True)
         before = ordered.cumsum(dim=-1) - ordered
         kept = ordered * (before < self._decoding.top_p)

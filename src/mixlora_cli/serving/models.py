@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from mixlora_cli.config import ModelConfig
+from mixlora_cli.data.chat import Chat
 from mixlora_cli.data.encode import Item, encode_prompt
 from mixlora_cli.data.images import Picture
 from mixlora_cli.data.records import DEFAULT_TASK, Record
@@ -23,6 +25,8 @@ from mixlora_cli.models.generate import Answer, Decoding, Generator, Watch
 from mixlora_cli.models.load import LoadedModel, build_base
 from mixlora_cli.models.session import BASE_LABEL, Run, Session, find_run
 
+_READING = threading.Lock()
+"""Tokenizers bear one caller at a time. Questions are prepared in any thread, and the models answer in another."""
 _KEPT = 1000
 """Free definitions whose embeddings are remembered."""
 
@@ -62,10 +66,17 @@ class ServedModel:
     """A base, alone or with a run's adapter, that answers questions by its name."""
 
     def __init__(
-        self, name: str, run: Run, session: Session, routing: TaskRouting | None, base: LoadedModel
+        self,
+        name: str,
+        run: Run,
+        session: Session,
+        routing: TaskRouting | None,
+        base: LoadedModel,
+        chat: Chat,
     ) -> None:
-        """`base` is the one without an adapter, which reads definitions."""
+        """`base` is the one without an adapter, which reads definitions; `chat` is for `prepare` alone."""
         self.name, self.run, self.session = name, run, session
+        self._chat = chat
         self.definitions: Mapping[str, str] = {} if routing is None else routing.definitions
         """By task, where the adapter selects by it."""
         self._generator = Generator(
@@ -76,6 +87,11 @@ class ServedModel:
             embeddings=None if routing is None else Embeddings(session.embeddings or {}, routing, base),
             routing_seed=0 if run.selects_by == "chance" else None,
         )
+
+    @cached_property
+    def context(self) -> int | None:
+        """Most tokens of prompt and answer together; None where the model does not say."""
+        return getattr(self.session.base.model.config.get_text_config(), "max_position_embeddings", None)
 
     @property
     def kind(self) -> str:
@@ -113,7 +129,8 @@ class ServedModel:
                 "a conversation is at most one system turn, then questions and answers in turn, and ends with a "
                 f"question; got {', '.join(turn.role for turn in conversation)}"
             )
-        item = encode_prompt(Record(0, "question", key, tuple(images), turns), self.session.base.chat)
+        with _READING:
+            item = encode_prompt(Record(0, "question", key, tuple(images), turns), self._chat)
         return Question(item, selected_by, task)
 
     def _selection(
@@ -181,21 +198,31 @@ def open_models(
     dtype = (first if precision == "run" else replace(first, precision=precision)).dtype
     plain = build_base(first.model, dtype)
     alone = Run(BASE_LABEL, first.model, precision=first.precision, data=first.data)
-    served = [ServedModel(BASE_LABEL, alone, Session(plain, dtype, cache_features=False), None, plain)]
+    chat = copy.deepcopy(plain.chat)
+    session = Session(plain, dtype, cache_features=False)
+    served = [ServedModel(BASE_LABEL, alone, session, None, plain, chat)]
     for name, run, routing in zip(names, found, routings, strict=True):
         if run.adapter is not None:
             own = twin(plain, shared=bool(run.settings))
             served.append(
-                ServedModel(name, run, Session(own, dtype, False, run.adapter, routing), routing, plain)
+                ServedModel(name, run, Session(own, dtype, False, run.adapter, routing), routing, plain, chat)
             )
     return served if base else served[1:] or served
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    """Names of the runs' folders, with their parents' where two are alike."""
-    folders = [(Path.cwd() if run.root is None else run.root.absolute()).resolve().parts[1:] for run in runs]
-    depth = 1
-    while len({folder[-depth:] for folder in folders}) < len({*folders}):
+    """Names of the runs' folders, with their parents' where two are alike.
+
+    Raises:
+        UserError: a run is given twice.
+    """
+    folders = [(run.root or Path("/base")).resolve().parts[1:] for run in runs]
+    if len({*folders}) < len(folders):
+        raise UserError(
+            f"run=[{','.join(str(run.root) for run in runs)}]: the same run twice; give each once"
+        )
+    depth, taken = 1, (BASE_LABEL,)
+    while len({taken, *(folder[-depth:] for folder in folders)}) < len({taken, *folders}):
         depth += 1
     return ["/".join(folder[-depth:]) for folder in folders]
 
