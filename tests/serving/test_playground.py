@@ -70,8 +70,10 @@ def served(cache: Path, *arguments: str, **variables: str) -> Iterator[str]:
                 break
         else:
             raise AssertionError("".join(said))
-        yield found[1]
-        process.terminate()
+        try:
+            yield found[1]
+        finally:
+            process.terminate()
 
 
 def post(url: str, **body: Any) -> Any:
@@ -95,12 +97,16 @@ def ask(tab: Tab, question: str) -> None:
 
 
 def choose(tab: Tab, element: str, value: str) -> None:
-    tab.run(f"{{ const one = {element}; one.value = {json.dumps(value)}; one.dispatchEvent(new Event('change')); }}")
+    tab.run(
+        f"{{ const one = {element}; one.value = {json.dumps(value)}; one.dispatchEvent(new Event('change')); }}"
+    )
 
 
 def texts(tab: Tab, selector: str) -> list[str]:
     """The text of the last turn's elements."""
-    return list(tab.run(f"[...turns.at(-1).element.querySelectorAll('{selector}')].map(each => each.textContent)"))
+    return list(
+        tab.run(f"[...turns.at(-1).element.querySelectorAll('{selector}')].map(each => each.textContent)")
+    )
 
 
 def picture(folder: Path, size: tuple[int, int] = (16, 16)) -> tuple[Path, dict[str, Any]]:
@@ -123,7 +129,9 @@ def cells(factors: Any, linear: str) -> set[str]:
 
 
 def drawn(tab: Tab, state: str) -> set[str]:
-    return set(tab.run(f"[...cells.values()].filter(cell => cell.state === '{state}').map(cell => cell.name)"))
+    return set(
+        tab.run(f"[...cells.values()].filter(cell => cell.state === '{state}').map(cell => cell.name)")
+    )
 
 
 def test_models_answer_side_by_side_and_their_factors_are_drawn(tab: Tab, url: str, tmp_path: Path) -> None:
@@ -140,7 +148,8 @@ def test_models_answer_side_by_side_and_their_factors_are_drawn(tab: Tab, url: s
     tab.wait("turns.length === 1 && !running")
     content = [part, {"type": "text", "text": "What is it?\nA dog?"}]
     first = [
-        post(url, model=model, messages=[{"role": "user", "content": content}], factors=True) for model in MODELS
+        post(url, model=model, messages=[{"role": "user", "content": content}], factors=True)
+        for model in MODELS
     ]
     answers = [reply["choices"][0]["message"]["content"] for reply in first]
     assert texts(tab, ".said") == answers and len({*answers}) > 1
@@ -155,13 +164,19 @@ def test_models_answer_side_by_side_and_their_factors_are_drawn(tab: Tab, url: s
     told: list[dict[str, Any]] = []
     for model, answer in zip(MODELS, answers, strict=True):
         past = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
-        told.append(post(url, model=model, messages=[*past, {"role": "user", "content": "And this?"}], factors=True))
+        told.append(
+            post(url, model=model, messages=[*past, {"role": "user", "content": "And this?"}], factors=True)
+        )
     assert texts(tab, ".said") == [reply["choices"][0]["message"]["content"] for reply in told]
     choose(tab, "get('shown')", "2/by-task")
     choose(tab, "get('other')", "previous")
     before, now = (cells(reply["mixlora"]["factors"], linear) for reply in (first[2], told[2]))
     assert before != now
-    assert (drawn(tab, "kept"), drawn(tab, "new"), drawn(tab, "gone")) == (before & now, now - before, before - now)
+    assert (drawn(tab, "kept"), drawn(tab, "new"), drawn(tab, "gone")) == (
+        before & now,
+        now - before,
+        before - now,
+    )
     legend = f"kept {len(before & now)} of {len(before)}"
     assert legend in tab.run("get('legend').textContent")
     # Nothing went wrong, and nobody else was asked.
@@ -177,8 +192,12 @@ def test_a_cell_tells_which_tasks_use_its_factor(tab: Tab, url: str) -> None:
     tab.run("document.querySelector('#grid td[tabindex=\"0\"]').focus()")
     tab.press("ArrowDown")
     tab.press("ArrowRight")
-    layer = known["layers"].index(tab.run("shown.factors.layers[[...cells.values()][2 * 6 + 1].layers[0].index]"))
-    users = ", ".join(f"{known['tasks'][task]} {share:.0%}".replace("%", " %") for task, share in known["a"][layer][1])
+    layer = known["layers"].index(
+        tab.run("shown.factors.layers[[...cells.values()][2 * 6 + 1].layers[0].index]")
+    )
+    users = ", ".join(
+        f"{known['tasks'][task]} {share:.0%}".replace("%", " %") for task, share in known["a"][layer][1]
+    )
     assert tab.run("document.activeElement.ariaLabel").startswith("Block 1, A, factor 1: ")
     told = tab.run("get('told').innerText").split("\n")
     assert told[1:] == [known["layers"][layer], f"used by {users}" if users else "used by no training task"]
@@ -186,7 +205,9 @@ def test_a_cell_tells_which_tasks_use_its_factor(tab: Tab, url: str) -> None:
     reply = post(url, model="by-task", messages=[{"role": "user", "content": "What is it?"}], factors=True)
     alike = reply["mixlora"]["alike"]
     assert {task for task, _ in alike} == {*TASKS}
-    rows = tab.run("[...get('alike').tBodies[0].rows].map(row => [...row.cells].slice(0, 2).map(cell => cell.textContent))")
+    rows = tab.run(
+        "[...get('alike').tBodies[0].rows].map(row => [...row.cells].slice(0, 2).map(cell => cell.textContent))"
+    )
     assert rows == [[task, f"{share * 100:.0f} %"] for task, share in alike]
     # All linear layers of a block: the more of them select a factor, the stronger its cell.
     choose(tab, "get('linear')", "all")
@@ -214,7 +235,9 @@ def test_factors_by_a_task(
     if definition:
         tab.type(definition)  # the field has the focus
     ask(tab, "Is it red?")
-    reply = post(url, model="by-task", messages=[{"role": "user", "content": "Is it red?"}], factors=True, **body)
+    reply = post(
+        url, model="by-task", messages=[{"role": "user", "content": "Is it red?"}], factors=True, **body
+    )
     assert texts(tab, ".said") == [reply["choices"][0]["message"]["content"]]
     assert named in texts(tab, ".about")[0]
     assert drawn(tab, "selected") == cells(reply["mixlora"]["factors"], tab.run("get('linear').value"))
@@ -226,13 +249,17 @@ def test_settings_are_sent(tab: Tab, url: str) -> None:
         tab.run(f"get('{field}').value = '{value}'")
     ask(tab, "What?")
     messages = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "What?"}]
-    sampled = [post(url, model=model, messages=messages, temperature=1.5, max_tokens=7, seed=3) for model in MODELS]
+    sampled = [
+        post(url, model=model, messages=messages, temperature=1.5, max_tokens=7, seed=3) for model in MODELS
+    ]
     assert texts(tab, ".said") == [reply["choices"][0]["message"]["content"] for reply in sampled]
 
 
 @pytest.mark.parametrize("width", [380, 1400])
 @pytest.mark.parametrize("dark", [False, True])
-def test_fits_its_window_in_light_and_dark(tab: Tab, url: str, tmp_path: Path, width: int, dark: bool) -> None:
+def test_fits_its_window_in_light_and_dark(
+    tab: Tab, url: str, tmp_path: Path, width: int, dark: bool
+) -> None:
     opened(tab, url, width, dark)
     tab.give_files("#files", picture(tmp_path)[0])
     tab.run("get('settings').open = true")
@@ -241,8 +268,8 @@ def test_fits_its_window_in_light_and_dark(tab: Tab, url: str, tmp_path: Path, w
     choose(tab, "document.querySelector('#models select')", "definition")
     assert tab.run("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
     # Nothing that can be seen is wider than the box that it stands in, but for the grid, which scrolls.
-    beyond = """[...document.querySelectorAll('#talk *, aside > *')].filter(each => each.offsetParent && !each.closest('.hidden')
-        && each.getBoundingClientRect().right > innerWidth).length"""
+    beyond = """[...document.querySelectorAll('#talk *, aside > *')].filter(each =>
+        each.offsetParent && !each.closest('.hidden') && each.getBoundingClientRect().right > innerWidth).length"""
     assert tab.run(beyond) == 0
     shot = tmp_path / "shot.png"
     tab.screenshot(shot)
@@ -261,13 +288,15 @@ def test_pictures_by_drop_and_paste_are_scaled_where_the_server_would_refuse_the
     tab.wait("limits.pixels === 40000")
     for size, kind in (((16, 16), "paste"), ((400, 300), "drop")):
         data = picture(tmp_path, size)[1]["image_url"]["url"]
-        tab.run(f"""(async () => {{
-            const carried = new DataTransfer(), blob = Uint8Array.from(atob('{data.split(",")[1]}'), each => each.charCodeAt(0));
+        tab.run(f"""{{
+            const carried = new DataTransfer();
+            const blob = Uint8Array.from(atob('{data.split(",")[1]}'), each => each.charCodeAt(0));
             carried.items.add(new File([blob], '{kind}.png', {{ type: 'image/png' }}));
             carried.items.add(new File(['text'], 'notes.txt', {{ type: 'text/plain' }}));
             const options = {{ bubbles: true, cancelable: true, clipboardData: carried, dataTransfer: carried }};
-            get('question').dispatchEvent('{kind}' === 'drop' ? new DragEvent('drop', options) : new ClipboardEvent('paste', options));
-        }})()""")
+            const kinds = {{ drop: DragEvent, paste: ClipboardEvent }};
+            get('question').dispatchEvent(new kinds['{kind}']('{kind}', options));
+        }}""")
         tab.wait(f"pictures.some(picture => picture.name === '{kind}.png')")
         assert tab.run("get('refused').textContent") == "notes.txt is not a picture"
     assert tab.run("pictures.map(picture => picture.note)") == ["", "scaled to 230 × 173"]
@@ -280,18 +309,24 @@ def test_pictures_by_drop_and_paste_are_scaled_where_the_server_would_refuse_the
 
 # What the server is in place of the real one: its status, and what it streams.
 STAND_IN = """window.real ??= window.fetch;
-window.fetch = async (path, { signal } = {}) => path !== '/v1/chat/completions' ? window.real(path) : new Response(new ReadableStream({
-  start(stream) {
-    for (const each of %s) stream.enqueue(new TextEncoder().encode(each));
-    signal.addEventListener('abort', () => stream.error(signal.reason));
-    if (%s) stream.close();
-  },
-}), { status: %d, headers: { 'Retry-After': '7' } });"""
+window.fetch = async (path, { signal } = {}) => {
+  if (path !== '/v1/chat/completions') return window.real(path);
+  const body = new ReadableStream({
+    start(stream) {
+      for (const each of %s) stream.enqueue(new TextEncoder().encode(each));
+      signal.addEventListener('abort', () => stream.error(signal.reason));
+      if (%s) stream.close();
+    },
+  });
+  return new Response(body, { status: %d, headers: { 'Retry-After': '7' } });
+};"""
 EVIL = "<script>window.done = 1</script><img src=x onerror='window.done = 2'>&amp;<b>"
 
 
 def streamed(*pieces: str, finish: str | None = None) -> list[str]:
-    chunks = [{"choices": [{"index": 0, "delta": {"content": piece}, "finish_reason": None}]} for piece in pieces]
+    chunks = [
+        {"choices": [{"index": 0, "delta": {"content": piece}, "finish_reason": None}]} for piece in pieces
+    ]
     if finish:
         chunks.append({"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]})
     whole = "".join(f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n" for chunk in chunks)
@@ -341,7 +376,11 @@ def test_stop_retry_and_clear(tab: Tab, url: str) -> None:
     assert texts(tab, ".said") == [reply["choices"][0]["message"]["content"] for reply in replies]
     assert tab.run("turns.length") == 1
     tab.run("get('clear').click()")
-    assert tab.run("[turns.length, document.querySelectorAll('.turn').length, get('panel').hidden]") == [0, 0, True]
+    assert tab.run("[turns.length, document.querySelectorAll('.turn').length, get('panel').hidden]") == [
+        0,
+        0,
+        True,
+    ]
     for _ in MODELS:
         tab.run("document.querySelector('#models input:checked').click()")
     tab.run("get('question').focus()")

@@ -199,7 +199,12 @@ def create_app(
 
     @app.get("/health")
     async def health() -> JSONResponse:
-        state = {"status": "ok" if engine.is_open else "stopping", "models": list(models), **engine.load}
+        state = {
+            "status": "ok" if engine.is_open else "stopping",
+            "models": list(models),
+            **engine.load,
+            "limits": {name: getattr(limits, name) for name in ("body_mb", "pictures", "pixels")},
+        }
         return JSONResponse(state, 200 if engine.is_open else 503)
 
     @app.get("/metrics", dependencies=locked)
@@ -249,7 +254,7 @@ def create_app(
             model = find_model(asked.model, models)
             name = model.name
             prompt = await run_in_threadpool(read_prompt, asked, model, limits)
-            reply = Reply(asked, prompt)
+            reply = Reply(asked, prompt, profiles.get(name))
             exchange = _Exchange(engine, model, prompt)
             kind, value = await exchange.next(request)  # what is wrong until now has a status of its own
             status = 200
