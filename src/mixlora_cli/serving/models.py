@@ -154,7 +154,8 @@ class ServedModel:
             raise UserError(
                 "this adapter selects by the task: give the task, a definition of it, or a question with words"
             )
-        return text.strip(), "question" if definition is None else "definition"
+        # A definition as it stands, like those of the training.
+        return (text.strip(), "question") if definition is None else (text, "definition")
 
     def write(
         self, questions: Sequence[Question], decoding: Sequence[Decoding], watch: Watch | None = None

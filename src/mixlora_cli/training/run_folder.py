@@ -32,7 +32,7 @@ from omegaconf import OmegaConf
 from transformers.trainer_utils import rotate_checkpoints
 
 from mixlora_cli import __version__
-from mixlora_cli.config import TrainConfig
+from mixlora_cli.config import RequestsConfig, TrainConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.launch import launched_processes
 from mixlora_cli.models.forward import number_format
@@ -244,8 +244,12 @@ NEUTRAL: dict[str, Any] = {
     "train.packing": False,
     "data.task_key": None,
     "data.streaming": False,
+    "eval.server": None,
+    "eval.server_model": None,
+    "eval.requests": asdict(RequestsConfig()),
 }
-"""Keys that came later, each with the value at which a training is what it was before: there they leave no trace."""
+"""Keys that came later, each with the value at which a training, or an evaluation, is what it was before: there they
+leave no trace."""
 FIRST_TARGETS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
 
 
