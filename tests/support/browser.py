@@ -82,12 +82,14 @@ class Tab:
         return said
 
     def open(self, url: str, width: int, height: int = 900, dark: bool = False) -> None:
-        """Load a page in a window of this size."""
+        """Load a page in a window of this size; `events` are its own from here on."""
         self.resize(width, height)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
+        self.events.clear()
         self.send("Page.navigate", url=url)
-        self.wait("document.readyState === 'complete'")
+        while not any(name == "Page.loadEventFired" for name, _ in self.events):
+            self._next()
 
     def resize(self, width: int, height: int) -> None:
         self.send(
