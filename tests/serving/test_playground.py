@@ -115,6 +115,10 @@ def picture(folder: Path, size: tuple[int, int] = (16, 16)) -> tuple[Path, dict[
     return path, {"type": "image_url", "image_url": {"url": shown}}
 
 
+def percent(share: float) -> str:
+    return f"{int(100 * share + 0.5)}\xa0%"
+
+
 def cells(factors: Any, linear: str) -> set[str]:
     """Names of the selected cells of one linear layer, as the page has them."""
     return {
@@ -193,9 +197,7 @@ def test_a_cell_tells_which_tasks_use_its_factor(tab: Tab, url: str) -> None:
     layer = known["layers"].index(
         tab.run("shown.factors.layers[[...cells.values()][2 * 6 + 1].layers[0].index]")
     )
-    users = ", ".join(
-        f"{known['tasks'][task]} {share:.0%}".replace("%", " %") for task, share in known["a"][layer][1]
-    )
+    users = ", ".join(f"{known['tasks'][task]} {percent(share)}" for task, share in known["a"][layer][1])
     assert tab.run("document.activeElement.ariaLabel").startswith("Block 1, A, factor 1: ")
     told = tab.run("get('told').innerText").split("\n")
     assert told[1:] == [known["layers"][layer], f"used by {users}" if users else "used by no training task"]
@@ -206,7 +208,7 @@ def test_a_cell_tells_which_tasks_use_its_factor(tab: Tab, url: str) -> None:
     rows = tab.run(
         "[...get('alike').tBodies[0].rows].map(row => [...row.cells].slice(0, 2).map(cell => cell.textContent))"
     )
-    assert rows == [[task, f"{share * 100:.0f} %"] for task, share in alike]
+    assert rows == [[task, percent(share)] for task, share in alike]
     # All linear layers of a block: the more of them select a factor, the stronger its cell.
     choose(tab, "get('linear')", "all")
     counted = tab.run("[...cells.values()].reduce((sum, cell) => sum + cell.kept, 0)")
