@@ -1,4 +1,4 @@
-"""Base, MixLoRA and static adapter on the same held-out examples: are answers right, how unlikely were true ones."""
+"""Base, MixLoRA and static adapters on the same held-out examples: are answers right, how unlikely were true ones."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from mixlora_cli.analysis.export.centroids import asked_text
 from mixlora_cli.benchmarks.scorers import exact_match
 from mixlora_cli.config import FitConfig
 from mixlora_cli.data.encode import IGNORE, Item, encode, encode_prompts
@@ -20,8 +21,9 @@ from mixlora_cli.models.session import Session
 from mixlora_cli.stats import SEED, Estimate, Floats, bootstrap_means, percentile, wilson
 
 BASE, MIXLORA, STATIC = "base", "mixlora", "static"
-KINDS = (BASE, MIXLORA, STATIC)
 """What is compared: no adapter, the MixLoRA adapter, the static LoRA made of it."""
+NEAREST, ROUTED = "nearest centroid", "routed centroid"
+"""Of several static LoRAs the one nearest to what MixLoRA selects, and the one that the request's text names."""
 MEAN = ""
 """Stands for the mean over tasks where there is a number for each."""
 
@@ -34,6 +36,8 @@ class HeldOutExample:
     answered: Item
     """The prompt and its true answer; the answer alone has labels."""
     target: str
+    text: str
+    """What a router of texts reads."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +51,20 @@ class Answers:
 
 
 ByTask = Mapping[str, Answers]
+Examples = Mapping[str, Sequence[HeldOutExample]]
+"""By task."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A number of each adapter kind by task, and the paired difference static - mixlora; MEAN is among the tasks."""
+    """A number of each adapter kind by task, and paired differences from MixLoRA; MEAN is among the tasks."""
 
     name: str
     unit: str
     rule: str
     kinds: Mapping[str, Mapping[str, Estimate]]
-    difference: Mapping[str, Estimate]
+    differences: Mapping[str, Mapping[str, Estimate]]
+    """Of each static kind - mixlora, by task."""
     counts: Mapping[str, int]
     """Instances."""
 
@@ -78,11 +85,12 @@ def make_examples(
         whole = list(encode(record, base.chat).input_ids)
         labels = [IGNORE] * prompt.length + whole[prompt.length :]
         answered = replace(prompt, input_ids=whole, labels=labels)
-        examples.append(HeldOutExample(prompt, answered, record.conversation[-1].text.strip()))
+        target = record.conversation[-1].text.strip()
+        examples.append(HeldOutExample(prompt, answered, target, asked_text(record)))
     return examples
 
 
-def answer(session: Session, examples: Mapping[str, Sequence[HeldOutExample]], settings: FitConfig) -> ByTask:
+def answer(session: Session, examples: Examples, settings: FitConfig) -> ByTask:
     """Let the session's model answer the examples of each task, and measure its loss on the true answers."""
     generator = Generator(
         session.model,
@@ -106,6 +114,29 @@ def answer(session: Session, examples: Mapping[str, Sequence[HeldOutExample]], s
     return found
 
 
+def put_together(
+    examples: Examples, adapter_of: Mapping[int, str], answers: Mapping[str, tuple[Examples, ByTask]]
+) -> ByTask:
+    """The answers to all examples, each by its own adapter.
+
+    Args:
+        examples: all of them.
+        adapter_of: name by index of the example's prompt.
+        answers: by adapter: the examples that it answered, and its answers.
+    """
+    known = {
+        (name, example.prompt.index): (by_task[task].right[place], by_task[task].losses[place])
+        for name, (asked, by_task) in answers.items()
+        for task, each in asked.items()
+        for place, example in enumerate(each)
+    }
+    found = {}
+    for task, asked in examples.items():
+        right, losses = zip(*(known[adapter_of[e.prompt.index], e.prompt.index] for e in asked), strict=True)
+        found[task] = Answers(np.array(right), np.stack(losses))
+    return found
+
+
 @torch.inference_mode()
 def _answer_losses(session: Session, items: Sequence[Item]) -> Floats:
     """(B, 2): each row's summed cross entropy over its labels, and how many labels it has."""
@@ -118,25 +149,29 @@ def _answer_losses(session: Session, items: Sequence[Item]) -> Floats:
 
 def compare(answers: Mapping[str, ByTask]) -> list[Measure]:
     """Exact match and answer loss of every kind, all on the same instances: answers by kind and task."""
-    counts = {task: len(each.right) for task, each in answers[STATIC].items()}
+    own, statics = answers[MIXLORA], [kind for kind in answers if kind not in (BASE, MIXLORA)]
+    counts = {task: len(each.right) for task, each in own.items()}
     counts[MEAN] = sum(counts.values())
-    right = {kind: {task: a.right for task, a in by_task.items()} for kind, by_task in answers.items()}
-    gained = {
-        task: np.stack([static - right[MIXLORA][task], np.ones(len(static))], axis=1)
-        for task, static in right[STATIC].items()
-    }
-    losses = {kind: {task: a.losses for task, a in by_task.items()} for kind, by_task in answers.items()}
-    added = {
-        task: np.stack([static[:, 0] - losses[MIXLORA][task][:, 0], static[:, 1]], axis=1)
-        for task, static in losses[STATIC].items()
-    }
+    gained, added = {}, {}
+    for kind in statics:
+        by_task = answers[kind]
+        right = {task: by_task[task].right - each.right for task, each in own.items()}
+        gained[kind] = {task: np.stack([r, np.ones(len(r))], axis=1) for task, r in right.items()}
+        losses = {task: (by_task[task].losses, each.losses) for task, each in own.items()}
+        added[kind] = {
+            task: np.stack([static[:, 0] - mixlora[:, 0], static[:, 1]], axis=1)
+            for task, (static, mixlora) in losses.items()
+        }
     return [
         Measure(
             "exact match",
             "%",
             "accuracy: exact match after normalisation; Wilson interval; mean over tasks: bootstrap interval",
-            {kind: _per_cent(by_task) for kind, by_task in right.items()},
-            {task: estimate.scaled(100) for task, estimate in _each_and_mean(gained).items()},
+            {kind: _per_cent({task: a.right for task, a in each.items()}) for kind, each in answers.items()},
+            {
+                kind: {task: estimate.scaled(100) for task, estimate in _each_and_mean(rows).items()}
+                for kind, rows in gained.items()
+            },
             counts,
         ),
         Measure(
@@ -144,8 +179,11 @@ def compare(answers: Mapping[str, ByTask]) -> list[Measure]:
             "nats a token",
             "cross entropy of the true answer's tokens, summed over instances, by their number; bootstrap interval "
             "over instances within tasks",
-            {kind: _each_and_mean(by_task) for kind, by_task in losses.items()},
-            _each_and_mean(added),
+            {
+                kind: _each_and_mean({task: a.losses for task, a in each.items()})
+                for kind, each in answers.items()
+            },
+            {kind: _each_and_mean(rows) for kind, rows in added.items()},
             counts,
         ),
     ]

@@ -1,0 +1,177 @@
+"""N static adapters in the place of one: instances that select alike share one, and a request's text says which.
+
+The squared Frobenius distance between the updates of two instances, summed over layers, is what a shared static update
+loses. k-means in that distance therefore makes the groups whose means lose least. The updates themselves are too large
+to compare; each is known by its projections g_k^T Delta h_k onto random directions, whose squared distances have the
+same expectation (Johnson and Lindenstrauss, 1984), and g_k^T F_B^T and F_A h_k are computed once for a layer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.cluster import KMeans
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from mixlora_cli.analysis.export.fit import Pools
+from mixlora_cli.data.records import Record
+from mixlora_cli.data.template import IMAGE_MARKER
+from mixlora_cli.errors import UserError
+from mixlora_cli.method.selection import Selection
+from mixlora_cli.store import write_text
+
+_DIRECTIONS = 256  # in each layer; the errors of layers are independent, so many layers average them out
+_FORMAT = "mixlora-router/1"
+_WORDS = "[\u3040-\u30ff\u3400-\u9fff]|[^\\W\u3040-\u30ff\u3400-\u9fff]+"
+"""A word, or a single character of a script that writes no spaces."""
+_MOST_WORDS = 4000
+
+
+def update_sketches(
+    pools: Mapping[str, Pools], selections: Mapping[str, Selection], seed: int
+) -> npt.NDArray[np.float32]:
+    """Rows (n, K) fp32 whose squared distances estimate those of the instances' updates, summed over layers.
+
+    Args:
+        pools: of every layer.
+        selections: (n, r) by layer.
+        seed: of the directions.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = len(next(iter(selections.values())).index_a)
+    total = torch.zeros(rows, _DIRECTIONS)
+    for layer, pool in pools.items():
+        factors = pool.factors_b.float(), pool.factors_a.float()
+        seen_b, seen_a = (f @ torch.randn(f.shape[1], _DIRECTIONS, generator=generator) for f in factors)
+        chosen = selections[layer]
+        # One pair after the other: all at once would be (n, r, K).
+        for b, a in zip(chosen.index_b.T.cpu(), chosen.index_a.T.cpu(), strict=True):
+            total += pool.scaling * seen_b[b] * seen_a[a]
+    sketches: npt.NDArray[np.float32] = (total / _DIRECTIONS**0.5).numpy()
+    return sketches
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Groups of instances that select alike."""
+
+    directions_seed: int
+    means: KMeans
+
+    def of(self, pools: Mapping[str, Pools], selections: Mapping[str, Selection]) -> list[int]:
+        """The group whose mean update is nearest to each instance's own."""
+        found = self.means.predict(update_sketches(pools, selections, self.directions_seed))
+        return [int(number) for number in found]
+
+
+def find_clusters(
+    pools: Mapping[str, Pools], selections: Mapping[str, Selection], count: int, seed: int
+) -> tuple[Clusters, list[int]]:
+    """k-means of the instances' updates; the groups, and each instance's own, the largest group first.
+
+    Raises:
+        UserError: fewer than `count` instances select differently.
+    """
+    sketches = update_sketches(pools, selections, seed)
+    different = len(np.unique(sketches, axis=0))
+    if different < count:
+        raise UserError(
+            f"export.centroids={count}: only {different} of the {len(sketches)} instances select differently; give at "
+            f"most {different}"
+        )
+    means = KMeans(count, n_init=10, random_state=seed).fit(sketches)
+    sizes = np.bincount(means.labels_, minlength=count)
+    means.cluster_centers_ = means.cluster_centers_[np.argsort(-sizes, kind="stable")]
+    return Clusters(seed, means), [int(number) for number in means.predict(sketches)]
+
+
+def asked_text(record: Record) -> str:
+    """What a gateway has of a request before a model runs: its system turn and questions, without pictures."""
+    turns = [turn.text for turn in record.conversation[:-1] if turn.role != "gpt"]
+    return "\n".join(turns).replace(IMAGE_MARKER, " ")
+
+
+def _word_features(text: str) -> list[str]:
+    """Words and pairs of words, each once, in lower case; numbers are all alike."""
+    words = re.findall(_WORDS, re.sub(r"\d+", "0", text.lower()))
+    return sorted({*words, *map(" ".join, pairwise(words))})
+
+
+@dataclass(frozen=True)
+class TextRouter:
+    """Names an adapter by a request's text: a linear model of its words and pairs of words."""
+
+    adapters: tuple[str, ...]
+    bias: tuple[float, ...]
+    weights: Mapping[str, Sequence[float]]
+    """By word or pair: what it adds to the score of each adapter."""
+
+    def route(self, text: str) -> str:
+        """The adapter for a request; `text` is its system turn and its questions, joined by line breaks."""
+        rows = [self.weights[feature] for feature in _word_features(text) if feature in self.weights]
+        scores = [sum(column) for column in zip(self.bias, *rows, strict=True)]
+        return self.adapters[scores.index(max(scores))]
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        content = {
+            "format": _FORMAT,
+            "reads": "system turn and questions joined by line breaks, in lower case, numbers as 0: the words of this "
+            "pattern, and pairs of neighbours, each once",
+            "pattern": _WORDS,
+            "adapters": self.adapters,
+            "bias": self.bias,
+            "weights": self.weights,
+        }
+        write_text(path, json.dumps(content, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def read(cls, path: Path | str) -> TextRouter:
+        """What `save` wrote.
+
+        Raises:
+            UserError: it is no such file.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            if content["format"] != _FORMAT or content["pattern"] != _WORDS:
+                raise ValueError(content["format"])
+            return cls(tuple(content["adapters"]), tuple(content["bias"]), content["weights"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: is no router of this version's export ({error})") from None
+
+    @classmethod
+    def fit(cls, texts: Sequence[str], groups: Sequence[int], adapters: Sequence[str]) -> TextRouter:
+        """Logistic regression from texts to the number of each one's adapter."""
+        if len(adapters) == 1:
+            return cls(tuple(adapters), (0.0,), {})
+        words = CountVectorizer(analyzer=_word_features, min_df=2, max_features=_MOST_WORDS, binary=True)
+        try:
+            features = words.fit_transform(texts)
+        except ValueError:  # no word occurs twice: the larger group it is
+            share = np.bincount(groups, minlength=len(adapters)) / len(groups)
+            return cls(tuple(adapters), tuple(share.round(4).tolist()), {})
+        model = LogisticRegression(max_iter=2000).fit(features, groups)
+        # Of two classes scikit-learn keeps the second one's score alone.
+        both = len(adapters) == 2
+        bias = np.concatenate([-model.intercept_, model.intercept_]) if both else model.intercept_
+        weights = np.concatenate([-model.coef_, model.coef_]) if both else model.coef_
+        names = words.get_feature_names_out()
+        columns = {str(name): column.round(4).tolist() for name, column in zip(names, weights.T, strict=True)}
+        return cls(tuple(adapters), tuple(bias.round(4).tolist()), columns)
+
+
+def rows_of(selections: Mapping[str, Selection], rows: Sequence[int] | Tensor) -> dict[str, Selection]:
+    """The selections of some of the instances."""
+    index = torch.as_tensor(rows)
+    return {layer: Selection(s.index_a[index], s.index_b[index]) for layer, s in selections.items()}
