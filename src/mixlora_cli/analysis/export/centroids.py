@@ -3,7 +3,7 @@
 The squared Frobenius distance between the updates of two instances, summed over layers, is what a shared static update
 loses. k-means in that distance therefore makes the groups whose means lose least. The updates themselves are too large
 to compare; each is known by its projections g_k^T Delta h_k onto random directions, whose squared distances have the
-same expectation (Johnson and Lindenstrauss, 1984), and g_k^T F_B^T and F_A h_k are computed once for a layer.
+same expectation (Johnson and Lindenstrauss, 1984), and g_k^T R_B and R_A^T h_k (fit.py) are computed once for a layer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mixlora_cli.errors import UserError
 from mixlora_cli.method.selection import Selection
 from mixlora_cli.store import write_text
 
-_DIRECTIONS = 256  # in each layer; the errors of layers are independent, so many layers average them out
+_DIRECTIONS = 1024  # K: squared distances err by about sqrt(2 / K)
 _FORMAT = "mixlora-router/1"
 _WORDS = "[\u3040-\u30ff\u3400-\u9fff]|[^\\W\u3040-\u30ff\u3400-\u9fff]+"
 """A word, or a single character of a script that writes no spaces."""
@@ -51,7 +51,7 @@ def update_sketches(
     rows = len(next(iter(selections.values())).index_a)
     total = torch.zeros(rows, _DIRECTIONS)
     for layer, pool in pools.items():
-        factors = pool.factors_b.float(), pool.factors_a.float()
+        factors = pool.r_b.T.float(), pool.r_a.T.float()
         seen_b, seen_a = (f @ torch.randn(f.shape[1], _DIRECTIONS, generator=generator) for f in factors)
         chosen = selections[layer]
         # One pair after the other: all at once would be (n, r, K).

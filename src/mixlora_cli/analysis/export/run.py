@@ -239,11 +239,18 @@ def _export(config: ExportConfig, folder: Path, run: Run, source: Path, adapter:
         "comparison": [_measure(measure) for measure in measures] or None,
     }
     write_json(folder / FILE_NAME, content)
-    tables = [_energy_table(exports)]
+    exact = all(each.lora.exact for each in exports)
+    tables = [] if exact else [_energy_table(exports)]
     tables += map(_measure_table if router is None else _kinds_table, measures)
     show(tables)
     if agreement is not None and agreement["heldout"] is not None and len(exports) > 1:
         _say_agreement(agreement["heldout"], console)
+    if exact:
+        say(
+            f"{len(exports)} adapters of rank {adapter.r}: each is the MixLoRA adapter itself for its task, nothing is "
+            "lost",
+            console,
+        )
     say(command, console)
     say(f"adapters, what serves them and export.json are in {folder}", console)
 
