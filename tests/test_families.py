@@ -29,11 +29,11 @@ from mixlora_cli.data.loading import load_records
 from mixlora_cli.data.records import Record
 from mixlora_cli.data.template import Turn
 from mixlora_cli.errors import UserError
-from mixlora_cli.evaluation.generate import Generator
 from mixlora_cli.evaluation.predictions import read_predictions
 from mixlora_cli.hydra_app import run_command
 from mixlora_cli.models.adapters import attach_adapter, outside_of_decoder
 from mixlora_cli.models.forward import labelled_pass, token_loss
+from mixlora_cli.models.generate import Generator
 from mixlora_cli.models.load import LoadedModel, build_base, build_chat
 from mixlora_cli.models.session import Session, find_run
 from mixlora_cli.training.run_folder import read_metrics

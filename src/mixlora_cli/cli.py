@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +25,20 @@ sweep over values (-m rank=2,4,8).
   mixlora eval run=FOLDER                       score a finished training on the unseen tasks
   mixlora train --help                          all groups, options and keys
 """
+
+_OVERRIDE = re.compile(r"[~+]{0,2}[\w.@/:${}-]+=|~[\w.@/]+$")
+_FLAGS_WITH_VALUE = (
+    "-cn",
+    "--config-name",
+    "-cd",
+    "--config-dir",
+    "-cp",
+    "--config-path",
+    "-p",
+    "--package",
+    "-c",
+    "--cfg",
+)
 
 app = typer.Typer(
     name="mixlora",
@@ -51,16 +67,30 @@ def _root(
     pass
 
 
+def with_key(key: str, arguments: Sequence[str]) -> list[str]:
+    """The arguments, of which the first that is neither a flag, nor a flag's value, nor an override gets `key=`."""
+    result = list(arguments)
+    for place, argument in enumerate(result):
+        is_value = place > 0 and result[place - 1] in _FLAGS_WITH_VALUE
+        if key and not (is_value or argument.startswith("-") or _OVERRIDE.match(argument)):
+            result[place] = f"{key}={argument if argument.isdigit() else _quoted(argument)}"
+            break
+    return result
+
+
+def _quoted(text: str) -> str:
+    """A text as Hydra reads it back, whatever is in it."""
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
+    return "'" + escaped.replace("${", "\\${") + "'"
+
+
 def _add(command: Command) -> None:
     """Add a subcommand that hands its arguments to Hydra."""
 
     def run(context: typer.Context) -> None:
         from mixlora_cli.hydra_app import run_command
 
-        arguments = list(context.args)
-        if command.first_word and arguments and arguments[0].isalnum():
-            arguments[0] = f"{command.first_word}={arguments[0]}"
-        raise typer.Exit(run_command(command, arguments))
+        raise typer.Exit(run_command(command, with_key(command.bare, context.args)))
 
     summary = command.head().splitlines()[0].partition(": ")[2]
     help_line = f"{summary[0].upper()}{summary[1:]}."

@@ -19,8 +19,8 @@ class Command:
     """`module:function` that takes the parsed configuration; imported only once that has been accepted."""
     groups: str = ""
     """Groups that --help lists, separated by commas."""
-    first_word: str = ""
-    """Key whose value a bare first argument is."""
+    bare: str = ""
+    """Key whose value an argument without a key is."""
 
     def head(self) -> str:
         """The comment that the root file begins with: what it does, usage and examples."""
@@ -39,10 +39,12 @@ _ALL = (
     Command("prepare", "PrepareConfig", "mixlora_cli.prepare.run:prepare", "model,data"),
     Command("check", "CheckConfig", "mixlora_cli.prepare.check:check", "model,data"),
     Command("export", "ExportConfig", "mixlora_cli.analysis.export.run:export", "model,data"),
+    Command("ask", "AskConfig", "mixlora_cli.serving.ask:ask", "model", bare="question"),
+    Command("serve", "ServeConfig", "mixlora_cli.serving.server:serve", "model", bare="port"),
     Command("plan", "PlanConfig", "mixlora_cli.analysis.plan_output:plan", _TRAINING),
     Command("interference", "InterferenceConfig", "mixlora_cli.launch:interference", "model,data"),
     Command("tsne", "TsneConfig", "mixlora_cli.analysis.selections.run:tsne", "model,data"),
-    Command("reproduce", "ReproduceConfig", "mixlora_cli.reproduce.grid:reproduce", first_word="what"),
-    Command("table", "TableConfig", "mixlora_cli.reproduce.table:table", first_word="what"),
+    Command("reproduce", "ReproduceConfig", "mixlora_cli.reproduce.grid:reproduce", bare="what"),
+    Command("table", "TableConfig", "mixlora_cli.reproduce.table:table", bare="what"),
 )
 COMMANDS = {command.name: command for command in _ALL}

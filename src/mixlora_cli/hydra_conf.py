@@ -118,9 +118,17 @@ def billions_in(name_or_path: str | None) -> float | None:
     return None if found is None else float(found[1]) / (1 if found[2] in "bB" else 1000)
 
 
-def eval_dir(run: str | None, model: str) -> str:
-    """Default folder of an evaluation: in the run that is evaluated, or by the untuned base's name."""
-    return f"{run.rstrip('/')}/eval" if run else f"runs/{model}-base/eval"
+def eval_dir(run: str | None, model: str, server: str | None = None, server_model: str | None = None) -> str:
+    """Default folder of an evaluation: in the run that is evaluated, or by the untuned base's name.
+
+    A server's answers lie beside, or by its model's name; by its own where the model is not named.
+    """
+    if server is None:
+        return f"{run.rstrip('/')}/eval" if run else f"runs/{model}-base/eval"
+    if run:
+        return f"{run.rstrip('/')}/eval-server"
+    name = server_model or server.rpartition("@")[2].rpartition("//")[2].removesuffix("/").removesuffix("/v1")
+    return "runs/{}/eval".format(re.sub(r"[^\w.-]+", "-", name))
 
 
 def last_part(path: str | Mapping[str, object] | None, default: str) -> str:

@@ -21,7 +21,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -57,8 +57,12 @@ def train(config: TrainConfig) -> Any:
 
 
 def evaluate(config: EvalConfig) -> Any:
-    """`mixlora eval`, in the processes that `launch` asks for; each answers its share of the instances."""
-    return run_workers("mixlora_cli.evaluation.evaluate:evaluate", config, config.launch)
+    """`mixlora eval`, in the processes that `launch` asks for; each answers its share of the instances.
+
+    A server is asked by one.
+    """
+    launch = replace(config.launch, nproc=1) if config.eval.server else config.launch
+    return run_workers("mixlora_cli.evaluation.evaluate:evaluate", config, launch)
 
 
 def interference(config: InterferenceConfig) -> Any:

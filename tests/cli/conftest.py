@@ -17,6 +17,7 @@ ENTRIES = {
     "mixlora_cli.evaluation.evaluate": "evaluate",
     "mixlora_cli.prepare.align.run": "align",
     "mixlora_cli.analysis.export.run": "export",
+    "mixlora_cli.serving.ask": "ask",
 }
 
 

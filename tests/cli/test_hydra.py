@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from mixlora_cli import __version__
+from mixlora_cli.cli import with_key
 from mixlora_cli.commands import COMMANDS, Command
 from mixlora_cli.config import AlignConfig, EvalConfig, TrainConfig
 from mixlora_cli.errors import UserError
@@ -184,3 +185,21 @@ def test_a_run_is_named_after_its_files_or_their_tasks(train: str, name: str, mi
     quoted = f'"{train}"' if " " in train and "{" not in train else train
     printed = mixlora("train", "data=json", f"data.train={quoted}", "--cfg", "job", "--resolve").out
     assert yaml.safe_load(printed)["data"]["name"] == name
+
+
+ODD_TEXTS = (
+    *("What is this?", 'Isn\'t it "x" \\ ${a} = b?', "ends with \\", "\\'", "a,b [c] {d: e}", "zwei\nZeilen"),
+    *("8", "null"),
+)
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS)
+def test_a_bare_text_reaches_its_key_as_it_is(mixlora: Any, commands: Any, text: str) -> None:
+    assert mixlora("ask", "adapter=none", text).code == 0
+    assert commands.called[0].question == text
+
+
+def test_only_the_first_bare_word_gets_the_key_and_flags_keep_their_values() -> None:
+    assert with_key("port", ["--cfg", "job", "run=a", "9000"]) == ["--cfg", "job", "run=a", "port=9000"]
+    assert with_key("", ["word"]) == ["word"]
+    assert with_key("what", ["-m", "seed=1,2", "~key"]) == ["-m", "seed=1,2", "~key"]

@@ -168,6 +168,10 @@ def test_what_task_routing_does_not_heed_is_refused(given: str) -> None:
 def test_evaluation_goes_into_its_run(folder: Path) -> None:
     assert composed("eval", f"run={folder}/").output_dir == f"{folder}/eval"
     assert composed("eval", "adapter=none").output_dir == "runs/mini-base/eval"
+    server = "eval.server=http://me:secret@gpu-1:8000/v1/"
+    assert composed("eval", f"run={folder}", server).output_dir == f"{folder}/eval-server"
+    assert composed("eval", server).output_dir == "runs/gpu-1-8000/eval"
+    assert composed("eval", server, "eval.server_model=Qwen/Q-3B").output_dir == "runs/Qwen-Q-3B/eval"
 
 
 def test_every_key_is_explained() -> None:

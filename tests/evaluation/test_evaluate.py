@@ -18,11 +18,11 @@ from mixlora_cli.data.encode import Item
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation import scoring
 from mixlora_cli.evaluation.evaluate import evaluate
-from mixlora_cli.evaluation.generate import Generator
 from mixlora_cli.evaluation.predictions import Header, Key, read_predictions
 from mixlora_cli.evaluation.results import read_results
 from mixlora_cli.evaluation.scoring import score
 from mixlora_cli.models.adapters import attach_adapter, save_adapter
+from mixlora_cli.models.generate import Generator
 from mixlora_cli.models.tiny import build_tiny
 from mixlora_cli.stats import Estimate
 from mixlora_cli.store import changed_parts
@@ -54,7 +54,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise AssertionError("a model was built")
 
-    monkeypatch.setattr("mixlora_cli.evaluation.evaluate.build_base", fail)
+    monkeypatch.setattr("mixlora_cli.evaluation.local.build_base", fail)
 
 
 def asked(config: EvalConfig, *benchmarks: str, **changes: object) -> EvalConfig:

@@ -12,8 +12,8 @@ from mixlora_cli.config import AdapterConfig, DataConfig, RoutingConfig
 from mixlora_cli.data.collate import PixelLoader, draw_seed
 from mixlora_cli.data.encode import Item, encode_prompts
 from mixlora_cli.data.loading import load_records
-from mixlora_cli.evaluation.generate import Generator, batches
 from mixlora_cli.models.adapters import attach_adapter
+from mixlora_cli.models.generate import Decoding, Factors, Generator, batches
 from mixlora_cli.models.load import LoadedModel
 from mixlora_cli.models.tiny import build_tiny
 
@@ -140,3 +140,81 @@ def test_a_draw_s_seed_is_a_digest_of_seed_tokens_and_picture(tmp_path: Path) ->
         replace(item, images=()),
     ]
     assert len({draw_seed(7, item), draw_seed(8, item), *(draw_seed(7, each) for each in others)}) == 5
+
+
+@pytest.fixture(scope="module")
+def adapted(items: list[Item]) -> Generator:
+    """Of a MixLoRA adapter whose answers differ."""
+    own = build_tiny()
+    model = attach_adapter(
+        own.model, AdapterConfig("mixlora", dropout=0.0), RoutingConfig("instance"), rank=2, factors=4
+    )
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+    return Generator(model, own, PixelLoader(own.chat), NEW_TOKENS)
+
+
+def test_each_row_is_decoded_in_its_own_way_and_greedy_ones_as_in_a_call(
+    adapted: Generator, items: list[Item]
+) -> None:
+    greedy = dict(zip(range(6), adapted(items[:6]), strict=True))
+    drawn = Decoding(NEW_TOKENS, temperature=1.5, seed=3)
+    decoding = [Decoding(NEW_TOKENS), drawn, Decoding(2), drawn, Decoding(NEW_TOKENS), Decoding(1)]
+    found = adapted.write(items[:6], decoding)
+    assert [found[row].text for row in (0, 4)] == [greedy[0], greedy[4]]
+    assert greedy[2].startswith(found[2].text) and (found[2].num_tokens, found[2].finish) == (2, "length")
+    assert found[5].num_tokens == 1
+    # A draw depends on its seed and its prompt, on nothing else in the batch.
+    assert found[1] == adapted.write([items[1]], [drawn])[0]
+    others = {adapted.write([items[1]], [replace(drawn, seed=seed)])[0].text for seed in range(4)}
+    assert len(others) > 1
+    likeliest = replace(drawn, top_p=1e-6)
+    assert adapted.write([items[1]], [likeliest])[0].text == greedy[1]
+    assert adapted.write([items[1]], [replace(drawn, temperature=1e-4)])[0].text == greedy[1]
+
+
+def test_pieces_of_an_answer_join_to_it_and_a_row_that_is_not_wanted_ends(
+    adapted: Generator, items: list[Item]
+) -> None:
+    pieces: dict[int, list[str]] = {row: [] for row in range(5)}
+
+    def watch(row: int, piece: str, factors: Factors | None) -> bool:
+        assert factors is not None
+        pieces[row].append(piece)
+        return row != 2 or len(pieces[2]) < 2
+
+    found = adapted.write(items[:5], [Decoding(NEW_TOKENS)] * 5, watch)
+    assert ["".join(pieces[row]) for row in range(5)] == [answer.text for answer in found]
+    assert [answer.text for answer in found if answer.finish != "cancelled"] == [
+        text for row, text in enumerate(adapted(items[:5])) if row != 2
+    ]
+    assert found[2].finish == "cancelled" and found[2].num_tokens == 2
+    assert max(len(told) for told in pieces.values()) > 2
+
+
+def test_an_answer_ends_before_its_stop_text_and_no_part_of_that_is_told(
+    adapted: Generator, items: list[Item]
+) -> None:
+    whole = adapted.write([items[0]], [Decoding(NEW_TOKENS)])[0].text
+    assert len(whole) > 4
+    for stop in (whole[2:4], whole[-2:], whole[0]):
+        told: list[str] = []
+        decoding = Decoding(NEW_TOKENS, stop=("never", stop))
+        answer = adapted.write(
+            [items[0]], [decoding], lambda _, piece, __, told=told: told.append(piece) or True
+        )[0]
+        assert answer.finish == "stop"
+        assert answer.text == "".join(told) == whole[: whole.index(stop)].strip()
+    assert adapted.write([items[0]], [Decoding(NEW_TOKENS, stop=("never",))])[0].text == whole
+
+
+def test_the_factors_of_an_answer_are_those_of_its_prompt(adapted: Generator, items: list[Item]) -> None:
+    together = adapted.write(items[:4], [Decoding(3)] * 4)
+    alone = [adapted.write([item], [Decoding(1)])[0] for item in items[:4]]
+    assert [answer.factors for answer in together] == [answer.factors for answer in alone]
+    factors = together[0].factors
+    assert factors is not None and factors != together[1].factors
+    assert all(len(set(row)) == 2 for row in (*factors.a, *factors.b))
+    assert len(factors.layers) == len(factors.a) == len(factors.b) == len(set(factors.layers)) > 6

@@ -418,7 +418,7 @@ def test_mme_s_pairs_are_checked_before_a_model_is_built(
     assert [part.counts for part in choose_instances(sources)] == [{"birds": 4}]
     lines[3] |= changes
     records.write_text("\n".join(map(json.dumps, lines)))
-    monkeypatch.setattr("mixlora_cli.evaluation.evaluate.build_base", None)
+    monkeypatch.setattr("mixlora_cli.evaluation.local.build_base", None)
     with pytest.raises(UserError, match=message):
         evaluate(sources)
 
@@ -509,7 +509,7 @@ def test_targets_that_no_answer_can_be_are_refused_before_a_model_is_built(
     if message is None:
         assert evaluate(sources).scores[0].n == 4
         return
-    monkeypatch.setattr("mixlora_cli.evaluation.evaluate.build_base", None)
+    monkeypatch.setattr("mixlora_cli.evaluation.local.build_base", None)
     with pytest.raises(UserError) as caught:
         evaluate(sources)
     line = 1 if "Robin" in message else 3
@@ -533,7 +533,7 @@ def test_records_of_the_data_follow_the_same_rule(
     record = {"task_name": "birds", "conversations": turns, **changes}
     (tmp_path / "unseen.json").write_text(json.dumps([record]))
     data = replace(config.data, unseen=str(tmp_path / "unseen.json"))
-    monkeypatch.setattr("mixlora_cli.evaluation.evaluate.build_base", None)
+    monkeypatch.setattr("mixlora_cli.evaluation.local.build_base", None)
     with pytest.raises(UserError) as caught:
         evaluate(replace(config, data=data, eval=replace(config.eval, benchmarks=None, seen=False)))
     assert str(caught.value).startswith(f"{tmp_path / 'unseen.json'}, record 0: {message}")
@@ -544,7 +544,7 @@ def test_few_references_that_all_match_score_100(
     count: int, config: EvalConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "mixlora_cli.evaluation.generate.Generator.__call__", lambda _, batch: ["crow"] * len(batch)
+        "mixlora_cli.models.generate.Generator.__call__", lambda _, batch: ["crow"] * len(batch)
     )
     path = with_row(tmp_path / "birds", {"answers": ["crow"] * count}, scorer="vqa")
     results = evaluate(from_source(config, "birds", path))

@@ -1,14 +1,13 @@
 """An evaluation folder, and a judge server that misbehaves as told."""
 
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from judging_server import FakeJudge, Handler, Server, eval_folder, prediction
+from judging_server import FakeJudge, eval_folder, prediction
 
 
 @pytest.fixture
@@ -19,13 +18,6 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeJudge]:
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    listening = Server(("127.0.0.1", 0), Handler)
-    listening.judge = FakeJudge(url=f"http://127.0.0.1:{listening.server_address[1]}/v1")
-    thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield listening.judge
-    listening.shutdown()
-    listening.server_close()
-    thread.join()
+    fake = FakeJudge()
+    with fake.listening(monkeypatch):
+        yield fake

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from judging_server import Body, FakeJudge, Handler, eval_folder, honest, prediction
+from judging_server import FakeJudge, eval_folder, honest, prediction
 
 from mixlora_cli.config import JudgeConfig
 from mixlora_cli.errors import UserError
@@ -15,19 +15,11 @@ from mixlora_cli.evaluation.scoring import score
 from mixlora_cli.judging import prompt
 from mixlora_cli.judging.judge import judge_answers
 from mixlora_cli.judging.replies import all_replies
-
-
-def status(code: int, **headers: str) -> Callable[[Handler, Body], None]:
-    return lambda handler, _: handler.reply(code, {"error": "as told"}, **headers)
+from openai_server import Body, Handler, hang_up, sleepy, status
 
 
 def content(data: Any) -> Callable[[Handler, Body], None]:
     return lambda handler, _: handler.reply(200, data)
-
-
-def hang_up(handler: Handler, _: Body) -> None:
-    handler.close_connection = True
-    handler.connection.close()
 
 
 def hang_up_half_way(handler: Handler, _: Body) -> None:
@@ -36,11 +28,6 @@ def hang_up_half_way(handler: Handler, _: Body) -> None:
     handler.end_headers()
     handler.wfile.write(b'{"choices": [')
     handler.close_connection = True
-
-
-def sleepy(handler: Handler, _: Body) -> None:
-    time.sleep(1.0)
-    handler.say("Yes")
 
 
 def numbers(folder: Path) -> tuple[float, int, int]:

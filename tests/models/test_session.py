@@ -11,8 +11,8 @@ from mixlora_cli.config import DataConfig, ModelConfig
 from mixlora_cli.data.encode import encode_prompts
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.errors import UserError
-from mixlora_cli.evaluation.generate import Generator
 from mixlora_cli.method.layer import MixLoraLinear
+from mixlora_cli.models.generate import Generator
 from mixlora_cli.models.session import Session, find_mixlora, find_run
 from mixlora_cli.models.tiny import build_tiny
 from tiny_data import tiny_data
@@ -28,7 +28,8 @@ def test_what_is_known_without_a_model(data: DataConfig, tmp_path: Path) -> None
     run = finished_run(tmp_path / "run", data, routing="task")
     found = find_run(str(run.root), ModelConfig("other", "mini"))
     assert (found.label, found.model) == (f"MixLoRA E={NUM_FACTORS} r={RANK} task", TINY)
-    assert (found.adapter, found.root, found.trained_on) == (run.adapter, run.root, "json")
+    assert found.data is not None
+    assert (found.adapter, found.root, found.data.source) == (run.adapter, run.root, "json")
     assert (found.dtype, found.routing) == (torch.float32, "task")
     routing = found.task_routing(data, ["reading"])
     assert routing is not None and routing.definitions == {"reading": "Do reading."}

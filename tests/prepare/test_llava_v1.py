@@ -26,9 +26,9 @@ from mixlora_cli.data.collate import PixelLoader
 from mixlora_cli.data.encode import encode_prompt, encode_records
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.errors import UserError
-from mixlora_cli.evaluation.generate import Generator
 from mixlora_cli.models.adapters import load_adapter
 from mixlora_cli.models.features import FeatureCache
+from mixlora_cli.models.generate import Generator
 from mixlora_cli.models.load import LoadedModel, build_base
 from mixlora_cli.models.networks import LinearLlava
 from mixlora_cli.models.skeleton import build_skeleton

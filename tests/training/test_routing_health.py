@@ -14,7 +14,7 @@ from torch import Tensor
 from mixlora_cli.config import TrainConfig
 from mixlora_cli.method.model import MixLoraModel
 from mixlora_cli.training import train as run_module
-from mixlora_cli.training.routing_stats import RoutingHealth, adapted_layers
+from mixlora_cli.training.routing_stats import RoutingHealth
 from mixlora_cli.training.run_folder import RunFolder, read_metrics
 from mixlora_cli.training.train import train
 from mixlora_cli.training.trainer import AdapterTrainer
@@ -145,7 +145,7 @@ def test_a_probe_leaves_no_trace(make_config: MakeConfig, monkeypatch: pytest.Mo
     checked: list[int] = []
 
     def state(model: MixLoraModel) -> tuple[Any, ...]:
-        layers = adapted_layers(model).values()
+        layers = model.decoder_layers().values()
         return (
             [module.training for module in model.modules()],
             [selection for layer in layers for selection in layer.last_selection.values()],
@@ -188,7 +188,7 @@ def flat_routers(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def attach_and_flatten(*args: Any, **kwargs: Any) -> Any:
         model: Any = attach(*args, **kwargs)
-        for layer in adapted_layers(model.base_model).values():
+        for layer in model.base_model.decoder_layers().values():
             layer.mixlora_router_a["default"].weight.data.zero_()
         return model
 

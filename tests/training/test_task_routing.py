@@ -122,7 +122,7 @@ def test_one_task_one_selection_in_every_layer(by_task: Callable[..., TrainConfi
     tasks = [item.task for item in dataset.items]
     routing = Run("run", config.model, run.adapter).task_routing(config.data, tasks)
     assert routing is not None
-    assert routing.definitions == load_definitions(config.data)
+    assert routing.definitions == load_definitions(config.data) == json.loads(run.definitions.read_text())
     collate = Collator(build_tiny().chat, PixelLoader(base.chat), embeddings=routing.embeddings(base))
     batch = collate([dataset[index] for index in range(NUM_RECORDS)])
     assert batch["task_embeddings"].shape == (NUM_RECORDS, 32)
@@ -219,9 +219,12 @@ def test_without_a_file_tasks_are_defined_by_their_names_and_first_questions(
     assert "1 tasks that the training does not know are defined by their names" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"1 of 1 tasks have none \(other\): give data\.metadata=<file>"):
         known.task_routing(later, ["other"])
-    run.definitions.unlink()  # the training read a file: nothing else stands in for it
-    with pytest.raises(UserError, match=r"2 of 2 tasks have none"):
-        known.task_routing(later, ["task1", "read_it"])
+    read_a_file = replace(known, data=config.data)  # then nothing else stands in for it
+    assert read_a_file.definitions == made
+    run.definitions.unlink()
+    for run_without in (read_a_file, replace(known)):
+        with pytest.raises(UserError, match=r"2 of 2 tasks have none"):
+            run_without.task_routing(later, ["task1", "read_it"])
 
 
 def test_only_mixlora_reads_definitions(by_task: Callable[..., TrainConfig]) -> None:

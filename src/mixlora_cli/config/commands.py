@@ -21,8 +21,10 @@ from mixlora_cli.config.groups import (
 )
 from mixlora_cli.config.settings import (
     AnyPrecision,
+    Files,
     Flag,
     Folder,
+    Folders,
     Integer,
     NotNegative,
     NotNegativeNumber,
@@ -168,6 +170,17 @@ class PlanConfig(TrainConfig):
         )
 
 
+class RequestsConfig(Settings, at="eval.requests"):
+    """How a server is asked (key `eval.requests`)."""
+
+    concurrency: Positive = 16
+    timeout: PositiveNumber = 300.0
+    retries: NotNegative = 5
+    first_wait: NotNegativeNumber = 1.0
+    on_refusal: Literal["stop", "empty"] = "stop"
+    extra: dict[Text, Any] = field(default_factory=dict)
+
+
 class GenerationConfig(Settings, at="eval"):
     """How `mixlora eval` answers (key `eval`)."""
 
@@ -179,6 +192,16 @@ class GenerationConfig(Settings, at="eval"):
     sources: dict[Text, Text] | None = None
     ocr_tokens: Flag = False
     cache_features: Flag = True
+    server: Text | None = None
+    server_model: Text | None = None
+    requests: RequestsConfig = field(default_factory=RequestsConfig)
+
+    def __post_init__(self) -> None:
+        self.require(
+            self.server or not self.server_model,
+            "server_model",
+            "is a model of the server in eval.server; give that too",
+        )
 
 
 class EvalConfig(Settings):
@@ -197,9 +220,15 @@ class EvalConfig(Settings):
 
     def __post_init__(self) -> None:
         self.require(
-            self.run is not None or self.adapter.name == "none",
+            self.run is not None or self.adapter.name == "none" or self.eval.server,
             "run",
             "give run=<folder of a finished `mixlora train`>, or adapter=none to score the untuned base",
+        )
+        processes = (self.launch.nproc or 1) * self.launch.nnodes
+        self.require(
+            not self.eval.server or processes == 1,
+            "launch.nproc" if self.launch.nnodes == 1 else "launch.nnodes",
+            "a server is asked by one process, eval.requests.concurrency requests at once",
         )
 
 
@@ -277,6 +306,7 @@ class AlignConfig(Settings):
 
 
 Precision = Literal["fp32", "bf16"]
+RunPrecision = Literal["run", "auto", "fp32", "bf16"]
 Part = Literal["layer", "operations", "memory", "step", "generation", "evaluation", "scoring"]
 PARTS: tuple[Part, ...] = get_args(Part)
 _SHAPE = re.compile(r"([1-9]\d*)(?:x([1-9]\d*))?")
@@ -439,13 +469,96 @@ class ExportConfig(Settings):
         self.require(self.run is not None, "run", _GIVE_RUN)
 
 
+class AnswerConfig(Settings, at="answer"):
+    """How `mixlora ask` has its answers written (key `answer`)."""
+
+    max_new_tokens: Positive = 256
+    temperature: NotNegativeNumber = 0.0
+    top_p: Annotated[Number, rule("must be in (0, 1]", lambda share: 0 < share <= 1)] = 1.0
+    seed: Seed | None = None
+
+
+class AskConfig(Settings):
+    """Everything that `mixlora ask` reads."""
+
+    model: ModelConfig
+    answer: AnswerConfig = field(default_factory=AnswerConfig)
+    run: Folders = None
+    adapter: AdapterConfig | None = None
+    question: Text | None = None
+    image: Files = None
+    system: Text | None = None
+    task: Text | None = None
+    definition: Text | None = None
+    show: Literal["factors"] | None = None
+    precision: RunPrecision = "run"
+
+    def __post_init__(self) -> None:
+        self.require(
+            self.run or self.adapter,
+            "run",
+            "give run=<folder of a finished `mixlora train`>, several as run=[a,b], or adapter=none (the untuned base)",
+        )
+        self.require(
+            self.adapter is None or self.adapter.name == "none",
+            "adapter",
+            "a run brings its own; only none, for the untuned base",
+        )
+        self.require(
+            self.task is None or self.definition is None,
+            "definition",
+            "stands for a task's; give one of the two",
+        )
+
+    @property
+    def output_dir(self) -> str:
+        """What tells two jobs of a sweep apart."""
+        return f"{self.run} {self.question} {self.image} {self.answer}"
+
+
+class LimitsConfig(Settings, at="serve"):
+    """How much the server does at once, and what it refuses (key `serve`)."""
+
+    batch_size: Positive = 16
+    queue: Positive = 256
+    gather: NotNegativeNumber = 0.005
+    max_new_tokens: Positive = 1024
+    default_new_tokens: Positive = 256
+    max_prompt_tokens: Positive = 4096
+    body_mb: PositiveNumber = 32.0
+    pictures: NotNegative = 8
+    pixels: Positive = 25_000_000
+    timeout: PositiveNumber = 300.0
+    grace: NotNegativeNumber = 60.0
+    images: Folder | None = None
+    hosts: list[Text] | None = None
+    factors: Flag = True
+
+
+class ServeConfig(Settings):
+    """Everything that `mixlora serve` reads."""
+
+    model: ModelConfig
+    serve: LimitsConfig = field(default_factory=LimitsConfig)
+    run: Folders = None
+    host: Text = "127.0.0.1"
+    port: Annotated[Integer, rule("must be from 0 to 65535", lambda port: 0 <= port < 65536)] = 8000
+    key: Text | None = None
+    precision: RunPrecision = "run"
+
+    @property
+    def output_dir(self) -> str:
+        """What two jobs of a sweep must not share."""
+        return f"{self.host}:{self.port}"
+
+
 class GradientConfig(Settings, at="interference"):
     """Which gradients are taken (key `interference`)."""
 
     split: Literal["train", "heldout"] = "train"
     batches: Annotated[Integer, Field(ge=2)] = 16
     batch_size: Positive = 8
-    precision: Literal["run", "auto", "fp32", "bf16"] = "run"
+    precision: RunPrecision = "run"
     near_zero: Annotated[Number, rule("must be in (0, 1)", lambda cosine: 0 < cosine < 1)] = 0.01
     cache_features: Flag = True
 

@@ -130,6 +130,26 @@ def _mixture(value: Any, info: ValidationInfo) -> Any:
     return result
 
 
+def _several(kind: str) -> Callable[[Any, ValidationInfo], list[str]]:
+    """One path or a list of them, as a list."""
+
+    def check(value: Any, info: ValidationInfo) -> list[str]:
+        given = [] if value is None else value if isinstance(value, list) else [value]
+        for path in given:
+            if not isinstance(path, str) or not path:
+                raise PydanticCustomError(
+                    "path", "{allowed}", {"allowed": f"must be a {kind}, or a list like [a,b]"}
+                )
+        paths = [str(Path(path).expanduser()) if path.startswith("~") else path for path in given]
+        for path in paths:
+            if info.context and (allowed := _existing(kind, path)):
+                which = f"{path}: " if len(paths) > 1 else ""
+                raise PydanticCustomError("path", "{allowed}", {"allowed": which + allowed})
+        return paths
+
+    return check
+
+
 def _checkpoint_fault(name: str) -> str:
     """Hub ids are `name` or `owner/name`; anything else with a slash, or an existing folder, is a path."""
     is_path = name.startswith((".", "/")) or name.count("/") > 1 or Path(name).exists()
@@ -159,6 +179,9 @@ File = Annotated[Text, _path(lambda path: _existing("file", path))]
 Mixture = Annotated[Any, AfterValidator(_mixture)]
 """A `File` of records, a folder of them, a data set of the hub, or several of these by task."""
 Folder = Annotated[Text, _path(lambda path: _existing("folder", path))]
+Files = Annotated[Any, AfterValidator(_several("file"))]
+"""A `list[str]`: no, one or several files."""
+Folders = Annotated[Any, AfterValidator(_several("folder"))]
 Resume = Annotated[Text, _path(lambda path: "" if path == "auto" else _existing("folder", path))]
 OutputFolder = Annotated[Text, _path(_output_fault)]
 Checkpoint = Annotated[Text, _path(_checkpoint_fault)]

@@ -5,7 +5,7 @@ Training and generation both take their text from `Chat.segments`, so that a pro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,8 @@ from mixlora_cli.data.problems import BadRecord, Kind
 from mixlora_cli.data.template import CHOICES, IMAGE_MARKER, Segment, Template, Turn
 from mixlora_cli.errors import UserError, cut
 
-_ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
+ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
+"""What chat templates and servers call whom a `Turn` is from."""
 _MARK = "mixlora"
 _PROBES = ((32, 32), (640, 200), (200, 640), (1500, 1400))
 """Sizes of pictures that show whether a model gives every picture the same number of tokens."""
@@ -109,7 +110,8 @@ class Chat:
         Raises:
             UserError: the template refuses the conversation, or has a fault of its own.
         """
-        messages = [{"role": _ROLES[turn.role], "content": self._content(turn.text)} for turn in conversation]
+        read: Callable[[str], Any] = str.strip if self.processor is None else content_parts
+        messages = [{"role": ROLES[turn.role], "content": read(turn.text)} for turn in conversation]
         try:
             return str(
                 self.tokenizer.apply_chat_template(
@@ -123,25 +125,8 @@ class Chat:
         except Exception as error:  # whatever a template raises
             raise UserError(
                 f"chat template {self.template.name} cannot write the turns "
-                f"{', '.join(_ROLES[turn.role] for turn in conversation)}: {cut(' '.join(str(error).split()), 200)}"
+                f"{', '.join(ROLES[turn.role] for turn in conversation)}: {cut(' '.join(str(error).split()), 200)}"
             ) from error
-
-    def _content(self, text: str) -> Any:
-        """White space around a turn, and between its end and a picture there, is no part of it."""
-        pieces = text.split(IMAGE_MARKER)
-        if self.processor is None:
-            return text.strip()
-        parts: list[dict[str, str]] = []
-        for number, piece in enumerate(pieces):
-            is_first, is_last = (
-                not "".join(pieces[:number]).strip(),
-                not "".join(pieces[number + 1 :]).strip(),
-            )
-            piece = piece.lstrip() if is_first else piece
-            piece = piece.rstrip() if is_last else piece
-            parts += [{"type": "image"}] if number else []
-            parts += [{"type": "text", "text": piece}] if piece else []
-        return parts or [{"type": "text", "text": ""}]
 
     def segments(self, conversation: Sequence[Turn], *, with_answer: bool = True) -> list[Segment]:
         """The conversation's text, cut where loss begins and ends: prompt, answer, prompt, answer, ...
@@ -276,6 +261,22 @@ class Chat:
         offsets = found.pop("text_replacement_offsets")
         texts = [[str(entry["replacement"]) for entry in row] for row in offsets]
         return {key: value for key, value in found.items() if key not in TEXT_INPUTS}, texts
+
+
+def content_parts(text: str) -> list[dict[str, str]]:
+    """A turn's text and the places of its pictures, as chat templates take them: `text` or `image` in "type".
+
+    White space around a turn, and between its end and a picture there, is no part of it.
+    """
+    pieces = text.split(IMAGE_MARKER)
+    parts: list[dict[str, str]] = []
+    for number, piece in enumerate(pieces):
+        is_first, is_last = not "".join(pieces[:number]).strip(), not "".join(pieces[number + 1 :]).strip()
+        piece = piece.lstrip() if is_first else piece
+        piece = piece.rstrip() if is_last else piece
+        parts += [{"type": "image"}] if number else []
+        parts += [{"type": "text", "text": piece}] if piece else []
+    return parts or [{"type": "text", "text": ""}]
 
 
 TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from mixlora_cli.config import DataConfig
-from mixlora_cli.data.loading import Split, definitions_file, load_records
+from mixlora_cli.data.loading import Split, definitions_file, load_records, task_names
 from mixlora_cli.data.records import Record
 from mixlora_cli.data.template import IMAGE_MARKER
 from mixlora_cli.data.text_files import read_json
@@ -47,6 +48,23 @@ def made_definitions(records: Iterable[Record]) -> dict[str, str]:
         task: "\n".join([task.replace("_", " "), *dict.fromkeys(filter(None, questions))])
         for task, questions in first.items()
     }
+
+
+def trained_definitions(data: DataConfig) -> dict[str, str]:
+    """Definitions of the tasks that the training records name, where the training read a file of definitions.
+
+    Those of the whole file where the records are streamed, as the training had them, or are not there any more. Empty
+    where no file is named.
+
+    Raises:
+        UserError: the file is not there.
+    """
+    definitions = load_definitions(data)
+    if definitions and not data.streaming:
+        with suppress(UserError):
+            named = data.tasks or task_names(data)
+            return {task: definitions[task] for task in named if task in definitions}
+    return definitions
 
 
 def definitions_of(

@@ -104,6 +104,11 @@ def as_shown(image: Image.Image, path: Picture) -> Image.Image:
     return Image.fromarray(_eight_bits(np.asarray(upright), f"{picture_name(path)} has a brightness"))
 
 
+def is_upright(image: Image.Image) -> bool:
+    """Whether its EXIF orientation, if it has one, leaves an opened picture as it is."""
+    return _orientation(image) not in _TURNS
+
+
 def _orientation(image: Image.Image) -> int:
     """How a picture lies, as EXIF numbers it from 1, which is upright."""
     try:

@@ -18,6 +18,7 @@ import math
 import random
 import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -98,7 +99,7 @@ def locate_files(data: DataConfig, split: Split) -> DataFiles:
         raise UserError(
             f"data.{split}=null: expected the path of a JSON annotation file (data.{split}=<file>)"
         )
-    parts = _parts(given)
+    parts = parts_of(given)
     for part in parts:
         place = place_of(part.place)
         if split != "train" and place.on_hub and place.split is None:
@@ -112,7 +113,7 @@ def locate_files(data: DataConfig, split: Split) -> DataFiles:
     return DataFiles(parts, None if folder is None else folder.resolve(), metadata)
 
 
-def _parts(given: str | Mapping[str, Any]) -> tuple[Part, ...]:
+def parts_of(given: str | Mapping[str, Any]) -> tuple[Part, ...]:
     """The places that a checked configuration names, one or one for each task."""
     if isinstance(given, str):
         return (Part(given),)
@@ -240,6 +241,20 @@ def load_records(data: DataConfig, split: Split, seed: int = 0) -> list[Record]:
     if not good:
         raise UserError(f"{source}: no usable record; expected at least one")
     return weighted(good, files.parts, starts, seed)
+
+
+def task_names(data: DataConfig) -> list[str]:
+    """Tasks that the training records name, in the order that they come; nothing else of the records is looked at.
+
+    Raises:
+        UserError: the records cannot be read.
+    """
+    names: dict[str, None] = {}
+    for part in locate_files(data, "train").parts:
+        for _, raw in read_raws(part.place)[0]:
+            with suppress(BadRecord):
+                names[task_of(raw, part.task, data.task_key)] = None
+    return list(names)
 
 
 def with_ranges(parts: Sequence[Part], starts: Sequence[int]) -> str:

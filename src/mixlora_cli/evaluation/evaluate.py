@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 
 from mixlora_cli.benchmarks.benchmark import label_set, references
-from mixlora_cli.config import EvalConfig, GenerationConfig
-from mixlora_cli.data.encode import Item, encode_prompts
+from mixlora_cli.config import EvalConfig
 from mixlora_cli.data.records import Record
 from mixlora_cli.data.template import IMAGE_MARKER
 from mixlora_cli.errors import UserError
-from mixlora_cli.evaluation.fingerprint import prompt_digest, records_digest, relative_image
-from mixlora_cli.evaluation.generate import Generator, batches, longest_first
+from mixlora_cli.evaluation.fingerprint import records_digest, relative_image
 from mixlora_cli.evaluation.instances import (
     Chosen,
+    Unanswered,
     benchmark_of,
     category_of,
     check_pairs,
@@ -28,6 +27,7 @@ from mixlora_cli.evaluation.instances import (
     declared,
     notes,
 )
+from mixlora_cli.evaluation.local import LocalModel
 from mixlora_cli.evaluation.predictions import (
     FILE_NAME,
     Header,
@@ -39,11 +39,9 @@ from mixlora_cli.evaluation.predictions import (
 )
 from mixlora_cli.evaluation.results import Results, print_results, read_results
 from mixlora_cli.evaluation.scoring import read_evaluation, score_evaluation
+from mixlora_cli.evaluation.server import ServerModel
 from mixlora_cli.launch import ProcessGroup, joined
-from mixlora_cli.models.definitions import TaskRouting
-from mixlora_cli.models.features import has_fixed_features, pictures_from
-from mixlora_cli.models.load import LoadedModel, build_base
-from mixlora_cli.models.session import Run, Session, find_run
+from mixlora_cli.models.session import Run, find_run
 from mixlora_cli.output import alone_in
 from mixlora_cli.paths import require_cache
 from mixlora_cli.progress import counting, say
@@ -51,22 +49,26 @@ from mixlora_cli.report.run import finish
 from mixlora_cli.training.run_folder import versions
 
 
-@dataclass(frozen=True)
-class Work:
-    """One file's instances: the records, by `Record.index`, and their encoded prompts."""
+class Answerer(Protocol):
+    """What answers: a model here, or a server."""
 
-    chosen: Chosen
-    records: Mapping[int, Record]
-    items: Sequence[Item]
+    label: str
+    """Its row's name in tables."""
+    model: str
+    """Name of the base, or of the server's model."""
 
     @property
-    def encoded(self) -> list[Record]:
-        """Records whose prompts could be encoded."""
-        return [self.records[item.index] for item in self.items]
+    def fingerprint(self) -> Mapping[str, str]:
+        """What its answers depend on beside the questions, each part named."""
 
-    def key(self, item: Item) -> Key:
-        """That of the prediction which answers the item."""
-        return self.chosen.split, benchmark_of(self.records[item.index]), item.index
+    def usable(self, part: Chosen) -> list[Record]:
+        """Records that it can be asked. Raises UserError where one cannot and `data.on_error` is "stop"."""
+
+    def answers(self, missing: Unanswered, team: ProcessGroup) -> Iterator[list[tuple[Chosen, Record, str]]]:
+        """This process's share of the records, each with its part and its answer, a few at a time.
+
+        Raises UserError when it cannot go on; what it gave until then stays good.
+        """
 
 
 def evaluate(config: EvalConfig) -> Results:
@@ -88,6 +90,13 @@ def evaluate(config: EvalConfig) -> Results:
                 evaluation = read_evaluation(folder)
                 results = score_evaluation(evaluation)
                 print_results([(results.label, results)])
+                empty = sum(not prediction.prediction for prediction in evaluation.predictions)
+                if empty and config.eval.server:
+                    say(
+                        f"{empty} of {len(evaluation.predictions)} answers of the server are empty: refused, or its "
+                        f"model spent eval.max_new_tokens={config.eval.max_new_tokens} before its first word",
+                        console,
+                    )
                 say(f"predictions and results are in {folder}", console)
             team.wait()
             if not team.is_main:
@@ -97,13 +106,14 @@ def evaluate(config: EvalConfig) -> Results:
 
 def _answer(config: EvalConfig, folder: Path, team: ProcessGroup, console: Console) -> None:
     """Have every instance of this process's share answered in a predictions file."""
-    if config.eval.cache_features:
+    if config.eval.cache_features and config.eval.server is None:
         require_cache()
     if config.run is not None and config.adapter.name == "none":
         raise UserError(
             f"adapter=none is the untuned base, run={config.run} a trained adapter: give one of the two"
         )
-    run = find_run(config.run, config.model)
+    server, alone = config.eval.server, config.run is None
+    run = find_run(config.run, config.model, loads=server is None)
     with team.main_process_first():
         chosen = choose_instances(config)
     for part in chosen:
@@ -111,107 +121,77 @@ def _answer(config: EvalConfig, folder: Path, team: ProcessGroup, console: Conso
     for note in notes(chosen):
         say(note, console)
     routing = run.task_routing(config.data, (record.task for part in chosen for record in part.records))
+    answerer: Answerer
     with team.main_process_first():
-        base = build_base(run.model, run.dtype)
-    work = [_encoded(part, base, config) for part in chosen]
-    for each in work:  # again: encoding may have left out one of two
-        check_pairs(each.chosen, each.encoded)
-    header = _header(config, run, base, work, routing)
+        if server is None:
+            answerer = LocalModel(config, run, routing)
+        else:
+            answerer = ServerModel(config, None if alone else run, routing)
+    asked = [replace(part, records=answerer.usable(part)) for part in chosen]
+    for part in asked:  # again: encoding may have left out one of two
+        check_pairs(part, part.records)
+    header = _header(config, run, answerer, asked)
     with open_share(folder / FILE_NAME, header, team, lambda text: say(text, console)) as log:
         if len(log.done) == header.count:
             return
-        session = Session(base, run.dtype, config.eval.cache_features, run.adapter, routing)
-        generator = Generator(
-            session.model,
-            base,
-            session.features,
-            config.eval.max_new_tokens,
-            embeddings=session.embeddings,
-            routing_seed=config.seed if run.selects_by == "chance" else None,
-        )
-        with session.products():
-            try:
-                _answer_share(work, generator, log, config.eval, team, console)
-            except KeyboardInterrupt:
-                say(f"stopped at {len(log.done)}/{header.count}: the same command continues", console)
-                raise
+        try:
+            _answer_share(asked, answerer, log, team, console)
+        except KeyboardInterrupt:
+            say(f"stopped at {len(log.done)}/{header.count}: the same command continues", console)
+            raise
 
 
-def _encoded(part: Chosen, base: LoadedModel, config: EvalConfig) -> Work:
-    encoded = encode_prompts(part.records, base.chat, config.data.on_error, source=f"the {part.name} data")
-    return Work(part, {record.index: record for record in part.records}, encoded.items)
+def _header(config: EvalConfig, run: Run, answerer: Answerer, asked: Sequence[Chosen]) -> Header:
+    digests = (f"{part.name}:{records_digest(part.records, part.images)}" for part in asked)
+    fingerprint = {"data": " ".join(digests), **answerer.fingerprint}
+    return Header(fingerprint, sum(len(part.records) for part in asked), _about(config, run, answerer, asked))
 
 
-def _header(
-    config: EvalConfig, run: Run, base: LoadedModel, work: Sequence[Work], routing: TaskRouting | None
-) -> Header:
-    digests = (f"{each.chosen.name}:{records_digest(each.encoded, each.chosen.images)}" for each in work)
-    fingerprint = {
-        "model": base.fingerprint,
-        "number format": str(run.dtype).removeprefix("torch."),
-        "adapter": run.digest,
-        "data": " ".join(digests),
-        "prompt": prompt_digest(base),
-        "pictures": pictures_from(config.eval.cache_features and has_fixed_features(base)),
-        "decoding": f"greedy, at most {config.eval.max_new_tokens} tokens",
-    }
-    if routing is not None:
-        fingerprint["task definitions"] = routing.fingerprint(base)
-    if run.selects_by == "chance":
-        fingerprint["draws"] = f"by instance, seed {config.seed}"
-    return Header(fingerprint, sum(len(each.items) for each in work), _about(config, run, base, work))
-
-
-def _about(config: EvalConfig, run: Run, base: LoadedModel, work: Sequence[Work]) -> Mapping[str, Any]:
-    chosen = [each.chosen for each in work]
-    answered = Counter(each.key(item)[:2] for each in work for item in each.items)
+def _about(config: EvalConfig, run: Run, answerer: Answerer, asked: Sequence[Chosen]) -> Mapping[str, Any]:
+    answered = Counter(_key(part, record)[:2] for part in asked for record in part.records)
     available: dict[tuple[str, str], int] = {
-        (part.split, name): count for part in chosen for name, count in part.counts.items()
+        (part.split, name): count for part in asked for name, count in part.counts.items()
     }
     return {
-        "label": run.label,
-        "model": base.name,
+        "label": answerer.label,
+        "model": answerer.model,
         "run": None if run.root is None else str(run.root),
         "limit": config.eval.limit,
         "seed": config.seed,
         "sample": {task[1]: {"answered": n, "of": available[task]} for task, n in answered.items()},
-        "images": {name: str(part.images) for part in chosen for name in part.counts if part.images},
-        "sources": {part.name: dict(part.about) for part in chosen if part.about},
-        "benchmarks": declared(chosen),
+        "images": {name: str(part.images) for part in asked for name in part.counts if part.images},
+        "sources": {part.name: dict(part.about) for part in asked if part.about},
+        "benchmarks": declared(asked),
         "versions": versions(),
     }
 
 
+def _key(part: Chosen, record: Record) -> Key:
+    """That of the prediction which answers the record."""
+    return part.split, benchmark_of(record), record.index
+
+
 def _answer_share(
-    work: Sequence[Work],
-    generator: Generator,
-    log: PredictionLog,
-    settings: GenerationConfig,
-    team: ProcessGroup,
-    console: Console,
+    asked: Sequence[Chosen], answerer: Answerer, log: PredictionLog, team: ProcessGroup, console: Console
 ) -> None:
-    """Answer this process's share of what no file has yet, batch by batch, each on the disk before the next begins."""
-    missing = [(part, [item for item in part.items if part.key(item) not in log.done]) for part in work]
-    shares = [(part, team.share(longest_first(items))) for part, items in missing]
+    """Answer this process's share of what no file has yet; what came is on the disk before the next is asked for."""
+    missing: Unanswered = [
+        (part, [record for record in part.records if _key(part, record) not in log.done]) for part in asked
+    ]
     done, whose = (len(log.done), "") if team.size == 1 else (0, f"first of {team.size} processes: ")
-    total = done + sum(len(items) for _, items in shares)
+    total = done + sum(len(team.share(records)) for _, records in missing)
     with counting(
         "answering", total, done, console, lines=10, unit="instances", finished=f"{whose}answered"
     ) as advance:
-        for part, items in shares:
-            for batch in batches(items, settings.batch_size):
-                answers = generator(batch)
-                log.append(
-                    [_prediction(part, item, answer) for item, answer in zip(batch, answers, strict=True)]
-                )
-                advance(len(batch))
+        for answered in answerer.answers(missing, team):
+            log.append([_prediction(*each) for each in answered])
+            advance(len(answered))
 
 
-def _prediction(work: Work, item: Item, answer: str) -> Prediction:
-    record = work.records[item.index]
+def _prediction(part: Chosen, record: Record, answer: str) -> Prediction:
     *_, question, target = record.conversation
     return Prediction(
-        split=work.chosen.split,
+        split=part.split,
         index=record.index,
         benchmark=benchmark_of(record),
         id=record.id,
@@ -222,5 +202,5 @@ def _prediction(work: Work, item: Item, answer: str) -> Prediction:
         image_id=str(record.extra.get("image_id", "")),
         answers=references(record.extra),
         labels=label_set(record.extra),
-        image=relative_image(record, work.chosen.images),
+        image=relative_image(record, part.images),
     )

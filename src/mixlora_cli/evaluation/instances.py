@@ -38,6 +38,10 @@ class Chosen:
     """A benchmark's own source: where, how many rows, how many of them are unusable, how many the whole split has."""
 
 
+Unanswered = Sequence[tuple[Chosen, Sequence[Record]]]
+"""Records of each part that are to be answered."""
+
+
 def choose_instances(config: EvalConfig) -> list[Chosen]:
     """What `eval.benchmarks`, `eval.sources`, `eval.seen` and `eval.limit` ask for.
 

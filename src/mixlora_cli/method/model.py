@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.other import AuxiliaryTrainingWrapper
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mixlora_cli.method.config import MixLoraConfig
@@ -150,6 +151,27 @@ class MixLoraModel(BaseTuner):
         layers = ((name, m) for name, m in self.model.named_modules() if isinstance(m, MixLoraLinear))
         last = ((name, layer.last_selection.get(adapter_name)) for name, layer in layers)
         return {name: selection for name, selection in last if selection is not None}
+
+    def decoder_layers(self) -> dict[str, MixLoraLinear]:
+        """The adapted layers of the decoder, by name; a tower's would see other rows, or nothing at all."""
+        base: Any = self.model
+        inside = {*base.get_decoder().modules()}
+        return {
+            name: layer
+            for name, layer in base.named_modules()
+            if isinstance(layer, MixLoraLinear) and layer in inside
+        }
+
+
+def selected(layers: Iterable[MixLoraLinear], adapter: str = "default") -> tuple[Tensor, Tensor]:
+    """Factors that the last forward pass's instances got in L layers: of A and of B, (L, B, r) each.
+
+    What `MixLoraModel.selections` gives, without a walk through all modules of the model.
+    """
+    last = [layer.last_selection[adapter] for layer in layers]
+    selections = [selection for selection in last if selection is not None]
+    assert len(selections) == len(last), "a layer had no part in the forward pass"
+    return torch.stack([s.index_a for s in selections]), torch.stack([s.index_b for s in selections])
 
 
 def _with_names(

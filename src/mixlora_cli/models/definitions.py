@@ -197,9 +197,14 @@ def _compute(texts: Sequence[str], encoder: TextEncoder) -> Iterator[Tensor]:
     if not texts:
         return
     model, tokenizer = encoder.open()
+    for text in with_bar(texts, "embedding task definitions", hidden=len(texts) < _MANY):
+        yield embed_text(text, model, tokenizer)
+
+
+def embed_text(text: str, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """`mean_hidden_state` of an encoder that is open, on the GPU if there is one: (d,) in fp32, on the CPU."""
     with _ready(model):
-        for text in with_bar(texts, "embedding task definitions", hidden=len(texts) < _MANY):
-            yield mean_hidden_state(model, tokenizer, text)
+        return mean_hidden_state(model, tokenizer, text)
 
 
 @contextmanager

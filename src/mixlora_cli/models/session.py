@@ -18,8 +18,9 @@ from transformers import PreTrainedModel
 
 from mixlora_cli.config import DataConfig, ModelConfig, parse
 from mixlora_cli.data.collate import Collator, Features, generation_collator
-from mixlora_cli.data.definitions import definitions_of
+from mixlora_cli.data.definitions import definitions_of, trained_definitions
 from mixlora_cli.data.encode import Item
+from mixlora_cli.data.loading import definitions_file
 from mixlora_cli.data.text_files import read_json
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.fingerprint import adapter_digest
@@ -56,8 +57,8 @@ class Run:
     root: Path | None = None
     """The run folder, or the bare adapter folder."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    trained_on: str | None = None
-    """`data.source` of the training; None where that is not known."""
+    data: DataConfig | None = None
+    """The training's; None where that is not known."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -102,20 +103,39 @@ class Run:
         """
         if self.selects_by != "task":
             return None
+        has_file = self.data is not None and definitions_file(self.data) is not None
+        made = None if has_file else self.definitions or None
+        return self._routing(definitions_of(data, tasks, made))
+
+    @property
+    def trained_routing(self) -> TaskRouting | None:
+        """What routing=task reads for the tasks that the training defined; None as with `task_routing`."""
+        return None if self.selects_by != "task" else self._routing(self.definitions)
+
+    def _routing(self, definitions: Mapping[str, str]) -> TaskRouting:
         settings = self.settings
+        return TaskRouting(definitions, settings.get("task_encoder"), settings.get("task_embedding_dim"))
+
+    @cached_property
+    def definitions(self) -> Mapping[str, str]:
+        """Definition of each task that the training had one of; empty where none are known.
+
+        Raises:
+            UserError: they cannot be read.
+        """
         path = None if self.root is None else RunFolder(self.root).definitions
-        made = (
-            None if path is None or not path.is_file() else read_json(path, "the definitions of a training")
-        )
-        return TaskRouting(
-            definitions_of(data, tasks, made),
-            settings.get("task_encoder"),
-            settings.get("task_embedding_dim"),
-        )
+        if path is not None and path.is_file():
+            return dict(read_json(path, "the definitions of a training"))
+        return {} if self.data is None else trained_definitions(self.data)
 
 
-def find_run(path: str | None, model: ModelConfig) -> Run:
+def find_run(path: str | None, model: ModelConfig, loads: bool = True) -> Run:
     """The run or PEFT adapter in a folder; a bare adapter is put on `model`, and None is `model` alone.
+
+    Args:
+        path: the folder.
+        model: the base of what brings none.
+        loads: whether the base is to be loaded here.
 
     Raises:
         UserError: the folder is missing or is no run, its run has not finished, or the model is not prepared.
@@ -125,7 +145,8 @@ def find_run(path: str | None, model: ModelConfig) -> Run:
         if path is None
         else _in_folder(RunFolder(Path(path).expanduser()), path, model)
     )
-    require_prepared(run.model)
+    if loads:
+        require_prepared(run.model)
     return run
 
 
@@ -152,7 +173,7 @@ def _in_folder(folder: RunFolder, path: str, model: ModelConfig) -> Run:
             adapter=folder.adapter,
             root=folder.root,
             precision=config["train"]["precision"],
-            trained_on=config.get("data", {}).get("source"),
+            data=parse(DataConfig, config["data"]) if "data" in config else None,
         )
     except Exception as error:  # whatever became of the file
         reason = " ".join(str(error).split())

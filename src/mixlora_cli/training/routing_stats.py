@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from mixlora_cli.data.encode import EncodedDataset
 from mixlora_cli.method import health
 from mixlora_cli.method.layer import MixLoraLinear
-from mixlora_cli.method.model import MixLoraModel
+from mixlora_cli.method.model import MixLoraModel, selected
 from mixlora_cli.progress import say
 from mixlora_cli.training.callbacks import ROUTING
 from mixlora_cli.training.run_folder import append_row, drop_rows_after
@@ -42,7 +42,7 @@ class RoutingHealth(TrainerCallback):
     def __init__(
         self, trainer: AdapterTrainer, model: MixLoraModel, every: int, path: Path, console: Console
     ) -> None:
-        layers = adapted_layers(model)
+        layers = model.decoder_layers()
         device = trainer.args.device
         self.every = every
         self.path = path
@@ -158,28 +158,6 @@ def _task_numbers(dataset: EncodedDataset) -> Tensor:
     for item in dataset.items:
         table[item.index] = numbers.setdefault(item.task, len(numbers))
     return table
-
-
-def adapted_layers(model: MixLoraModel) -> dict[str, MixLoraLinear]:
-    """The adapted layers of the decoder, by name; a tower's would see other rows, or nothing at all."""
-    base: Any = model.model
-    inside = {*base.get_decoder().modules()}
-    return {
-        name: layer
-        for name, layer in base.named_modules()
-        if isinstance(layer, MixLoraLinear) and layer in inside
-    }
-
-
-def selected(layers: Sequence[MixLoraLinear], adapter: str = "default") -> tuple[Tensor, Tensor]:
-    """Factors that the last forward pass's instances got in L layers: of A and of B, (L, B, r) each.
-
-    What `MixLoraModel.selections` gives, without a walk through all modules of the model.
-    """
-    last = [layer.last_selection[adapter] for layer in layers]
-    selections = [selection for selection in last if selection is not None]
-    assert len(selections) == len(layers), "a layer had no part in the forward pass"
-    return torch.stack([s.index_a for s in selections]), torch.stack([s.index_b for s in selections])
 
 
 def _build_probe(

@@ -3,7 +3,7 @@
 - config.yaml: the resolved configuration
 - versions.json: Python, packages, platform, git commit, command line; processes, threads and number format
 - metrics.jsonl: one line for each logged step
-- definitions.json: of each task, where the training made them itself (routing=task without data.metadata)
+- definitions.json: of each task, with routing=task
 - routing.jsonl: how each layer uses its factors, one line for each look (MixLoRA)
 - checkpoints/checkpoint-<step>/: for resume=auto, each complete or not there
 - adapter/: the trained adapter

@@ -147,7 +147,7 @@ def _train(config: TrainConfig, run: RunFolder, base: LoadedModel | None) -> Non
         stack.enter_context(write_errors(run.root, lambda: _how_to_go_on(run)))
         if trainer.is_world_process_zero():
             run.begin(config, checkpoint)
-            if routing is not None and definitions_file(config.data) is None:
+            if routing is not None:
                 write_json(run.definitions, routing.definitions)
         stack.callback(report.close)
         stack.enter_context(_wandb(config.wandb, run.root))

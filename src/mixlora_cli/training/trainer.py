@@ -32,7 +32,7 @@ from mixlora_cli.models.adapters import (
 from mixlora_cli.models.forward import labelled_pass, matrix_products_in, token_loss
 from mixlora_cli.store import sync_files
 from mixlora_cli.training.arguments import gather_weights, start_fsdp
-from mixlora_cli.training.routing_stats import RoutingHealth, adapted_layers
+from mixlora_cli.training.routing_stats import RoutingHealth
 from mixlora_cli.training.run_folder import publish_checkpoint, temp_checkpoints
 
 
@@ -66,7 +66,7 @@ class AdapterTrainer(Trainer):
         if routing.balance_loss:
             self.balance = BalanceLoss(model.context, routing.balance_loss)
         # Its tasks and its probe come from all records.
-        if routing.health_every and adapted_layers(model) and isinstance(self.train_dataset, EncodedDataset):
+        if routing.health_every and model.decoder_layers() and isinstance(self.train_dataset, EncodedDataset):
             self.health = RoutingHealth(self, model, routing.health_every, path, console)
             self.add_callback(self.health)
 

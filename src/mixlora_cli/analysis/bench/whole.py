@@ -36,12 +36,12 @@ from mixlora_cli.config import AdapterConfig, BenchConfig, OptimConfig, Part, Ro
 from mixlora_cli.data.collate import Features
 from mixlora_cli.data.encode import EncodedDataset, Item, encode_prompts, encode_records
 from mixlora_cli.data.loading import load_records
-from mixlora_cli.evaluation.generate import Generator, batches
 from mixlora_cli.evaluation.predictions import FILE_NAME, Header, Prediction, open_predictions
 from mixlora_cli.evaluation.scoring import score
 from mixlora_cli.models.adapters import attach_adapter
 from mixlora_cli.models.features import choose_features
 from mixlora_cli.models.forward import choose_dtype, label_positions, matrix_products_in
+from mixlora_cli.models.generate import Generator, batches
 from mixlora_cli.models.load import LoadedModel, build_base
 from mixlora_cli.training.arguments import build_arguments
 from mixlora_cli.training.run_folder import RunFolder

@@ -15,7 +15,7 @@ from mixlora_cli.benchmarks.scorers import exact_match
 from mixlora_cli.config import FitConfig
 from mixlora_cli.data.encode import IGNORE, Item, encode, encode_prompts
 from mixlora_cli.data.records import Record
-from mixlora_cli.evaluation.generate import Generator, batches
+from mixlora_cli.models.generate import Generator, batches
 from mixlora_cli.models.load import LoadedModel
 from mixlora_cli.models.session import Session
 from mixlora_cli.stats import SEED, Estimate, Floats, bootstrap_means, percentile, wilson

@@ -59,7 +59,6 @@ from mixlora_cli.data.loading import load_records
 from mixlora_cli.data.records import Record
 from mixlora_cli.data.text_files import read_json
 from mixlora_cli.errors import UserError, cut, hint_at
-from mixlora_cli.evaluation.generate import batches
 from mixlora_cli.evaluation.instances import benchmark_of, grouped, stratified
 from mixlora_cli.method.config import MixLoraConfig
 from mixlora_cli.method.layer import MixLoraLinear
@@ -67,6 +66,7 @@ from mixlora_cli.method.model import MixLoraModel
 from mixlora_cli.method.selection import Selection
 from mixlora_cli.method.targets import output_layer
 from mixlora_cli.models.definitions import TaskRouting
+from mixlora_cli.models.generate import batches
 from mixlora_cli.models.load import LoadedModel, build_base, checkpoint_source
 from mixlora_cli.models.session import ADAPTER, Run, Session, about_mixlora, find_mixlora
 from mixlora_cli.output import alone_in

@@ -223,8 +223,8 @@ def _cover(steps: Sequence[Step] | None, wanted: MeasureConfig, available: int) 
 
 def _say_what_to_know(config: InterferenceConfig, run: Run, dtype: str, console: Console) -> None:
     notes = {
-        f"this run was trained on data={run.trained_on}, its gradients are taken on {config.data.name}": (
-            run.trained_on not in (None, config.data.source)
+        f"this run was trained on data={run.data and run.data.source}, its gradients are taken on {config.data.name}": (
+            run.data is not None and run.data.source != config.data.source
         ),
         f"routing=random: each batch draws its factors with seed={config.seed}, alike in both passes": (
             run.selects_by == "chance"

@@ -33,13 +33,13 @@ from mixlora_cli.data.loading import load_records, locate_files
 from mixlora_cli.data.records import Record
 from mixlora_cli.errors import UserError, cut, did_you_mean, hint_at
 from mixlora_cli.evaluation.fingerprint import records_digest
-from mixlora_cli.evaluation.generate import batches
 from mixlora_cli.evaluation.instances import benchmark_of, grouped, stratified
 from mixlora_cli.method.config import MixLoraConfig
 from mixlora_cli.models import mini
 from mixlora_cli.models.adapters import ADAPTER_WEIGHTS
 from mixlora_cli.models.definitions import TaskRouting
 from mixlora_cli.models.features import pictures_from
+from mixlora_cli.models.generate import batches
 from mixlora_cli.models.load import build_base, prepared_folder
 from mixlora_cli.models.session import Run, Session, find_mixlora
 from mixlora_cli.models.skeleton import build_skeleton

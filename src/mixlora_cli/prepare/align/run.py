@@ -36,9 +36,9 @@ from mixlora_cli.data.encode import encode_prompts
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.data.mini.canvas import render
 from mixlora_cli.data.mini.captions import PROMPTS, Captioned, captioned, plural
-from mixlora_cli.evaluation.generate import Generator
 from mixlora_cli.models.adapters import load_adapter
 from mixlora_cli.models.features import FeatureCache
+from mixlora_cli.models.generate import Generator
 from mixlora_cli.models.load import LoadedModel
 from mixlora_cli.models.mini import StageOne, load_stage_one, stacked, unaligned_base, with_stage_one
 from mixlora_cli.output import alone_in

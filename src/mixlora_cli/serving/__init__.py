@@ -1,0 +1,1 @@
+"""Trained runs that answer: in the terminal and behind OpenAI's interface."""
