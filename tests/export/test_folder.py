@@ -157,25 +157,24 @@ def test_tasks_come_from_the_training_from_their_file_or_by_name(
 ) -> None:
     run = make_run(routing="task")
     data = make_config(run.root).data
+    with_file = replace(NOWHERE, metadata=data.metadata)
 
-    def tasks(**values: Any) -> list[str]:
-        folder = export(make_config(run.root, per_task=True, evaluate=False, overwrite=True, **values))
-        each = manifest_of(folder)["adapters"]
+    def tasks(of: Path, **values: Any) -> list[str]:
+        output = str(run.root / "export")
+        config = make_config(of, per_task=True, evaluate=False, overwrite=True, output_dir=output, **values)
+        each = manifest_of(export(config))["adapters"]
         assert [one["definition"] for one in each] == [f"Do {one['tasks'][0]}." for one in each]
         return [one["tasks"][0] for one in each]
 
-    assert tasks() == [*TASKS]
-    assert tasks(data=replace(NOWHERE, metadata=data.metadata)) == [*TASKS, "trained alone"]
-    assert tasks(tasks=["trained alone"]) == ["trained alone"]
-    remember_definitions(run, data)
-    assert tasks(data=NOWHERE) == [*TASKS]
-    assert tasks(data=NOWHERE, tasks=[TASKS[1]]) == [TASKS[1]]
-    assert tasks(tasks=["trained alone", TASKS[0]]) == ["trained alone", TASKS[0]]
+    # The training's data names them; without it, the file that is given, and which records there are.
+    assert tasks(run.root, data=NOWHERE) == [*TASKS]
+    assert tasks(run.adapter, data=data) == [*TASKS]
+    assert tasks(run.adapter, data=with_file) == [*TASKS, "trained alone"]
+    assert tasks(run.root, data=with_file, tasks=["trained alone", TASKS[0]]) == ["trained alone", TASKS[0]]
     with pytest.raises(UserError, match=r"1 of 1 tasks have none \(elsewhere\)"):
-        tasks(data=replace(NOWHERE, metadata=data.metadata), tasks=["elsewhere"])
-    run.definitions.unlink()
-    with pytest.raises(UserError, match="no task is known"):
-        tasks(data=NOWHERE)
+        tasks(run.root, data=with_file, tasks=["elsewhere", TASKS[0]])
+    with pytest.raises(UserError, match="the training's tasks are not known here"):
+        tasks(run.adapter, data=NOWHERE)
 
 
 @pytest.mark.parametrize("name", ["llava", "gemma3", "phi3"])

@@ -53,11 +53,10 @@ from mixlora_cli.analysis.export.folder import (
     write_serving,
 )
 from mixlora_cli.config import ExportConfig, FitConfig
-from mixlora_cli.data.definitions import definitions_of, load_definitions
+from mixlora_cli.data.definitions import definitions_of, trained_definitions
 from mixlora_cli.data.encode import Item, encode_prompts
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.data.records import Record
-from mixlora_cli.data.text_files import read_json
 from mixlora_cli.errors import UserError, cut, hint_at
 from mixlora_cli.evaluation.instances import benchmark_of, grouped, stratified
 from mixlora_cli.method.config import MixLoraConfig
@@ -74,7 +73,7 @@ from mixlora_cli.progress import say, with_bar
 from mixlora_cli.stats import Estimate, wilson
 from mixlora_cli.store import write_json
 from mixlora_cli.tables import Cell, Table, show
-from mixlora_cli.training.run_folder import RunFolder, versions
+from mixlora_cli.training.run_folder import versions
 
 Split = Literal["heldout", "unseen"]
 Records = Mapping[str, list[Record]]
@@ -293,31 +292,23 @@ def _is_exact(adapter: MixLoraConfig, settings: FitConfig) -> bool:
 
 
 def _routing_of_tasks(config: ExportConfig, run: Run) -> TaskRouting:
-    """The wanted tasks' definitions, those of the training itself first; which tasks, where none are named, too.
+    """Definitions of the wanted tasks, or of all tasks of the training, as the training had them.
 
     Raises:
-        UserError: a task has no definition.
+        UserError: no task is known, or one has no definition.
     """
-    path = None if run.root is None else RunFolder(run.root).definitions
-    of_run = read_json(path, "the definitions of a training") if path is not None and path.is_file() else {}
-    if config.export.tasks is not None:
-        tasks = list(dict.fromkeys(config.export.tasks))
-    elif of_run:
-        tasks = list(of_run)
-    elif config.data.source == "json" and config.data.train is None:
-        tasks = list(load_definitions(config.data))
-    else:
-        tasks = sorted(
-            {record.task for record in load_records(config.data, config.export.split, config.seed)}
-        )
-    missing = [task for task in tasks if task not in of_run]
-    known = {**of_run, **(definitions_of(config.data, missing, of_run or None) if missing else {})}
+    trained = run.trained_routing
+    assert trained is not None
+    known = trained.definitions or trained_definitions(config.data)
+    tasks = list(dict.fromkeys(config.export.tasks or known))
     if not tasks:
         raise UserError(
-            "export.per_task=true: no task is known; give data.metadata=<file> with their definitions, or data.train"
+            "export.per_task=true: the training's tasks are not known here; give data.metadata=<file> with their "
+            "definitions"
         )
-    encoder, width = (run.settings.get(key) for key in ("task_encoder", "task_embedding_dim"))
-    return TaskRouting({task: known[task] for task in tasks}, encoder, width)
+    missing = [task for task in tasks if task not in known]
+    known = {**known, **definitions_of(config.data, missing)} if missing else known
+    return replace(trained, definitions={task: known[task] for task in tasks})
 
 
 def choose_compared(config: ExportConfig, tasks: Sequence[str]) -> tuple[Records, Records, Split]:
