@@ -194,8 +194,9 @@ def test_centroids_lose_less_and_are_compared(
         assert difference == pytest.approx(values[kind] - values["mixlora"])
     # The one static adapter is the one centroid of one.
     assert values["static"] == pytest.approx(one["comparison"][1]["adapter kind"]["static"]["mean"]["value"])
-    heldout = three["router"]["heldout"]
-    assert heldout["instances"] == 12 and 1 / 3 <= heldout["always the most frequent"] <= 1
+    router = three["router"]
+    assert router["instances"] == 12 and 1 / 3 <= router["always the most frequent"] <= 1
+    assert router["names the nearest"]["low"] <= router["names the nearest"]["value"]
 
 
 def test_each_instance_alone_is_the_adapter_itself(make_run: MakeRun, make_config: MakeConfig) -> None:

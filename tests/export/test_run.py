@@ -369,5 +369,8 @@ def test_mean_over_tasks_by_hand() -> None:
     unseen = wilson(0, 8).high or 0.0
     alike = mean_over_tasks([np.array([[0.0, 1.0]] * 8)])
     assert (alike.value, alike.low, alike.high) == (0.0, -unseen, unseen)
+    # Losses that do not differ at all are no proportion.
+    equal = mean_over_tasks([np.array([[0.0, 3.0]] * 8)], proportion=False)
+    assert (equal.value, equal.low, equal.high) == (0.0, 0.0, 0.0)
     certain = mean_over_tasks([np.array([[1.0, 1.0]] * 8)])
     assert (certain.value, certain.high) == (1.0, 1.0) and certain.low == pytest.approx(wilson(8, 8).low)

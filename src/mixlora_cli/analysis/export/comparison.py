@@ -180,10 +180,10 @@ def compare(answers: Mapping[str, ByTask]) -> list[Measure]:
             "cross entropy of the true answer's tokens, summed over instances, by their number; bootstrap interval "
             "over instances within tasks",
             {
-                kind: _each_and_mean({task: a.losses for task, a in each.items()})
+                kind: _each_and_mean({task: a.losses for task, a in each.items()}, proportion=False)
                 for kind, each in answers.items()
             },
-            {kind: _each_and_mean(rows) for kind, rows in added.items()},
+            {kind: _each_and_mean(rows, proportion=False) for kind, rows in added.items()},
             counts,
         ),
     ]
@@ -201,20 +201,20 @@ def _per_cent(right: Mapping[str, Floats]) -> dict[str, Estimate]:
     return {**each, MEAN: percentile(value, np.mean(samples, axis=0))}
 
 
-def _each_and_mean(rows: Mapping[str, Floats]) -> dict[str, Estimate]:
-    each = {task: mean_over_tasks([values]) for task, values in rows.items()}
-    return {**each, MEAN: mean_over_tasks(list(rows.values()))}
+def _each_and_mean(rows: Mapping[str, Floats], proportion: bool = True) -> dict[str, Estimate]:
+    each = {task: mean_over_tasks([values], proportion) for task, values in rows.items()}
+    return {**each, MEAN: mean_over_tasks(list(rows.values()), proportion)}
 
 
-def mean_over_tasks(tasks: Sequence[Floats]) -> Estimate:
+def mean_over_tasks(tasks: Sequence[Floats], proportion: bool = True) -> Estimate:
     """Mean over tasks of a ratio of sums: each task is rows (n, 2) of numerator and denominator.
 
-    The interval resamples the instances within each task. Rows that are all one whole number have no spread to
-    resample, which is no certainty: they are taken as a proportion that is 0 or 1 (Wilson).
+    The interval resamples the instances within each task. Rows of a `proportion` that are all one whole number have no
+    spread to resample, which is no certainty: they are taken as a proportion that is 0 or 1 (Wilson).
     """
     value = float(np.mean([rows[:, 0].sum() / rows[:, 1].sum() for rows in tasks]))
     numerators = np.concatenate([rows[:, 0] for rows in tasks])
-    if np.ptp(numerators) == 0 and numerators[0] in (-1.0, 0.0, 1.0):
+    if proportion and np.ptp(numerators) == 0 and numerators[0] in (-1.0, 0.0, 1.0):
         unseen, alike = wilson(0, len(numerators)).high or 0.0, float(numerators[0])
         return Estimate(value, max(alike - unseen, -1.0), min(alike + unseen, 1.0))
     rng = np.random.default_rng(SEED)

@@ -22,6 +22,7 @@ from mixlora_cli.analysis.export.comparison import (
     NEAREST,
     ROUTED,
     STATIC,
+    Answers,
     ByTask,
     Examples,
     Measure,
@@ -97,6 +98,29 @@ class _Export:
         return reduce(Energies.__add__, self.lora.energies.values())
 
 
+@dataclass(frozen=True)
+class _Inputs:
+    """Records that adapters are fitted to, and others to compare on."""
+
+    sample: Records
+    compared: Records
+    compared_split: Split
+    routing: TaskRouting | None
+    """Definitions of their tasks, where the adapter routes by them."""
+
+
+@dataclass(frozen=True)
+class _Grouping:
+    """Adapters of inputs that select alike, and which one is for which request."""
+
+    exports: list[_Export]
+    all_inputs: StaticLora | None
+    """One for all together, to compare with; None where there is one group alone."""
+    router: TextRouter
+    nearest: Mapping[int, str]
+    """By index of a held-out prompt: the adapter nearest to its own selection."""
+
+
 def export(config: ExportConfig) -> Path:
     """Write the static adapters, what serves them and `export.json` into `config.output_dir`, which is returned.
 
@@ -115,30 +139,19 @@ def _export(config: ExportConfig, folder: Path, run: Run, source: Path, adapter:
     settings, on_error = config.export, config.data.on_error
     console = Console(stderr=True, soft_wrap=True)
     check_output(folder, config.overwrite)
-    by = adapter.router.source
-    if _is_exact(adapter, settings):
-        of_tasks = _routing_of_tasks(config, run)
-        sample, compared, compared_split = choose_compared(config, list(of_tasks.definitions))
-        routing: TaskRouting | None = of_tasks
-    else:
-        # A task's embedding is that of its own definition, also where a benchmark has several tasks.
-        key = benchmark_of if by != "task" else (lambda record: record.task)
-        sample, compared, compared_split = choose_inputs(config, input_matters=by != "chance", key=key)
-        records = [record for group in (sample, compared) for each in group.values() for record in each]
-        routing = run.task_routing(config.data, {record.task for record in records})
-    count = sum(map(len, sample.values()))
-    if settings.centroids is not None and settings.centroids > count:
-        raise UserError(f"export.centroids={settings.centroids}: must be <= {count}, the instances to fit to")
+    inputs = _choose(config, run, adapter)
     _say_what_to_know(adapter, console)
 
     base = build_base(run.model, run.dtype)
     prompts = {
         task: encode_prompts(records, base.chat, on_error, f"the {settings.split} data of {task}").items
-        for task, records in sample.items()
-        if by == "tokens"
+        for task, records in inputs.sample.items()
+        if adapter.router.source == "tokens"
     }
-    examples = {task: make_examples(task, records, base, on_error) for task, records in compared.items()}
-    session = Session(base, run.dtype, settings.cache_features, routing=routing)
+    examples = {
+        task: make_examples(task, records, base, on_error) for task, records in inputs.compared.items()
+    }
+    session = Session(base, run.dtype, settings.cache_features, routing=inputs.routing)
     answers: dict[str, ByTask] = {BASE: answer(session, examples, settings)}
 
     # A prompt is all that inference pools, so `all` and `prompt` are one there. `prompt` makes the pass that reads the
@@ -147,17 +160,14 @@ def _export(config: ExportConfig, folder: Path, run: Run, source: Path, adapter:
     assert session.tuner is not None
     set_seed(config.seed)  # routing=random draws
     pools = _read_pools(session.tuner, adapter.scaling)
-    one_for_all: StaticLora | None = None
-    router: TextRouter | None = None
-    nearest: dict[int, str] = {}
-    if by == "tokens" and settings.centroids is not None:
-        exports, one_for_all, router, nearest = _centroids(
-            session, pools, prompts, sample, examples, settings, config.seed
-        )
-    elif by == "tokens":
+    grouping: _Grouping | None = None
+    if settings.centroids is not None:
+        grouping = _centroids(session, pools, prompts, inputs.sample, examples, settings, config.seed)
+        exports = grouping.exports
+    elif adapter.router.source == "tokens":
         exports = _by_task_or_all(_collect(session, prompts, pools, settings.batch_size), pools, settings)
-    elif by == "task":
-        exports = _of_tasks(session, pools, sample, adapter, settings)
+    elif adapter.router.source == "task":
+        exports = _of_tasks(session, pools, inputs.sample, adapter, settings)
     else:
         at_random = {
             name: expected_at_random(pool.gram_a, pool.gram_b, adapter.r) for name, pool in pools.items()
@@ -177,35 +187,32 @@ def _export(config: ExportConfig, folder: Path, run: Run, source: Path, adapter:
     )
     for each in exports:
         write_lora(folder / each.folder, named, each.lora, source)
-    if examples and (router is None or len(exports) == 1):
-        # Each task is answered with the adapter meant for it, as read back from its folder.
-        static: dict[str, Any] = {}
+    if examples and grouping is not None and grouping.all_inputs is not None:
+        with TemporaryDirectory() as temp:
+            write_lora(Path(temp), named, grouping.all_inputs, source)
+            answers[STATIC] = _answer_with(Path(temp), examples, session, settings)
+        answers |= _answers_of_centroids(folder, grouping, examples, session, settings)
+    elif examples:  # each task is answered with the adapter meant for it, as read back from its folder
+        static: dict[str, Answers] = {}
         for each in exports:
             own = {task: asked for task, asked in examples.items() if task in each.tasks or not each.tasks}
             static |= _answer_with(folder / each.folder, own, session, settings)
         answers[STATIC] = static
-    elif examples and router is not None:
-        assert one_for_all is not None
-        with TemporaryDirectory() as temp:
-            write_lora(Path(temp), named, one_for_all, source)
-            answers[STATIC] = _answer_with(Path(temp), examples, session, settings)
-        answers |= _answers_of_centroids(folder, exports, router, nearest, examples, session, settings)
     measures = compare(answers) if examples else []
 
-    if router is not None:
-        router.save(folder / ROUTER)
-    definitions = {} if routing is None else routing.definitions
+    if grouping is not None:
+        grouping.router.save(folder / ROUTER)
     command = write_serving(
         folder,
         run.model,
         base.name if run.model.source in ("mini", "tiny") else checkpoint_source(run.model),
         base.chat,
-        [_entry(each, definitions) for each in exports],
+        [_entry(each, inputs.routing) for each in exports],
         adapter,
         _beside_decoder(base, pools),
-        None if router is None else ROUTER,
+        None if grouping is None else ROUTER,
     )
-    agreement = None if router is None else _agreement(router, nearest, examples)
+    agreement = None if grouping is None else _agreement(grouping, examples)
     content = {
         "format": FORMAT,
         "finished": True,
@@ -221,13 +228,13 @@ def _export(config: ExportConfig, folder: Path, run: Run, source: Path, adapter:
             "seed": config.seed,
         },
         "compared": {
-            "split": compared_split,
+            "split": inputs.compared_split,
             "instances": {task: len(asked) for task, asked in examples.items()},
         },
         "versions": versions(),
         "adapters": [
             {
-                **_entry(each, {}),
+                **_entry(each, None),
                 "instances": each.instances,
                 "energy": _shares(each.energy),
                 "layers": {layer: _shares(energies) for layer, energies in each.lora.energies.items()},
@@ -238,18 +245,14 @@ def _export(config: ExportConfig, folder: Path, run: Run, source: Path, adapter:
         "comparison": [_measure(measure) for measure in measures] or None,
     }
     write_json(folder / FILE_NAME, content)
-    exact = all(each.lora.exact for each in exports)
+    exact = _is_exact(adapter, settings)
     tables = [] if exact else [_energy_table(exports)]
-    tables += map(_measure_table if router is None else _kinds_table, measures)
-    show(tables)
-    if agreement is not None and agreement["heldout"] is not None and len(exports) > 1:
-        _say_agreement(agreement["heldout"], console)
+    show([*tables, *map(_measure_table if grouping is None else _kinds_table, measures)])
+    if agreement is not None and len(exports) > 1:
+        _say_agreement(agreement, console)
     if exact:
-        say(
-            f"{len(exports)} adapters of rank {adapter.r}: each is the MixLoRA adapter itself for its task, nothing is "
-            "lost",
-            console,
-        )
+        what = f"{len(exports)} adapters of rank {adapter.r}"
+        say(f"{what}: each is the MixLoRA adapter itself for its task, nothing is lost", console)
     say(command, console)
     say(f"adapters, what serves them and export.json are in {folder}", console)
 
@@ -289,6 +292,22 @@ def _find(config: ExportConfig) -> tuple[Run, Path, MixLoraConfig]:
 def _is_exact(adapter: MixLoraConfig, settings: FitConfig) -> bool:
     """Whether each adapter to be written has the factors that its task selects."""
     return adapter.router.source == "task" and settings.per_task and settings.rank in (None, adapter.r)
+
+
+def _choose(config: ExportConfig, run: Run, adapter: MixLoraConfig) -> _Inputs:
+    """What the export reads; UserError where there is too little of it."""
+    settings, by = config.export, adapter.router.source
+    if _is_exact(adapter, settings):
+        routing = _routing_of_tasks(config, run)
+        return _Inputs(*choose_compared(config, list(routing.definitions)), routing)
+    # A task's embedding is that of its own definition, also where a benchmark has several tasks.
+    key = (lambda record: record.task) if by == "task" else benchmark_of
+    sample, compared, split = choose_inputs(config, input_matters=by != "chance", key=key)
+    count = sum(map(len, sample.values()))
+    if settings.centroids is not None and settings.centroids > count:
+        raise UserError(f"export.centroids={settings.centroids}: must be <= {count}, the instances to fit to")
+    tasks = {record.task for group in (sample, compared) for each in group.values() for record in each}
+    return _Inputs(sample, compared, split, run.task_routing(config.data, tasks))
 
 
 def _routing_of_tasks(config: ExportConfig, run: Run) -> TaskRouting:
@@ -496,13 +515,8 @@ def _centroids(
     examples: Examples,
     settings: FitConfig,
     seed: int,
-) -> tuple[list[_Export], StaticLora | None, TextRouter, dict[int, str]]:
-    """Static adapters of clustered selections.
-
-    Returns:
-        The adapters; one for all inputs together, to compare with; what names one of them by a request's text; by index
-        of a held-out prompt the one nearest to its own selection.
-    """
+) -> _Grouping:
+    """Static adapters of clustered selections."""
     assert settings.centroids is not None
     items = [item for of_task in prompts.values() for item in of_task]
     selections = _read_selections(session, items, settings.batch_size)
@@ -522,7 +536,7 @@ def _centroids(
     router = TextRouter.fit([texts[item.index] for item in items], groups, names)
     asked = [example.prompt for of_task in examples.values() for example in of_task]
     nearest = clusters.of(pools, _read_selections(session, asked, settings.batch_size)) if asked else []
-    return (
+    return _Grouping(
         exports,
         mean(range(len(items))) if len(names) > 1 else None,
         router,
@@ -558,18 +572,17 @@ def _answer_with(folder: Path, examples: Examples, session: Session, settings: F
 
 
 def _answers_of_centroids(
-    folder: Path,
-    exports: Sequence[_Export],
-    router: TextRouter,
-    nearest: Mapping[int, str],
-    examples: Examples,
-    session: Session,
-    settings: FitConfig,
+    folder: Path, grouping: _Grouping, examples: Examples, session: Session, settings: FitConfig
 ) -> dict[str, ByTask]:
     """Answers of the nearest centroids, and of those that the router names."""
-    routed = {each.prompt.index: router.route(each.text) for of_task in examples.values() for each in of_task}
+    nearest = grouping.nearest
+    routed = {
+        each.prompt.index: grouping.router.route(each.text)
+        for of_task in examples.values()
+        for each in of_task
+    }
     answered = {}
-    for name in (export.folder for export in exports):
+    for name in (export.folder for export in grouping.exports):
         own = {
             task: [e for e in asked if name in (nearest[e.prompt.index], routed[e.prompt.index])]
             for task, asked in examples.items()
@@ -582,19 +595,18 @@ def _answers_of_centroids(
     }
 
 
-def _agreement(router: TextRouter, nearest: Mapping[int, str], examples: Examples) -> dict[str, Any]:
-    """How often the router names the nearest centroid, and how often the most frequent one would be right."""
+def _agreement(grouping: _Grouping, examples: Examples) -> dict[str, Any] | None:
+    """How often the router names the nearest centroid of held-out instances, and how often the most frequent is it."""
     asked = [example for of_task in examples.values() for example in of_task]
-    found: dict[str, Any] = {"words": len(router.weights), "heldout": None}
-    if asked:
-        right = sum(router.route(example.text) == nearest[example.prompt.index] for example in asked)
-        most = Counter(nearest.values()).most_common(1)[0][1]
-        found["heldout"] = {
-            "instances": len(asked),
-            "right": asdict(wilson(right, len(asked))) | {"value": right / len(asked)},
-            "always the most frequent": most / len(asked),
-        }
-    return found
+    if not asked:
+        return None
+    nearest = grouping.nearest
+    right = sum(grouping.router.route(example.text) == nearest[example.prompt.index] for example in asked)
+    return {
+        "instances": len(asked),
+        "names the nearest": {**asdict(wilson(right, len(asked))), "value": right / len(asked)},
+        "always the most frequent": Counter(nearest.values()).most_common(1)[0][1] / len(asked),
+    }
 
 
 def _beside_decoder(base: LoadedModel, layers: Mapping[str, Any]) -> bool:
@@ -604,8 +616,8 @@ def _beside_decoder(base: LoadedModel, layers: Mapping[str, Any]) -> bool:
     return any(base.model.get_submodule(name) not in inside for name in layers)
 
 
-def _entry(export: _Export, definitions: Mapping[str, str]) -> dict[str, Any]:
-    """What a manifest says of an adapter."""
+def _entry(export: _Export, routing: TaskRouting | None) -> dict[str, Any]:
+    """What a manifest says of an adapter, with its task's definition if there is one."""
     entry: dict[str, Any] = {
         "folder": export.folder,
         "tasks": export.tasks,
@@ -613,8 +625,8 @@ def _entry(export: _Export, definitions: Mapping[str, str]) -> dict[str, Any]:
         "alpha": export.lora.alpha,
         "exact": export.lora.exact,
     }
-    if len(export.tasks) == 1 and export.tasks[0] in definitions:
-        entry["definition"] = definitions[export.tasks[0]]
+    if routing is not None and len(export.tasks) == 1:
+        entry["definition"] = routing.definitions[export.tasks[0]]
     return entry
 
 
@@ -695,11 +707,11 @@ def _kinds_table(measure: Measure) -> Table:
     return Table(title, ("adapter", measure.name, f"- {MIXLORA}"), tuple(rows))
 
 
-def _say_agreement(heldout: Mapping[str, Any], console: Console) -> None:
-    right, most = heldout["right"], heldout["always the most frequent"]
+def _say_agreement(agreement: Mapping[str, Any], console: Console) -> None:
+    right, most = agreement["names the nearest"], agreement["always the most frequent"]
     say(
         f"the router names the nearest centroid for {100 * right['value']:.1f} % "
-        f"[{100 * right['low']:.1f}, {100 * right['high']:.1f}] of {heldout['instances']} held-out instances; always "
+        f"[{100 * right['low']:.1f}, {100 * right['high']:.1f}] of {agreement['instances']} held-out instances; always "
         f"naming the most frequent one would be right for {100 * most:.1f} %",
         console,
     )
