@@ -13,11 +13,11 @@ import torch
 
 from mixlora_cli.analysis.export.centroids import (
     TextRouter,
-    asked_text,
     find_clusters,
     rows_of,
     update_sketches,
 )
+from mixlora_cli.analysis.export.comparison import asked_text
 from mixlora_cli.analysis.export.fit import Pools
 from mixlora_cli.analysis.export.run import export
 from mixlora_cli.config import FitConfig

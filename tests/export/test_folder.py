@@ -148,7 +148,7 @@ def no_model_passes(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("instances were read")
 
     monkeypatch.setattr("mixlora_cli.analysis.export.run._collect", read)
-    monkeypatch.setattr("mixlora_cli.analysis.export.run._read_selections", read)
+    monkeypatch.setattr("mixlora_cli.analysis.export.centroids.read_selections", read)
     monkeypatch.setattr("mixlora_cli.analysis.export.run.load_records", read)
 
 

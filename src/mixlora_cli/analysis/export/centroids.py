@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +25,26 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from mixlora_cli.analysis.export.fit import Pools
+from mixlora_cli.analysis.export.comparison import (
+    NEAREST,
+    ROUTED,
+    ByTask,
+    Examples,
+    answer_with,
+    asked_text,
+    put_together,
+)
+from mixlora_cli.analysis.export.fit import Pools, StaticLora, fitted, observed
+from mixlora_cli.analysis.export.folder import Exported
+from mixlora_cli.config import FitConfig
+from mixlora_cli.data.encode import Item
 from mixlora_cli.data.records import Record
-from mixlora_cli.data.template import IMAGE_MARKER
 from mixlora_cli.errors import UserError
 from mixlora_cli.method.selection import Selection
+from mixlora_cli.models.generate import batches
+from mixlora_cli.models.session import Session
+from mixlora_cli.progress import with_bar
+from mixlora_cli.stats import wilson
 from mixlora_cli.store import write_text
 
 _DIRECTIONS = 1024  # K: squared distances err by about sqrt(2 / K)
@@ -93,12 +110,6 @@ def find_clusters(
     sizes = np.bincount(means.labels_, minlength=count)
     means.cluster_centers_ = means.cluster_centers_[np.argsort(-sizes, kind="stable")]
     return Clusters(seed, means), [int(number) for number in means.predict(sketches)]
-
-
-def asked_text(record: Record) -> str:
-    """What a gateway has of a request before a model runs: its system turn and questions, without pictures."""
-    turns = [turn.text for turn in record.conversation[:-1] if turn.role != "gpt"]
-    return "\n".join(turns).replace(IMAGE_MARKER, " ")
 
 
 def _word_features(text: str) -> list[str]:
@@ -175,3 +186,109 @@ def rows_of(selections: Mapping[str, Selection], rows: Sequence[int] | Tensor) -
     """The selections of some of the instances."""
     index = torch.as_tensor(rows)
     return {layer: Selection(s.index_a[index], s.index_b[index]) for layer, s in selections.items()}
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Adapters of inputs that select alike, and which one is for which request."""
+
+    exports: list[Exported]
+    all_inputs: StaticLora | None
+    """One for all together, to compare with; None where there is one group alone."""
+    router: TextRouter
+    nearest: Mapping[int, str]
+    """By index of a held-out prompt: the adapter nearest to its own selection."""
+
+
+def make_centroids(
+    session: Session,
+    pools: Mapping[str, Pools],
+    prompts: Mapping[str, Sequence[Item]],
+    sample: Mapping[str, Sequence[Record]],
+    examples: Examples,
+    settings: FitConfig,
+    seed: int,
+) -> Grouping:
+    """Static adapters of clustered selections."""
+    assert settings.centroids is not None
+    items = [item for of_task in prompts.values() for item in of_task]
+    selections = read_selections(session, items, settings.batch_size)
+    clusters, groups = find_clusters(pools, selections, settings.centroids, seed)
+    names = [f"centroid-{number + 1}" for number in range(settings.centroids)]
+
+    def mean(rows: Sequence[int]) -> StaticLora:
+        chosen = rows_of(selections, rows)
+        moments = {n: observed(chosen[n], pool.gram_a, pool.gram_b) for n, pool in pools.items()}
+        return fitted(pools, moments, settings.rank)
+
+    exports = []
+    for number, name in enumerate(names):
+        rows = [row for row, group in enumerate(groups) if group == number]
+        exports.append(Exported(name, [], dict(Counter(items[row].task for row in rows)), mean(rows)))
+    texts = {record.index: asked_text(record) for records in sample.values() for record in records}
+    router = TextRouter.fit([texts[item.index] for item in items], groups, names)
+    asked = [example.prompt for of_task in examples.values() for example in of_task]
+    nearest = clusters.of(pools, read_selections(session, asked, settings.batch_size)) if asked else []
+    return Grouping(
+        exports,
+        mean(range(len(items))) if len(names) > 1 else None,
+        router,
+        {item.index: names[number] for item, number in zip(asked, nearest, strict=True)},
+    )
+
+
+def read_selections(session: Session, items: Sequence[Item], batch_size: int) -> dict[str, Selection]:
+    """By layer: the factors (n, r) of n prompts, in their order."""
+    read: list[int] = []
+    parts: dict[str, list[Selection]] = {}
+    places = {id(item): place for place, item in enumerate(items)}
+    for batch in with_bar(batches(items, batch_size), "reading prompts"):
+        read += (places[id(item)] for item in batch)
+        for name, selection in session.selections(batch).items():
+            parts.setdefault(name, []).append(selection)
+    order = torch.tensor(read).argsort()
+    return {
+        name: Selection(
+            torch.cat([s.index_a.cpu() for s in of_layer])[order],
+            torch.cat([s.index_b.cpu() for s in of_layer])[order],
+        )
+        for name, of_layer in parts.items()
+    }
+
+
+def answers_of_centroids(
+    folder: Path, grouping: Grouping, examples: Examples, session: Session, settings: FitConfig
+) -> dict[str, ByTask]:
+    """Answers of the nearest centroids, and of those that the router names."""
+    nearest = grouping.nearest
+    routed = {
+        each.prompt.index: grouping.router.route(each.text)
+        for of_task in examples.values()
+        for each in of_task
+    }
+    answered = {}
+    for name in (export.folder for export in grouping.exports):
+        own = {
+            task: [e for e in asked if name in (nearest[e.prompt.index], routed[e.prompt.index])]
+            for task, asked in examples.items()
+        }
+        own = {task: asked for task, asked in own.items() if asked}
+        answered[name] = (own, answer_with(folder / name, own, session, settings))
+    return {
+        NEAREST: put_together(examples, nearest, answered),
+        ROUTED: put_together(examples, routed, answered),
+    }
+
+
+def agreement_of(grouping: Grouping, examples: Examples) -> dict[str, Any] | None:
+    """How often the router names the nearest centroid of held-out instances, and how often the most frequent is it."""
+    asked = [example for of_task in examples.values() for example in of_task]
+    if not asked:
+        return None
+    nearest = grouping.nearest
+    right = sum(grouping.router.route(example.text) == nearest[example.prompt.index] for example in asked)
+    return {
+        "instances": len(asked),
+        "names the nearest": {**asdict(wilson(right, len(asked))), "value": right / len(asked)},
+        "always the most frequent": Counter(nearest.values()).most_common(1)[0][1] / len(asked),
+    }

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mixlora_cli.analysis.export.centroids import asked_text
 from mixlora_cli.benchmarks.scorers import exact_match
 from mixlora_cli.config import FitConfig
 from mixlora_cli.data.encode import IGNORE, Item, encode, encode_prompts
 from mixlora_cli.data.records import Record
+from mixlora_cli.data.template import IMAGE_MARKER
+from mixlora_cli.errors import cut
 from mixlora_cli.models.generate import Generator, batches
 from mixlora_cli.models.load import LoadedModel
 from mixlora_cli.models.session import Session
 from mixlora_cli.stats import SEED, Estimate, Floats, bootstrap_means, percentile, wilson
+from mixlora_cli.tables import Cell, Table
 
 BASE, MIXLORA, STATIC = "base", "mixlora", "static"
 """What is compared: no adapter, the MixLoRA adapter, the static LoRA made of it."""
@@ -69,6 +72,12 @@ class Measure:
     """Instances."""
 
 
+def asked_text(record: Record) -> str:
+    """What a gateway has of a request before a model runs: its system turn and questions, without pictures."""
+    turns = [turn.text for turn in record.conversation[:-1] if turn.role != "gpt"]
+    return "\n".join(turns).replace(IMAGE_MARKER, " ")
+
+
 def make_examples(
     task: str, records: Sequence[Record], base: LoadedModel, on_error: Literal["stop", "skip"]
 ) -> list[HeldOutExample]:
@@ -112,6 +121,14 @@ def answer(session: Session, examples: Examples, settings: FitConfig) -> ByTask:
             summed = np.stack([losses[each.prompt.index] for each in asked])
             found[task] = Answers(np.array(right, dtype=np.float64), summed)
     return found
+
+
+def answer_with(folder: Path, examples: Examples, session: Session, settings: FitConfig) -> ByTask:
+    """What the static adapter of a folder answers."""
+    session.put_on(folder)
+    answers = answer(session, examples, settings)
+    session.take_off()
+    return answers
 
 
 def put_together(
@@ -220,3 +237,45 @@ def mean_over_tasks(tasks: Sequence[Floats], proportion: bool = True) -> Estimat
     rng = np.random.default_rng(SEED)
     samples = [bootstrap_means(rows, rng) for rows in tasks]
     return percentile(value, np.mean([sums[:, 0] / sums[:, 1] for sums in samples], axis=0))
+
+
+def as_json(measure: Measure) -> dict[str, Any]:
+    """What `export.json` holds of it."""
+
+    def nested(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
+        tasks = {task: {**asdict(e), "n": measure.counts[task]} for task, e in estimates.items()}
+        return {"mean": tasks.pop(MEAN), "tasks": tasks}
+
+    return {
+        "name": measure.name,
+        "unit": measure.unit,
+        "rule": measure.rule,
+        "adapter kind": {kind: nested(estimates) for kind, estimates in measure.kinds.items()},
+        **{f"{kind} - {MIXLORA}, paired": nested(each) for kind, each in measure.differences.items()},
+    }
+
+
+def task_table(measure: Measure) -> Table:
+    """A row for each task and their mean: every adapter kind, and the paired difference."""
+    digits = 1 if measure.unit == "%" else 3
+    title = f"Held-out instances: {measure.name} ({measure.unit}) [95 % interval]"
+    rows: list[tuple[Cell | str, ...]] = []
+    for task in measure.counts:
+        estimates = [each[task] for each in (*measure.kinds.values(), *measure.differences.values())]
+        cells = [Cell(f"{e.value:.{digits}f}", e.interval_text(digits)) for e in estimates]
+        rows.append((cut(task) if task != MEAN else "mean", *cells))
+    differences = (f"{kind} - {MIXLORA}" for kind in measure.differences)
+    return Table(title, ("task", *measure.kinds, *differences), tuple(rows), last_apart=True)
+
+
+def kinds_table(measure: Measure) -> Table:
+    """A row for each adapter kind: the mean over tasks, and the paired difference."""
+    digits = 1 if measure.unit == "%" else 3
+    tasks, count = len(measure.counts) - 1, measure.counts[MEAN]
+    title = f"{count} held-out instances: {measure.name} ({measure.unit}), mean over {tasks} tasks [95 % interval]"
+    rows: list[tuple[Cell | str, ...]] = []
+    for kind, estimates in measure.kinds.items():
+        found = [estimates[MEAN], *(each[MEAN] for k, each in measure.differences.items() if k == kind)]
+        cells: list[Cell | str] = [Cell(f"{e.value:.{digits}f}", e.interval_text(digits)) for e in found]
+        rows.append((kind, *cells, *([""] if len(cells) == 1 else [])))
+    return Table(title, ("adapter", measure.name, f"- {MIXLORA}"), tuple(rows))

@@ -15,7 +15,9 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mixlora_cli.analysis.export.fit import StaticLora
+from mixlora_cli.analysis.export.fit import Energies, StaticLora
 from mixlora_cli.config import ModelConfig
 from mixlora_cli.data.chat import Chat
 from mixlora_cli.data.encode import encode_prompt
@@ -33,6 +35,7 @@ from mixlora_cli.errors import UserError
 from mixlora_cli.method.config import MixLoraConfig
 from mixlora_cli.method.model import MixLoraModel
 from mixlora_cli.models.adapters import ADAPTER_WEIGHTS
+from mixlora_cli.models.definitions import TaskRouting
 from mixlora_cli.models.session import refuse_adapter_folder
 from mixlora_cli.output import LOCK
 from mixlora_cli.progress import say
@@ -47,6 +50,23 @@ ALL_INPUTS = "adapter"
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What `--max-lora-rank` may be (vLLM 0.33)."""
 _AT_ONCE = 8  # adapters that may share a batch of vLLM, which reserves memory for each
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One static adapter, and what it is for."""
+
+    folder: str
+    tasks: list[str]
+    """Empty: any input."""
+    instances: dict[str, int]
+    """How many of each task it was fitted to; empty where it was fitted to none."""
+    lora: StaticLora
+
+    @property
+    def energy(self) -> Energies:
+        """All layers together."""
+        return reduce(Energies.__add__, self.lora.energies.values())
 
 
 def check_output(folder: Path, overwrite: bool) -> None:
@@ -139,7 +159,8 @@ def write_serving(
     model: ModelConfig,
     checkpoint: str,
     chat: Chat,
-    adapters: Sequence[Mapping[str, Any]],
+    exports: Sequence[Exported],
+    routing: TaskRouting | None,
     adapter: MixLoraConfig,
     beside_decoder: bool,
     router: str | None,
@@ -151,7 +172,8 @@ def write_serving(
         model: the base's configuration.
         checkpoint: hub id or folder of the base.
         chat: of the base.
-        adapters: `folder`, `tasks`, `rank`, `alpha`, `exact` and `definition` of each.
+        exports: the adapters.
+        routing: definitions of their tasks, where the adapter routes by them.
         adapter: what was exported.
         beside_decoder: whether layers outside of the language model are adapted.
         router: name of the router's file.
@@ -167,20 +189,34 @@ def write_serving(
         "modules_to_save": adapter.modules_to_save,
         "chat_template": TEMPLATE,
         "router": router,
-        "adapters": list(adapters),
+        "adapters": [entry_of(each, routing) for each in exports],
     }
     write_json(folder / MANIFEST, manifest)
     write_text(folder / TEMPLATE, own_template(chat))
     if model.source in ("mini", "tiny"):
         return f"no command for vLLM: model={model.name} is built into this package, and no checkpoint that it reads"
     write_text(folder / EXAMPLE, _example(chat.processor is not None))
-    rank = max(each["rank"] for each in adapters)
+    rank = max(each.lora.rank for each in exports)
     if reason := _refused_by_vllm(rank, adapter):
         return f"no command for vLLM: {reason}"
-    command = _vllm(model, checkpoint, chat, [each["folder"] for each in adapters], rank, beside_decoder)
+    command = _vllm(model, checkpoint, chat, [each.folder for each in exports], rank, beside_decoder)
     head = "#!/bin/sh\n# Flags as of vLLM 0.33. A request's `model` is an adapter's name. Further flags go behind.\n"
     write_text(folder / VLLM, f'{head}cd "$(dirname "$0")" || exit 1\nexec {command} "$@"\n')
     return command
+
+
+def entry_of(export: Exported, routing: TaskRouting | None) -> dict[str, Any]:
+    """What a manifest says of an adapter, with its task's definition if there is one."""
+    entry: dict[str, Any] = {
+        "folder": export.folder,
+        "tasks": export.tasks,
+        "rank": export.lora.rank,
+        "alpha": export.lora.alpha,
+        "exact": export.lora.exact,
+    }
+    if routing is not None and len(export.tasks) == 1:
+        entry["definition"] = routing.definitions[export.tasks[0]]
+    return entry
 
 
 def own_template(chat: Chat) -> str:

@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-import torch
 from rich.console import Console
 from transformers import set_seed
 
-from mixlora_cli.analysis.export.centroids import TextRouter, asked_text, find_clusters, rows_of
+from mixlora_cli.analysis.export.centroids import (
+    Grouping,
+    agreement_of,
+    answers_of_centroids,
+    make_centroids,
+)
 from mixlora_cli.analysis.export.comparison import (
     BASE,
-    MEAN,
     MIXLORA,
-    NEAREST,
-    ROUTED,
     STATIC,
     Answers,
     ByTask,
-    Examples,
-    Measure,
     answer,
+    answer_with,
+    as_json,
     compare,
+    kinds_table,
     make_examples,
-    put_together,
+    task_table,
 )
 from mixlora_cli.analysis.export.fit import (
     Energies,
     Moments,
     Pools,
-    StaticLora,
     expected_at_random,
     fitted,
     observed,
@@ -47,8 +47,10 @@ from mixlora_cli.analysis.export.folder import (
     FILE_NAME,
     FORMAT,
     ROUTER,
+    Exported,
     begin_output,
     check_output,
+    entry_of,
     folder_names,
     write_lora,
     write_serving,
@@ -63,7 +65,6 @@ from mixlora_cli.evaluation.instances import benchmark_of, grouped, stratified
 from mixlora_cli.method.config import MixLoraConfig
 from mixlora_cli.method.layer import MixLoraLinear
 from mixlora_cli.method.model import MixLoraModel
-from mixlora_cli.method.selection import Selection
 from mixlora_cli.method.targets import output_layer
 from mixlora_cli.models.definitions import TaskRouting
 from mixlora_cli.models.generate import batches
@@ -71,31 +72,13 @@ from mixlora_cli.models.load import LoadedModel, build_base, checkpoint_source
 from mixlora_cli.models.session import ADAPTER, Run, Session, about_mixlora, find_mixlora
 from mixlora_cli.output import alone_in
 from mixlora_cli.progress import say, with_bar
-from mixlora_cli.stats import Estimate, wilson
 from mixlora_cli.store import write_json
-from mixlora_cli.tables import Cell, Table, show
+from mixlora_cli.tables import Table, show
 from mixlora_cli.training.run_folder import versions
 
 Split = Literal["heldout", "unseen"]
 Records = Mapping[str, list[Record]]
 """By task, or by benchmark where they have one."""
-
-
-@dataclass(frozen=True)
-class _Export:
-    """One static adapter, and what it is for."""
-
-    folder: str
-    tasks: list[str]
-    """Empty: any input."""
-    instances: dict[str, int]
-    """How many of each task it was fitted to; empty where it was fitted to none."""
-    lora: StaticLora
-
-    @property
-    def energy(self) -> Energies:
-        """All layers together."""
-        return reduce(Energies.__add__, self.lora.energies.values())
 
 
 @dataclass(frozen=True)
@@ -107,18 +90,6 @@ class _Inputs:
     compared_split: Split
     routing: TaskRouting | None
     """Definitions of their tasks, where the adapter routes by them."""
-
-
-@dataclass(frozen=True)
-class _Grouping:
-    """Adapters of inputs that select alike, and which one is for which request."""
-
-    exports: list[_Export]
-    all_inputs: StaticLora | None
-    """One for all together, to compare with; None where there is one group alone."""
-    router: TextRouter
-    nearest: Mapping[int, str]
-    """By index of a held-out prompt: the adapter nearest to its own selection."""
 
 
 def export(config: ExportConfig) -> Path:
@@ -160,9 +131,9 @@ def _export(config: ExportConfig, folder: Path, run: Run, source: Path, adapter:
     assert session.tuner is not None
     set_seed(config.seed)  # routing=random draws
     pools = _read_pools(session.tuner, adapter.scaling)
-    grouping: _Grouping | None = None
+    grouping: Grouping | None = None
     if settings.centroids is not None:
-        grouping = _centroids(session, pools, prompts, inputs.sample, examples, settings, config.seed)
+        grouping = make_centroids(session, pools, prompts, inputs.sample, examples, settings, config.seed)
         exports = grouping.exports
     elif adapter.router.source == "tokens":
         exports = _by_task_or_all(_collect(session, prompts, pools, settings.batch_size), pools, settings)
@@ -172,7 +143,7 @@ def _export(config: ExportConfig, folder: Path, run: Run, source: Path, adapter:
         at_random = {
             name: expected_at_random(pool.gram_a, pool.gram_b, adapter.r) for name, pool in pools.items()
         }
-        exports = [_Export(ALL_INPUTS, [], {}, fitted(pools, at_random, settings.rank))]
+        exports = [Exported(ALL_INPUTS, [], {}, fitted(pools, at_random, settings.rank))]
     answers[MIXLORA] = answer(session, examples, settings)
     session.take_off()
 
@@ -190,13 +161,13 @@ def _export(config: ExportConfig, folder: Path, run: Run, source: Path, adapter:
     if examples and grouping is not None and grouping.all_inputs is not None:
         with TemporaryDirectory() as temp:
             write_lora(Path(temp), named, grouping.all_inputs, source)
-            answers[STATIC] = _answer_with(Path(temp), examples, session, settings)
-        answers |= _answers_of_centroids(folder, grouping, examples, session, settings)
+            answers[STATIC] = answer_with(Path(temp), examples, session, settings)
+        answers |= answers_of_centroids(folder, grouping, examples, session, settings)
     elif examples:  # each task is answered with the adapter meant for it, as read back from its folder
         static: dict[str, Answers] = {}
         for each in exports:
             own = {task: asked for task, asked in examples.items() if task in each.tasks or not each.tasks}
-            static |= _answer_with(folder / each.folder, own, session, settings)
+            static |= answer_with(folder / each.folder, own, session, settings)
         answers[STATIC] = static
     measures = compare(answers) if examples else []
 
@@ -207,12 +178,13 @@ def _export(config: ExportConfig, folder: Path, run: Run, source: Path, adapter:
         run.model,
         base.name if run.model.source in ("mini", "tiny") else checkpoint_source(run.model),
         base.chat,
-        [_entry(each, inputs.routing) for each in exports],
+        exports,
+        inputs.routing,
         adapter,
         _beside_decoder(base, pools),
         None if grouping is None else ROUTER,
     )
-    agreement = None if grouping is None else _agreement(grouping, examples)
+    agreement = None if grouping is None else agreement_of(grouping, examples)
     content = {
         "format": FORMAT,
         "finished": True,
@@ -234,7 +206,7 @@ def _export(config: ExportConfig, folder: Path, run: Run, source: Path, adapter:
         "versions": versions(),
         "adapters": [
             {
-                **_entry(each, None),
+                **entry_of(each, None),
                 "instances": each.instances,
                 "energy": _shares(each.energy),
                 "layers": {layer: _shares(energies) for layer, energies in each.lora.energies.items()},
@@ -242,12 +214,12 @@ def _export(config: ExportConfig, folder: Path, run: Run, source: Path, adapter:
             for each in exports
         ],
         "router": agreement,
-        "comparison": [_measure(measure) for measure in measures] or None,
+        "comparison": [as_json(measure) for measure in measures] or None,
     }
     write_json(folder / FILE_NAME, content)
     exact = _is_exact(adapter, settings)
     tables = [] if exact else [_energy_table(exports)]
-    show([*tables, *map(_measure_table if grouping is None else _kinds_table, measures)])
+    show([*tables, *map(task_table if grouping is None else kinds_table, measures)])
     if agreement is not None and len(exports) > 1:
         _say_agreement(agreement, console)
     if exact:
@@ -468,20 +440,20 @@ def _collect(
 
 def _by_task_or_all(
     moments: Mapping[str, Mapping[str, Moments]], pools: Mapping[str, Pools], settings: FitConfig
-) -> list[_Export]:
+) -> list[Exported]:
     """The mean update of each task, or of all tasks together; moments by task and layer."""
     groups = {name: [task] for task, name in folder_names(moments).items()}
     exports = []
     for name, tasks in groups.items() if settings.per_task else [(ALL_INPUTS, list(moments))]:
         together = {layer: total(moments[task][layer] for task in tasks) for layer in pools}
         counts = {task: int(next(iter(moments[task].values())).count) for task in tasks}
-        exports.append(_Export(name, tasks, counts, fitted(pools, together, settings.rank)))
+        exports.append(Exported(name, tasks, counts, fitted(pools, together, settings.rank)))
     return exports
 
 
 def _of_tasks(
     session: Session, pools: Mapping[str, Pools], sample: Records, adapter: MixLoraConfig, settings: FitConfig
-) -> list[_Export]:
+) -> list[Exported]:
     """What tasks select by their definitions: no instance is read. As it is where that is exact, else fitted."""
     assert session.tuner is not None and session.embeddings is not None
     layers = {name: layer for name, layer in session.tuner.model.named_modules() if name in pools}
@@ -494,7 +466,7 @@ def _of_tasks(
     if exact:
         alpha = float(2 * adapter.factors if adapter.alpha is None else adapter.alpha)
         return [
-            _Export(name, [task], {}, selected(pools, chosen[task], alpha))
+            Exported(name, [task], {}, selected(pools, chosen[task], alpha))
             for task, name in folder_names(chosen).items()
         ]
     moments = {
@@ -507,108 +479,6 @@ def _of_tasks(
     return _by_task_or_all(moments, pools, settings)
 
 
-def _centroids(
-    session: Session,
-    pools: Mapping[str, Pools],
-    prompts: Mapping[str, Sequence[Item]],
-    sample: Records,
-    examples: Examples,
-    settings: FitConfig,
-    seed: int,
-) -> _Grouping:
-    """Static adapters of clustered selections."""
-    assert settings.centroids is not None
-    items = [item for of_task in prompts.values() for item in of_task]
-    selections = _read_selections(session, items, settings.batch_size)
-    clusters, groups = find_clusters(pools, selections, settings.centroids, seed)
-    names = [f"centroid-{number + 1}" for number in range(settings.centroids)]
-
-    def mean(rows: Sequence[int]) -> StaticLora:
-        chosen = rows_of(selections, rows)
-        moments = {n: observed(chosen[n], pool.gram_a, pool.gram_b) for n, pool in pools.items()}
-        return fitted(pools, moments, settings.rank)
-
-    exports = []
-    for number, name in enumerate(names):
-        rows = [row for row, group in enumerate(groups) if group == number]
-        exports.append(_Export(name, [], dict(Counter(items[row].task for row in rows)), mean(rows)))
-    texts = {record.index: asked_text(record) for records in sample.values() for record in records}
-    router = TextRouter.fit([texts[item.index] for item in items], groups, names)
-    asked = [example.prompt for of_task in examples.values() for example in of_task]
-    nearest = clusters.of(pools, _read_selections(session, asked, settings.batch_size)) if asked else []
-    return _Grouping(
-        exports,
-        mean(range(len(items))) if len(names) > 1 else None,
-        router,
-        {item.index: names[number] for item, number in zip(asked, nearest, strict=True)},
-    )
-
-
-def _read_selections(session: Session, items: Sequence[Item], batch_size: int) -> dict[str, Selection]:
-    """By layer: the factors (n, r) of n prompts, in their order."""
-    read: list[int] = []
-    parts: dict[str, list[Selection]] = {}
-    places = {id(item): place for place, item in enumerate(items)}
-    for batch in with_bar(batches(items, batch_size), "reading prompts"):
-        read += (places[id(item)] for item in batch)
-        for name, selection in session.selections(batch).items():
-            parts.setdefault(name, []).append(selection)
-    order = torch.tensor(read).argsort()
-    return {
-        name: Selection(
-            torch.cat([s.index_a.cpu() for s in of_layer])[order],
-            torch.cat([s.index_b.cpu() for s in of_layer])[order],
-        )
-        for name, of_layer in parts.items()
-    }
-
-
-def _answer_with(folder: Path, examples: Examples, session: Session, settings: FitConfig) -> ByTask:
-    """What the static adapter of a folder answers."""
-    session.put_on(folder)
-    answers = answer(session, examples, settings)
-    session.take_off()
-    return answers
-
-
-def _answers_of_centroids(
-    folder: Path, grouping: _Grouping, examples: Examples, session: Session, settings: FitConfig
-) -> dict[str, ByTask]:
-    """Answers of the nearest centroids, and of those that the router names."""
-    nearest = grouping.nearest
-    routed = {
-        each.prompt.index: grouping.router.route(each.text)
-        for of_task in examples.values()
-        for each in of_task
-    }
-    answered = {}
-    for name in (export.folder for export in grouping.exports):
-        own = {
-            task: [e for e in asked if name in (nearest[e.prompt.index], routed[e.prompt.index])]
-            for task, asked in examples.items()
-        }
-        own = {task: asked for task, asked in own.items() if asked}
-        answered[name] = (own, _answer_with(folder / name, own, session, settings))
-    return {
-        NEAREST: put_together(examples, nearest, answered),
-        ROUTED: put_together(examples, routed, answered),
-    }
-
-
-def _agreement(grouping: _Grouping, examples: Examples) -> dict[str, Any] | None:
-    """How often the router names the nearest centroid of held-out instances, and how often the most frequent is it."""
-    asked = [example for of_task in examples.values() for example in of_task]
-    if not asked:
-        return None
-    nearest = grouping.nearest
-    right = sum(grouping.router.route(example.text) == nearest[example.prompt.index] for example in asked)
-    return {
-        "instances": len(asked),
-        "names the nearest": {**asdict(wilson(right, len(asked))), "value": right / len(asked)},
-        "always the most frequent": Counter(nearest.values()).most_common(1)[0][1] / len(asked),
-    }
-
-
 def _beside_decoder(base: LoadedModel, layers: Mapping[str, Any]) -> bool:
     """Whether layers outside of the language model are among these."""
     head = output_layer(base.model)
@@ -616,40 +486,12 @@ def _beside_decoder(base: LoadedModel, layers: Mapping[str, Any]) -> bool:
     return any(base.model.get_submodule(name) not in inside for name in layers)
 
 
-def _entry(export: _Export, routing: TaskRouting | None) -> dict[str, Any]:
-    """What a manifest says of an adapter, with its task's definition if there is one."""
-    entry: dict[str, Any] = {
-        "folder": export.folder,
-        "tasks": export.tasks,
-        "rank": export.lora.rank,
-        "alpha": export.lora.alpha,
-        "exact": export.lora.exact,
-    }
-    if routing is not None and len(export.tasks) == 1:
-        entry["definition"] = routing.definitions[export.tasks[0]]
-    return entry
-
-
 def _shares(energies: Energies) -> dict[str, float]:
     names = ("selected", "lost_by_averaging", "kept_by_rank", "kept_in_all")
     return {name: getattr(energies, name) for name in names}
 
 
-def _measure(measure: Measure) -> dict[str, Any]:
-    def nested(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
-        tasks = {task: {**asdict(e), "n": measure.counts[task]} for task, e in estimates.items()}
-        return {"mean": tasks.pop(MEAN), "tasks": tasks}
-
-    return {
-        "name": measure.name,
-        "unit": measure.unit,
-        "rule": measure.rule,
-        "adapter kind": {kind: nested(estimates) for kind, estimates in measure.kinds.items()},
-        **{f"{kind} - {MIXLORA}, paired": nested(each) for kind, each in measure.differences.items()},
-    }
-
-
-def _energy_table(exports: Sequence[_Export]) -> Table:
+def _energy_table(exports: Sequence[Exported]) -> Table:
     """A row for each adapter: all layers together, and the layer that keeps least; several fitted ones together."""
 
     def row(name: str, rank: str, count: int, energy: Energies, least: str) -> tuple[str, ...]:
@@ -679,32 +521,6 @@ def _energy_table(exports: Sequence[_Export]) -> Table:
     return Table(
         "Static adapters", (*headings, "least in a layer"), tuple(rows), notes=(note,), last_apart=together
     )
-
-
-def _measure_table(measure: Measure) -> Table:
-    """A row for each task and their mean: every adapter kind, and the paired difference."""
-    digits = 1 if measure.unit == "%" else 3
-    title = f"Held-out instances: {measure.name} ({measure.unit}) [95 % interval]"
-    rows: list[tuple[Cell | str, ...]] = []
-    for task in measure.counts:
-        estimates = [each[task] for each in (*measure.kinds.values(), *measure.differences.values())]
-        cells = [Cell(f"{e.value:.{digits}f}", e.interval_text(digits)) for e in estimates]
-        rows.append((cut(task) if task != MEAN else "mean", *cells))
-    differences = (f"{kind} - {MIXLORA}" for kind in measure.differences)
-    return Table(title, ("task", *measure.kinds, *differences), tuple(rows), last_apart=True)
-
-
-def _kinds_table(measure: Measure) -> Table:
-    """A row for each adapter kind: the mean over tasks, and the paired difference."""
-    digits = 1 if measure.unit == "%" else 3
-    tasks, count = len(measure.counts) - 1, measure.counts[MEAN]
-    title = f"{count} held-out instances: {measure.name} ({measure.unit}), mean over {tasks} tasks [95 % interval]"
-    rows: list[tuple[Cell | str, ...]] = []
-    for kind, estimates in measure.kinds.items():
-        found = [estimates[MEAN], *(each[MEAN] for k, each in measure.differences.items() if k == kind)]
-        cells: list[Cell | str] = [Cell(f"{e.value:.{digits}f}", e.interval_text(digits)) for e in found]
-        rows.append((kind, *cells, *([""] if len(cells) == 1 else [])))
-    return Table(title, ("adapter", measure.name, f"- {MIXLORA}"), tuple(rows))
 
 
 def _say_agreement(agreement: Mapping[str, Any], console: Console) -> None:
