@@ -215,6 +215,7 @@ def create_app(
             "rank": settings.get("r"),
             "factors": settings.get("factors"),
             "tasks": list(model.definitions),
+            "digest": model.run.digest,
         }
         return {
             "id": model.name,
