@@ -22,6 +22,7 @@ from mixlora_cli.evaluation.evaluate import evaluate
 from mixlora_cli.evaluation.predictions import Header, Key, read_predictions
 from mixlora_cli.evaluation.results import Results, read_results
 from mixlora_cli.evaluation.server import data_url
+from mixlora_cli.models.session import find_run
 from openai_server import Body, FakeServer, Handler, hang_up, sleepy, status
 from tiny_runs import finished_run
 
@@ -337,14 +338,11 @@ def test_keys_that_do_not_go_together(
         replace(asked, **change(asked))
 
 
-def served(label: str, name: str = "own") -> Body:
+def served(config: EvalConfig, name: str = "own", **other: str) -> Body:
     """What `mixlora serve` lists of a run."""
-    return {
-        "id": name,
-        "object": "model",
-        "owned_by": "mixlora",
-        "mixlora": {"label": label, "kind": "mixlora"},
-    }
+    run = find_run(config.run, config.model)
+    own = {"label": run.label, "digest": run.digest, **other}
+    return {"id": name, "object": "model", "owned_by": "mixlora", "mixlora": own}
 
 
 @pytest.fixture
@@ -359,7 +357,7 @@ def by_task(config: EvalConfig, tmp_path: Path) -> EvalConfig:
 
 
 def test_a_run_that_routes_by_task_sends_definitions(by_task: EvalConfig, server: FakeServer) -> None:
-    server.models = [{"id": "base"}, served("MixLoRA E=6 r=2 task")]
+    server.models = [{"id": "base"}, served(by_task)]
     few = asking(by_task, server, model=None, benchmarks=["mini_mnist", "mini_vsr"])
     results: Results = evaluate(few)
     assert results.label == "MixLoRA E=6 r=2 task"
@@ -372,19 +370,19 @@ def test_a_run_that_routes_by_task_sends_definitions(by_task: EvalConfig, server
 @pytest.mark.parametrize(
     ("message", "models"),
     [
-        (r"is none of `mixlora serve`; start `mixlora serve run=", [{"id": "own"}]),
-        (r"is none of `mixlora serve`", None),
-        (r"has other; start `mixlora serve run=", [served("MixLoRA E=6 r=2 task", "other")]),
+        (r"is none of `mixlora serve`; start `mixlora serve run=", lambda _: [{"id": "own"}]),
+        (r"is none of `mixlora serve`", lambda _: None),
+        (r"has other; start `mixlora serve run=", lambda config: [served(config, "other")]),
         (
-            r"is MixLoRA E=6 r=2 task, but own at .* is LoRA r=2; give eval\.server_model",
-            [served("LoRA r=2")],
+            r"\(MixLoRA E=6 r=2 task\): own at .* is another adapter \(LoRA r=2\); give eval\.server_model",
+            lambda config: [served(config, label="LoRA r=2", digest="0" * 16)],
         ),
     ],
 )
 def test_a_run_that_the_server_has_not(
-    message: str, models: list[Body] | None, by_task: EvalConfig, server: FakeServer
+    message: str, models: Callable[[EvalConfig], list[Body] | None], by_task: EvalConfig, server: FakeServer
 ) -> None:
-    server.models = models
+    server.models = models(by_task)
     with pytest.raises(UserError, match=message) as caught:
         evaluate(asking(by_task, server, model=None))
     assert "\n" not in str(caught.value) and server.bodies == []

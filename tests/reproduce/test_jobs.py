@@ -9,9 +9,10 @@ import pytest
 
 from mixlora_cli.config import EvalConfig, ReproduceConfig, SpeedConfig, TrainConfig
 from mixlora_cli.errors import UserError
+from mixlora_cli.hydra_app import composed
 from mixlora_cli.reproduce import grid as reproduction
 from mixlora_cli.reproduce import jobs
-from mixlora_cli.reproduce.jobs import Job, build_grid, composed
+from mixlora_cli.reproduce.jobs import Job, build_grid
 from mixlora_cli.reproduce.paper import TABLES, rows_of
 from mixlora_cli.reproduce.runner import Outcome
 
@@ -80,6 +81,8 @@ def test_every_command_composes_into_what_the_cell_asks() -> None:
     here = [text.replace(str(cell.folder), ".") if text.startswith("run=") else text for text in overrides]
     asked = composed(command, EvalConfig, here)
     assert (asked.output_dir, asked.data.name, asked.eval.batch_size) == (f"{cell.folder}/eval", "mini", 32)
+    later = [key for key in evaluation.asked if key.startswith(("eval.server", "eval.requests"))]
+    assert later == []  # cells that were evaluated before there were such keys stay good
 
 
 def random_routing(**more: Any) -> Job:

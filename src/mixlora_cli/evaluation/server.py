@@ -103,10 +103,10 @@ class ServerModel:
                 f"run={run.root}: the server at {self._server.place} {has}; start `mixlora serve run={run.root}`, or "
                 "give eval.server_model=<its name there>"
             )
-        if about is not None and about.get("label") != run.label:
+        if about is not None and about.get("digest") != run.digest:
             raise UserError(
-                f"run={run.root} is {run.label}, but {cut(self.model)} at {self._server.place} is "
-                f"{cut(about.get('label'))}; give eval.server_model=<its name there>"
+                f"run={run.root} ({run.label}): {cut(self.model)} at {self._server.place} is another adapter "
+                f"({cut(about.get('label'))}); give eval.server_model=<its name there>"
             )
 
     def _body(self, record: Record) -> Body:

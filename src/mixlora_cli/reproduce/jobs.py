@@ -10,30 +10,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from mixlora_cli.config import EvalConfig, PlanConfig, ReproduceConfig, TrainConfig, load
+from mixlora_cli.config import EvalConfig, PlanConfig, ReproduceConfig, TrainConfig
 from mixlora_cli.data.mini.build import generator_digest, mini_root
 from mixlora_cli.data.mini.plan import Counts
 from mixlora_cli.data.mini.seen import SEEN_TASKS as MINI_TASKS
 from mixlora_cli.errors import UserError
-from mixlora_cli.hydra_app import CONFIG_ERRORS, explain
-from mixlora_cli.hydra_conf import register
-from mixlora_cli.paths import conf_dir, stage_one_digest
+from mixlora_cli.hydra_app import composed
+from mixlora_cli.paths import stage_one_digest
 from mixlora_cli.reproduce.paper import BASE, ROWS, SEEN_TASKS, TABLES, Row, rows_of
 from mixlora_cli.store import write_json
 from mixlora_cli.training.run_folder import RunFolder, as_first_written, essentials
 
-T = TypeVar("T")
 RECORD = "cell.json"
 EVALUATION = "eval"
 """Folder of the unseen benchmarks' evaluation inside a cell; where `mixlora compare` and others look."""
@@ -325,37 +320,3 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """As JSON gives it back, so that what was asked and what is asked compare."""
     content: dict[str, Any] = json.loads(json.dumps(dict(values), sort_keys=True))
     return content
-
-
-def composed(root: str, config_class: type[T], overrides: Sequence[str]) -> T:
-    """What the command `root` would run with, without running it.
-
-    A grid asks for the same evaluation in every cell, and each composing takes Hydra a quarter of a second: it is kept.
-
-    Raises:
-        UserError: the overrides do not compose, or the command would refuse them.
-    """
-    found: T = _composed(root, config_class, tuple(overrides))  # type: ignore[arg-type]  # a class is hashable
-    return found
-
-
-@cache
-def _composed(root: str, config_class: Any, overrides: tuple[str, ...]) -> Any:
-    register()
-    try:
-        with _hydra_set_aside(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            tree = compose(root, list(overrides))
-    except CONFIG_ERRORS as error:
-        raise UserError(explain(error, overrides, config_class)) from error
-    return load(config_class, tree)
-
-
-@contextmanager
-def _hydra_set_aside() -> Iterator[None]:
-    """Hydra composes for one application at a time, and `mixlora reproduce` is one itself."""
-    running = GlobalHydra.instance().hydra
-    GlobalHydra.instance().clear()
-    try:
-        yield
-    finally:
-        GlobalHydra.instance().hydra = running

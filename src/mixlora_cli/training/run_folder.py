@@ -3,7 +3,7 @@
 - config.yaml: the resolved configuration
 - versions.json: Python, packages, platform, git commit, command line; processes, threads and number format
 - metrics.jsonl: one line for each logged step
-- definitions.json: of each task, with routing=task
+- definitions.json, questions.json: of each task its definition and some questions, with routing=task
 - routing.jsonl: how each layer uses its factors, one line for each look (MixLoRA)
 - checkpoints/checkpoint-<step>/: for resume=auto, each complete or not there
 - adapter/: the trained adapter
@@ -32,7 +32,7 @@ from omegaconf import OmegaConf
 from transformers.trainer_utils import rotate_checkpoints
 
 from mixlora_cli import __version__
-from mixlora_cli.config import TrainConfig
+from mixlora_cli.config import RequestsConfig, TrainConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.launch import launched_processes
 from mixlora_cli.models.forward import number_format
@@ -65,6 +65,7 @@ class RunFolder:
         self.metrics = root / "metrics.jsonl"
         self.routing = root / "routing.jsonl"
         self.definitions = root / "definitions.json"
+        self.questions = root / "questions.json"
         self.checkpoints = root / "checkpoints"
         self.adapter = root / "adapter"
         self.result = root / "result.json"
@@ -164,7 +165,14 @@ class RunFolder:
         self.result.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.adapter):
             shutil.rmtree(folder, ignore_errors=True)
-        for file in (self.versions, self.metrics, self.routing, self.definitions, self.config):
+        for file in (
+            self.versions,
+            self.metrics,
+            self.routing,
+            self.definitions,
+            self.questions,
+            self.config,
+        ):
             file.unlink(missing_ok=True)
 
 
@@ -244,8 +252,12 @@ NEUTRAL: dict[str, Any] = {
     "train.packing": False,
     "data.task_key": None,
     "data.streaming": False,
+    "eval.server": None,
+    "eval.server_model": None,
+    "eval.requests": asdict(RequestsConfig()),
 }
-"""Keys that came later, each with the value at which a training is what it was before: there they leave no trace."""
+"""Keys that came later, each with the value at which a training, or an evaluation, is what it was before: there they
+leave no trace."""
 FIRST_TARGETS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
 
 
