@@ -6,10 +6,11 @@ import io
 import os
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import ExifTags, Image
 from rich.console import Console
@@ -28,8 +29,6 @@ from mixlora_cli.serving.factors import TaskFactors
 from mixlora_cli.serving.models import ServedModel, open_models
 from mixlora_cli.serving.terminal import Screen, Talk
 from tiny_runs import TINY, finished_run
-
-ANSWER = ["answer.max_new_tokens=6"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,8 @@ def asked(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, s
 
     def run(*arguments: str) -> tuple[int, str, str]:
         capsys.readouterr()
-        code = run_command(COMMANDS["ask"], with_key("question", ["model=tiny", *ANSWER, *arguments]))
+        given = ["model=tiny", "answer.max_new_tokens=6", *arguments]
+        code = run_command(COMMANDS["ask"], with_key("question", given, COMMANDS["ask"].texts))
         printed = capsys.readouterr()
         return code, printed.out, printed.err
 
@@ -112,7 +112,7 @@ def test_task_and_definition(runs: Runs, asked: Any) -> None:
     run = f"run={runs['task']}"
     said = {
         "task": asked(run, "What?", "task=reading"),
-        "definition": asked(run, "What?", "definition='Count, please.'"),
+        "definition": asked(run, "What?", "definition=Count, please."),
         "neither": asked(run, "What is it?"),
     }
     assert said["task"][1].strip() == answer_of(runs["task"], "What?", task="reading")
@@ -308,6 +308,18 @@ def test_commands(runs: Runs, cat: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert out.strip() == answer_of(runs["plain"], "What is it?")
 
 
+def test_the_tab_key(runs: Runs, cat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models, config = opened(runs, "task")
+    screen = Screen(Conversation(models, config), Console(file=io.StringIO()), Console(file=io.StringIO()))
+    monkeypatch.setenv("HOME", str(cat.parent))
+    (cat.parent / "a cat [2]").mkdir()
+    complete = Talk(screen, with_factors=False)._continuations
+    assert complete("/") == ["/image ", "/task ", "/definition ", "/factors", "/reset", "/help", "/quit"]
+    assert complete("/task re") == ["/task reading"]
+    assert complete("/image ~/a cat") == [f"/image {cat.parent / 'a cat [2]'}/", f"/image {cat}"]
+    assert complete("What is") == []
+
+
 @pytest.mark.parametrize("places", [0, 1, 2])
 def test_places_of_pictures(places: int, runs: Runs, cat: Path) -> None:
     models, config = opened(runs, "plain")
@@ -373,8 +385,8 @@ def test_the_picture_of_factors() -> None:
     assert wide == [
         "block q   up  head",
         "    0 ⢻⡄⠀ ⡇⠀⡇",
-        "   10 ⡄⢻⠀".replace("⢻", "⢻"),
-        "              ⠃⢠⡇".replace("              ", "      " + " " * 8),
+        "   10 ⡄⢻⠀",
+        "              ⠃⢠⡇",
     ]
     narrow = picture_of(FACTORS, 5, width=12).splitlines()
     assert [line for line in narrow if line.startswith("block")] == ["block q", "block up", "block head"]
@@ -382,8 +394,6 @@ def test_the_picture_of_factors() -> None:
 
 
 def test_likeness_names_the_most_alike_tasks() -> None:
-    import numpy as np
-
     counts = np.zeros((4, 5, 7), dtype=np.int64)
     for layer, (a, _) in enumerate(zip(FACTORS.a, FACTORS.b, strict=True)):
         counts[layer, a, 3] = 2
@@ -393,4 +403,3 @@ def test_likeness_names_the_most_alike_tasks() -> None:
     lines = likeness(FACTORS, known, most=2).splitlines()
     assert lines[0].endswith("(unrelated: 0.40)")
     assert lines[1:] == ["  task 3  0.50  ██████████", "  task 0  0.00", "  and 5 more, down to 0.00"]
-    assert asdict(FACTORS)["layers"] == LAYERS
