@@ -19,6 +19,8 @@ TEXT_KEYS = ("definition", "description", "instruction")
 _FORMS = 'write {"task name": {"definition": "..."}} or {"task name": "..."}'
 _NAMED = 5  # tasks that a message lists
 _QUESTIONS, _QUESTION_LENGTH = 3, 300
+ASKED = 8
+"""Questions of a task that a run folder keeps."""
 HOW_MADE = f"their names and first {_QUESTIONS} questions"
 """What `made_definitions` makes definitions of, for messages."""
 
@@ -42,12 +44,27 @@ def made_definitions(records: Iterable[Record]) -> dict[str, str]:
     for record in records:
         questions = first.setdefault(record.task, [])
         if len(questions) < _QUESTIONS:
-            text = next(turn.text for turn in record.conversation if turn.role == "human")
-            questions.append(" ".join(text.replace(IMAGE_MARKER, " ").split())[:_QUESTION_LENGTH])
+            questions.append(_question_of(record)[:_QUESTION_LENGTH])
     return {
         task: "\n".join([task.replace("_", " "), *dict.fromkeys(filter(None, questions))])
         for task, questions in first.items()
     }
+
+
+def _question_of(record: Record) -> str:
+    """The first question in one line, without the places of pictures."""
+    text = next(turn.text for turn in record.conversation if turn.role == "human")
+    return " ".join(text.replace(IMAGE_MARKER, " ").split())
+
+
+def asked_questions(records: Iterable[Record], most: int = ASKED) -> dict[str, list[str]]:
+    """For each task the questions of its first records, without repetitions."""
+    found: dict[str, dict[str, None]] = {}
+    for record in records:
+        questions = found.setdefault(record.task, {})
+        if len(questions) < most and (text := _question_of(record)):
+            questions[text] = None
+    return {task: list(questions) for task, questions in found.items() if questions}
 
 
 def trained_definitions(data: DataConfig) -> dict[str, str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -18,9 +18,9 @@ from transformers import PreTrainedModel
 
 from mixlora_cli.config import DataConfig, ModelConfig, parse
 from mixlora_cli.data.collate import Collator, Features, generation_collator
-from mixlora_cli.data.definitions import definitions_of, trained_definitions
+from mixlora_cli.data.definitions import ASKED, asked_questions, definitions_of, trained_definitions
 from mixlora_cli.data.encode import Item
-from mixlora_cli.data.loading import definitions_file
+from mixlora_cli.data.loading import definitions_file, load_records
 from mixlora_cli.data.text_files import read_json
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.fingerprint import adapter_digest
@@ -127,6 +127,22 @@ class Run:
         if path is not None and path.is_file():
             return dict(read_json(path, "the definitions of a training"))
         return {} if self.data is None else trained_definitions(self.data)
+
+    @cached_property
+    def questions(self) -> Mapping[str, Sequence[str]]:
+        """Some questions of each task that the training asked; empty where they are not known.
+
+        Raises:
+            UserError: they cannot be read.
+        """
+        path = None if self.root is None else RunFolder(self.root).questions
+        if path is not None and path.is_file():
+            return dict(read_json(path, "the questions of a training"))
+        with suppress(UserError):  # an earlier version kept none, and its data may have gone
+            if self.data is not None:
+                some = replace(self.data, max_per_task=self.data.max_per_task or 4 * ASKED, on_error="skip")
+                return asked_questions(load_records(some, "train"))
+        return {}
 
 
 def find_run(path: str | None, model: ModelConfig, loads: bool = True) -> Run:

@@ -24,6 +24,7 @@ from mixlora_cli.models.definitions import TaskRouting, choose_encoder, embed_te
 from mixlora_cli.models.generate import Answer, Decoding, Generator, Watch
 from mixlora_cli.models.load import LoadedModel, build_base
 from mixlora_cli.models.session import BASE_LABEL, Run, Session, find_run
+from mixlora_cli.serving.choosing import TaskChooser
 
 _READING = threading.Lock()
 """Tokenizers bear one caller at a time. Questions are prepared in any thread, and the models answer in another."""
@@ -51,7 +52,7 @@ class Embeddings(dict[str, Tensor]):
         return self[definition]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Question:
     """A prompt ready to be answered, and what the adapter selects its factors by."""
 
@@ -59,7 +60,7 @@ class Question:
     selected_by: Literal["tokens", "task", "definition", "question", "chance"] | None
     """None without a MixLoRA adapter."""
     task: str | None = None
-    """The task that was named."""
+    """The one that was named; of a question alone the one that it belongs to, once its answer has begun."""
 
 
 class ServedModel:
@@ -79,12 +80,14 @@ class ServedModel:
         self._chat = chat
         self.definitions: Mapping[str, str] = {} if routing is None else routing.definitions
         """By task, where the adapter selects by it."""
+        self._embeddings = None if routing is None else Embeddings(session.embeddings or {}, routing, base)
+        self._chooser = None if routing is None else _chooser(run, routing, base)
         self._generator = Generator(
             session.model,
             session.base,
             session.features,
             1,
-            embeddings=None if routing is None else Embeddings(session.embeddings or {}, routing, base),
+            embeddings=self._embeddings,
             routing_seed=0 if run.selects_by == "chance" else None,
         )
 
@@ -113,8 +116,8 @@ class ServedModel:
             conversation: a system turn or none, then human, gpt, ..., human; `IMAGE_MARKER` where a picture stands.
             images: one for each marker, in order.
             task: one of `definitions`, for an adapter with routing=task.
-            definition: a task's definition in the place of a known task's. With neither, the last question's text is
-                read as one.
+            definition: a task's definition in the place of a known task's. With neither, the last question is looked
+                at: its task is that of the training whose questions it is like, or its text is read as a definition.
 
         Raises:
             BadRecord: the text holds a control token, or the processor refuses a picture.
@@ -161,8 +164,27 @@ class ServedModel:
         self, questions: Sequence[Question], decoding: Sequence[Decoding], watch: Watch | None = None
     ) -> list[Answer]:
         """Answers to one batch: see `Generator.write`."""
+        for question in questions:
+            if question.selected_by == "question":
+                self._settle(question)
         with self.session.products():
             return self._generator.write([question.item for question in questions], decoding, watch)
+
+    def _settle(self, question: Question) -> None:
+        """Find the task of a question that stands for it: here, where nothing else uses model and tokenizer."""
+        if self._chooser is not None and self._embeddings is not None and question.task is None:
+            question.task = self._chooser.choose(self._embeddings[question.item.task])
+        if question.task is not None:
+            question.item = replace(question.item, task=question.task)
+
+
+def _chooser(run: Run, routing: TaskRouting, base: LoadedModel) -> TaskChooser | None:
+    """Of the training's tasks; None where its questions are not known."""
+    questions = {task: texts for task, texts in run.questions.items() if task in routing.definitions}
+    if not questions:
+        return None
+    texts = {text: text for asked in questions.values() for text in asked}
+    return TaskChooser(questions, replace(routing, definitions=texts).embeddings(base))
 
 
 def open_models(

@@ -3,7 +3,7 @@
 - config.yaml: the resolved configuration
 - versions.json: Python, packages, platform, git commit, command line; processes, threads and number format
 - metrics.jsonl: one line for each logged step
-- definitions.json: of each task, with routing=task
+- definitions.json, questions.json: of each task its definition and some questions, with routing=task
 - routing.jsonl: how each layer uses its factors, one line for each look (MixLoRA)
 - checkpoints/checkpoint-<step>/: for resume=auto, each complete or not there
 - adapter/: the trained adapter
@@ -65,6 +65,7 @@ class RunFolder:
         self.metrics = root / "metrics.jsonl"
         self.routing = root / "routing.jsonl"
         self.definitions = root / "definitions.json"
+        self.questions = root / "questions.json"
         self.checkpoints = root / "checkpoints"
         self.adapter = root / "adapter"
         self.result = root / "result.json"
@@ -164,7 +165,14 @@ class RunFolder:
         self.result.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.adapter):
             shutil.rmtree(folder, ignore_errors=True)
-        for file in (self.versions, self.metrics, self.routing, self.definitions, self.config):
+        for file in (
+            self.versions,
+            self.metrics,
+            self.routing,
+            self.definitions,
+            self.questions,
+            self.config,
+        ):
             file.unlink(missing_ok=True)
 
 

@@ -17,7 +17,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments, se
 
 from mixlora_cli.config import TrainConfig, WandbConfig
 from mixlora_cli.data.collate import Collator, DummyImage, Features, build_dummy_image
-from mixlora_cli.data.definitions import HOW_MADE, load_definitions
+from mixlora_cli.data.definitions import HOW_MADE, asked_questions, load_definitions
 from mixlora_cli.data.encode import IGNORE, EncodedDataset, Item, StreamedDataset, encode_records
 from mixlora_cli.data.loading import definitions_file, load_records
 from mixlora_cli.data.records import Record
@@ -104,6 +104,7 @@ def _train(config: TrainConfig, run: RunFolder, base: LoadedModel | None) -> Non
         dataset = encode_records(
             records, base.chat, config.data.max_length, config.data.on_error, "the training data"
         )
+    questions = None if routing is None else asked_questions(records)
     del records  # the dataset holds all that training needs, in a fraction of the memory
 
     embeddings = None if routing is None else routing.embeddings(base)
@@ -149,6 +150,7 @@ def _train(config: TrainConfig, run: RunFolder, base: LoadedModel | None) -> Non
             run.begin(config, checkpoint)
             if routing is not None:
                 write_json(run.definitions, routing.definitions)
+                write_json(run.questions, questions)
         stack.callback(report.close)
         stack.enter_context(_wandb(config.wandb, run.root))
         stack.enter_context(stop.listening())
