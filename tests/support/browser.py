@@ -103,7 +103,9 @@ class Tab:
         """
         found = self.send("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         if "exceptionDetails" in found:
-            raise RuntimeError(f"{script}: {found['exceptionDetails'].get('exception', {}).get('description')}")
+            raise RuntimeError(
+                f"{script}: {found['exceptionDetails'].get('exception', {}).get('description')}"
+            )
         return found["result"].get("value")
 
     def wait(self, condition: str, seconds: float = _PATIENCE) -> None:
@@ -115,7 +117,9 @@ class Tab:
         end = time.monotonic() + seconds
         while not self.run(f"Boolean({condition})"):
             if time.monotonic() > end:
-                raise TimeoutError(f"{condition} is not true after {seconds:.0f} s: {self.run('document.body.innerText')}")
+                raise TimeoutError(
+                    f"{condition} is not true after {seconds:.0f} s: {self.run('document.body.innerText')}"
+                )
             time.sleep(0.05)
 
     def type(self, text: str) -> None:

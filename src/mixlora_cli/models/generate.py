@@ -18,6 +18,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
+    LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -148,7 +149,7 @@ class Generator:
         rows = [_Row(self._tokenizer, self._ends, each) for each in decoding]
         found: list[Factors] = []
 
-        def choose(_: Tensor, scores: Tensor) -> Tensor:
+        def choose(scores: Tensor) -> Tensor:
             """The logits of a step (B, V), where a row that draws its token keeps that one's alone."""
             if not found and (tuner := getattr(self._model, "base_model", None)):
                 found.extend(factors_of(tuner) if isinstance(tuner, MixLoraModel) else ())
@@ -174,7 +175,7 @@ class Generator:
         self._generate(
             items,
             max_new_tokens=longest,
-            logits_processor=LogitsProcessorList([choose]),
+            logits_processor=LogitsProcessorList([_Choose(choose)]),
             stopping_criteria=StoppingCriteriaList([_Ended(ended)]),
         )
         return [row.answer(found[number] if found else None) for number, row in enumerate(rows)]
@@ -193,6 +194,16 @@ class Generator:
     def _decode(self, row: list[int]) -> str:
         answer = list(takewhile(lambda token: token not in self._ends, row))
         return str(self._tokenizer.decode(answer, skip_special_tokens=True)).strip()
+
+
+class _Choose(LogitsProcessor):
+    """Transformers looks at the signature at every token, which takes long of a plain function."""
+
+    def __init__(self, choose: Callable[[Tensor], Tensor]) -> None:
+        self._choose = choose
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return self._choose(scores)
 
 
 class _Ended(StoppingCriteria):

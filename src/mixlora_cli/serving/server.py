@@ -251,15 +251,13 @@ def create_app(
             name = model.name
             prompt = await run_in_threadpool(read_prompt, asked, model, limits)
             reply = Reply(asked, prompt)
-            exchange = _Exchange(engine, model, prompt)
+            exchange = _Exchange(engine, model, prompt, asked.stream)
             kind, value = await exchange.next(request)  # what is wrong until now has a status of its own
             status = 200
             if asked.stream:
                 return StreamingResponse(
                     _events(exchange, reply, kind, value), media_type="text/event-stream"
                 )
-            while kind != "end":
-                kind, value = await exchange.next(request)
             return JSONResponse(reply.whole(value))
         except ApiError as error:
             status = error.status
@@ -273,7 +271,8 @@ def create_app(
 class _Exchange:
     """One request between the event loop and the engine's thread."""
 
-    def __init__(self, engine: Engine, model: ServedModel, prompt: Prompt) -> None:
+    def __init__(self, engine: Engine, model: ServedModel, prompt: Prompt, streamed: bool) -> None:
+        """Submit it; where it is not `streamed`, only its end is told."""
         loop = asyncio.get_running_loop()
         self._engine = engine
         self._events: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
@@ -286,7 +285,7 @@ class _Exchange:
             model,
             prompt.question,
             prompt.decoding,
-            on_text=lambda piece, factors: tell("text", (piece, factors)),
+            on_text=lambda piece, factors: tell("text", (piece, factors)) if streamed else None,
             on_end=lambda outcome: tell("end", outcome),
         )
         try:
