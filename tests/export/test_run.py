@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mixlora_cli.analysis.export.comparison import mean_over_tasks
-from mixlora_cli.analysis.export.run import choose_inputs, export, folder_names
+from mixlora_cli.analysis.export.run import choose_inputs, export
 from mixlora_cli.commands import COMMANDS
 from mixlora_cli.config import DataConfig, ExportConfig, ModelConfig
 from mixlora_cli.data.collate import PixelLoader, generation_collator
@@ -200,17 +200,28 @@ def test_one_adapter_for_each_task_loses_less(make_run: MakeRun, make_config: Ma
 
 
 def test_task_routing_selects_once_for_each_task(make_run: MakeRun, make_config: MakeConfig) -> None:
-    """All instances of a task share their factors, so its adapter is exact and as small as the adapter's own rank."""
+    """All instances of a task share their factors, so its adapter is exact and as small as the adapter's own rank.
+
+    With another rank it is fitted, to all instances of the task at once.
+    """
     run = make_run(routing="task")
     found = report(export(make_config(run.root, per_task=True)))
     assert [adapter["rank"] for adapter in found["adapters"]] == [RANK, RANK]
     for adapter in found["adapters"]:
-        assert adapter["energy"]["lost_by_averaging"] == pytest.approx(0, abs=1e-9)
-        assert adapter["instances"] == {adapter["tasks"][0]: 10}
+        assert adapter["exact"] and adapter["instances"] == {}
+        assert adapter["energy"]["lost_by_averaging"] == 0 and adapter["energy"]["kept_in_all"] == 1
     match, loss = found["comparison"]
     assert loss["static - mixlora, paired"]["mean"]["value"] == pytest.approx(0, abs=1e-4)
     assert match["static - mixlora, paired"]["mean"]["value"] == 0
     assert match["static - mixlora, paired"]["mean"]["high"] > 0
+    cut = make_config(run.root, per_task=True, rank=1, evaluate=False, output_dir=str(run.root / "cut"))
+    for adapter in report(export(cut))["adapters"]:
+        assert not adapter["exact"] and adapter["instances"] == {adapter["tasks"][0]: 10}
+        assert adapter["energy"]["lost_by_averaging"] == pytest.approx(0, abs=1e-9)
+        assert 0.3 < adapter["energy"]["kept_by_rank"] < 0.99
+    whole = make_config(run.root, evaluate=False, output_dir=str(run.root / "whole"))
+    (adapter,) = report(export(whole))["adapters"]
+    assert RANK < adapter["rank"] <= 2 * RANK and adapter["instances"] == dict.fromkeys(TASKS, 10)
 
 
 def test_random_routing_exports_its_expectation(
@@ -275,7 +286,8 @@ def test_command_line_and_evaluation_of_the_result(
     (folder / "adapter" / "stale").touch()
     (folder / "mine.txt").touch()
     assert run_command(COMMAND, [*arguments, "overwrite=true"]) == 0
-    assert sorted(path.name for path in folder.iterdir()) == ["adapter", "export.json", "mine.txt"]
+    left = ["adapter", "chat_template.jinja", "export.json", "manifest.json", "mine.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == left
     assert not (folder / "adapter" / "stale").exists()
 
     # A static adapter is a PEFT adapter like any other.
@@ -346,18 +358,6 @@ def test_samples_are_seeded(make_run: MakeRun, make_config: MakeConfig) -> None:
     assert any(other != chosen[0] for other in chosen[2:])
 
 
-def test_folder_names_are_safe_and_distinct() -> None:
-    names = folder_names(["a/b", "a b", "A_b", "..", "visual+question", "é"])
-    assert names == {
-        "a/b": "a_b",
-        "a b": "a_b-2",
-        "A_b": "A_b-3",
-        "..": "task",
-        "visual+question": "visual+question",
-        "é": "é",
-    }
-
-
 def test_mean_over_tasks_by_hand() -> None:
     first = np.array([[2.0, 1.0], [4.0, 2.0]])
     second = np.array([[1.0, 1.0], [3.0, 1.0], [2.0, 1.0]])
@@ -369,5 +369,8 @@ def test_mean_over_tasks_by_hand() -> None:
     unseen = wilson(0, 8).high or 0.0
     alike = mean_over_tasks([np.array([[0.0, 1.0]] * 8)])
     assert (alike.value, alike.low, alike.high) == (0.0, -unseen, unseen)
+    # Losses that do not differ at all are no proportion.
+    equal = mean_over_tasks([np.array([[0.0, 3.0]] * 8)], proportion=False)
+    assert (equal.value, equal.low, equal.high) == (0.0, 0.0, 0.0)
     certain = mean_over_tasks([np.array([[1.0, 1.0]] * 8)])
     assert (certain.value, certain.high) == (1.0, 1.0) and certain.low == pytest.approx(wilson(8, 8).low)

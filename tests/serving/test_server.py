@@ -147,7 +147,7 @@ def test_what_a_reply_says_of_the_factors(served: Served) -> None:
         return dict(served.ask(question, model=model, **fields).json()["mixlora"])
 
     base = about("base", factors=True)
-    assert base == {"model": "base", "selected_by": None, "task": None, "factors": None}
+    assert base == {"model": "base", "selected_by": None, "task": None, "factors": None, "alike": None}
     assert about("instance")["factors"] is None  # nobody asked
     found = about("instance", factors=True)
     assert found["selected_by"] == "tokens"
@@ -171,6 +171,9 @@ def test_what_a_reply_says_of_the_factors(served: Served) -> None:
     for factor in by_task["factors"]["a"][0]:
         assert [number, 1.0] in profile["a"][place][factor]
     assert served.client.get("/v1/models/lora/factors").status_code == 404
+    # A task is wholly like itself.
+    assert by_task["alike"][0] == ["reading", 1.0] and by_task["alike"][1][0] == "counting"
+    assert about("task", task="reading")["alike"] is None
 
 
 def test_pictures_may_lie_in_the_servers_folder_and_nowhere_else(served: Served, folder: Path) -> None:
@@ -327,7 +330,8 @@ def test_a_bad_request_gets_its_status_and_one_clear_message(served: Served, nam
 def test_the_server_goes_on_after_bad_requests(served: Served) -> None:
     assert served.text(user("What is it?", png(1))) == served.text(user("What is it?", png(1)))
     assert served.client.get("/health").json() == {
-        "status": "ok", "models": ["base", *NAMES], "waiting": 0, "running": 0
+        "status": "ok", "models": ["base", *NAMES], "waiting": 0, "running": 0,
+        "limits": {"body_mb": 1.0, "pictures": 3, "pixels": 25_000_000},
     }  # fmt: skip
 
 

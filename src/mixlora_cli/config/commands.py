@@ -433,6 +433,7 @@ class FitConfig(Settings, at="export"):
 
     tasks: Annotated[list[Text], rule("must name at least one task, or null for all", bool)] | None = None
     per_task: Flag = False
+    centroids: Positive | None = None
     split: Literal["train", "heldout", "unseen"] = "train"
     instances: Positive = 64
     rank: Positive | None = None
@@ -441,6 +442,13 @@ class FitConfig(Settings, at="export"):
     batch_size: Positive = 16
     max_new_tokens: Positive = 24
     cache_features: Flag = True
+
+    def __post_init__(self) -> None:
+        self.require(
+            not (self.per_task and self.centroids is not None),
+            "centroids",
+            "with export.per_task=true the tasks are the groups; give one of the two",
+        )
 
 
 _GIVE_RUN = "give run=<folder of a finished `mixlora train adapter=mixlora`>"

@@ -342,6 +342,14 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
             read = rule.router_input(self.context, hidden, rows, self.training)
             return self._select_by_routers(name, rule, read, learning)
 
+    @torch.no_grad()
+    def select_by_task(self, name: str, embeddings: Tensor) -> Selection:
+        """What routing=task selects for instances of N tasks, by their definitions' embeddings (N, d); no pass."""
+        assert self.rules[name].source == "task"
+        read = embeddings.to(self.mixlora_factors_a[name].weight.device).float()  # type: ignore[arg-type]
+        with torch.autocast(read.device.type, enabled=False):
+            return self._select_by_routers(name, self.rules[name], read, learning=False)
+
     def _select_by_chance(self, rule: _Rule, rows: Tensor, info: ForwardInfo) -> Selection:
         count = info.count_of(rows)
         if info.seeds is not None:

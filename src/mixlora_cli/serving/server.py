@@ -74,6 +74,7 @@ def serve(config: ServeConfig) -> None:
             say(f"warning: all who reach {host} may ask; {KEY_VARIABLE}=... makes them send a key", console)
         app = create_app(engine, models, profiles, config.serve, key, host in _LOOPBACK)
         shown = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        place.listen()  # whoever reads the next line may ask at once
         say(
             f"serving {', '.join(models)}: {shown} in a browser, {shown}/v1 for clients; Ctrl-C stops",
             console,
@@ -126,9 +127,11 @@ class _Server(uvicorn.Server):
         threading.Thread(target=self._wait, name="stopping", daemon=True).start()
 
     def _wait(self) -> None:
-        say(
-            f"stopping: running requests have {self._limits.grace:g} s; once more ends at once", self._console
-        )
+        with suppress(OSError, SystemExit):  # what rich raises where nobody reads the standard error any more
+            say(
+                f"stopping: running requests have {self._limits.grace:g} s; once more ends at once",
+                self._console,
+            )
         self._engine.wait_idle(self._limits.grace)
         self.should_exit = True
 
@@ -199,7 +202,12 @@ def create_app(
 
     @app.get("/health")
     async def health() -> JSONResponse:
-        state = {"status": "ok" if engine.is_open else "stopping", "models": list(models), **engine.load}
+        state = {
+            "status": "ok" if engine.is_open else "stopping",
+            "models": list(models),
+            **engine.load,
+            "limits": {name: getattr(limits, name) for name in ("body_mb", "pictures", "pixels")},
+        }
         return JSONResponse(state, 200 if engine.is_open else 503)
 
     @app.get("/metrics", dependencies=locked)
@@ -250,7 +258,7 @@ def create_app(
             model = find_model(asked.model, models)
             name = model.name
             prompt = await run_in_threadpool(read_prompt, asked, model, limits)
-            reply = Reply(asked, prompt)
+            reply = Reply(asked, prompt, profiles.get(name))
             exchange = _Exchange(engine, model, prompt, asked.stream)
             kind, value = await exchange.next(request)  # what is wrong until now has a status of its own
             status = 200

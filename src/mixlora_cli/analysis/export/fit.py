@@ -1,4 +1,4 @@
-"""The mean of the selected updates, cut to a rank: the static update nearest to those of all instances.
+"""A static LoRA out of selected factors: those of one choice as they are, or the mean of many, cut to a rank.
 
 Sizes: B instances, E factors in a pool, r of them selected. The update of instance i is
 Delta_i = s F_B^T C_i F_A with the pools F_A (E, d_in), F_B (E, d_out), s = alpha / r, and C_i (E, E) that is one at its
@@ -7,11 +7,14 @@ r pairs (b_k, a_k), else zero (Eq. 9). The mean over instances needs the mean of
 mean_i ||Delta_i - M||^2 = mean_i ||Delta_i - mean||^2 + ||mean - M||^2 (Frobenius norms) for any matrix M. So among all
 M of a rank the truncated singular value decomposition of the mean (Eckart and Young, 1936) is nearest to the updates
 themselves. All of it happens in E x E matrices; nothing of size (d_out, d_in) is formed.
+
+Where all instances select alike (routing=task, one task) nothing needs to be fitted: the r selected rows of F_A and F_B
+are a LoRA's A and B, and s is its alpha / r.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, reduce
 
@@ -100,13 +103,39 @@ def _mean_product(gram: Tensor, same: bool) -> float:
 
 
 class Pools:
-    """The two pools of one layer in orthogonal coordinates: F_A^T = Q_A R_A (d_in, E), F_B^T = Q_B R_B (d_out, E)."""
+    """The two pools of one layer, F_A (E, d_in) and F_B (E, d_out), and the scale s = alpha / r; on the CPU.
+
+    For what is fitted they are taken to orthogonal coordinates in fp64: F_A^T = Q_A R_A and F_B^T = Q_B R_B.
+    """
 
     def __init__(self, factors_a: Tensor, factors_b: Tensor, scaling: float) -> None:
-        """Take F_A (E, d_in), F_B (E, d_out) and s = alpha / r; everything here is fp64 on the CPU."""
-        self.q_a, self.r_a = torch.linalg.qr(factors_a.detach().cpu().double().T)
-        self.q_b, self.r_b = torch.linalg.qr(factors_b.detach().cpu().double().T)
+        self.factors_a, self.factors_b = factors_a.detach().cpu(), factors_b.detach().cpu()
         self.scaling = scaling
+
+    @cached_property
+    def _qr(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        qr_a, qr_b = (torch.linalg.qr(factors.double().T) for factors in (self.factors_a, self.factors_b))
+        return (qr_a.Q, qr_a.R), (qr_b.Q, qr_b.R)
+
+    @property
+    def q_a(self) -> Tensor:
+        """Q_A (d_in, E)."""
+        return self._qr[0][0]
+
+    @property
+    def r_a(self) -> Tensor:
+        """R_A (E, E)."""
+        return self._qr[0][1]
+
+    @property
+    def q_b(self) -> Tensor:
+        """Q_B (d_out, E)."""
+        return self._qr[1][0]
+
+    @property
+    def r_b(self) -> Tensor:
+        """R_B (E, E)."""
+        return self._qr[1][1]
 
     @cached_property
     def gram_a(self) -> Tensor:
@@ -150,6 +179,10 @@ class Energies:
     def __add__(self, other: Energies) -> Energies:
         return Energies(self.selected + other.selected, self.mean + other.mean, self.kept + other.kept)
 
+    def times(self, share: float) -> Energies:
+        """Those of a share of the instances, to be added up with the others'."""
+        return Energies(self.selected * share, self.mean * share, self.kept * share)
+
 
 def _share(part: float, whole: float, of_nothing: float = 0.0) -> float:
     """Share of `part` in `whole`, within [0, 1], beyond which only rounding can lead."""
@@ -188,3 +221,43 @@ class MeanUpdate:
     def energies(self, rank: int) -> Energies:
         squares = self.singular_values.square()
         return Energies(self._selected, float(squares.sum()), float(squares[:rank].sum()))
+
+
+@dataclass(frozen=True)
+class StaticLora:
+    """A LoRA for all adapted layers."""
+
+    factors: Mapping[str, tuple[Tensor, Tensor]]
+    """By layer: A (rank, d_in) and B (d_out, rank)."""
+    rank: int
+    alpha: float
+    """The update is alpha / rank B A."""
+    energies: Mapping[str, Energies]
+    """By layer."""
+    exact: bool
+    """Whether it is the adapter itself, for the inputs that it is meant for."""
+
+
+def fitted(pools: Mapping[str, Pools], moments: Mapping[str, Moments], rank: int | None) -> StaticLora:
+    """The mean updates of every layer, cut to `rank`; None: to the largest rank that one of them has."""
+    updates = {layer: MeanUpdate(pool, moments[layer]) for layer, pool in pools.items()}
+    rank = rank or max(1, *(update.rank for update in updates.values()))
+    return StaticLora(
+        {layer: update.factors(rank) for layer, update in updates.items()},
+        rank,
+        float(rank),
+        {layer: update.energies(rank) for layer, update in updates.items()},
+        exact=False,
+    )
+
+
+def selected(pools: Mapping[str, Pools], chosen: Mapping[str, Selection], alpha: float) -> StaticLora:
+    """The factors that one instance has selected, bit for bit; `chosen` (1, r) by layer."""
+    factors, energies, rank = {}, {}, 0
+    for layer, pool in pools.items():
+        index_a, index_b = chosen[layer].index_a[0].cpu(), chosen[layer].index_b[0].cpu()
+        rank = len(index_a)
+        factors[layer] = (pool.factors_a[index_a], pool.factors_b[index_b].T.contiguous())
+        energy = pool.scaling**2 * observed(chosen[layer], pool.gram_a, pool.gram_b).energy
+        energies[layer] = Energies(energy, energy, energy)
+    return StaticLora(factors, rank, alpha, energies, exact=True)

@@ -1,43 +1,62 @@
-"""`mixlora export`: from a MixLoRA run to static LoRA adapters for stock PEFT, and what they lose."""
+"""`mixlora export`: from a MixLoRA run to static LoRA adapters for stock PEFT and servers, and what they lose."""
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from peft import LoraConfig
 from rich.console import Console
-from safetensors.torch import load_file, save_file
 from transformers import set_seed
 
+from mixlora_cli.analysis.export.centroids import (
+    Grouping,
+    agreement_of,
+    answers_of_centroids,
+    make_centroids,
+)
 from mixlora_cli.analysis.export.comparison import (
     BASE,
-    KINDS,
-    MEAN,
     MIXLORA,
     STATIC,
     Answers,
-    Measure,
+    ByTask,
     answer,
+    answer_with,
+    as_json,
     compare,
+    kinds_table,
     make_examples,
+    task_table,
 )
 from mixlora_cli.analysis.export.fit import (
     Energies,
-    MeanUpdate,
     Moments,
     Pools,
     expected_at_random,
+    fitted,
     observed,
+    selected,
     total,
 )
+from mixlora_cli.analysis.export.folder import (
+    ALL_INPUTS,
+    FILE_NAME,
+    FORMAT,
+    ROUTER,
+    Exported,
+    begin_output,
+    check_output,
+    entry_of,
+    folder_names,
+    write_lora,
+    write_serving,
+)
 from mixlora_cli.config import ExportConfig, FitConfig
+from mixlora_cli.data.definitions import definitions_of, trained_definitions
 from mixlora_cli.data.encode import Item, encode_prompts
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.data.records import Record
@@ -46,39 +65,39 @@ from mixlora_cli.evaluation.instances import benchmark_of, grouped, stratified
 from mixlora_cli.method.config import MixLoraConfig
 from mixlora_cli.method.layer import MixLoraLinear
 from mixlora_cli.method.model import MixLoraModel
-from mixlora_cli.models.adapters import ADAPTER_WEIGHTS
+from mixlora_cli.method.targets import output_layer
+from mixlora_cli.models.definitions import TaskRouting
 from mixlora_cli.models.generate import batches
-from mixlora_cli.models.load import build_base
-from mixlora_cli.models.session import (
-    ADAPTER,
-    Run,
-    Session,
-    about_mixlora,
-    find_mixlora,
-    refuse_adapter_folder,
-)
-from mixlora_cli.output import LOCK, alone_in
+from mixlora_cli.models.load import LoadedModel, build_base, checkpoint_source
+from mixlora_cli.models.session import ADAPTER, Run, Session, about_mixlora, find_mixlora
+from mixlora_cli.output import alone_in
 from mixlora_cli.progress import say, with_bar
-from mixlora_cli.stats import Estimate
-from mixlora_cli.store import readable_as_usual, write_json
-from mixlora_cli.tables import Cell, Table, show
+from mixlora_cli.store import write_json
+from mixlora_cli.tables import Table, show
 from mixlora_cli.training.run_folder import versions
 
-FILE_NAME = "export.json"
-FORMAT = "mixlora-export/1"
-ALL_INPUTS = "adapter"
-"""Folder of the adapter that is fitted to all inputs together."""
 Split = Literal["heldout", "unseen"]
 Records = Mapping[str, list[Record]]
 """By task, or by benchmark where they have one."""
 
 
+@dataclass(frozen=True)
+class _Inputs:
+    """Records that adapters are fitted to, and others to compare on."""
+
+    sample: Records
+    compared: Records
+    compared_split: Split
+    routing: TaskRouting | None
+    """Definitions of their tasks, where the adapter routes by them."""
+
+
 def export(config: ExportConfig) -> Path:
-    """Write the static adapters and `export.json` into `config.output_dir`, which is returned.
+    """Write the static adapters, what serves them and `export.json` into `config.output_dir`, which is returned.
 
     Raises:
         UserError: there is no finished MixLoRA adapter, the output folder is taken, or the data does not fit. Found
-            before a model is loaded.
+            before a model is loaded, unless fewer instances than `export.centroids` select differently.
     """
     folder = Path(config.output_dir).expanduser()
     run, source, adapter = _find(config)
@@ -90,22 +109,21 @@ def export(config: ExportConfig) -> Path:
 def _export(config: ExportConfig, folder: Path, run: Run, source: Path, adapter: MixLoraConfig) -> None:
     settings, on_error = config.export, config.data.on_error
     console = Console(stderr=True, soft_wrap=True)
-    _check_output(folder, config.overwrite)
-    by_chance = adapter.router.source == "chance"
-    fitted, compared, compared_split = choose_inputs(config, input_matters=not by_chance)
-    tasks = {record.task for group in (fitted, compared) for records in group.values() for record in records}
-    routing = run.task_routing(config.data, tasks)
+    check_output(folder, config.overwrite)
+    inputs = _choose(config, run, adapter)
     _say_what_to_know(adapter, console)
 
     base = build_base(run.model, run.dtype)
     prompts = {
         task: encode_prompts(records, base.chat, on_error, f"the {settings.split} data of {task}").items
-        for task, records in fitted.items()
-        if not by_chance
+        for task, records in inputs.sample.items()
+        if adapter.router.source == "tokens"
     }
-    examples = {task: make_examples(task, records, base, on_error) for task, records in compared.items()}
-    session = Session(base, run.dtype, settings.cache_features, routing=routing)
-    answers = {BASE: answer(session, examples, settings)}
+    examples = {
+        task: make_examples(task, records, base, on_error) for task, records in inputs.compared.items()
+    }
+    session = Session(base, run.dtype, settings.cache_features, routing=inputs.routing)
+    answers: dict[str, ByTask] = {BASE: answer(session, examples, settings)}
 
     # A prompt is all that inference pools, so `all` and `prompt` are one there. `prompt` makes the pass that reads the
     # true answer, too, for its loss, select as generation does.
@@ -113,21 +131,23 @@ def _export(config: ExportConfig, folder: Path, run: Run, source: Path, adapter:
     assert session.tuner is not None
     set_seed(config.seed)  # routing=random draws
     pools = _read_pools(session.tuner, adapter.scaling)
-    if by_chance:
+    grouping: Grouping | None = None
+    if settings.centroids is not None:
+        grouping = make_centroids(session, pools, prompts, inputs.sample, examples, settings, config.seed)
+        exports = grouping.exports
+    elif adapter.router.source == "tokens":
+        exports = _by_task_or_all(_collect(session, prompts, pools, settings.batch_size), pools, settings)
+    elif adapter.router.source == "task":
+        exports = _of_tasks(session, pools, inputs.sample, adapter, settings)
+    else:
         at_random = {
             name: expected_at_random(pool.gram_a, pool.gram_b, adapter.r) for name, pool in pools.items()
         }
-        moments = {ALL_INPUTS: at_random}
-    else:
-        moments = _collect(
-            session, prompts, pools, settings.batch_size, alike=adapter.router.source == "task"
-        )
+        exports = [Exported(ALL_INPUTS, [], {}, fitted(pools, at_random, settings.rank))]
     answers[MIXLORA] = answer(session, examples, settings)
     session.take_off()
 
-    groups = {name: [task] for task, name in folder_names(prompts).items()}
-    groups = groups if settings.per_task else {ALL_INPUTS: list(prompts)}
-    _begin_output(folder, list(groups))
+    begin_output(folder, [each.folder for each in exports])
     named = replace(
         adapter,
         base_model_name_or_path=adapter.base_model_name_or_path
@@ -136,31 +156,35 @@ def _export(config: ExportConfig, folder: Path, run: Run, source: Path, adapter:
         or base.name,
         revision=adapter.revision or run.model.revision,
     )
-    adapters: list[dict[str, Any]] = []
-    static: dict[str, Answers] = {}
-    for name, members in groups.items():
-        chosen = [moments[task] for task in members] or list(moments.values())
-        updates = {layer: MeanUpdate(pool, total(m[layer] for m in chosen)) for layer, pool in pools.items()}
-        rank = settings.rank or max(1, *(update.rank for update in updates.values()))
-        _write_static_lora(folder / name, named, rank, updates, source)
-        energies = {layer: update.energies(rank) for layer, update in updates.items()}
-        adapters.append(
-            {
-                "folder": name,
-                "tasks": members,
-                "instances": {task: len(prompts[task]) for task in members},
-                "rank": rank,
-                "energy": _shares(reduce(Energies.__add__, energies.values())),
-                "layers": {layer: _shares(each) for layer, each in energies.items()},
-            }
-        )
-        if examples:  # each task is answered with the adapter meant for it, as read back from its folder
-            session.put_on(folder / name)
-            own = {task: asked for task, asked in examples.items() if task in members or not members}
-            static |= answer(session, own, settings)
-            session.take_off()
-    measures = compare({**answers, STATIC: static}) if examples else []
+    for each in exports:
+        write_lora(folder / each.folder, named, each.lora, source)
+    if examples and grouping is not None and grouping.all_inputs is not None:
+        with TemporaryDirectory() as temp:
+            write_lora(Path(temp), named, grouping.all_inputs, source)
+            answers[STATIC] = answer_with(Path(temp), examples, session, settings)
+        answers |= answers_of_centroids(folder, grouping, examples, session, settings)
+    elif examples:  # each task is answered with the adapter meant for it, as read back from its folder
+        static: dict[str, Answers] = {}
+        for each in exports:
+            own = {task: asked for task, asked in examples.items() if task in each.tasks or not each.tasks}
+            static |= answer_with(folder / each.folder, own, session, settings)
+        answers[STATIC] = static
+    measures = compare(answers) if examples else []
 
+    if grouping is not None:
+        grouping.router.save(folder / ROUTER)
+    command = write_serving(
+        folder,
+        run.model,
+        base.name if run.model.source in ("mini", "tiny") else checkpoint_source(run.model),
+        base.chat,
+        exports,
+        inputs.routing,
+        adapter,
+        _beside_decoder(base, pools),
+        None if grouping is None else ROUTER,
+    )
+    agreement = None if grouping is None else agreement_of(grouping, examples)
     content = {
         "format": FORMAT,
         "finished": True,
@@ -169,18 +193,40 @@ def _export(config: ExportConfig, folder: Path, run: Run, source: Path, adapter:
         "base": {"name": base.name, "fingerprint": base.fingerprint},
         "adapter": about_mixlora(run, adapter),
         "number format": str(run.dtype).removeprefix("torch."),
-        "fitted": {"split": settings.split, "per_task": settings.per_task, "seed": config.seed},
+        "fitted": {
+            "split": settings.split,
+            "per_task": settings.per_task,
+            "centroids": settings.centroids,
+            "seed": config.seed,
+        },
         "compared": {
-            "split": compared_split,
+            "split": inputs.compared_split,
             "instances": {task: len(asked) for task, asked in examples.items()},
         },
         "versions": versions(),
-        "adapters": adapters,
-        "comparison": [_measure(measure) for measure in measures] or None,
+        "adapters": [
+            {
+                **entry_of(each, None),
+                "instances": each.instances,
+                "energy": _shares(each.energy),
+                "layers": {layer: _shares(energies) for layer, energies in each.lora.energies.items()},
+            }
+            for each in exports
+        ],
+        "router": agreement,
+        "comparison": [as_json(measure) for measure in measures] or None,
     }
     write_json(folder / FILE_NAME, content)
-    show([_energy_table(adapters), *map(_measure_table, measures)])
-    say(f"adapters and export.json are in {folder}", console)
+    exact = _is_exact(adapter, settings)
+    tables = [] if exact else [_energy_table(exports)]
+    show([*tables, *map(task_table if grouping is None else kinds_table, measures)])
+    if agreement is not None and len(exports) > 1:
+        _say_agreement(agreement, console)
+    if exact:
+        what = f"{len(exports)} adapters of rank {adapter.r}"
+        say(f"{what}: each is the MixLoRA adapter itself for its task, nothing is lost", console)
+    say(command, console)
+    say(f"adapters, what serves them and export.json are in {folder}", console)
 
 
 def _find(config: ExportConfig) -> tuple[Run, Path, MixLoraConfig]:
@@ -192,57 +238,80 @@ def _find(config: ExportConfig) -> tuple[Run, Path, MixLoraConfig]:
         own_weights="they are static already, there is nothing to export",
         other_kind="is static already: serve {folder} as it is",
     )
-    rank = config.export.rank
+    rank, centroids, by = config.export.rank, config.export.centroids, adapter.router.source
     if rank is not None and rank > adapter.factors:
         raise UserError(
             f"export.rank={rank}: must be <= {adapter.factors}, the factors in a pool; the mean update has no more"
         )
-    if adapter.router.source == "chance" and config.export.per_task:
+    if by == "chance" and config.export.per_task:
         raise UserError(
             "export.per_task=true: with routing=random chance selects alike for every task, so all adapters would be "
             "one; give export.per_task=false"
         )
+    if by == "chance" and centroids is not None:
+        raise UserError(
+            f"export.centroids={centroids}: with routing=random no input selects, so there are no groups of them; "
+            "leave it out: one adapter is the exact expectation"
+        )
+    if by == "task" and centroids is not None:
+        raise UserError(
+            f"export.centroids={centroids}: with routing=task all instances of a task select alike; give "
+            "export.per_task=true in its place, which loses nothing"
+        )
     return run, folder, adapter
 
 
-def _check_output(folder: Path, overwrite: bool) -> None:
-    """Raise UserError unless an export may be written into `folder`."""
-    refuse_adapter_folder(folder)
-    if not folder.is_dir() or {path.name for path in folder.iterdir()} <= {LOCK}:
-        return
-    if not (folder / FILE_NAME).is_file():
-        raise UserError(f"output_dir={folder} holds files that no export wrote; give a folder of its own")
-    if not overwrite:
+def _is_exact(adapter: MixLoraConfig, settings: FitConfig) -> bool:
+    """Whether each adapter to be written has the factors that its task selects."""
+    return adapter.router.source == "task" and settings.per_task and settings.rank in (None, adapter.r)
+
+
+def _choose(config: ExportConfig, run: Run, adapter: MixLoraConfig) -> _Inputs:
+    """What the export reads; UserError where there is too little of it."""
+    settings, by = config.export, adapter.router.source
+    if _is_exact(adapter, settings):
+        routing = _routing_of_tasks(config, run)
+        return _Inputs(*choose_compared(config, list(routing.definitions)), routing)
+    # A task's embedding is that of its own definition, also where a benchmark has several tasks.
+    key = (lambda record: record.task) if by == "task" else benchmark_of
+    sample, compared, split = choose_inputs(config, input_matters=by != "chance", key=key)
+    count = sum(map(len, sample.values()))
+    if settings.centroids is not None and settings.centroids > count:
+        raise UserError(f"export.centroids={settings.centroids}: must be <= {count}, the instances to fit to")
+    tasks = {record.task for group in (sample, compared) for each in group.values() for record in each}
+    return _Inputs(sample, compared, split, run.task_routing(config.data, tasks))
+
+
+def _routing_of_tasks(config: ExportConfig, run: Run) -> TaskRouting:
+    """Definitions of the wanted tasks, or of all tasks of the training, as the training had them.
+
+    Raises:
+        UserError: no task is known, or one has no definition.
+    """
+    trained = run.trained_routing
+    assert trained is not None
+    known = trained.definitions or trained_definitions(config.data)
+    tasks = list(dict.fromkeys(config.export.tasks or known))
+    if not tasks:
         raise UserError(
-            f"output_dir={folder} holds an export; choose another output_dir=, or overwrite=true to replace it"
+            "export.per_task=true: the training's tasks are not known here; give data.metadata=<file> with their "
+            "definitions"
         )
-    _adapters_in(folder / FILE_NAME)
+    missing = [task for task in tasks if task not in known]
+    known = {**known, **definitions_of(config.data, missing)} if missing else known
+    return replace(trained, definitions={task: known[task] for task in tasks})
 
 
-def _begin_output(folder: Path, adapters: Sequence[str]) -> None:
-    """Remove an earlier export's adapters and note the names of those to come; other files stay."""
-    file = folder / FILE_NAME
-    if file.is_file():
-        for name in _adapters_in(file):
-            shutil.rmtree(folder / name, ignore_errors=True)
-    write_json(file, {"format": FORMAT, "finished": False, "adapters": [{"folder": n} for n in adapters]})
+def choose_compared(config: ExportConfig, tasks: Sequence[str]) -> tuple[Records, Records, Split]:
+    """As `choose_inputs`, where nothing is fitted: the instances of these tasks to compare on, if any are wanted."""
+    split: Split = "unseen" if config.export.split == "unseen" else "heldout"
+    rest = _others(config, tasks, split, lambda record: record.task) if config.export.evaluate else {}
+    return {}, _limited(rest, config), split
 
 
-def _adapters_in(file: Path) -> list[str]:
-    """Names of the adapter folders that an export wrote beside `file`; UserError where it is another's file."""
-    try:
-        content: Any = json.loads(file.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise ValueError(content["format"])
-        names = [str(entry["folder"]) for entry in content["adapters"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{file} is no file of this version's export: move it away, or give another output_dir="
-        ) from error
-    return [name for name in names if name == Path(name).name and name not in ("", ".", "..")]
-
-
-def choose_inputs(config: ExportConfig, input_matters: bool = True) -> tuple[Records, Records, Split]:
+def choose_inputs(
+    config: ExportConfig, input_matters: bool = True, key: Callable[[Record], str] = benchmark_of
+) -> tuple[Records, Records, Split]:
     """Seeded samples of what is fitted to and of what is compared on (never the same ones), and the latter's split.
 
     Instances to fit to come from `export.split`, those to compare on from the held-out ones, or from the unseen ones
@@ -250,6 +319,7 @@ def choose_inputs(config: ExportConfig, input_matters: bool = True) -> tuple[Rec
 
     Args:
         input_matters: False where chance selects: without a comparison, no data is read.
+        key: by what records are grouped.
 
     Raises:
         UserError: an unknown task, or too few instances of one to do both.
@@ -258,15 +328,20 @@ def choose_inputs(config: ExportConfig, input_matters: bool = True) -> tuple[Rec
     compared_split: Split = "unseen" if split == "unseen" else "heldout"
     if not (input_matters or settings.evaluate):
         return {}, {}, compared_split
-    available = _wanted(grouped(load_records(config.data, split, config.seed), benchmark_of), settings)
+    available = _wanted(grouped(load_records(config.data, split, config.seed), key), settings)
     if settings.evaluate and split == compared_split:
         fitted, rest = _halves(available, settings, config.seed)
     else:
         fitted = {task: stratified(r, settings.instances, config.seed) for task, r in available.items()}
-        rest = _heldout(config, list(available)) if settings.evaluate else {}
-    if settings.limit is not None:
-        rest = {task: stratified(records, settings.limit, config.seed) for task, records in rest.items()}
-    return fitted, rest, compared_split
+        rest = _others(config, list(available), "heldout", key) if settings.evaluate else {}
+    return fitted, _limited(rest, config), compared_split
+
+
+def _limited(records: Records, config: ExportConfig) -> Records:
+    limit = config.export.limit
+    if limit is None:
+        return records
+    return {task: stratified(each, limit, config.seed) for task, each in records.items()}
 
 
 def _wanted(available: Records, settings: FitConfig) -> Records:
@@ -294,18 +369,22 @@ def _halves(available: Records, settings: FitConfig, seed: int) -> tuple[Records
     return fitted, rest
 
 
-def _heldout(config: ExportConfig, tasks: Sequence[str]) -> Records:
-    if config.data.source == "json" and config.data.heldout is None:
+def _others(
+    config: ExportConfig, tasks: Sequence[str], split: Split, key: Callable[[Record], str]
+) -> Records:
+    """Instances of these tasks that are not fitted to."""
+    what = {"heldout": "held-out", "unseen": "unseen"}[split]
+    if config.data.source == "json" and getattr(config.data, split) is None:
         raise UserError(
-            "data.heldout=null: comparing needs held-out records; give data.heldout=<file>, or export.evaluate=false"
+            f"data.{split}=null: comparing needs {what} records; give data.{split}=<file>, or export.evaluate=false"
         )
-    heldout = grouped(load_records(config.data, "heldout"), benchmark_of)
-    if missing := [task for task in tasks if task not in heldout]:
+    found = grouped(load_records(config.data, split), key)
+    if missing := [task for task in tasks if task not in found]:
         raise UserError(
-            f"the held-out data has no instance of {', '.join(missing)}: choose others with export.tasks, "
+            f"the {what} data has no instance of {', '.join(missing)}: choose others with export.tasks, "
             "or export.evaluate=false"
         )
-    return {task: heldout[task] for task in tasks}
+    return {task: found[task] for task in tasks}
 
 
 def _say_what_to_know(adapter: MixLoraConfig, console: Console) -> None:
@@ -314,7 +393,7 @@ def _say_what_to_know(adapter: MixLoraConfig, console: Console) -> None:
             "note: routing=random: the export is the exact expectation over all choices; no input changes it",
             console,
         )
-    elif adapter.decode == "step":
+    elif adapter.decode == "step" and adapter.router.source == "tokens":
         say(
             "note: decode=step: this adapter selects anew for each decoded token; the export has the prompt's "
             "selection",
@@ -346,65 +425,65 @@ def _collect(
     prompts: Mapping[str, Sequence[Item]],
     pools: Mapping[str, Pools],
     batch_size: int,
-    alike: bool,
 ) -> dict[str, dict[str, Moments]]:
-    """Moments of every layer over the prompts of each task; where all of a task are `alike`, its first is read."""
+    """Moments of every layer over the prompts of each task."""
     found = {}
     for task, items in with_bar(prompts.items(), "reading prompts"):
-        read = items[:1] if alike else items
         parts: dict[str, list[Moments]] = {name: [] for name in pools}
-        for batch in batches(read, batch_size):
+        for batch in batches(items, batch_size):
             selections = session.selections(batch)
             for name, pool in pools.items():
                 parts[name].append(observed(selections[name], pool.gram_a, pool.gram_b))
-        copies = len(items) // len(read)
-        found[task] = {name: total(of_layer).times(copies) for name, of_layer in parts.items()}
+        found[task] = {name: total(of_layer) for name, of_layer in parts.items()}
     return found
 
 
-def folder_names(tasks: Iterable[str]) -> dict[str, str]:
-    """A folder name for each task: characters that file systems dislike become "_", and no two are alike."""
-    names: dict[str, str] = {}
-    for task in tasks:
-        plain = name = re.sub(r"[^\w+-]+", "_", task).strip("_") or "task"
-        taken = {other.lower() for other in names.values()}
-        number = 2
-        while name.lower() in taken:
-            name, number = f"{plain}-{number}", number + 1
-        names[task] = name
-    return names
+def _by_task_or_all(
+    moments: Mapping[str, Mapping[str, Moments]], pools: Mapping[str, Pools], settings: FitConfig
+) -> list[Exported]:
+    """The mean update of each task, or of all tasks together; moments by task and layer."""
+    groups = {name: [task] for task, name in folder_names(moments).items()}
+    exports = []
+    for name, tasks in groups.items() if settings.per_task else [(ALL_INPUTS, list(moments))]:
+        together = {layer: total(moments[task][layer] for task in tasks) for layer in pools}
+        counts = {task: int(next(iter(moments[task].values())).count) for task in tasks}
+        exports.append(Exported(name, tasks, counts, fitted(pools, together, settings.rank)))
+    return exports
 
 
-def _write_static_lora(
-    folder: Path, adapter: MixLoraConfig, rank: int, updates: Mapping[str, MeanUpdate], source: Path
-) -> None:
-    """Write LoRA at scale alpha / r = 1 on the layers that `adapter`, in `source`, has.
+def _of_tasks(
+    session: Session, pools: Mapping[str, Pools], sample: Records, adapter: MixLoraConfig, settings: FitConfig
+) -> list[Exported]:
+    """What tasks select by their definitions: no instance is read. As it is where that is exact, else fitted."""
+    assert session.tuner is not None and session.embeddings is not None
+    layers = {name: layer for name, layer in session.tuner.model.named_modules() if name in pools}
+    exact = _is_exact(adapter, settings)
+    chosen = {
+        task: {name: layer.select_by_task(ADAPTER, embedding[None]) for name, layer in layers.items()}
+        for task, embedding in session.embeddings.items()
+        if exact or task in sample
+    }
+    if exact:
+        alpha = float(2 * adapter.factors if adapter.alpha is None else adapter.alpha)
+        return [
+            Exported(name, [task], {}, selected(pools, chosen[task], alpha))
+            for task, name in folder_names(chosen).items()
+        ]
+    moments = {
+        task: {
+            name: observed(chosen[task][name], pool.gram_a, pool.gram_b).times(len(records))
+            for name, pool in pools.items()
+        }
+        for task, records in sample.items()
+    }
+    return _by_task_or_all(moments, pools, settings)
 
-    What is not the method's own in `source` goes along: a projector that was trained with it.
-    """
-    targets = adapter.target_modules or updates  # else PEFT knew them by its table of architectures
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=rank,
-        lora_dropout=0.0,
-        target_modules=targets if isinstance(targets, str) else sorted(targets),
-        exclude_modules=adapter.exclude_modules,
-        modules_to_save=adapter.modules_to_save,
-        base_model_name_or_path=adapter.base_model_name_or_path,
-        revision=adapter.revision,
-        inference_mode=True,
-    )
-    config.auto_mapping = adapter.auto_mapping
-    trained = load_file(source / ADAPTER_WEIGHTS)
-    weights = {name: tensor for name, tensor in trained.items() if f".{MixLoraModel.prefix}" not in name}
-    for layer, update in updates.items():
-        lora_a, lora_b = update.factors(rank)
-        weights[f"base_model.model.{layer}.lora_A.weight"] = lora_a
-        weights[f"base_model.model.{layer}.lora_B.weight"] = lora_b
-    folder.mkdir(parents=True, exist_ok=True)
-    config.save_pretrained(str(folder))
-    save_file(weights, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    readable_as_usual(folder / ADAPTER_WEIGHTS)
+
+def _beside_decoder(base: LoadedModel, layers: Mapping[str, Any]) -> bool:
+    """Whether layers outside of the language model are among these."""
+    head = output_layer(base.model)
+    inside = {*base.model.get_decoder().modules(), *([] if head is None else [head])}
+    return any(base.model.get_submodule(name) not in inside for name in layers)
 
 
 def _shares(energies: Energies) -> dict[str, float]:
@@ -412,43 +491,43 @@ def _shares(energies: Energies) -> dict[str, float]:
     return {name: getattr(energies, name) for name in names}
 
 
-def _measure(measure: Measure) -> dict[str, Any]:
-    def nested(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
-        tasks = {task: {**asdict(e), "n": measure.counts[task]} for task, e in estimates.items()}
-        return {"mean": tasks.pop(MEAN), "tasks": tasks}
+def _energy_table(exports: Sequence[Exported]) -> Table:
+    """A row for each adapter: all layers together, and the layer that keeps least; several fitted ones together."""
 
-    return {
-        "name": measure.name,
-        "unit": measure.unit,
-        "rule": measure.rule,
-        "adapter kind": {kind: nested(estimates) for kind, estimates in measure.kinds.items()},
-        f"{STATIC} - {MIXLORA}, paired": nested(measure.difference),
-    }
+    def row(name: str, rank: str, count: int, energy: Energies, least: str) -> tuple[str, ...]:
+        _, *shares = _shares(energy).values()
+        return (name, rank, str(count) if count else "any", *(f"{100 * s:.1f} %" for s in shares), least)
 
-
-def _energy_table(adapters: Sequence[Mapping[str, Any]]) -> Table:
-    """A row for each adapter: all layers together, and the layer that keeps least."""
-    rows = []
-    for adapter in adapters:
-        _, *shares = adapter["energy"].values()
-        shares.append(min(layer["kept_in_all"] for layer in adapter["layers"].values()))
-        inputs = str(sum(adapter["instances"].values())) if adapter["instances"] else "any"
-        rows.append((adapter["folder"], str(adapter["rank"]), inputs, *(f"{100 * s:.1f} %" for s in shares)))
+    counts = [sum(each.instances.values()) for each in exports]
+    rows = [
+        row(
+            each.folder,
+            str(each.lora.rank),
+            count,
+            each.energy,
+            f"{100 * min(energies.kept_in_all for energies in each.lora.energies.values()):.1f} %",
+        )
+        for each, count in zip(exports, counts, strict=True)
+    ]
+    together = len(exports) > 1 and all(counts)
+    if together:
+        parts = [each.energy.times(count / sum(counts)) for each, count in zip(exports, counts, strict=True)]
+        rows.append(row("together", "", sum(counts), reduce(Energies.__add__, parts), ""))
     headings = ("adapter", "rank", "inputs", "lost by averaging", "kept by rank", "kept in all")
     note = (
         "Shares of the selected updates' squared Frobenius norm. Lost by averaging: how far instances' updates lie "
         "from their mean."
     )
-    return Table("Static adapters", (*headings, "least in a layer"), tuple(rows), notes=(note,))
+    return Table(
+        "Static adapters", (*headings, "least in a layer"), tuple(rows), notes=(note,), last_apart=together
+    )
 
 
-def _measure_table(measure: Measure) -> Table:
-    """A row for each task and their mean: every adapter kind, and the paired difference."""
-    digits = 1 if measure.unit == "%" else 3
-    title = f"Held-out instances: {measure.name} ({measure.unit}) [95 % interval]"
-    rows: list[tuple[Cell | str, ...]] = []
-    for task in measure.difference:
-        estimates = [*(measure.kinds[kind][task] for kind in KINDS), measure.difference[task]]
-        cells = [Cell(f"{e.value:.{digits}f}", e.interval_text(digits)) for e in estimates]
-        rows.append((cut(task) if task != MEAN else "mean", *cells))
-    return Table(title, ("task", *KINDS, f"{STATIC} - {MIXLORA}"), tuple(rows), last_apart=True)
+def _say_agreement(agreement: Mapping[str, Any], console: Console) -> None:
+    right, most = agreement["names the nearest"], agreement["always the most frequent"]
+    say(
+        f"the router names the nearest centroid for {100 * right['value']:.1f} % "
+        f"[{100 * right['low']:.1f}, {100 * right['high']:.1f}] of {agreement['instances']} held-out instances; always "
+        f"naming the most frequent one would be right for {100 * most:.1f} %",
+        console,
+    )
