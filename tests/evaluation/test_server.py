@@ -243,6 +243,16 @@ def test_trouble_that_passes_changes_nothing(trouble: Any, config: EvalConfig, s
     assert len(answers(few)[1]) == 4 and "" not in answers(few)[1].values()
 
 
+def test_a_server_on_this_machine_is_asked_without_a_proxy(
+    config: EvalConfig, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_PROXY")
+    for name in ("HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    evaluate(asking(config, server, benchmarks=["mini_mnist"], retries=0))
+    assert len(server.bodies) == 4
+
+
 def test_it_waits_as_long_as_the_server_asks(config: EvalConfig, server: FakeServer) -> None:
     server.plan = [status(429, Retry_After="0.4")]
     evaluate(asking(config, server, benchmarks=["mini_mnist"]))
