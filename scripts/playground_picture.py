@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 """Ask a running `mixlora serve` through its playground, and draw the page: docs/figures/playground.png.
 
-    mixlora train && mixlora train adapter=lora
-    mixlora serve run=[runs/FOLDER,runs/FOLDER2]
+    set -- train.steps=150 train.batch_size=8 train.learning_rate=1e-3 train.precision=fp32
+    mixlora train "$@" output_dir=runs/mixlora-task
+    mixlora train "$@" output_dir=runs/lora adapter=lora
+    mixlora serve run=[runs/lora,runs/mixlora-task]
     scripts/playground_picture.py http://127.0.0.1:8000 docs/figures/playground.png \\
-        .cache/mini-*/images/above_or_below/heldout_0000.png "Is the popcorn above or below the church?"
+        .cache/mini-*/images/above_or_below/heldout_0000.png \\
+        "Seen from the popcorn, is the church above or below?" "What colour is the background?"
 
-Each further question is asked in the same conversation; the grid then shows what the last one changed.
+All questions are one conversation. Where there are several, the grid shows what the last one changed.
 """
 
 import argparse
@@ -58,7 +61,7 @@ def main() -> None:
             sep="\n",
         )
     with Image.open(asked.drawing) as drawn:
-        drawn.convert("P", palette=Image.Palette.ADAPTIVE, colors=256).save(asked.drawing, optimize=True)
+        drawn.convert("RGB").save(asked.drawing, optimize=True)
 
 
 if __name__ == "__main__":

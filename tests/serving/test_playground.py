@@ -219,7 +219,7 @@ def test_a_cell_tells_which_tasks_use_its_factor(tab: Tab, url: str) -> None:
 @pytest.mark.parametrize(
     ("choice", "definition", "named", "body"),
     [
-        ("", "", "from the question, read as", {}),
+        ("", "", "from the question", {}),
         ("task:reading", "", "factors of reading", {"task": "reading"}),
         ("definition", "Do counting.", "from your definition", {"definition": "Do counting."}),
     ],
@@ -240,6 +240,7 @@ def test_factors_by_a_task(
     )
     assert texts(tab, ".said") == [reply["choices"][0]["message"]["content"]]
     assert named in texts(tab, ".about")[0]
+    assert (reply["mixlora"]["task"] or "") in texts(tab, ".about")[0]
     assert drawn(tab, "selected") == cells(reply["mixlora"]["factors"], tab.run("get('linear').value"))
 
 
