@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from mixlora_cli import launch
 from mixlora_cli.config import AdapterConfig, EvalConfig, LaunchConfig, RequestsConfig
 from mixlora_cli.data.images import opened
 from mixlora_cli.errors import UserError
@@ -322,7 +323,7 @@ def test_mistakes_are_one_line(message: str, change: Body, config: EvalConfig, s
 
 def test_the_only_model_need_not_be_named(config: EvalConfig, server: FakeServer) -> None:
     server.models = [{"id": "org/only"}]
-    results = evaluate(asking(config, server, model=None, benchmarks=["mini_mnist"]))
+    results = launch.evaluate(asking(config, server, model=None, benchmarks=["mini_mnist"]))
     assert results.label == "org/only" == server.bodies[0]["model"]
 
 
