@@ -61,7 +61,7 @@ def main() -> None:
             sep="\n",
         )
     with Image.open(asked.drawing) as drawn:
-        drawn.convert("P", palette=Image.Palette.ADAPTIVE, colors=256).save(asked.drawing, optimize=True)
+        drawn.convert("RGB").save(asked.drawing, optimize=True)
 
 
 if __name__ == "__main__":

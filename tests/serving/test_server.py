@@ -396,6 +396,29 @@ def test_a_full_queue_says_when_to_come_again(served: Served, endless: Any) -> N
         assert small.ask(TEXT, model="instance").status_code == 200
 
 
+def test_all_requests_together_may_be_too_large(served: Served) -> None:
+    with serving_models({"base": served.models["base"]}, total_mb=0.01) as small:
+        refused = small.ask(TEXT, user="x" * 20_000)
+        assert refused.status_code == 429 and refused.headers["Retry-After"] == "5"
+        for _ in range(3):  # what was held is let go
+            assert small.ask(TEXT, user="x" * 8_000).status_code == 200
+
+
+def test_a_batch_takes_no_more_pictures_than_fit(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mixlora_cli.serving.engine.BATCH_PIXELS", 3 * 16 * 16)
+    with serving_models({"base": served.models["base"]}, gather=0.5) as small:
+        numbers = [1, 1, 1, 1, 4, 0, 0]  # pictures of each request
+
+        def ask(pictures: int) -> int:
+            return small.ask(user("What?", *[png(1)] * pictures), max_tokens=1).status_code
+
+        with ThreadPoolExecutor(7) as pool:
+            assert list(pool.map(ask, numbers)) == [200] * 7
+        assert small.engine.metrics.batches._sum.get() == 7
+        text = small.client.get("/metrics").text
+        assert float(re.search(r"mixlora_batch_size_count (\S+)", text)[1]) >= 3  # type: ignore[index]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_goes_frees_its_place(served: Served, endless: Any, stream: bool) -> None:
     written = served.engine.metrics.tokens.labels("instance", "answer")._value

@@ -210,6 +210,8 @@ class Prompt:
 
     question: Question
     decoding: Decoding
+    pixels: int
+    """Of its pictures together."""
 
 
 def read_prompt(request: ChatRequest, model: ServedModel, limits: LimitsConfig) -> Prompt:
@@ -260,7 +262,8 @@ def read_prompt(request: ChatRequest, model: ServedModel, limits: LimitsConfig) 
         raise ApiError(400, f"messages: {_without_name(bad)}", "messages") from bad
     except UserError as error:
         raise ApiError(400, str(error), "task" if request.task is not None else "messages") from error
-    return Prompt(question, _decoding(request, question.item.length, model.context, limits))
+    pixels = sum(width * height for width, height in map(size_as_shown, pictures))
+    return Prompt(question, _decoding(request, question.item.length, model.context, limits), pixels)
 
 
 def _decoding(request: ChatRequest, length: int, context: int | None, limits: LimitsConfig) -> Decoding:

@@ -34,6 +34,7 @@ try:
     from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
     from starlette.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
+    from starlette.requests import ClientDisconnect
 
     from mixlora_cli.serving.engine import Engine, Job, QueueFull, Stopping, TimedOut
     from mixlora_cli.serving.protocol import ApiError, Prompt, Reply, find_model, parse_request, read_prompt
@@ -155,6 +156,7 @@ def create_app(
         only_here: whether it is listened to on this machine alone; then no other host's name is answered to.
     """
     started = int(time.time())
+    held = [0]  # bytes of the requests that are being read or answered
 
     async def is_from_here(request: Request) -> None:
         """Refuse what another site's page sends through somebody's browser."""
@@ -251,10 +253,12 @@ def create_app(
     @app.post("/v1/chat/completions", dependencies=locked)
     async def complete(request: Request) -> Response:
         status, name = 500, ""
+        body = bytearray()
         try:
             if not engine.is_open:
                 raise _as_api_error(Stopping())
-            asked = parse_request(await _body(request, limits))
+            await _read(request, body, limits, held)
+            asked = parse_request(bytes(body))
             model = find_model(asked.model, models)
             name = model.name
             prompt = await run_in_threadpool(read_prompt, asked, model, limits)
@@ -272,6 +276,7 @@ def create_app(
             raise
         finally:
             engine.metrics.requests.labels(name, status).inc()
+            held[0] -= len(body)
 
     return app
 
@@ -295,6 +300,7 @@ class _Exchange:
             prompt.decoding,
             on_text=lambda piece, factors: tell("text", (piece, factors)) if streamed else None,
             on_end=lambda outcome: tell("end", outcome),
+            pixels=prompt.pixels,
         )
         try:
             engine.submit(self._job)
@@ -351,11 +357,11 @@ async def _events(exchange: _Exchange, reply: Reply, kind: str, value: Any) -> A
     yield b"data: [DONE]\n\n"
 
 
-async def _body(request: Request, limits: LimitsConfig) -> bytes:
-    """The request's body.
+async def _read(request: Request, body: bytearray, limits: LimitsConfig, held: list[int]) -> None:
+    """Read a request's body into `body`, and add its bytes to those that are held.
 
     Raises:
-        ApiError: it is too large, or does not come.
+        ApiError: it is too large, does not come, or all requests together are too large.
     """
     most = int(limits.body_mb * 1e6)
     too_large = ApiError(413, f"the request is larger than {limits.body_mb:g} MB", code="request_too_large")
@@ -363,18 +369,21 @@ async def _body(request: Request, limits: LimitsConfig) -> bytes:
     if said.isdigit() and int(said) > most:
         raise too_large
 
-    async def read() -> bytes:
-        body = bytearray()
+    async def read() -> None:
         async for part in request.stream():
-            body += part
+            body.extend(part)
+            held[0] += len(part)
             if len(body) > most:
                 raise too_large
-        return bytes(body)
+            if held[0] > limits.total_mb * 1e6:
+                raise _as_api_error(QueueFull(_RETRY))
 
     try:
-        return await asyncio.wait_for(read(), limits.timeout)
+        await asyncio.wait_for(read(), limits.timeout)
     except asyncio.TimeoutError as error:
         raise ApiError(408, "the request's body did not come in time") from error
+    except ClientDisconnect as error:
+        raise ApiError(499, "the client has gone") from error
 
 
 def _as_api_error(error: Exception) -> ApiError:
