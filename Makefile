@@ -57,15 +57,15 @@ test: $(READY) ## run the tests (10 to 12 minutes on two cores)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 # Beside the environment and not in it: see tests/libraries/conftest.py.
-$(LIBRARIES)/.ready: constraints.txt $(READY)
-	@echo "==> Installing TRL and torchao into $(LIBRARIES)"
+$(LIBRARIES)/.ready: constraints.txt tests/libraries/requirements.txt $(READY)
+	@echo "==> Installing TRL, torchao, lmms-eval and VLMEvalKit into $(LIBRARIES)"
 	@rm -rf $(LIBRARIES)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --target $(LIBRARIES) \
-	  --constraint constraints.txt trl torchao
+	  --constraint constraints.txt --requirement tests/libraries/requirements.txt
 	@touch $@
 
-test-libraries: $(LIBRARIES)/.ready ## run the tests with TRL, bitsandbytes and torchao (about 2 minutes)
-	@echo "==> Running the tests with TRL, bitsandbytes and torchao"
+test-libraries: $(LIBRARIES)/.ready ## run the tests with TRL, bitsandbytes, torchao, lmms-eval, VLMEvalKit (3 minutes)
+	@echo "==> Running the tests with TRL, bitsandbytes, torchao, lmms-eval and VLMEvalKit"
 	@PYTHONPATH=$(LIBRARIES) $(BIN)/python -m pytest tests/libraries
 
 test-peft: $(READY) ## run PEFT's own tests on MixLoRA (about 10 minutes on two cores)

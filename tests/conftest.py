@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import pytest
@@ -18,3 +19,14 @@ def no_bf16_in_hardware() -> Iterator[None]:
         for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
             patch.setattr(torch.cpu, name, lambda: False)
         yield
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """Hydra's logging writes to the standard output of the test that it was set up in."""
+    loggers = [logging.getLogger(), logging.getLogger("hydra")]
+    before = [(logger.handlers[:], logger.level) for logger in loggers]
+    yield
+    for logger, (handlers, level) in zip(loggers, before, strict=True):
+        logger.handlers[:] = handlers
+        logger.setLevel(level)

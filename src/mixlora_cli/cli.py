@@ -67,9 +67,16 @@ def _root(
     pass
 
 
-def with_key(key: str, arguments: Sequence[str]) -> list[str]:
-    """The arguments, of which the first that is neither a flag, nor a flag's value, nor an override gets `key=`."""
+def with_key(key: str, arguments: Sequence[str], texts: Sequence[str] = ()) -> list[str]:
+    """The arguments, of which the first that is neither a flag, nor a flag's value, nor an override gets `key=`.
+
+    Values of the keys `texts` are taken as they are, commas and all, unless they are quoted already or swept over.
+    """
     result = list(arguments)
+    for place, argument in enumerate(() if {"-m", "--multirun"} & {*arguments} else arguments):
+        name, _, value = argument.partition("=")
+        if name in texts and value not in ("", "null") and value[0] not in "'\"$":
+            result[place] = f"{name}={_quoted(value)}"
     for place, argument in enumerate(result):
         is_value = place > 0 and result[place - 1] in _FLAGS_WITH_VALUE
         if key and not (is_value or argument.startswith("-") or _OVERRIDE.match(argument)):
@@ -90,7 +97,7 @@ def _add(command: Command) -> None:
     def run(context: typer.Context) -> None:
         from mixlora_cli.hydra_app import run_command
 
-        raise typer.Exit(run_command(command, with_key(command.bare, context.args)))
+        raise typer.Exit(run_command(command, with_key(command.bare, context.args, command.texts)))
 
     summary = command.head().splitlines()[0].partition(": ")[2]
     help_line = f"{summary[0].upper()}{summary[1:]}."

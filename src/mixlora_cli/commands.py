@@ -21,6 +21,8 @@ class Command:
     """Groups that --help lists, separated by commas."""
     bare: str = ""
     """Key whose value an argument without a key is."""
+    texts: tuple[str, ...] = ()
+    """Keys whose values are sentences."""
 
     def head(self) -> str:
         """The comment that the root file begins with: what it does, usage and examples."""
@@ -29,6 +31,7 @@ class Command:
 
 
 _TRAINING = "model,adapter,routing,data,deepspeed,experiment"
+_SENTENCES = ("question", "system", "definition", "task")
 _ALL = (
     Command("train", "TrainConfig", "mixlora_cli.launch:train", _TRAINING),
     Command("eval", "EvalConfig", "mixlora_cli.launch:evaluate", "model,adapter,routing,data,judge"),
@@ -39,7 +42,7 @@ _ALL = (
     Command("prepare", "PrepareConfig", "mixlora_cli.prepare.run:prepare", "model,data"),
     Command("check", "CheckConfig", "mixlora_cli.prepare.check:check", "model,data"),
     Command("export", "ExportConfig", "mixlora_cli.analysis.export.run:export", "model,data"),
-    Command("ask", "AskConfig", "mixlora_cli.serving.ask:ask", "model", bare="question"),
+    Command("ask", "AskConfig", "mixlora_cli.serving.ask:ask", "model", "question", _SENTENCES),
     Command("serve", "ServeConfig", "mixlora_cli.serving.server:serve", "model", bare="port"),
     Command("plan", "PlanConfig", "mixlora_cli.analysis.plan_output:plan", _TRAINING),
     Command("interference", "InterferenceConfig", "mixlora_cli.launch:interference", "model,data"),

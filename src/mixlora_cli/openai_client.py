@@ -35,6 +35,7 @@ _LONGEST_WAIT = 60.0
 _PASSING = {408, 409, 425, 429}
 _ABOUT_THE_QUESTION = {400, 413, 422}
 _UNKNOWN = {404, 405, 501}
+_HERE = ("all://127.0.0.1", "all://localhost", "all://[::1]")
 _SHOWN = 200
 """Characters of a server's own message that are passed on."""
 _NAMED = 20  # models that a message lists
@@ -199,6 +200,7 @@ class Server:
                 timeout=self.patience.timeout,
                 limits=httpx.Limits(max_connections=parallel, max_keepalive_connections=parallel),
                 headers={"Authorization": f"Bearer {key}"} if key else {},
+                mounts=dict.fromkeys(_HERE),  # no proxy
             )
         except (httpx.InvalidURL, ValueError) as error:
             raise UserError(f"{self.words.url}={self.url}: {error}; expected http://host:port/v1") from error

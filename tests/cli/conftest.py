@@ -1,8 +1,7 @@
 """Run the command line in this process, with stand-ins for the functions that it would call."""
 
-import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,17 +52,6 @@ class Result:
 
 
 Mixlora = Callable[..., Result]
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    """Hydra's logging writes to the standard output of the test that it was set up in."""
-    loggers = [logging.getLogger(), logging.getLogger("hydra")]
-    before = [(logger.handlers[:], logger.level) for logger in loggers]
-    yield
-    for logger, (handlers, level) in zip(loggers, before, strict=True):
-        logger.handlers[:] = handlers
-        logger.setLevel(level)
 
 
 @pytest.fixture

@@ -203,3 +203,15 @@ def test_only_the_first_bare_word_gets_the_key_and_flags_keep_their_values() -> 
     assert with_key("port", ["--cfg", "job", "run=a", "9000"]) == ["--cfg", "job", "run=a", "port=9000"]
     assert with_key("", ["word"]) == ["word"]
     assert with_key("what", ["-m", "seed=1,2", "~key"]) == ["-m", "seed=1,2", "~key"]
+
+
+def test_sentences_are_taken_as_they_are() -> None:
+    given = ["run=a", "system=Say it, in one word: it's 'x'.", "task=null", "task='a, b'", "Why, then?"]
+    assert with_key("question", given, ("system", "task")) == [
+        "run=a",
+        "system='Say it, in one word: it\\'s \\'x\\'.'",
+        "task=null",
+        "task='a, b'",
+        "question='Why, then?'",
+    ]
+    assert with_key("", ["-m", "system=a,b"], ("system",)) == ["-m", "system=a,b"]

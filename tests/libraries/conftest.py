@@ -11,5 +11,5 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "method"))  # for method_models, word_tokenizer
 
-if not all(find_spec(library) for library in ("trl", "bitsandbytes", "torchao", "lmms_eval")):
+if not all(find_spec(library) for library in ("trl", "bitsandbytes", "torchao", "lmms_eval", "vlmeval")):
     collect_ignore_glob = ["test_*.py"]

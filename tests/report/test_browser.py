@@ -1,7 +1,6 @@
 """The page as a browser shows it: headless Chromium, where there is one."""
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -9,19 +8,12 @@ import pytest
 from PIL import Image
 from report_folder import prediction, write_folder
 
+from browser import CHROMIUM
 from mixlora_cli.benchmarks.registry import CIFAR10, DIGITS
 from mixlora_cli.config import PageConfig, ReportConfig
 from mixlora_cli.evaluation.predictions import Prediction
 from mixlora_cli.report.run import report
 
-CHROMIUM = next(
-    (
-        found
-        for name in ("chromium", "chromium-browser", "google-chrome", "chrome")
-        if (found := shutil.which(name))
-    ),
-    None,
-)
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="needs chromium or google-chrome on the PATH"),

@@ -147,7 +147,7 @@ def test_what_a_reply_says_of_the_factors(served: Served) -> None:
         return dict(served.ask(question, model=model, **fields).json()["mixlora"])
 
     base = about("base", factors=True)
-    assert base == {"model": "base", "selected_by": None, "task": None, "factors": None}
+    assert base == {"model": "base", "selected_by": None, "task": None, "factors": None, "alike": None}
     assert about("instance")["factors"] is None  # nobody asked
     found = about("instance", factors=True)
     assert found["selected_by"] == "tokens"
@@ -171,6 +171,9 @@ def test_what_a_reply_says_of_the_factors(served: Served) -> None:
     for factor in by_task["factors"]["a"][0]:
         assert [number, 1.0] in profile["a"][place][factor]
     assert served.client.get("/v1/models/lora/factors").status_code == 404
+    # A task is wholly like itself.
+    assert by_task["alike"][0] == ["reading", 1.0] and by_task["alike"][1][0] == "counting"
+    assert about("task", task="reading")["alike"] is None
 
 
 def test_pictures_may_lie_in_the_servers_folder_and_nowhere_else(served: Served, folder: Path) -> None:
@@ -327,7 +330,8 @@ def test_a_bad_request_gets_its_status_and_one_clear_message(served: Served, nam
 def test_the_server_goes_on_after_bad_requests(served: Served) -> None:
     assert served.text(user("What is it?", png(1))) == served.text(user("What is it?", png(1)))
     assert served.client.get("/health").json() == {
-        "status": "ok", "models": ["base", *NAMES], "waiting": 0, "running": 0
+        "status": "ok", "models": ["base", *NAMES], "waiting": 0, "running": 0,
+        "limits": {"body_mb": 1.0, "pictures": 3, "pixels": 25_000_000},
     }  # fmt: skip
 
 
@@ -390,6 +394,29 @@ def test_a_full_queue_says_when_to_come_again(served: Served, endless: Any) -> N
         assert int(refused.headers["Retry-After"]) >= 1
         assert [each.result().status_code for each in held] == [200] * 3
         assert small.ask(TEXT, model="instance").status_code == 200
+
+
+def test_all_requests_together_may_be_too_large(served: Served) -> None:
+    with serving_models({"base": served.models["base"]}, total_mb=0.01) as small:
+        refused = small.ask(TEXT, user="x" * 20_000)
+        assert refused.status_code == 429 and refused.headers["Retry-After"] == "5"
+        for _ in range(3):  # what was held is let go
+            assert small.ask(TEXT, user="x" * 8_000).status_code == 200
+
+
+def test_a_batch_takes_no_more_pictures_than_fit(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mixlora_cli.serving.engine.BATCH_PIXELS", 3 * 16 * 16)
+    with serving_models({"base": served.models["base"]}, gather=0.5) as small:
+        numbers = [1, 1, 1, 1, 4, 0, 0]  # pictures of each request
+
+        def ask(pictures: int) -> int:
+            return small.ask(user("What?", *[png(1)] * pictures), max_tokens=1).status_code
+
+        with ThreadPoolExecutor(7) as pool:
+            assert list(pool.map(ask, numbers)) == [200] * 7
+        assert small.engine.metrics.batches._sum.get() == 7
+        text = small.client.get("/metrics").text
+        assert float(re.search(r"mixlora_batch_size_count (\S+)", text)[1]) >= 3  # type: ignore[index]
 
 
 @pytest.mark.parametrize("stream", [False, True])

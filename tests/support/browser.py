@@ -25,7 +25,10 @@ CHROMIUM = next(
     None,
 )
 # Chromium reads commands on file 3 and answers on file 4.
-_LAUNCH = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
+_LAUNCH = """import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.dup2(int(sys.argv[2]), 4)
+os.execv(sys.argv[3], sys.argv[3:])"""
 _PATIENCE = 60.0
 """Seconds."""
 
@@ -79,12 +82,14 @@ class Tab:
         return said
 
     def open(self, url: str, width: int, height: int = 900, dark: bool = False) -> None:
-        """Load a page in a window of this size."""
+        """Load a page in a window of this size; `events` are its own from here on."""
         self.resize(width, height)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
+        self.events.clear()
         self.send("Page.navigate", url=url)
-        self.wait("document.readyState === 'complete'")
+        while not any(name == "Page.loadEventFired" for name, _ in self.events):
+            self._next()
 
     def resize(self, width: int, height: int) -> None:
         self.send(

@@ -526,6 +526,7 @@ class LimitsConfig(Settings, at="serve"):
     default_new_tokens: Positive = 256
     max_prompt_tokens: Positive = 4096
     body_mb: PositiveNumber = 32.0
+    total_mb: PositiveNumber = 1024.0
     pictures: NotNegative = 8
     pixels: Positive = 25_000_000
     timeout: PositiveNumber = 300.0

@@ -102,9 +102,9 @@ class Conversation:
         Raises:
             UserError: a model cannot be asked this; then none is.
         """
+        self.last = []
         exchange = Exchange(_with_places(text, len(self.pictures)), tuple(self.pictures))
         asked = [(model, self._prepared(model, exchange)) for model in self.models]
-        self.last = []
         with stop.listening():
             for model, question in asked:
                 if stop.pressed:

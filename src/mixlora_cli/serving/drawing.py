@@ -85,7 +85,7 @@ def likeness(factors: Factors, known: TaskFactors, most: int = 5) -> str:
         f"tasks of the training by the share of these factors that they select, too (unrelated: {known.by_chance:.2f})"
     ]
     for task, share in shown:
-        lines.append(f"  {task.ljust(label)}  {share:.2f}  {'█' * round(share * _BAR)}")
+        lines.append(f"  {task.ljust(label)}  {share:.2f}  {'█' * round(share * _BAR)}".rstrip())
     if len(alike) > most:
         lines.append(f"  and {len(alike) - most} more, down to {alike[-1][1]:.2f}")
     return "\n".join(lines)

@@ -21,6 +21,8 @@ from mixlora_cli.config import LimitsConfig
 from mixlora_cli.models.generate import Answer, Decoding, Factors
 from mixlora_cli.serving.models import Question, ServedModel
 
+BATCH_PIXELS = 100_000_000
+"""A batch takes no further request beyond these: 300 MB, decoded all at once."""
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
@@ -51,6 +53,8 @@ class Job:
     on_text: Callable[[str, Factors | None], None]
     """Gets what is new of the text, at every token, and the factors of the prompt."""
     on_end: Callable[[Answer | Exception], None]
+    pixels: int = 0
+    """Of its pictures together."""
     begun: float = field(default_factory=time.monotonic)
     is_cancelled: bool = False
     """Nobody waits for the answer any more."""
@@ -181,8 +185,13 @@ class Engine:
             )
             if self._state == "closed":
                 return []
-            model = self._waiting[0].model if self._waiting else None
-            batch = [job for job in self._waiting if job.model is model][: limits.batch_size]
+            batch: list[Job] = []
+            pixels = 0
+            for job in [job for job in self._waiting if job.model is self._waiting[0].model]:
+                pixels += job.pixels
+                if len(batch) == limits.batch_size or (batch and pixels > BATCH_PIXELS):
+                    break
+                batch.append(job)
             for job in batch:
                 self._waiting.remove(job)
             self._running = batch

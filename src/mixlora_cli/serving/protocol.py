@@ -28,6 +28,7 @@ from mixlora_cli.data.template import IMAGE_MARKER, Turn
 from mixlora_cli.data.text_files import lone_surrogate
 from mixlora_cli.errors import UserError, cut, did_you_mean, hint_at
 from mixlora_cli.models.generate import Answer, Decoding, Factors
+from mixlora_cli.serving.factors import TaskFactors
 from mixlora_cli.serving.models import Question, ServedModel
 
 LONGEST_SIDE = 200
@@ -209,6 +210,8 @@ class Prompt:
 
     question: Question
     decoding: Decoding
+    pixels: int
+    """Of its pictures together."""
 
 
 def read_prompt(request: ChatRequest, model: ServedModel, limits: LimitsConfig) -> Prompt:
@@ -259,7 +262,8 @@ def read_prompt(request: ChatRequest, model: ServedModel, limits: LimitsConfig) 
         raise ApiError(400, f"messages: {_without_name(bad)}", "messages") from bad
     except UserError as error:
         raise ApiError(400, str(error), "task" if request.task is not None else "messages") from error
-    return Prompt(question, _decoding(request, question.item.length, model.context, limits))
+    pixels = sum(width * height for width, height in map(size_as_shown, pictures))
+    return Prompt(question, _decoding(request, question.item.length, model.context, limits), pixels)
 
 
 def _decoding(request: ChatRequest, length: int, context: int | None, limits: LimitsConfig) -> Decoding:
@@ -393,8 +397,9 @@ def find_model(name: str, models: Mapping[str, ServedModel]) -> ServedModel:
 class Reply:
     """The JSON of one answer, whole or in chunks."""
 
-    def __init__(self, request: ChatRequest, prompt: Prompt) -> None:
-        self._request, self._prompt = request, prompt
+    def __init__(self, request: ChatRequest, prompt: Prompt, profile: TaskFactors | None = None) -> None:
+        """`profile`: which factors the training's tasks use, where that is known."""
+        self._request, self._prompt, self._profile = request, prompt, profile
         self._head = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "created": int(time.time()),
@@ -442,10 +447,12 @@ class Reply:
 
     def _about(self, factors: Factors | None) -> dict[str, Any]:
         question = self._prompt.question
-        wanted = asdict(factors) if factors is not None and self._request.factors else None
+        wanted = factors if self._request.factors else None
+        alike = self._profile.alike(wanted.layers, wanted.a, wanted.b) if wanted and self._profile else None
         return {
             "model": self._request.model,
             "selected_by": question.selected_by,
             "task": question.task,
-            "factors": wanted,
+            "factors": wanted and asdict(wanted),
+            "alike": alike,
         }

@@ -34,6 +34,7 @@ try:
     from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
     from starlette.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
+    from starlette.requests import ClientDisconnect
 
     from mixlora_cli.serving.engine import Engine, Job, QueueFull, Stopping, TimedOut
     from mixlora_cli.serving.protocol import ApiError, Prompt, Reply, find_model, parse_request, read_prompt
@@ -74,6 +75,7 @@ def serve(config: ServeConfig) -> None:
             say(f"warning: all who reach {host} may ask; {KEY_VARIABLE}=... makes them send a key", console)
         app = create_app(engine, models, profiles, config.serve, key, host in _LOOPBACK)
         shown = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        place.listen()  # whoever reads the next line may ask at once
         say(
             f"serving {', '.join(models)}: {shown} in a browser, {shown}/v1 for clients; Ctrl-C stops",
             console,
@@ -126,9 +128,11 @@ class _Server(uvicorn.Server):
         threading.Thread(target=self._wait, name="stopping", daemon=True).start()
 
     def _wait(self) -> None:
-        say(
-            f"stopping: running requests have {self._limits.grace:g} s; once more ends at once", self._console
-        )
+        with suppress(OSError, SystemExit):  # what rich raises where nobody reads the standard error any more
+            say(
+                f"stopping: running requests have {self._limits.grace:g} s; once more ends at once",
+                self._console,
+            )
         self._engine.wait_idle(self._limits.grace)
         self.should_exit = True
 
@@ -152,6 +156,7 @@ def create_app(
         only_here: whether it is listened to on this machine alone; then no other host's name is answered to.
     """
     started = int(time.time())
+    held = [0]  # bytes of the requests that are being read or answered
 
     async def is_from_here(request: Request) -> None:
         """Refuse what another site's page sends through somebody's browser."""
@@ -199,7 +204,12 @@ def create_app(
 
     @app.get("/health")
     async def health() -> JSONResponse:
-        state = {"status": "ok" if engine.is_open else "stopping", "models": list(models), **engine.load}
+        state = {
+            "status": "ok" if engine.is_open else "stopping",
+            "models": list(models),
+            **engine.load,
+            "limits": {name: getattr(limits, name) for name in ("body_mb", "pictures", "pixels")},
+        }
         return JSONResponse(state, 200 if engine.is_open else 503)
 
     @app.get("/metrics", dependencies=locked)
@@ -243,14 +253,16 @@ def create_app(
     @app.post("/v1/chat/completions", dependencies=locked)
     async def complete(request: Request) -> Response:
         status, name = 500, ""
+        body = bytearray()
         try:
             if not engine.is_open:
                 raise _as_api_error(Stopping())
-            asked = parse_request(await _body(request, limits))
+            await _read(request, body, limits, held)
+            asked = parse_request(bytes(body))
             model = find_model(asked.model, models)
             name = model.name
             prompt = await run_in_threadpool(read_prompt, asked, model, limits)
-            reply = Reply(asked, prompt)
+            reply = Reply(asked, prompt, profiles.get(name))
             exchange = _Exchange(engine, model, prompt, asked.stream)
             kind, value = await exchange.next(request)  # what is wrong until now has a status of its own
             status = 200
@@ -264,6 +276,7 @@ def create_app(
             raise
         finally:
             engine.metrics.requests.labels(name, status).inc()
+            held[0] -= len(body)
 
     return app
 
@@ -287,6 +300,7 @@ class _Exchange:
             prompt.decoding,
             on_text=lambda piece, factors: tell("text", (piece, factors)) if streamed else None,
             on_end=lambda outcome: tell("end", outcome),
+            pixels=prompt.pixels,
         )
         try:
             engine.submit(self._job)
@@ -343,11 +357,11 @@ async def _events(exchange: _Exchange, reply: Reply, kind: str, value: Any) -> A
     yield b"data: [DONE]\n\n"
 
 
-async def _body(request: Request, limits: LimitsConfig) -> bytes:
-    """The request's body.
+async def _read(request: Request, body: bytearray, limits: LimitsConfig, held: list[int]) -> None:
+    """Read a request's body into `body`, and add its bytes to those that are held.
 
     Raises:
-        ApiError: it is too large, or does not come.
+        ApiError: it is too large, does not come, or all requests together are too large.
     """
     most = int(limits.body_mb * 1e6)
     too_large = ApiError(413, f"the request is larger than {limits.body_mb:g} MB", code="request_too_large")
@@ -355,18 +369,21 @@ async def _body(request: Request, limits: LimitsConfig) -> bytes:
     if said.isdigit() and int(said) > most:
         raise too_large
 
-    async def read() -> bytes:
-        body = bytearray()
+    async def read() -> None:
         async for part in request.stream():
-            body += part
+            body.extend(part)
+            held[0] += len(part)
             if len(body) > most:
                 raise too_large
-        return bytes(body)
+            if held[0] > limits.total_mb * 1e6:
+                raise _as_api_error(QueueFull(_RETRY))
 
     try:
-        return await asyncio.wait_for(read(), limits.timeout)
+        await asyncio.wait_for(read(), limits.timeout)
     except asyncio.TimeoutError as error:
         raise ApiError(408, "the request's body did not come in time") from error
+    except ClientDisconnect as error:
+        raise ApiError(499, "the client has gone") from error
 
 
 def _as_api_error(error: Exception) -> ApiError:

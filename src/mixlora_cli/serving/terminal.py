@@ -314,10 +314,11 @@ class Talk:
     def _continuations(self, line: str) -> list[str]:
         command, space, begun = line.partition(" ")
         if not space:
-            return [name for name in self._commands if name.startswith(command)]
+            known = self._commands.items()
+            return [name + " " * bool(value) for name, (value, *_) in known if name.startswith(command)]
         if command == "/image":
             found = sorted(glob.glob(glob.escape(os.path.expanduser(begun)) + "*"))
-            return [f"/image {path}{'/' * os.path.isdir(path)}" for path in found]
+            return [f"/image {path}{os.sep * os.path.isdir(path)}" for path in found]
         if command == "/task":
             return [f"/task {task}" for task in self._conversation.tasks if task.startswith(begun)]
         return []
