@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from mixlora_cli import launch
 from mixlora_cli.config import AdapterConfig, EvalConfig, LaunchConfig, RequestsConfig
 from mixlora_cli.data.images import opened
 from mixlora_cli.errors import UserError
@@ -235,12 +236,25 @@ def test_a_password_and_a_key_go_into_no_file(
 
 
 @pytest.mark.parametrize("trouble", [status(500), status(429, Retry_After="0"), hang_up, status(503), sleepy])
-def test_trouble_that_passes_changes_nothing(trouble: Any, config: EvalConfig, server: FakeServer) -> None:
+def test_trouble_that_passes_changes_nothing(
+    trouble: Any, config: EvalConfig, server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
     server.plan = [trouble, echo, trouble, trouble]
     few = asking(config, server, benchmarks=["mini_mnist"], timeout=0.5)
     evaluate(few)
     assert len(server.bodies) == 4 + 3
     assert len(answers(few)[1]) == 4 and "" not in answers(few)[1].values()
+    assert capsys.readouterr().err.count("trying again, up to 3 times") == 1
+
+
+def test_a_server_on_this_machine_is_asked_without_a_proxy(
+    config: EvalConfig, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_PROXY")
+    for name in ("HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    evaluate(asking(config, server, benchmarks=["mini_mnist"], retries=0))
+    assert len(server.bodies) == 4
 
 
 def test_it_waits_as_long_as_the_server_asks(config: EvalConfig, server: FakeServer) -> None:
@@ -312,7 +326,7 @@ def test_mistakes_are_one_line(message: str, change: Body, config: EvalConfig, s
 
 def test_the_only_model_need_not_be_named(config: EvalConfig, server: FakeServer) -> None:
     server.models = [{"id": "org/only"}]
-    results = evaluate(asking(config, server, model=None, benchmarks=["mini_mnist"]))
+    results = launch.evaluate(asking(config, server, model=None, benchmarks=["mini_mnist"]))
     assert results.label == "org/only" == server.bodies[0]["model"]
 
 

@@ -69,7 +69,7 @@ def test_distances_are_those_of_the_updates(pools: dict[str, Pools]) -> None:
         for second in range(first):
             exact = sum(float((update(first, n) - update(second, n)).square().sum()) for n in pools)
             assert float((sketches[first] - sketches[second]).square().sum()) == pytest.approx(
-                exact, rel=0.15
+                exact, rel=0.08
             )
 
 

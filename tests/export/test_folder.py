@@ -264,6 +264,18 @@ def test_the_written_template_needs_none_of_our_options(template: str) -> None:
     assert written.removeprefix(begin).removeprefix(" ") == ours and written.startswith(begin)
 
 
+def test_prompts_that_servers_read_otherwise_are_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat = build_tiny().chat
+    own_template(chat)
+    assert not capsys.readouterr().err
+    other = Item([1, 2, 3], [], (), "", 0)
+    monkeypatch.setattr("mixlora_cli.analysis.export.folder.encode_prompt", lambda *_: other)
+    assert chat.template.source in own_template(chat)
+    assert "prompts have other tokens at the borders of turns" in capsys.readouterr().err
+
+
 def test_names_of_adapters_are_safe_and_distinct() -> None:
     names = folder_names(["a/b", "a b", "A_b", "..", "visual+question", "é", "items", "training", "o", "-x"])
     assert names == {

@@ -142,8 +142,11 @@ def test_answers_are_those_of_mixlora_eval(
         assert theirs(arguments) == expected  # one at a time
 
 
-def test_the_command(data: DataConfig, runs: dict[str, Path], folder: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lmms_eval", "--model", "mixlora", "--batch_size", "4"]
+def test_the_command_in_two_processes(
+    data: DataConfig, runs: dict[str, Path], folder: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "lmms_eval", "--model", "mixlora", "--batch_size", "4"]
     command += ["--model_args", f"run={runs['instance']}", "--tasks", "little", "--log_samples"]
     command += ["--include_path", str(folder / "task"), "--output_path", str(tmp_path / "out")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -31,9 +31,10 @@ _WORDS = Words(
 )
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 """What every server reads; a picture in another format is sent as PNG."""
-_SERVED_SEED = 0
-OWNER = "mixlora"
-"""Key of what a server of `mixlora serve` says of its models beyond OpenAI's fields."""
+_SEED = 0
+"""Of the draws under routing=random, in `mixlora serve`."""
+_OURS = "mixlora"
+"""Key of what `mixlora serve` says of its models beyond OpenAI's fields."""
 
 
 class ServerModel:
@@ -41,9 +42,9 @@ class ServerModel:
 
     def __init__(self, config: EvalConfig, run: Run | None, routing: TaskRouting | None) -> None:
         """Raises UserError where the address is none, or the model is not named and the server has not just one."""
-        if run is not None and run.selects_by == "chance" and config.seed != _SERVED_SEED:
+        if run is not None and run.selects_by == "chance" and config.seed != _SEED:
             raise UserError(
-                f"seed={config.seed}: a server draws the factors of {run.label} with seed {_SERVED_SEED}; give that, "
+                f"seed={config.seed}: a server draws the factors of {run.label} with seed {_SEED}; give that, "
                 "or evaluate without eval.server"
             )
         settings = config.eval
@@ -94,7 +95,7 @@ class ServerModel:
     def _require_run(self, run: Run) -> None:
         """Raise UserError where the server is known to have another adapter under this name."""
         ours = {
-            each["id"]: each[OWNER] for each in self._server.models() if isinstance(each.get(OWNER), dict)
+            each["id"]: each[_OURS] for each in self._server.models() if isinstance(each.get(_OURS), dict)
         }
         about = ours.get(self.model)
         if about is None and (ours or run.selects_by == "task"):

@@ -47,7 +47,7 @@ from mixlora_cli.progress import with_bar
 from mixlora_cli.stats import wilson
 from mixlora_cli.store import write_text
 
-_DIRECTIONS = 1024  # K: squared distances err by about sqrt(2 / K)
+_DIRECTIONS = 4096  # K: squared distances err by about sqrt(2 / K)
 _FORMAT = "mixlora-router/1"
 _WORDS = "[\u3040-\u30ff\u3400-\u9fff]|[^\\W\u3040-\u30ff\u3400-\u9fff]+"
 """A word, or a single character of a script that writes no spaces."""

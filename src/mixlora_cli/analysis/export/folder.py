@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from mixlora_cli.analysis.export.fit import Energies, StaticLora
@@ -137,14 +138,17 @@ def write_lora(folder: Path, adapter: MixLoraConfig, lora: StaticLora, source: P
         lora_dropout=0.0,
         target_modules=targets if isinstance(targets, str) else sorted(targets),
         exclude_modules=adapter.exclude_modules,
+        layers_to_transform=adapter.layers_to_transform,
+        layers_pattern=adapter.layers_pattern,
         modules_to_save=adapter.modules_to_save,
         base_model_name_or_path=adapter.base_model_name_or_path,
         revision=adapter.revision,
         inference_mode=True,
     )
     config.auto_mapping = adapter.auto_mapping
-    trained = load_file(source / ADAPTER_WEIGHTS)
-    weights = {name: tensor for name, tensor in trained.items() if f".{MixLoraModel.prefix}" not in name}
+    with safe_open(source / ADAPTER_WEIGHTS, framework="pt") as trained:
+        others = [name for name in trained.keys() if f".{MixLoraModel.prefix}" not in name]  # noqa: SIM118
+        weights = {name: trained.get_tensor(name) for name in others}
     for layer, (lora_a, lora_b) in lora.factors.items():
         weights[f"base_model.model.{layer}.lora_A.weight"] = lora_a
         weights[f"base_model.model.{layer}.lora_B.weight"] = lora_b
