@@ -20,7 +20,7 @@ from mixlora_cli.errors import UserError
 from mixlora_cli.models.generate import Decoding
 from mixlora_cli.models.session import find_run
 from mixlora_cli.serving.choosing import _PENALTY, TaskChooser
-from mixlora_cli.serving.models import open_models
+from mixlora_cli.serving.models import FREE, open_models
 from tiny_runs import TINY, finished_run
 
 WIDTH = 24
@@ -76,19 +76,19 @@ def test_a_served_model_says_which_task_it_took(data: DataConfig, tmp_path: Path
     for task, texts in asked.items():
         for text in texts:
             question = served.prepare([Turn("human", text)])
-            assert question.item.task == text
+            assert question.item.task == FREE + text
             served.write([question, named], [Decoding(1)] * 2)
             assert (question.selected_by, question.task, question.item.task) == ("question", task, task)
     assert (named.selected_by, named.task, named.item.task) == ("task", "counting", "counting")
     defined = served.prepare([Turn("human", "Read it.")], definition="Read it.")
     served.write([defined], [Decoding(1)])
-    assert (defined.selected_by, defined.task, defined.item.task) == ("definition", None, "Read it.")
+    assert (defined.selected_by, defined.task, defined.item.task) == ("definition", None, FREE + "Read it.")
 
     folder.questions.write_text("{}")  # not known: the text is the definition
     (served,) = open_models([str(folder.root)], TINY, base=False)
     free = served.prepare([Turn("human", " Read it. ")])
     served.write([free], [Decoding(1)])
-    assert (free.selected_by, free.task, free.item.task) == ("question", None, "Read it.")
+    assert (free.selected_by, free.task, free.item.task) == ("question", None, FREE + "Read it.")
 
 
 def test_questions_of_a_run(data: DataConfig, tmp_path: Path) -> None:

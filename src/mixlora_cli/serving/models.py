@@ -28,12 +28,14 @@ from mixlora_cli.serving.choosing import TaskChooser
 
 _READING = threading.Lock()
 """Tokenizers bear one caller at a time. Questions are prepared in any thread, and the models answer in another."""
+FREE = "\0"
+"""Begins what stands for a task in an item whose definition is a text of its own: no task's name begins so."""
 _KEPT = 1000
 """Free definitions whose embeddings are remembered."""
 
 
 class Embeddings(dict[str, Tensor]):
-    """Embedding (d,) by task; that of a free definition, under its text, is made when it is first asked for."""
+    """Embedding (d,) by task; that of a free definition, under `FREE` and its text, is made when first asked for."""
 
     def __init__(self, known: Mapping[str, Tensor], routing: TaskRouting, base: LoadedModel) -> None:
         """`base` must never get an adapter."""
@@ -46,9 +48,10 @@ class Embeddings(dict[str, Tensor]):
         return self._encoder.open()
 
     def __missing__(self, definition: str) -> Tensor:
+        assert definition.startswith(FREE)
         if len(self) >= self._tasks + _KEPT:
             del self[next(key for place, key in enumerate(self) if place == self._tasks)]
-        self[definition] = embed_text(definition, *self._opened)
+        self[definition] = embed_text(definition.removeprefix(FREE), *self._opened)
         return self[definition]
 
 
@@ -158,7 +161,7 @@ class ServedModel:
                 "this adapter selects by the task: give the task, a definition of it, or a question with words"
             )
         # A definition as it stands, like those of the training.
-        return (text.strip(), "question") if definition is None else (text, "definition")
+        return (FREE + text.strip(), "question") if definition is None else (FREE + text, "definition")
 
     def write(
         self, questions: Sequence[Question], decoding: Sequence[Decoding], watch: Watch | None = None
