@@ -25,6 +25,7 @@ from tenacity import (
 )
 
 from mixlora_cli.errors import UserError, cut
+from mixlora_cli.progress import say
 
 K = TypeVar("K")
 Q = TypeVar("Q")
@@ -107,8 +108,9 @@ class Server:
 
     def __post_init__(self) -> None:
         """Raises UserError where the address is none."""
-        with self._connected():
-            pass
+        with self._connected() as client:
+            if client.base_url.scheme not in ("http", "https") or not client.base_url.host:
+                raise UserError(f"{self.words.url}={self.place}: expected http://host:port/v1")
 
     @property
     def place(self) -> str:
@@ -243,8 +245,6 @@ class Server:
         """
         try:
             response = client.request(method, path, json=body)
-        except httpx.UnsupportedProtocol as error:
-            raise UserError(f"{self.words.url}={self.place}: expected http://host:port/v1") from error
         except httpx.TransportError as error:
             raise _Passing(f"{type(error).__name__} {error}".strip()) from error
         status, said = response.status_code, f"HTTP {response.status_code}: {_shown(response)}"
@@ -277,8 +277,18 @@ class Server:
         """Try `retries` times more while `_Passing` is raised, and raise the last one.
 
         Waits double from `first_wait` seconds, with jitter, and are never shorter than the server asks. Setting `stop`
-        ends every wait and every further try.
+        ends every wait and every further try. The first wait is told.
         """
+        told = Event()
+
+        def tell(state: RetryCallState) -> None:
+            if not told.is_set():
+                told.set()
+                error = state.outcome.exception() if state.outcome else None
+                say(
+                    f"{self.words.server} at {self.place}: {error}; trying again, up to {self.patience.retries} times"
+                )
+
         first = self.patience.first_wait
         growing = wait_exponential_jitter(multiplier=first, max=_LONGEST_WAIT, jitter=first)
 
@@ -292,6 +302,7 @@ class Server:
             stop=stop_any(stop_after_attempt(self.patience.retries + 1), stop_when_event_set(stop)),
             wait=pause,
             retry=retry_if_exception_type(_Passing),
+            before_sleep=tell,
             reraise=True,
         )
 

@@ -236,12 +236,15 @@ def test_a_password_and_a_key_go_into_no_file(
 
 
 @pytest.mark.parametrize("trouble", [status(500), status(429, Retry_After="0"), hang_up, status(503), sleepy])
-def test_trouble_that_passes_changes_nothing(trouble: Any, config: EvalConfig, server: FakeServer) -> None:
+def test_trouble_that_passes_changes_nothing(
+    trouble: Any, config: EvalConfig, server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
     server.plan = [trouble, echo, trouble, trouble]
     few = asking(config, server, benchmarks=["mini_mnist"], timeout=0.5)
     evaluate(few)
     assert len(server.bodies) == 4 + 3
     assert len(answers(few)[1]) == 4 and "" not in answers(few)[1].values()
+    assert capsys.readouterr().err.count("trying again, up to 3 times") == 1
 
 
 def test_a_server_on_this_machine_is_asked_without_a_proxy(

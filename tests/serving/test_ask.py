@@ -220,6 +220,7 @@ def test_each_line_of_a_pipe_is_a_question(
     assert out.split("\n") == [" ".join(expected[0].split()), "", " ".join(expected[1].split()), ""]
     assert code == 2
     assert "line 3: control token in the text" in err
+    assert "line 4: cut off after 6 tokens" in err
     assert err.splitlines()[-1] == "error: 1 of 3 questions could not be asked; their lines are empty"
 
     piped(monkeypatch, "What is it?\n")

@@ -44,6 +44,7 @@ from mixlora_cli.models.quantization import load_weights
 from mixlora_cli.models.session import Session, find_run
 from mixlora_cli.models.tiny import build_tiny
 from mixlora_cli.paths import conf_dir
+from mixlora_cli.serving.models import twin
 from mixlora_cli.training.run_folder import RunFolder, read_metrics
 from mixlora_cli.training.train import train
 from tiny_data import as_arguments, tiny_data
@@ -428,3 +429,17 @@ def test_two_processes_equal_one(config: Any, tmp_path: Path, monkeypatch: pytes
         for name, expected in alone_weights.items():
             torch.testing.assert_close(weights[name], expected, atol=1e-5, rtol=0)
         assert_same_bits(weights, adapter_weights(Path(f"{root}-resumed")))
+
+
+@each_kind
+def test_a_second_model_over_the_same_weights_computes_the_same(folder: Path, kind: Any) -> None:
+    base = build_base(_model(folder, kind))
+    first, second = twin(base), twin(base)  # before any of them has run
+    expected = build_base(_model(folder, kind)).model
+    inputs = {"input_ids": torch.arange(5, 25)[None]}
+    with torch.no_grad():
+        wanted = expected(**inputs).logits
+        for each in (second, base, twin(base), first, second):
+            assert torch.equal(each.model(**inputs).logits, wanted)
+    own = {p.data_ptr() for p in base.model.parameters()}
+    assert {p.data_ptr() for p in first.model.parameters()} == own

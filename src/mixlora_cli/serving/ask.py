@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -41,12 +42,15 @@ def ask(config: AskConfig) -> None:
         models = _opened(config)
     screen = Screen(Conversation(models, config, pictures), Console(), console)
     with_factors = config.show == "factors"
-    if config.question is not None:
-        one_question(screen, config.question, with_factors)
-    elif sys.stdin.isatty():
-        Talk(screen, with_factors).run()
-    else:
-        questions_of_a_pipe(screen, sys.stdin, with_factors)
+    try:
+        if config.question is not None:
+            one_question(screen, config.question, with_factors)
+        elif sys.stdin.isatty():
+            Talk(screen, with_factors).run()
+        else:
+            questions_of_a_pipe(screen, sys.stdin, with_factors)
+    except BrokenPipeError:  # nobody reads any more, as behind `| head`; nor is there anything to say at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _opened(config: AskConfig) -> list[ServedModel]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -257,5 +257,14 @@ def twin(base: LoadedModel, shared: bool = True) -> LoadedModel:
         base: without an adapter.
         shared: over the same weights; False: also weights of its own, which may be changed.
     """
-    weights = [*base.model.parameters(), *base.model.buffers()] if shared else []
-    return replace(base, model=copy.deepcopy(base.model, {id(tensor): tensor for tensor in weights}))
+    weights: list[Tensor] = [*base.model.parameters(), *base.model.buffers()]
+    module: Any
+    for module in base.model.modules():
+        if hasattr(module, "init_8bit_state"):
+            # A layer of eight bits takes codes and scales out of its weight with its first pass; a second layer that
+            # has the same weight would find none, and compute something else.
+            if module.weight.CB is not None:
+                module.init_8bit_state()
+            weights += [module.state.CB, module.state.SCB]
+    known = {id(tensor): tensor for tensor in weights} if shared else {}
+    return replace(base, model=copy.deepcopy(base.model, known))

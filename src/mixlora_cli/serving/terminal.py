@@ -50,7 +50,7 @@ class Screen:
         with self._columns() if in_columns else self._in_turn() as told:
             replies = self.conversation.ask(text, told, stop, remember)
         for reply in replies:
-            self._say_how_it_came(reply)
+            self.say_how_it_came(reply)
         return not stop.pressed
 
     @contextmanager
@@ -102,8 +102,9 @@ class Screen:
 
             yield told
 
-    def _say_how_it_came(self, reply: Reply) -> None:
-        name = f"{reply.model.name}: " if len(self.conversation.models) > 1 else ""
+    def say_how_it_came(self, reply: Reply, where: str = "") -> None:
+        """Whether an answer was cut off or stopped, and which task it was selected by; `where` stands in front."""
+        name = where + (f"{reply.model.name}: " if len(self.conversation.models) > 1 else "")
         if reply.answer.finish == "cancelled":
             self.note(f"{name}stopped")
         elif reply.answer.finish == "length":
@@ -177,6 +178,8 @@ def questions_of_a_pipe(screen: Screen, lines: Iterable[str], with_factors: bool
         for model in conversation.models:
             name = f"{model.name}\t" if len(conversation.models) > 1 else ""
             print(f"{name}{answers.get(model.name, '')}", file=screen.out.file, flush=True)
+        for reply in conversation.last:
+            screen.say_how_it_came(reply, f"line {number}: ")
         if with_factors:
             screen.factors()
         if stop.pressed:
