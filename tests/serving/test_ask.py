@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from mixlora_cli.config import AnswerConfig, AskConfig, DataConfig, ModelConfig
 from mixlora_cli.data.template import IMAGE_MARKER, Turn
 from mixlora_cli.errors import UserError
 from mixlora_cli.hydra_app import run_command
-from mixlora_cli.models.generate import Decoding, Factors
+from mixlora_cli.models.generate import Answer, Decoding, Factors
 from mixlora_cli.serving.ask import ask
 from mixlora_cli.serving.conversation import Conversation, Stop
 from mixlora_cli.serving.drawing import likeness, picture_of
@@ -309,6 +310,33 @@ def test_commands(runs: Runs, cat: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert out.strip() == answer_of(runs["plain"], "What is it?")
 
 
+@pytest.mark.parametrize("width", [60, 100])
+def test_a_wide_terminal_has_columns(width: int, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    models, config = opened(runs, "plain", "instance")
+    monkeypatch.setattr(models[1], "write", lambda *_: [_said(_[2], "dog\x1b[2J", " cat")])
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=width, color_system=None, legacy_windows=False)
+    screen = Screen(Conversation(models, config), console, Console(file=io.StringIO()))
+    assert screen.answer("What is it?")
+    lines = [line.rstrip() for line in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out.getvalue()).splitlines()]
+    assert "\x1b[2J" not in out.getvalue()  # a model may not clear the screen
+    if width == 100:
+        assert [word for line in lines if "plain" in line for word in line.split()][-2:] == [
+            "plain",
+            "instance",
+        ]
+        assert lines[-1].endswith("dog[2J cat")
+    else:
+        assert lines[0] == "plain:" and lines[-2:] == ["instance:", "dog[2J cat"]
+
+
+def _said(watch: Any, *pieces: str) -> Answer:
+    """An answer of these pieces, each of which is told."""
+    for piece in pieces:
+        watch(0, piece, None)
+    return Answer("".join(pieces), len(pieces), "stop")
+
+
 def test_the_tab_key(runs: Runs, cat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models, config = opened(runs, "task")
     screen = Screen(Conversation(models, config), Console(file=io.StringIO()), Console(file=io.StringIO()))
@@ -337,6 +365,18 @@ def test_places_of_pictures(places: int, runs: Runs, cat: Path) -> None:
     (expected,) = models[0].write([models[0].prepare([Turn("human", shown)], [cat])], [Decoding(6)])
     assert reply.answer.text == expected.text
     assert conversation.pictures == []
+
+
+def test_a_conversation_that_is_too_long(runs: Runs) -> None:
+    models, config = opened(runs, "plain", "instance")
+    conversation = Conversation(models, config)
+    length = models[1].prepare([Turn("human", "What is it?")]).item.length
+    vars(models[1])["context"] = length + 2
+    first, second = conversation.ask("What is it?", lambda *_: None, Stop())
+    assert (second.answer.num_tokens, second.answer.finish) == (2, "length")
+    with pytest.raises(UserError, match=f"instance knows {length + 2} tokens, and what it is asked has"):
+        conversation.ask("What is it?", lambda *_: None, Stop())
+    assert first.answer.text and conversation.last == []
 
 
 def test_ctrl_c_stops_the_answer_and_then_leaves(

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaModel
 
 from mixlora_cli.config import RoutingConfig, TrainConfig
 from mixlora_cli.data.collate import Collator, PixelLoader
-from mixlora_cli.data.definitions import load_definitions, made_definitions
+from mixlora_cli.data.definitions import asked_questions, load_definitions, made_definitions
 from mixlora_cli.data.encode import encode_records
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.errors import UserError
@@ -123,6 +123,8 @@ def test_one_task_one_selection_in_every_layer(by_task: Callable[..., TrainConfi
     routing = Run("run", config.model, run.adapter).task_routing(config.data, tasks)
     assert routing is not None
     assert routing.definitions == load_definitions(config.data) == json.loads(run.definitions.read_text())
+    asked = json.loads(run.questions.read_text())
+    assert asked == asked_questions(load_records(config.data, "train")) and asked.keys() == {*tasks}
     collate = Collator(build_tiny().chat, PixelLoader(base.chat), embeddings=routing.embeddings(base))
     batch = collate([dataset[index] for index in range(NUM_RECORDS)])
     assert batch["task_embeddings"].shape == (NUM_RECORDS, 32)

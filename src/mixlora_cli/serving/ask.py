@@ -49,9 +49,7 @@ def ask(config: AskConfig) -> None:
             Talk(screen, with_factors).run()
         else:
             questions_of_a_pipe(screen, sys.stdin, with_factors)
-    except (
-        BrokenPipeError
-    ):  # nobody reads any more, as behind `| head`; nor is there anything to say at the end
+    except BrokenPipeError:  # nobody reads any more, as behind `| head`: no word at the end either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
@@ -73,7 +73,7 @@ class Conversation:
         self.last: list[Reply] = []
         """To the last question."""
         self._system = [] if config.system is None else [Turn("system", config.system)]
-        self._decoding = Decoding(**asdict(config.answer))
+        self.decoding = Decoding(**asdict(config.answer))
         self._said: list[Exchange] = []
         self._known: dict[str, TaskFactors | None] = {}
 
@@ -104,9 +104,10 @@ class Conversation:
         """
         self.last = []
         exchange = Exchange(_with_places(text, len(self.pictures)), tuple(self.pictures))
-        asked = [(model, self._prepared(model, exchange)) for model in self.models]
+        questions = [self._prepared(model, exchange) for model in self.models]
+        rooms = [self._room(*pair) for pair in zip(self.models, questions, strict=True)]
         with stop.listening():
-            for model, question in asked:
+            for model, question, room in zip(self.models, questions, rooms, strict=True):
                 if stop.pressed:
                     break
 
@@ -114,7 +115,8 @@ class Conversation:
                     told(model, piece)
                     return not stop.pressed
 
-                (answer,) = model.write([question], [self._decoding], watch)
+                decoding = replace(self.decoding, max_new_tokens=min(room, self.decoding.max_new_tokens))
+                (answer,) = model.write([question], [decoding], watch)
                 self.last.append(Reply(model, question, answer))
         if remember:
             answers = {reply.model.name: reply.answer.text for reply in self.last}
@@ -138,6 +140,20 @@ class Conversation:
             )
         except BadRecord as bad:
             raise UserError(f"{bad.kind.value}: {bad.detail}") from None
+
+    def _room(self, model: ServedModel, question: Question) -> int:
+        """Tokens that an answer may have.
+
+        Raises:
+            UserError: none.
+        """
+        length = question.item.length
+        if model.context is not None and length >= model.context:
+            raise UserError(
+                f"{model.name} knows {model.context} tokens, and what it is asked has {length}; ask less at once, or "
+                "begin a new conversation (/reset)"
+            )
+        return self.decoding.max_new_tokens if model.context is None else model.context - length
 
     def task_factors(self, model: ServedModel) -> TaskFactors | None:
         """Which tasks of its training use which factors; found out when it is first asked for."""

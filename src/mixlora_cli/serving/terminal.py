@@ -108,7 +108,10 @@ class Screen:
         if reply.answer.finish == "cancelled":
             self.note(f"{name}stopped")
         elif reply.answer.finish == "length":
-            self.note(f"{name}cut off after {reply.answer.num_tokens} tokens (answer.max_new_tokens)")
+            count = reply.answer.num_tokens
+            asked_for = count >= self.conversation.decoding.max_new_tokens
+            why = "answer.max_new_tokens" if asked_for else "more than that the model does not know; /reset"
+            self.note(f"{name}cut off after {count} tokens ({why})")
         elif not reply.answer.text:
             self.note(f"{name}an empty answer")
         if reply.question.selected_by == "question":
