@@ -218,3 +218,27 @@ def test_the_factors_of_an_answer_are_those_of_its_prompt(adapted: Generator, it
     assert factors is not None and factors != together[1].factors
     assert all(len(set(row)) == 2 for row in (*factors.a, *factors.b))
     assert len(factors.layers) == len(factors.a) == len(factors.b) == len(set(factors.layers)) > 6
+
+
+@pytest.mark.parametrize("doubt", [1e9, 0.05])
+def test_an_answer_in_doubt_is_written_again_alone_and_told_once(
+    adapted: Generator, items: list[Item], doubt: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoding = [Decoding(NEW_TOKENS), Decoding(NEW_TOKENS, temperature=1.0, seed=1)] * 3
+    alone = [adapted.write([item], [each])[0] for item, each in zip(items, decoding, strict=False)]
+    calls: list[int] = []
+    generate = adapted._generate
+    monkeypatch.setattr(
+        adapted, "_generate", lambda rows, **more: calls.append(len(rows)) or generate(rows, **more)
+    )
+    pieces = [""] * 6
+
+    def watch(row: int, piece: str, factors: Factors | None) -> bool:
+        pieces[row] += piece
+        return True
+
+    assert adapted.write(items[:6], decoding, watch, doubt) == alone
+    assert pieces == [answer.text for answer in alone]
+    again = calls[1:]
+    assert calls[0] == 6 and set(again) <= {1}
+    assert len(again) == 3 if doubt > 1 else len(again) <= 3  # the greedy ones; drawn ones are never in doubt

@@ -520,6 +520,7 @@ class LimitsConfig(Settings, at="serve"):
     """How much the server does at once, and what it refuses (key `serve`)."""
 
     batch_size: Positive = 16
+    exact: Flag = True
     queue: Positive = 256
     gather: NotNegativeNumber = 0.005
     max_new_tokens: Positive = 1024

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from typing import Any, Literal
 
@@ -137,7 +138,11 @@ class Generator:
         return [self._decode(row) for row in self._generate(items).tolist()]
 
     def write(
-        self, items: Sequence[Item], decoding: Sequence[Decoding], watch: Watch | None = None
+        self,
+        items: Sequence[Item],
+        decoding: Sequence[Decoding],
+        watch: Watch | None = None,
+        doubt: float = 0.0,
     ) -> list[Answer]:
         """Answers to one batch, each decoded in its own way.
 
@@ -145,6 +150,8 @@ class Generator:
             items: of the prompts.
             decoding: how each is decoded. Greedy answers are those of a call, up to their stop texts.
             watch: is told what is new of an answer as it is written; its pieces joined are the answer's text.
+            doubt: how far what else is in the batch may move a logit, by rounding. A greedy answer whose two likeliest
+                tokens ever come closer is written again, alone: then it is what it is alone, to the last bit.
         """
         rows = [_Row(self._tokenizer, self._ends, each) for each in decoding]
         found: list[Factors] = []
@@ -153,6 +160,10 @@ class Generator:
             """The logits of a step (B, V), where a row that draws its token keeps that one's alone."""
             if not found and (tuner := getattr(self._model, "base_model", None)):
                 found.extend(factors_of(tuner) if isinstance(tuner, MixLoraModel) else ())
+            if doubt and len(rows) > 1:
+                likeliest = scores.topk(2).values
+                for row, lead in zip(rows, (likeliest[:, 0] - likeliest[:, 1]).tolist(), strict=True):
+                    row.begin_doubt(lead < doubt)
             drawn = [(number, row.draw(scores[number])) for number, row in enumerate(rows) if row.draws]
             if drawn:
                 scores = scores.clone()
@@ -178,7 +189,24 @@ class Generator:
             logits_processor=LogitsProcessorList([_Choose(choose)]),
             stopping_criteria=StoppingCriteriaList([_Ended(ended)]),
         )
-        return [row.answer(found[number] if found else None) for number, row in enumerate(rows)]
+        return [
+            self._alone(items[number], row, partial(watch, number) if watch else None)
+            if row.finish == "doubtful"
+            else row.answer(found[number] if found else None)
+            for number, row in enumerate(rows)
+        ]
+
+    def _alone(self, item: Item, row: _Row, watch: Callable[[str, Factors | None], bool] | None) -> Answer:
+        """One answer of a batch written again by itself; what was told of it before is not told again."""
+        untold = -len(row.told)
+
+        def tell(_: int, piece: str, factors: Factors | None) -> bool:
+            nonlocal untold
+            before, untold = max(-untold, 0), untold + len(piece)
+            assert watch is not None
+            return watch(piece[before:], factors)
+
+        return self.write([item], [row.decoding], tell if watch else None)[0]
 
     def _generate(self, items: Sequence[Item], **settings: Any) -> Tensor:
         """Tokens behind the prompts (B, longest answer)."""
@@ -218,27 +246,33 @@ class _Row:
     """One answer while it is written."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], decoding: Decoding) -> None:
-        self._tokenizer, self._ends, self._decoding = tokenizer, ends, decoding
+        self._tokenizer, self._ends, self.decoding = tokenizer, ends, decoding
         self._tokens: list[int] = []
         self._num_tokens = 0
-        self._told = ""
+        self.told = ""
+        """What is known of the text by whoever watches."""
         seed = random.getrandbits(63) if decoding.seed is None else decoding.seed % 2**63
         self._generator = torch.Generator().manual_seed(seed)
-        self.finish: Literal["stop", "length", "cancelled"] | None = None
+        self.finish: Literal["stop", "length", "cancelled", "doubtful"] | None = None
 
     @property
     def draws(self) -> bool:
         """Whether its next token is drawn."""
-        return self._decoding.temperature > 0 and self.finish is None
+        return self.decoding.temperature > 0 and self.finish is None
 
     def draw(self, logits: Tensor) -> int:
         """A token by the probabilities of its logits (V,)."""
         logits = logits.double().cpu()
-        scaled = (logits - logits.max()) / self._decoding.temperature
+        scaled = (logits - logits.max()) / self.decoding.temperature
         ordered, tokens = scaled.softmax(dim=-1).sort(descending=True)
         before = ordered.cumsum(dim=-1) - ordered
-        kept = ordered * (before < self._decoding.top_p)
+        kept = ordered * (before < self.decoding.top_p)
         return int(tokens[torch.multinomial(kept, 1, generator=self._generator)])
+
+    def begin_doubt(self, is_close: bool) -> None:
+        """End it here where its next token is taken greedily, but was not far ahead of the second."""
+        if is_close and self.finish is None and self.decoding.temperature == 0:
+            self.finish = "doubtful"
 
     def add(self, token: int, streamed: bool) -> str:
         """Take in the next token; what is new of the text, where that is `streamed`."""
@@ -247,21 +281,21 @@ class _Row:
             self.finish = "stop"
         else:
             self._tokens.append(token)
-            if self._num_tokens >= self._decoding.max_new_tokens:
+            if self._num_tokens >= self.decoding.max_new_tokens:
                 self.finish = "length"
-        if not streamed and not self._decoding.stop:
+        if not streamed and not self.decoding.stop:
             return ""
         text = self._text()
         if self.finish is None:
             text = self._certain(text)
-        piece = text[len(self._told) :] if text.startswith(self._told) else ""
-        self._told += piece
+        piece = text[len(self.told) :] if text.startswith(self.told) else ""
+        self.told += piece
         return piece
 
     def _text(self) -> str:
         """All that is written, up to the first stop text, which ends it."""
         text = str(self._tokenizer.decode(self._tokens, skip_special_tokens=True))
-        places = [place for each in self._decoding.stop if (place := text.find(each)) >= 0]
+        places = [place for each in self.decoding.stop if (place := text.find(each)) >= 0]
         if places:
             self.finish, text = "stop", text[: min(places)]
         return text.strip()
@@ -271,7 +305,7 @@ class _Row:
         text = text.rstrip(_UNFINISHED)
         held = [
             size
-            for each in self._decoding.stop
+            for each in self.decoding.stop
             for size in range(1, len(each))
             if text.endswith(each[:size].rstrip()) and each[:size].strip()
         ]
@@ -280,6 +314,7 @@ class _Row:
     def answer(self, factors: Factors | None) -> Answer:
         """What was written."""
         text = self._text()
+        assert self.finish != "doubtful"
         return Answer(text, self._num_tokens, self.finish or "cancelled", factors)
 
 

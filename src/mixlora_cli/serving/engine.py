@@ -215,7 +215,10 @@ class Engine:
 
         try:
             answers = jobs[0].model.write(
-                [job.question for job in jobs], [job.decoding for job in jobs], watch
+                [job.question for job in jobs],
+                [job.decoding for job in jobs],
+                watch,
+                self._limits.exact,
             )
         except Exception as error:
             silent = [job for job in jobs if not job.is_heard]
