@@ -12,7 +12,6 @@ an idle machine alone.
 from __future__ import annotations
 
 import argparse
-import base64
 import random
 import statistics
 import time
@@ -23,9 +22,9 @@ import httpx
 from openai import OpenAI
 
 from mixlora_cli.config import DataConfig
-from mixlora_cli.data.images import read_picture
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.data.template import IMAGE_MARKER
+from mixlora_cli.evaluation.server import data_url
 
 
 def main() -> None:
@@ -50,8 +49,7 @@ def main() -> None:
     def ask(number: int) -> str:
         record = records[number % len(records)]
         pictures: list[Any] = [
-            {"type": "image_url", "image_url": {"url": _data_url(read_picture(picture))}}
-            for picture in record.images
+            {"type": "image_url", "image_url": {"url": data_url(picture)}} for picture in record.images
         ]
         text = record.conversation[-2].text.replace(IMAGE_MARKER, "").strip()
         reply = client.chat.completions.create(
@@ -96,10 +94,6 @@ def main() -> None:
             f"{numbers.stop} more: {len(answers)} answered, {speed:.2f} a second, memory {memory()}",
             flush=True,
         )
-
-
-def _data_url(picture: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(picture).decode()}"
 
 
 if __name__ == "__main__":

@@ -27,18 +27,7 @@ sweep over values (-m rank=2,4,8).
 """
 
 _OVERRIDE = re.compile(r"[~+]{0,2}[\w.@/:${}-]+=|~[\w.@/]+$")
-_FLAGS_WITH_VALUE = (
-    "-cn",
-    "--config-name",
-    "-cd",
-    "--config-dir",
-    "-cp",
-    "--config-path",
-    "-p",
-    "--package",
-    "-c",
-    "--cfg",
-)
+_WANTS_VALUE = re.compile(r"-(?:c|p|cn|cd|cp)|--(?:cfg|package|config-(?:name|dir|path))")
 
 app = typer.Typer(
     name="mixlora",
@@ -78,7 +67,7 @@ def with_key(key: str, arguments: Sequence[str], texts: Sequence[str] = ()) -> l
         if name in texts and value not in ("", "null") and value[0] not in "'\"$":
             result[place] = f"{name}={_quoted(value)}"
     for place, argument in enumerate(result):
-        is_value = place > 0 and result[place - 1] in _FLAGS_WITH_VALUE
+        is_value = place > 0 and _WANTS_VALUE.fullmatch(result[place - 1])
         if key and not (is_value or argument.startswith("-") or _OVERRIDE.match(argument)):
             result[place] = f"{key}={argument if argument.isdigit() else _quoted(argument)}"
             break

@@ -15,10 +15,11 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from mixlora_cli.data.images import Picture, size_as_shown
 from mixlora_cli.data.problems import BadRecord, Kind
-from mixlora_cli.data.template import CHOICES, IMAGE_MARKER, Segment, Template, Turn
+from mixlora_cli.data.template import CHOICES, IMAGE_MARKER, Role, Segment, Template, Turn
 from mixlora_cli.errors import UserError, cut
 
-ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
+ROLES: Mapping[Role, str] = {"system": "system", "human": "user", "gpt": "assistant"}
+SPEAKERS: Mapping[str, Role] = {said: role for role, said in ROLES.items()}
 """What chat templates and servers call whom a `Turn` is from."""
 _MARK = "mixlora"
 _PROBES = ((32, 32), (640, 200), (200, 640), (1500, 1400))

@@ -10,12 +10,14 @@ from typing import Any, Literal
 IMAGE_MARKER = "<image>"
 """Where a picture stands in a turn's text, whatever the model's own token for it is."""
 
+Role = Literal["system", "human", "gpt"]
+
 
 @dataclass(frozen=True)
 class Turn:
     """One message of a conversation, without the template around it."""
 
-    role: Literal["system", "human", "gpt"]
+    role: Role
     text: str
 
 

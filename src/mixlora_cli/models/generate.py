@@ -1,6 +1,6 @@
 """Answers to prompts, in left-padded batches with a KV cache: greedy ones, or each decoded in its own way.
 
-What is in a batch changes no answer: padding is masked, and an adapter chooses its factors from the
+What is in a batch changes no answer but by rounding: padding is masked, and an adapter chooses its factors from the
 instance's own prompt. So batches are made by prompt length, which wastes least on padding.
 """
 
@@ -312,10 +312,10 @@ class _Row:
         return text[: len(text) - max(held)].rstrip() if held else text.rstrip()
 
     def answer(self, factors: Factors | None) -> Answer:
-        """What was written."""
-        text = self._text()
-        assert self.finish != "doubtful"
-        return Answer(text, self._num_tokens, self.finish or "cancelled", factors)
+        """What was written; of an answer that is not wanted any more, what was told of it."""
+        assert self.finish is not None and self.finish != "doubtful"
+        text = self.told if self.finish == "cancelled" else self._text()
+        return Answer(text, self._num_tokens, self.finish, factors)
 
 
 def factors_of(tuner: MixLoraModel) -> list[Factors]:

@@ -178,24 +178,31 @@ class Engine:
     def _next_batch(self) -> list[Job]:
         """Wait for jobs, and a moment longer for others; those of the oldest one's model. None when closed."""
         limits = self._limits
+
+        def is_closed() -> bool:
+            return self._state == "closed"
+
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._state == "closed")
-            self._changed.wait_for(
-                lambda: len(self._waiting) >= limits.batch_size or self._state == "closed", limits.gather
-            )
-            if self._state == "closed":
-                return []
-            batch: list[Job] = []
-            pixels = 0
-            for job in [job for job in self._waiting if job.model is self._waiting[0].model]:
-                pixels += job.pixels
-                if len(batch) == limits.batch_size or (batch and pixels > BATCH_PIXELS):
-                    break
-                batch.append(job)
-            for job in batch:
-                self._waiting.remove(job)
-            self._running = batch
-        return batch or self._next_batch()
+            while not self._running and not is_closed():
+                self._changed.wait_for(lambda: self._waiting or is_closed())
+                self._changed.wait_for(
+                    lambda: len(self._waiting) >= limits.batch_size or is_closed(), limits.gather
+                )
+                self._running = [] if is_closed() else self._first_together()
+            return self._running
+
+    def _first_together(self) -> list[Job]:
+        """Take what is answered together out of the queue; nothing where all that waited has gone."""
+        batch: list[Job] = []
+        pixels = 0
+        for job in [job for job in self._waiting if job.model is self._waiting[0].model]:
+            pixels += job.pixels
+            if len(batch) == self._limits.batch_size or (batch and pixels > BATCH_PIXELS):
+                break
+            batch.append(job)
+        for job in batch:
+            self._waiting.remove(job)
+        return batch
 
     def _answer(self, batch: Sequence[Job]) -> None:
         """Answer a batch. Where it fails, its halves are tried, down to the one job at which it does."""

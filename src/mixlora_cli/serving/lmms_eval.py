@@ -18,6 +18,7 @@ from lmms_eval.utils import simple_parse_args_string
 from PIL import Image
 
 from mixlora_cli.config import ServeConfig
+from mixlora_cli.data.chat import SPEAKERS
 from mixlora_cli.data.definitions import parse_definitions
 from mixlora_cli.data.images import Picture, as_shown, open_fully
 from mixlora_cli.data.problems import BadRecord
@@ -29,7 +30,6 @@ from mixlora_cli.models.generate import Decoding
 from mixlora_cli.progress import say, with_bar
 from mixlora_cli.serving.models import Question, ServedModel, open_models
 
-_ROLES: Mapping[str, Any] = {"system": "system", "user": "human", "assistant": "gpt"}
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "num_beams": (1, None),
     "num_return_sequences": (1, None),
@@ -153,8 +153,8 @@ class MixLora(lmms):  # type: ignore[misc]  # lmms-eval has no types
         if task not in self._told:
             self._told.add(task)
             say(
-                f"{task}: no task of the training, and definitions=<file> has none of it; the text of each question "
-                "selects its factors"
+                f"{task}: no task of the training, and definitions=<file> has none of it; factors follow from what "
+                "each question is like"
             )
         return None, None
 
@@ -211,9 +211,9 @@ class MixLora(lmms):  # type: ignore[misc]  # lmms-eval has no types
 
 def _turn(message: Mapping[str, Any], pictures: list[Picture]) -> Turn:
     """A message as a turn, with a marker where each of its pictures stands; these are put behind `pictures`."""
-    role = _ROLES.get(message.get("role", ""))
+    role = SPEAKERS.get(message.get("role", ""))
     if role is None:
-        raise UserError(f"a message from {cut(message.get('role'))}; expected {', '.join(_ROLES)}")
+        raise UserError(f"a message from {cut(message.get('role'))}; expected {', '.join(SPEAKERS)}")
     content = message["content"]
     text = ""
     for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:

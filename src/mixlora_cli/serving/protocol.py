@@ -22,6 +22,7 @@ import httpx
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from mixlora_cli.config import LimitsConfig
+from mixlora_cli.data.chat import SPEAKERS
 from mixlora_cli.data.images import locate_picture, opened, size_as_shown
 from mixlora_cli.data.problems import BadRecord
 from mixlora_cli.data.template import IMAGE_MARKER, Turn
@@ -34,12 +35,7 @@ from mixlora_cli.serving.models import Question, ServedModel
 LONGEST_SIDE = 200
 """Times the shorter side of a picture: beyond, processors that scale the shorter one make it absurdly large."""
 _DATA_URL = re.compile(r"data:(?P<kind>[\w/+.-]*)(?:;[\w=-]+)*?;base64,(?P<data>[A-Za-z0-9+/=\s]*)")
-_ROLES: Mapping[str, Literal["system", "human", "gpt"]] = {
-    "system": "system",
-    "developer": "system",
-    "user": "human",
-    "assistant": "gpt",
-}
+_ROLES = {**SPEAKERS, "developer": SPEAKERS["system"]}
 
 
 class ApiError(Exception):

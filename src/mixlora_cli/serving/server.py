@@ -112,9 +112,16 @@ class _Server(uvicorn.Server):
     """Ends in two steps: the first signal lets running requests end and refuses new ones; the second ends at once."""
 
     def __init__(self, app: FastAPI, engine: Engine, limits: LimitsConfig, console: Console) -> None:
-        super().__init__(
-            uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5, ws="none")
-        )
+        settings: dict[str, Any] = {
+            "log_level": "warning",
+            "access_log": False,
+            "timeout_graceful_shutdown": 5,
+            # Longer than clients keep an idle connection (httpx: 5 s, which is uvicorn's own default): else the two may
+            # let go of it at the same moment, and a request that was sent through it is lost.
+            "timeout_keep_alive": 75,
+            "ws": "none",
+        }
+        super().__init__(uvicorn.Config(app, **settings))
         self._engine, self._limits, self._console = engine, limits, console
         self._ends = False
 
@@ -186,11 +193,11 @@ def create_app(
 
     @app.exception_handler(HTTPException)
     async def not_there(request: Request, error: HTTPException) -> JSONResponse:
-        say = {404: "no such page", 405: f"{request.method} is not taken here"}.get(
+        what = {404: "no such page", 405: f"{request.method} is not taken here"}.get(
             error.status_code, error.detail
         )
         known = "POST /v1/chat/completions, GET /v1/models, /health, /metrics, /"
-        refusal = ApiError(error.status_code, f"{request.url.path}: {say}; there is {known}")
+        refusal = ApiError(error.status_code, f"{request.url.path}: {what}; there is {known}")
         return JSONResponse(refusal.body, error.status_code, error.headers)
 
     @app.exception_handler(Exception)
