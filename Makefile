@@ -52,7 +52,7 @@ $(REPRODUCTIONS): reproduce-%: $(READY)
 	  $(if $(SEEDS),"seeds=[$(subst $(SPACE),$(COMMA),$(strip $(SEEDS)))]") $(ARGS)
 
 # A process for each core, each with one thread: the models of the tests are too small for more.
-test: $(READY) ## run the tests (10 to 12 minutes on two cores)
+test: $(READY) ## run the tests (about 20 minutes on two cores)
 	@echo "==> Running the tests"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
