@@ -35,7 +35,8 @@ def hint_at(word: str, known: Iterable[str], what: str) -> str:
     """'did you mean X?' for the known word nearest to `word`, else the first twenty of 'known <what>: ...'."""
     names = sorted(known)
     near = did_you_mean(word, names).removeprefix("; ")
-    return near or f"known {what}: {', '.join(map(cut, names[:20])) or 'none'}"
+    more = f" and {len(names) - 20} more" if names[20:] else ""
+    return near or f"known {what}: {', '.join(map(cut, names[:20])) or 'none'}{more}"
 
 
 def report(error: UserError, prefix: str = "") -> None:

@@ -230,6 +230,22 @@ def test_each_line_of_a_pipe_is_a_question(
     assert [line.split("\t")[0] for line in out.splitlines()] == ["plain", "instance"]
 
 
+def test_a_line_whose_answer_was_stopped_is_not_printed(
+    runs: Runs, asked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask_both, number = Conversation.ask, iter(range(2))
+
+    def stopped_at_the_second(self: Any, text: str, told: Any, stop: Stop, remember: bool = True) -> Any:
+        stop.pressed = next(number) == 1
+        return ask_both(self, text, told, stop, remember)
+
+    monkeypatch.setattr(Conversation, "ask", stopped_at_the_second)
+    piped(monkeypatch, "What is it?\nWhich colour?\nWhich letter?\n")
+    code, out, err = asked(f"run={runs['instance']}")
+    assert (code, out) == (130, f"{' '.join(answer_of(runs['instance'], 'What is it?', []).split())}\n")
+    assert err.splitlines()[-1] == "line 2: stopped"
+
+
 def opened(runs: Runs, *names: str, **values: Any) -> tuple[list[ServedModel], AskConfig]:
     given = [runs[name] for name in names]
     config = AskConfig(TINY, AnswerConfig(max_new_tokens=6), run=given, **values)

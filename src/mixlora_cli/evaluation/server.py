@@ -62,7 +62,10 @@ class ServerModel:
         if len(names) == 1:
             return str(names[0])
         has = f"has {', '.join(map(cut, names))}" if names else "does not list its models"
-        raise UserError(f"eval.server={self._server.place} {has}; give eval.server_model=<one of them>")
+        check = "" if names else ", and see that the address ends in /v1"
+        raise UserError(
+            f"eval.server={self._server.place} {has}; give eval.server_model=<one of them>{check}"
+        )
 
     def usable(self, part: Chosen) -> list[Record]:
         """All of them: what the server refuses shows when it is asked."""

@@ -177,6 +177,9 @@ def questions_of_a_pipe(screen: Screen, lines: Iterable[str], with_factors: bool
         except UserError as error:
             refused += 1
             screen.note(f"line {number}: {error}")
+        if stop.pressed:  # a reader of the pipe could not tell half an answer from a whole one
+            screen.note(f"line {number}: stopped")
+            raise KeyboardInterrupt
         answers = {reply.model.name: " ".join(reply.answer.text.split()) for reply in conversation.last}
         for model in conversation.models:
             name = f"{model.name}\t" if len(conversation.models) > 1 else ""
@@ -185,8 +188,6 @@ def questions_of_a_pipe(screen: Screen, lines: Iterable[str], with_factors: bool
             screen.say_how_it_came(reply, f"line {number}: ")
         if with_factors:
             screen.factors()
-        if stop.pressed:
-            raise KeyboardInterrupt
     if refused:
         raise UserError(f"{refused} of {asked} questions could not be asked; their lines are empty")
 
