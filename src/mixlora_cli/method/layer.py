@@ -293,8 +293,10 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
         chosen, rule = self._chosen(name, hidden, rows, info), self.rules[name]
         dropout = rule.dropout if self.training else 0.0
         if not torch.is_grad_enabled() and not dropout:
-            rows_a, rows_b, _ = self._rows(name, chosen, rows.dtype)
-            return adapted_linear_of_rows(self.base_layer, rows, rows_a, rows_b, rule.scaling)
+            factors = self._rows(name, chosen, rows.dtype)
+            return adapted_linear_of_rows(
+                self.base_layer, rows, *factors, rule.scaling, chosen.selection.weight
+            )
         pool_a, pool_b = self.mixlora_factors_a[name], self.mixlora_factors_b[name]
         assert isinstance(pool_a, FactorPool) and isinstance(pool_b, FactorPool)
         return adapted_linear(
@@ -306,18 +308,18 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
     ) -> Tensor:
         """The base layer's output (B, ..., d_out) with one adapter's update, of the rows `index` alone if given."""
         chosen, scaling = self._chosen(name, hidden, rows, info), self.rules[name].scaling
-        dropped = self.mixlora_dropout[name](rows)
+        dropped, weight = self.mixlora_dropout[name](rows), chosen.selection.weight
         if info.segments is not None:
             every = torch.arange(self.rules[name].num_factors, device=rows.device)
             pools = self.mixlora_factors_a[name](every), self.mixlora_factors_b[name](every)
             return add_low_rank_by_token(
                 output, dropped, *pools, chosen.selection, info.segments.ids, scaling
             )
-        rows_a, rows_b, weight = self._rows(name, chosen, rows.dtype)
+        factors = self._rows(name, chosen, rows.dtype)
         if index is None:
-            return add_low_rank(output, dropped, rows_a, rows_b, scaling, weight)
+            return add_low_rank(output, dropped, *factors, scaling, weight)
         index = index.to(output.device)
-        rows_a, rows_b = rows_a[index], rows_b[index]
+        rows_a, rows_b = (of_instance[index] for of_instance in factors)
         weight = None if weight is None else weight[index]
         updated = add_low_rank(output[index], dropped[index], rows_a, rows_b, scaling, weight)
         return output.index_copy(0, index, updated)
@@ -351,24 +353,18 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
                 "prompts anew"
             )
 
-    def _rows(
-        self, name: str, chosen: CachedSelection, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _rows(self, name: str, chosen: CachedSelection, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The selected factors (B, r, d_in) and (B, r, d_out); looked up once for an answer, which has many passes.
 
-        And the weights of their pairs, which without gradients are in A's factors already. What is looked up once is
-        kept in the type of the input, which a quantised layer's weight does not have.
+        What is looked up once is kept in the type of the input, which a quantised layer's weight does not have.
         """
         if chosen.rows is not None and not torch.is_grad_enabled():
-            return *chosen.rows, None
+            return chosen.rows
         rows_a: Tensor = self.mixlora_factors_a[name](chosen.selection.index_a)
         rows_b: Tensor = self.mixlora_factors_b[name](chosen.selection.index_b)
-        weight = chosen.selection.weight
-        if weight is not None and not torch.is_grad_enabled():
-            rows_a, weight = rows_a * weight.unsqueeze(-1), None
         if self.rules[name].keeps and self.context.generating and not torch.is_grad_enabled():
             chosen.rows = rows_a.to(dtype), rows_b.to(dtype)
-        return rows_a, rows_b, weight
+        return rows_a, rows_b
 
     def _select(self, name: str, rule: _Rule, hidden: Tensor, rows: Tensor, info: ForwardInfo) -> Selection:
         if not info.own_rows and (rule.source == "task" or info.seeds is not None):
