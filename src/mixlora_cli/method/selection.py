@@ -6,6 +6,7 @@ Sizes: B instances, S tokens, d_in input features, E factors in a pool, r of the
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,13 @@ class Selection:
         """The same choice, holding no graph; with its weights where they are not all one."""
         weight = self.weight.detach() if weighted and self.weight is not None else None
         return Selection(self.index_a.detach(), self.index_b.detach(), weight)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Selection]) -> Selection:
+        """Those of several batches, one after the other, on the CPU."""
+        index_a, index_b = (torch.cat([getattr(part, name).cpu() for part in parts]) for name in ("index_a", "index_b"))
+        weights = [part.weight.cpu() for part in parts if part.weight is not None]
+        return cls(index_a, index_b, torch.cat(weights) if weights else None)
 
     def of(self, rows: Tensor) -> Selection:
         """That of some of the instances."""
