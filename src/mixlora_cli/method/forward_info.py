@@ -165,7 +165,7 @@ class ForwardInfo:
         `prompt` (B, S) are the tokens that `pool` counts.
         """
         prompt = self.prompt if prompt is None else prompt
-        if prompt is None or self.has_prompts or torch.compiler.is_compiling():
+        if prompt is None or prompt.is_meta or self.has_prompts or torch.compiler.is_compiling():
             return
         own = torch.ones_like(prompt) if self.tokens is None else self.tokens
         if self.segments is not None:
@@ -243,7 +243,7 @@ def read_inputs(inputs: Mapping[str, Any], picture_tokens: Sequence[int] | None 
     info.text, (info.rows, info.length) = source, source.shape[:2]
     if picture_tokens is not None and not source.is_floating_point():
         info.pictures = torch.isin(source, torch.tensor(picture_tokens, dtype=source.dtype, device=source.device))
-    elif picture_tokens is not None and not picture_tokens:
+    elif picture_tokens is not None and (source.is_meta or not picture_tokens):
         info.pictures = torch.zeros(source.shape[:2], dtype=torch.bool, device=source.device)
     past = cached_length(cache_of(inputs))
     mask = one_mask(inputs.get("attention_mask"))

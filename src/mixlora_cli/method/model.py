@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from mixlora_cli.method.config import MixLoraConfig
 from mixlora_cli.method.context import RoutingContext
+from mixlora_cli.method.factors import Standardiser
 from mixlora_cli.method.layer import MixLoraLayer, MixLoraLinear
 from mixlora_cli.method.selection import Selection
 from mixlora_cli.method.targets import decoder_linears, is_read_past, output_layer
@@ -167,6 +168,12 @@ class MixLoraModel(BaseTuner):
             if len(read) < 2:
                 raise ValueError(f"{layer.name}: statistics need two inputs at least, {len(read)} were read")
             layer.calibrate(adapter_name, read)
+
+    def skip_calibration(self) -> None:
+        """Let `normalize` leave what routers read as it is; for measurements of time and memory alone."""
+        for module in self.modules():
+            if isinstance(module, Standardiser):
+                module.known = True
 
     def calibrated_tensors(self, adapter_name: str = "default") -> list[Tensor]:
         """All that `calibrated` has set: statistics, and routers that start as centroids; in the layers' order."""
