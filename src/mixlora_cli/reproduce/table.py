@@ -11,12 +11,21 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from mixlora_cli.benchmarks.metrics import InstanceScores, mean_over
-from mixlora_cli.benchmarks.registry import MEAN_TITLE, seen_title
+from mixlora_cli.benchmarks.metrics import InstanceScores, LossScores, mean_loss, mean_over
+from mixlora_cli.benchmarks.registry import LOSS_TITLE, MEAN_TITLE, seen_title
 from mixlora_cli.config import TableConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.compare import Group, paired_over_seeds, read_run, shared_by_all
-from mixlora_cli.evaluation.results import FILE_NAME, JudgedScore, Results, Score, read_results
+from mixlora_cli.evaluation.results import (
+    DIGITS,
+    FILE_NAME,
+    LOSS_CAPTION,
+    JudgedScore,
+    Results,
+    Score,
+    read_results,
+)
+from mixlora_cli.evaluation.scoring import LOSS, Task
 from mixlora_cli.plots import figure
 from mixlora_cli.progress import say
 from mixlora_cli.reproduce.jobs import EVALUATION, RECORD, SEEN_EVALUATION, read_record
@@ -100,8 +109,8 @@ class RowValues:
     values: Columns
     evaluations: Mapping[int, Path]
     """Folder of each seed's evaluation on the unseen benchmarks."""
-    scores: Mapping[int, Mapping[str, InstanceScores]]
-    """By seed and task, for tables about seen tasks."""
+    scores: Mapping[int, Mapping[Task, InstanceScores]]
+    """By seed and task, for tables about seen tasks: answers, and losses where there are."""
 
     def seeds(self, column: str | None = None) -> list[int]:
         """Seeds that have a value in the column, or in any."""
@@ -177,7 +186,10 @@ def build_table(config: TableConfig) -> TableValues:
     cells = find_cells(Path(config.runs).expanduser())
     columns = columns_of(name, config.scale)
     tasks = SEEN_TASKS[config.scale] if TABLES[name].on_seen_tasks else ()
-    rows = tuple(_read_row(row, cells, columns, tasks, config.judge) for row in rows_of(name))
+    asked = (*columns, LOSS_TITLE) if tasks else columns
+    rows = tuple(_read_row(row, cells, asked, tasks, config.judge) for row in rows_of(name))
+    if tasks and any(each.seeds(LOSS_TITLE) for each in rows):
+        columns = (*columns, LOSS_TITLE)
     return TableValues(name, config.scale, columns, rows, tuple(_notes(rows, cells, columns)))
 
 
@@ -186,7 +198,7 @@ def _read_row(
 ) -> RowValues:
     by_seed: dict[int, Columns] = {}
     evaluations: dict[int, Path] = {}
-    scores: dict[int, Mapping[str, InstanceScores]] = {}
+    scores: dict[int, Mapping[Task, InstanceScores]] = {}
     for seed in sorted({seed for name, seed, _ in cells if name == row.name}):
         if tasks:
             scores[seed] = _seen_scores(cells, row, seed, tasks)
@@ -222,28 +234,31 @@ def _score(results: Results, column: str, judge: str | None) -> Score | JudgedSc
     return next((score for score in judged.scores if score.column == column), None)
 
 
-def _seen_scores(cells: Cells, row: Row, seed: int, tasks: Sequence[str]) -> dict[str, InstanceScores]:
+def _seen_scores(cells: Cells, row: Row, seed: int, tasks: Sequence[str]) -> dict[Task, InstanceScores]:
     """Of the held-out instances of each task; specialists have a cell for each, the others one for all."""
-    scores: dict[str, InstanceScores] = {}
+    scores: dict[Task, InstanceScores] = {}
     for task in tasks if row.per_task else (None,):
         if place := _evaluation(cells, (row.name, seed, task), SEEN_EVALUATION):
             run = read_run(str(place))
-            scores |= {name: run.tasks["heldout", name] for name in tasks if ("heldout", name) in run.tasks}
+            scores |= {task: found for task, found in run.tasks.items() if task[1] in tasks}
     return scores
 
 
-def _of_scores(scores: Mapping[str, InstanceScores], tasks: Sequence[str]) -> Columns:
-    """Per cent right on each seen task, and the average where all are there."""
-    arrays = {task: scores[task].array() for task in tasks if task in scores}
+def _of_scores(scores: Mapping[Task, InstanceScores], tasks: Sequence[str]) -> Columns:
+    """Per cent right on each seen task, and the average where all are there; so their loss."""
+    arrays = {task: scores["heldout", task].array() for task in tasks if ("heldout", task) in scores}
     # The values as they always were, to the last digit: 100 * mean, and the mean of these.
     per_cent = {task: 100 * float(array.mean()) for task, array in arrays.items()}
     values = {
-        seen_title(task): replace(scores[task].compute().score, value=value)
+        seen_title(task): replace(scores["heldout", task].compute().score, value=value)
         for task, value in per_cent.items()
     }
     if len(arrays) == len(tasks):
         mean = float(np.mean(list(per_cent.values())))
         values[AVERAGE_TITLE] = replace(mean_over(list(arrays.values())), value=mean)
+    losses = [found for task in tasks if isinstance(found := scores.get((LOSS, task)), LossScores)]
+    if len(losses) == len(tasks):
+        values[LOSS_TITLE] = mean_loss(losses)
     return values
 
 
@@ -340,20 +355,23 @@ def _unseen_differences(left: RowValues, right: RowValues, seeds: Seeds) -> Mapp
 def _seen_difference(
     table: TableValues, left: RowValues, right: RowValues, column: str, seeds: Seeds
 ) -> Difference:
-    def by_seed(task: str) -> list[Floats]:
-        """Left minus right (n,) for each pair of trainings, on the instances that all of them answered."""
-        both = [(right.scores[theirs][task], left.scores[ours][task]) for ours, theirs in seeds]
+    def by_seed(task: str, split: str = "heldout") -> list[Floats]:
+        """Left minus right for each pair of trainings, on the instances that all of them answered."""
+        key = split, task
+        both = [(right.scores[theirs][key], left.scores[ours][key]) for ours, theirs in seeds]
         indices = shared_by_all([scores for each in both for scores in each], task)
-        return [after.array(indices) - before.array(indices) for before, after in both]
+        return [after.minus(before, indices)[0] for before, after in both]
 
     tasks = SEEN_TASKS[table.scale]
     if column == AVERAGE_TITLE:
         return compare_means([np.mean(by_seed(task), axis=0) for task in tasks], 100)
+    if column == LOSS_TITLE:
+        return compare_means([np.mean(by_seed(task, LOSS), axis=0) for task in tasks], LossScores.scale)
     return compare_right_over_seeds(by_seed(next(task for task in tasks if seen_title(task) == column)))
 
 
 def _corrected(lines: Sequence[PairLine]) -> list[PairLine]:
-    tested = [line for line in lines if line.column not in (MEAN_TITLE, AVERAGE_TITLE)]
+    tested = [line for line in lines if line.column not in (MEAN_TITLE, AVERAGE_TITLE, LOSS_TITLE)]
     corrected = iter(holm([line.paired.p for line in tested]))
     return [replace(line, p_holm=next(corrected)) if line in tested else line for line in lines]
 
@@ -377,7 +395,7 @@ def _reading(table: TableValues) -> str:
     if any(value.low is None for each in table.rows for value in each.values.values()):
         over += f"; [{ABSENT}]: the same in every seed, no spread to make an interval of"
     beside = "; p: the paper's number" if table.scale == "paper" else ""
-    return f"{UNITS}{over}{beside}."
+    return f"{UNITS}{over}{beside}.{LOSS_CAPTION if LOSS_TITLE in table.columns else ''}"
 
 
 def _value_cell(table: TableValues, each: RowValues, column: str) -> Cell:
@@ -391,8 +409,7 @@ def _value_cell(table: TableValues, each: RowValues, column: str) -> Cell:
 
 
 def _digits(column: str) -> int:
-    """Decimals: none for points."""
-    return 0 if column == "MME" else 1
+    return DIGITS[{"MME": "points", LOSS_TITLE: "nats"}.get(column, "%")]
 
 
 def _differences_table(table: TableValues, lines: Sequence[PairLine]) -> Table:
