@@ -211,7 +211,14 @@ MECHANISMS: dict[str, dict[str, Any]] = {
     "tied": {"pairing": "tied", **LEARNS},
     "block": {"per": "block", "r": 3, "gate": "soft", "pairing": "tied", "shared_factors": 1, **LEARNS},
     "block_hard": {"per": "block", "normalize": True, "pool": "prompt", **LEARNS},
-    "plus": {"normalize": True, "router_init": "clusters", "pool": "text", "pairing": "tied", "gate": "soft", **LEARNS},
+    "plus": {
+        "normalize": True,
+        "router_init": "clusters",
+        "pool": "text",
+        "pairing": "tied",
+        "gate": "soft",
+        **LEARNS,
+    },
 }
 """Ways beyond the paper to select, and combinations of them."""
 

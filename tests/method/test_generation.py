@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from method_models import MECHANISMS, IMAGE, NEW, PAD, batch, generate
+from method_models import IMAGE, MECHANISMS, NEW, PAD, batch, generate
 from torch import Tensor
 
 from mixlora_cli.method.context import _threads

@@ -70,7 +70,12 @@ def test_what_a_task_says_of_the_factors() -> None:
     counts = by_task(own, chance(1, 400, 16, 4), tasks, 16)
     # 12 * 3 / (2 * 4 * 400) is taken off, which is what chance alone would show.
     assert health.task_information(counts[..., :16], 4).item() == pytest.approx(math.log(4) - 0.01125)
-    many = torch.cat([by_task(chance(200, 100, 16, 4, seed), chance(200, 100, 16, 4), tasks[:100], 16) for seed in range(3)])
+    many = torch.cat(
+        [
+            by_task(chance(200, 100, 16, 4, seed), chance(200, 100, 16, 4), tasks[:100], 16)
+            for seed in range(3)
+        ]
+    )
     found = health.task_information(many[..., :16], 4)
     # Of a plain estimate 0.045 would be left.
     assert abs(found.mean().item()) < 0.005 and found.std().item() < 0.03

@@ -140,7 +140,10 @@ def test_mechanisms_equal_the_oracle(normalize, shared, pairing, gate, cfs, base
     """Soft gates, tied pairs, shared factors and statistics, alone and together; their routers learn."""
     p = oracle.parameters(D_IN, D_OUT, NUM_FACTORS, RANK, seed=21, shared=shared)
     hidden, probe = inputs(22)
-    mean, deviation = torch.randn(D_IN, generator=torch.Generator().manual_seed(23)), torch.arange(1.0, D_IN + 1)
+    mean, deviation = (
+        torch.randn(D_IN, generator=torch.Generator().manual_seed(23)),
+        torch.arange(1.0, D_IN + 1),
+    )
     choice = oracle.Choice(
         gate == "soft", pairing == "tied", shared, (mean, deviation) if normalize else None
     )
@@ -175,12 +178,17 @@ def test_pool_text_equals_the_oracle_on_the_prompts_words() -> None:
     gradients = oracle.gradients(expected, probe, {field: getattr(p, field) for field in NAMES}, True)
     layer = build(p, cfs="none", router_grad="straight_through", pool="text")
     check(layer, ForwardInfo(prompt=prompt, pictures=pictures), hidden, probe, expected, gradients)
-    with pytest.raises(ValueError, match="pool=text: which tokens stand for pictures is known of input_ids alone"):
-        with layer.context.within(ForwardInfo(prompt=prompt)):
-            layer(hidden)
-    with pytest.raises(ValueError, match=r"pool=text: instances \[1\] .* nothing but pictures"):
-        with layer.context.within(ForwardInfo(prompt=prompt, pictures=torch.tensor([[0], [1], [0]]).bool().expand(3, 4))):
-            layer(hidden)
+    with (
+        pytest.raises(
+            ValueError, match="pool=text: which tokens stand for pictures is known of input_ids alone"
+        ),
+        layer.context.within(ForwardInfo(prompt=prompt)),
+    ):
+        layer(hidden)
+    alone = ForwardInfo(prompt=prompt, pictures=torch.tensor([[0], [1], [0]]).bool().expand(3, 4))
+    nothing = pytest.raises(ValueError, match=r"pool=text: instances \[1\] .* nothing but pictures")
+    with nothing, layer.context.within(alone):
+        layer(hidden)
 
 
 def test_random_routing_equals_the_oracle_on_what_was_drawn() -> None:

@@ -81,7 +81,10 @@ def test_the_scale_is_alpha_over_r() -> None:
         ({"per": "model"}, "per=model: must be one of layer, block"),
         ({"r": 4, "shared_factors": 4}, "shared_factors=4: must be >= 0 and < r=4"),
         ({"router_init": "clusters"}, "router_init=clusters: needs normalize=True"),
-        ({"routing": "task", "normalize": True}, "normalize=True: goes with routing=instance; routing=task has False"),
+        (
+            {"routing": "task", "normalize": True},
+            "normalize=True: goes with routing=instance; routing=task has False",
+        ),
         ({"routing": "random", "per": "block"}, "per=block: goes with routing=instance"),
         ({"routing": "random", "gate": "soft"}, "gate=soft: needs routers, which routing=random has not"),
         ({"routing": "random", "shared_factors": 1}, "shared_factors=1: needs routers"),

@@ -73,7 +73,9 @@ def test_soft_weights_are_shares_of_the_chosen_and_pass_their_plain_gradient() -
 
 def test_selections_are_joined_and_taken_apart_with_their_weights() -> None:
     index, weight = torch.arange(6).view(3, 2), torch.rand(3, 2)
-    whole = Selection.joined([Selection(index[:1], index[:1] + 1, weight[:1]), Selection(index[1:], index[1:] + 1, weight[1:])])
+    whole = Selection.joined(
+        [Selection(index[:1], index[:1] + 1, weight[:1]), Selection(index[1:], index[1:] + 1, weight[1:])]
+    )
     assert torch.equal(whole.index_a, index) and torch.equal(whole.index_b, index + 1)
     part = whole.of(torch.tensor([2, 0]))
     assert torch.equal(part.index_a, index[[2, 0]]) and torch.equal(part.weight, weight[[2, 0]])

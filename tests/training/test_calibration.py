@@ -61,7 +61,10 @@ def test_statistics_are_those_of_the_prompts_words_on_the_base(make_config: Make
     weights = adapter_weights(train(config))
     read = words_read_by(config, LAYER.removeprefix("base_model.model."))
     assert len(read) == 12
-    mean, deviation = weights[f"{LAYER}.mixlora_standardiser.mean"], weights[f"{LAYER}.mixlora_standardiser.deviation"]
+    mean, deviation = (
+        weights[f"{LAYER}.mixlora_standardiser.mean"],
+        weights[f"{LAYER}.mixlora_standardiser.deviation"],
+    )
     torch.testing.assert_close(mean, read.mean(dim=0), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(deviation, read.std(dim=0), rtol=1e-4, atol=1e-5)
     standardised = (read - mean) / deviation
@@ -85,11 +88,15 @@ def test_statistics_come_back_with_the_adapter(make_config: MakeConfig) -> None:
     for layer in layers:
         standardiser = layer.mixlora_standardiser["default"]
         assert standardiser.known
-        assert torch.equal(standardiser.mean, weights[f"base_model.model.{layer.name}.mixlora_standardiser.mean"])
+        assert torch.equal(
+            standardiser.mean, weights[f"base_model.model.{layer.name}.mixlora_standardiser.mean"]
+        )
     assert len(layers) == 14
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_is_the_uninterrupted_one(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = train(plus(make_config("whole", steps=5, router_learning_rate=3e-2)))
     with monkeypatch.context() as patch:
         each_step(patch, lambda step: signal.raise_signal(signal.SIGTERM) if step == 2 else None)
@@ -112,7 +119,9 @@ def test_routers_have_their_own_rate(make_config: MakeConfig, monkeypatch: pytes
     monkeypatch.setattr(train_module, "build_trainer", watched)
     moved = {}
     for name, rate in (("alike", None), ("faster", 5e-2)):
-        config = plus(make_config(name, steps=2, learning_rate=1e-3, warmup_ratio=0.0, router_learning_rate=rate))
+        config = plus(
+            make_config(name, steps=2, learning_rate=1e-3, warmup_ratio=0.0, router_learning_rate=rate)
+        )
         weights = adapter_weights(train(config))
         start = adapter_weights(train(plus(make_config(f"{name}-start", steps=1, learning_rate=1e-12))))
         moved[name] = {
@@ -130,6 +139,8 @@ def test_routers_have_their_own_rate(make_config: MakeConfig, monkeypatch: pytes
 def test_one_record_is_too_little(make_config: MakeConfig) -> None:
     config = plus(make_config("run"))
     few = replace(config, data=replace(config.data, max_per_task=1, tasks=["task0"]))
-    with pytest.raises(UserError, match="routing.normalize=true needs two training records at least; there are 1"):
+    with pytest.raises(
+        UserError, match=r"routing\.normalize=true needs two training records at least; there are 1"
+    ):
         train(few)
     assert not Path(few.output_dir, "adapter").exists()

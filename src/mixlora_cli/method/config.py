@@ -95,7 +95,9 @@ class MixLoraConfig(PeftConfig):
     )
     pairing: Pairing = field(
         default="separate",
-        metadata={"help": "separate: A and B have routers of their own; tied: B gets A's selection, without CFS."},
+        metadata={
+            "help": "separate: A and B have routers of their own; tied: B gets A's selection, without CFS."
+        },
     )
     shared_factors: int = field(
         default=0, metadata={"help": "So many of the r are the same for all instances; the rest is routed."}
@@ -113,7 +115,9 @@ class MixLoraConfig(PeftConfig):
     )
     picture_tokens: list[int] | None = field(
         default=None,
-        metadata={"help": "pool=text: ids of tokens that stand for pictures; null = those of the model's config."},
+        metadata={
+            "help": "pool=text: ids of tokens that stand for pictures; null = those of the model's config."
+        },
     )
     normalize: bool = field(
         default=False,
@@ -123,11 +127,15 @@ class MixLoraConfig(PeftConfig):
     )
     router_init: RouterInit = field(
         default="random",
-        metadata={"help": "clusters: routers start as the centroids of the descriptions that `calibrate` reads."},
+        metadata={
+            "help": "clusters: routers start as the centroids of the descriptions that `calibrate` reads."
+        },
     )
     per: Per = field(
         default="layer",
-        metadata={"help": "layer: each layer selects; block: the first of a block selects for all of its layers."},
+        metadata={
+            "help": "layer: each layer selects; block: the first of a block selects for all of its layers."
+        },
     )
     decode: Decode = field(
         default="prefill",
@@ -202,7 +210,9 @@ class MixLoraConfig(PeftConfig):
         for key in _OF_TOKENS if self.router.source != "tokens" else ():
             usual = type(self).__dataclass_fields__[key].default
             value = getattr(self, key)
-            _require(value == usual, key, value, f"goes with routing=instance; routing={self.routing} has {usual}")
+            _require(
+                value == usual, key, value, f"goes with routing=instance; routing={self.routing} has {usual}"
+            )
         for key in _OF_ROUTERS if self.router.reads is None else ():
             usual = type(self).__dataclass_fields__[key].default
             value = getattr(self, key)

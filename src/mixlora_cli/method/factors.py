@@ -65,7 +65,7 @@ class Standardiser(nn.Module):
         return (read - self.mean.float()) / self.deviation.float()
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, *rest)
         self.known = self.known or f"{prefix}mean" in state_dict
 
 

@@ -176,10 +176,12 @@ class ForwardInfo:
             counts = torch.stack([own.sum(1).to(prompt.device), prompt.sum(1)], dim=1)
         empty = ((counts[:, 0] > 0) & (counts[:, 1] == 0)).nonzero().flatten().tolist()
         if empty:
+            why = (
+                "all their tokens have labels" if pool == "prompt" else "or one that is nothing but pictures"
+            )
             raise ValueError(
-                f"pool={pool}: instances {empty[:5]} of the batch have no prompt, "
-                f"{'all their tokens have labels' if pool == 'prompt' else 'or one that is nothing but pictures'}; label "
-                "the prompt's tokens -100 (or give prompt_mask), or use pool=all"
+                f"pool={pool}: instances {empty[:5]} of the batch have no prompt, {why}; label the "
+                "prompt's tokens -100 (or give prompt_mask), or use pool=all"
             )
         self.has_prompts = True
 
@@ -242,7 +244,9 @@ def read_inputs(inputs: Mapping[str, Any], picture_tokens: Sequence[int] | None 
         return info  # several texts a row (multiple choice) are apart only in the model within
     info.text, (info.rows, info.length) = source, source.shape[:2]
     if picture_tokens is not None and not source.is_floating_point():
-        info.pictures = torch.isin(source, torch.tensor(picture_tokens, dtype=source.dtype, device=source.device))
+        info.pictures = torch.isin(
+            source, torch.tensor(picture_tokens, dtype=source.dtype, device=source.device)
+        )
     elif picture_tokens is not None and (source.is_meta or not picture_tokens):
         info.pictures = torch.zeros(source.shape[:2], dtype=torch.bool, device=source.device)
     past = cached_length(cache_of(inputs))

@@ -79,7 +79,7 @@ class _Rule:
     clustered: bool
     """Routers start as centroids of what they read."""
     block: str
-    """All layers of this name get the selection of the one that holds its routers; "" = the layer selects for itself."""
+    """All of its layers get the selection of the one that holds the routers; "" = the layer selects for itself."""
     holder: str
     """That layer's name."""
     keeps: bool
@@ -496,7 +496,9 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
         for routers in (self.mixlora_router_a, self.mixlora_router_b):
             if name in routers:
                 weight: Tensor = routers[name].weight  # type: ignore[assignment]
-                weight.copy_(spread_like_random(centroids(standardised, len(weight), generator), standardised))
+                weight.copy_(
+                    spread_like_random(centroids(standardised, len(weight), generator), standardised)
+                )
 
     def __repr__(self) -> str:
         return "mixlora." + super().__repr__()

@@ -100,7 +100,9 @@ def adapted_linear_of_rows(
 ) -> Tensor:
     """`adapted_linear` without gradients or dropout, of factors (B, r, d_in) and (B, r, d_out) looked up before."""
     output = F.linear(hidden, base.weight, base.bias)
-    inner = _weighted(_inner(hidden, rows_a.to(output.dtype)), None if weight is None else weight.to(output.dtype))
+    inner = _weighted(
+        _inner(hidden, rows_a.to(output.dtype)), None if weight is None else weight.to(output.dtype)
+    )
     return _add_into(output, inner, rows_b.to(output.dtype), scaling)
 
 

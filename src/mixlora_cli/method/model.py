@@ -52,8 +52,8 @@ class MixLoraModel(BaseTuner):
             config.target_modules = decoder_linears(model, as_list=config.layers_to_transform is not None)
         if getattr(getattr(model, "config", None), "is_encoder_decoder", False) and config.pool != "all":
             raise ValueError(
-                f"pool={config.pool}: all that the decoder of an encoder-decoder model reads in training is its answer; use "
-                "pool=all"
+                f"pool={config.pool}: all that the decoder of an encoder-decoder model reads in training is its "
+                "answer; use pool=all"
             )
         kind = getattr(getattr(model, "config", None), "model_type", None)
         if kind in TOKENS_FIRST:
@@ -156,8 +156,13 @@ class MixLoraModel(BaseTuner):
         Raises:
             ValueError: fewer than two inputs were read.
         """
-        layers = [m for m in self.modules() if isinstance(m, MixLoraLinear) and adapter_name in m.mixlora_standardiser]
-        self.context.collecting = found = {}
+        layers = [
+            m
+            for m in self.modules()
+            if isinstance(m, MixLoraLinear) and adapter_name in m.mixlora_standardiser
+        ]
+        found: dict[tuple[str, str], list[Tensor]] = {}
+        self.context.collecting = found
         try:
             with torch.no_grad():
                 yield
@@ -183,7 +188,10 @@ class MixLoraModel(BaseTuner):
                 found += layer.mixlora_standardiser[adapter_name].buffers()
                 if layer.rules[adapter_name].clustered:
                     routers = (layer.mixlora_router_a, layer.mixlora_router_b)
-                    found += [each[adapter_name].weight.data for each in routers if adapter_name in each]  # type: ignore[union-attr,operator,misc]
+                    weights: list[Any] = [
+                        each[adapter_name].weight for each in routers if adapter_name in each
+                    ]
+                    found += [weight.data for weight in weights]
         return found
 
     def unload(self) -> nn.Module:

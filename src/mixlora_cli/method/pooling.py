@@ -1,7 +1,7 @@
 """The mean of an instance's own tokens (Eq. 5), read once and never copied.
 
 Padding and neighbours must not reach an instance's mean, not even through the order of a floating-point sum. On the CPU
-each instance is therefore summed by itself, one stretch of counted tokens after the other; that is also the cheapest way.
+each instance is therefore summed by itself, one stretch of counted tokens after another; that is also the cheapest way.
 """
 
 from __future__ import annotations

@@ -37,7 +37,9 @@ class Selection:
     @classmethod
     def joined(cls, parts: Sequence[Selection]) -> Selection:
         """Those of several batches, one after the other, on the CPU."""
-        index_a, index_b = (torch.cat([getattr(part, name).cpu() for part in parts]) for name in ("index_a", "index_b"))
+        index_a, index_b = (
+            torch.cat([getattr(part, name).cpu() for part in parts]) for name in ("index_a", "index_b")
+        )
         weights = [part.weight.cpu() for part in parts if part.weight is not None]
         return cls(index_a, index_b, torch.cat(weights) if weights else None)
 

@@ -112,11 +112,10 @@ class RoutingHealth(TrainerCallback):
 
     def _look(self, step: int) -> dict[str, Any]:
         """The window's measures by layer, over all processes; the next window starts empty."""
-        rows, columns = self._tally.shape
         tallies = (self._tally, self._task_tally, self._by_task)
         together = torch.cat([each.flatten() for each in tallies])
         total: Tensor = self._accelerator.reduce(together, "sum").cpu()
-        parts = total.split([each.numel() for each in tallies])
+        parts = torch.split(total, [each.numel() for each in tallies])
         tally, tasks, by_task = (part.view(each.shape) for part, each in zip(parts, tallies, strict=True))
         for each in tallies:
             each.zero_()
@@ -127,7 +126,7 @@ class RoutingHealth(TrainerCallback):
                 health.churn(old, new).cpu() for old, new in zip(before, self._probed, strict=True)
             )
         values = torch.stack(list(measures.values())).tolist()
-        num_factors = (columns - 1) // 2
+        num_factors = (self._tally.shape[1] - 1) // 2
         return {
             "step": step,
             "instances": int(tasks.sum()),

@@ -37,7 +37,6 @@ from mixlora_cli.training.arguments import gather_weights, start_fsdp
 from mixlora_cli.training.routing_stats import RoutingHealth
 from mixlora_cli.training.run_folder import publish_checkpoint, temp_checkpoints
 
-
 ROUTER = ".mixlora_router_"
 """In the name of every router's weight."""
 
@@ -154,7 +153,9 @@ class AdapterTrainer(Trainer):
         tuner, collate = getattr(self.model, "base_model", None), self.data_collator
         assert isinstance(tuner, MixLoraModel) and isinstance(collate, Collator)
         if len(items) < 2:
-            raise UserError(f"routing.normalize=true needs two training records at least; there are {len(items)}")
+            raise UserError(
+                f"routing.normalize=true needs two training records at least; there are {len(items)}"
+            )
         tuner.to(self.args.device)  # where DeepSpeed or FSDP would bring it themselves, later
         padded, size = replace(collate, packed=False), self.args.per_device_train_batch_size
         with tuner.calibrated():
@@ -166,7 +167,9 @@ class AdapterTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The Trainer's own; routers get the rate of their own, where there is one."""
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
-        rate, found = self.router_learning_rate, {p for name, p in self.model.named_parameters() if ROUTER in name}
+        assert self.model is not None
+        rate = self.router_learning_rate
+        found = {weight for name, weight in self.model.named_parameters() if ROUTER in name}
         if rate is not None:
             for group in list(optimizer.param_groups):
                 routers = [p for p in group["params"] if p in found]

@@ -67,7 +67,9 @@ def update_energies(selection: Selection, gram_a: Tensor, gram_b: Tensor) -> Ten
         (B,) fp64.
     """
     index_a, index_b = selection.index_a.cpu(), selection.index_b.cpu()
-    products = gram_a[index_a[:, :, None], index_a[:, None, :]] * gram_b[index_b[:, :, None], index_b[:, None, :]]
+    products = (
+        gram_a[index_a[:, :, None], index_a[:, None, :]] * gram_b[index_b[:, :, None], index_b[:, None, :]]
+    )
     if selection.weight is not None:
         weight = selection.weight.double().cpu()
         products = products * (weight[:, :, None] * weight[:, None, :])
