@@ -291,7 +291,25 @@ def test_losses_have_a_column_where_cells_have_them(make_cell: Any, tmp_path: Pa
     assert line.p_holm is None and paired.test == "paired bootstrap"
     text = table(config(tmp_path, "seen"))[0].read_text()
     assert "| 0.800 [0.800, 0.800] |" in text and "| 0.710± [0.583, 0.837] |" in text
-    assert "| -0.100 [-0.100, -0.100] p<0.001 |" in text and "lower is better" in text
+    assert "| -0.100 [-0.100, -0.100] p<0.001 |" in text
+    assert "lower is better. The mean over 6 tasks." in text
+
+
+def test_losses_are_of_all_tasks_that_the_trainings_have(make_cell: Any, tmp_path: Path) -> None:
+    more = (*TASKS, "arithmetic", "captioning")
+    make_cell("mixlora_e16_r4", right=8, seen=more, loss=0.8)
+    make_cell("task_routing", right=8, seen=(*more, "shape_naming"), loss=0.7)
+    make_cell("lora_r16", right=8, seen=TASKS[1:], loss=0.1)  # lacks one of the table's own
+    built = build_table(config(tmp_path, "seen"))
+    assert built.loss_tasks == tuple(sorted(more))
+    assert [built.row(name).values["Seen loss"].value for name in ("mixlora_e16_r4", "task_routing")] == (
+        pytest.approx([0.8, 0.7])
+    )
+    assert "Seen loss" not in built.row("lora_r16").values
+    assert built.columns[:-1] == (*TASKS, "AVG")
+    assert [line.paired.value for line in pair_lines(built) if line.column == "Seen loss"] == [
+        pytest.approx(-0.1)
+    ]
 
 
 def test_what_the_paper_does_not_have_has_no_paper_scale(tmp_path: Path) -> None:

@@ -128,6 +128,8 @@ class TableValues:
     rows: tuple[RowValues, ...]
     notes: tuple[str, ...]
     """What a reader has to know: settings, missing cells, configurations that differ."""
+    loss_tasks: tuple[str, ...] = ()
+    """Seen tasks that the losses are the mean over."""
 
     @property
     def layout(self) -> Layout:
@@ -186,11 +188,11 @@ def build_table(config: TableConfig) -> TableValues:
     cells = find_cells(Path(config.runs).expanduser())
     columns = columns_of(name, config.scale)
     tasks = SEEN_TASKS[config.scale] if TABLES[name].on_seen_tasks else ()
-    asked = (*columns, LOSS_TITLE) if tasks else columns
-    rows = tuple(_read_row(row, cells, asked, tasks, config.judge) for row in rows_of(name))
-    if tasks and any(each.seeds(LOSS_TITLE) for each in rows):
+    rows = tuple(_read_row(row, cells, columns, tasks, config.judge) for row in rows_of(name))
+    if lossy := _loss_tasks(rows, tasks):
+        rows = tuple(_with_losses(each, lossy) for each in rows)
         columns = (*columns, LOSS_TITLE)
-    return TableValues(name, config.scale, columns, rows, tuple(_notes(rows, cells, columns)))
+    return TableValues(name, config.scale, columns, rows, tuple(_notes(rows, cells, columns)), lossy)
 
 
 def _read_row(
@@ -211,12 +213,39 @@ def _read_row(
                 for column in columns
                 if (score := _score(results, column, judge))
             }
-    values = {
+    return RowValues(row, by_seed, _over_seeds(by_seed, columns), evaluations, scores)
+
+
+def _over_seeds(by_seed: Mapping[int, Columns], columns: Sequence[str]) -> Columns:
+    return {
         column: found[0] if len(found) == 1 else over_seeds([_number(each) for each in found])
         for column in columns
         if (found := [seeds[column] for seeds in by_seed.values() if column in seeds])
     }
-    return RowValues(row, by_seed, values, evaluations, scores)
+
+
+def _loss_tasks(rows: Sequence[RowValues], tasks: Sequence[str]) -> tuple[str, ...]:
+    """Seen tasks, at least the table's own `tasks`, that all trainings with losses of these have losses of."""
+    every = [
+        {name for split, name in scores if split == LOSS} for row in rows for scores in row.scores.values()
+    ]
+    whole = [names for names in every if names >= set(tasks)]
+    return tuple(sorted(set.intersection(*whole))) if whole else ()
+
+
+def _losses(scores: Mapping[Task, InstanceScores], tasks: Sequence[str]) -> list[LossScores]:
+    return [found for task in tasks if isinstance(found := scores.get((LOSS, task)), LossScores)]
+
+
+def _with_losses(row: RowValues, tasks: Sequence[str]) -> RowValues:
+    """The row with the mean loss over these tasks where a training has them all."""
+    by_seed = {
+        seed: {**values, LOSS_TITLE: mean_loss(losses)}
+        if len(losses := _losses(row.scores[seed], tasks)) == len(tasks)
+        else values
+        for seed, values in row.by_seed.items()
+    }
+    return replace(row, by_seed=by_seed, values={**row.values, **_over_seeds(by_seed, [LOSS_TITLE])})
 
 
 def _number(estimate: Estimate) -> float:
@@ -240,12 +269,16 @@ def _seen_scores(cells: Cells, row: Row, seed: int, tasks: Sequence[str]) -> dic
     for task in tasks if row.per_task else (None,):
         if place := _evaluation(cells, (row.name, seed, task), SEEN_EVALUATION):
             run = read_run(str(place))
-            scores |= {task: found for task, found in run.tasks.items() if task[1] in tasks}
+            scores |= {
+                (split, name): found
+                for (split, name), found in run.tasks.items()
+                if split == LOSS or (split == "heldout" and name in tasks)
+            }
     return scores
 
 
 def _of_scores(scores: Mapping[Task, InstanceScores], tasks: Sequence[str]) -> Columns:
-    """Per cent right on each seen task, and the average where all are there; so their loss."""
+    """Per cent right on each seen task, and the average where all are there."""
     arrays = {task: scores["heldout", task].array() for task in tasks if ("heldout", task) in scores}
     # The values as they always were, to the last digit: 100 * mean, and the mean of these.
     per_cent = {task: 100 * float(array.mean()) for task, array in arrays.items()}
@@ -256,9 +289,6 @@ def _of_scores(scores: Mapping[Task, InstanceScores], tasks: Sequence[str]) -> C
     if len(arrays) == len(tasks):
         mean = float(np.mean(list(per_cent.values())))
         values[AVERAGE_TITLE] = replace(mean_over(list(arrays.values())), value=mean)
-    losses = [found for task in tasks if isinstance(found := scores.get((LOSS, task)), LossScores)]
-    if len(losses) == len(tasks):
-        values[LOSS_TITLE] = mean_loss(losses)
     return values
 
 
@@ -366,7 +396,9 @@ def _seen_difference(
     if column == AVERAGE_TITLE:
         return compare_means([np.mean(by_seed(task), axis=0) for task in tasks], 100)
     if column == LOSS_TITLE:
-        return compare_means([np.mean(by_seed(task, LOSS), axis=0) for task in tasks], LossScores.scale)
+        return compare_means(
+            [np.mean(by_seed(task, LOSS), axis=0) for task in table.loss_tasks], LossScores.scale
+        )
     return compare_right_over_seeds(by_seed(next(task for task in tasks if seen_title(task) == column)))
 
 
@@ -395,7 +427,8 @@ def _reading(table: TableValues) -> str:
     if any(value.low is None for each in table.rows for value in each.values.values()):
         over += f"; [{ABSENT}]: the same in every seed, no spread to make an interval of"
     beside = "; p: the paper's number" if table.scale == "paper" else ""
-    return f"{UNITS}{over}{beside}.{LOSS_CAPTION if LOSS_TITLE in table.columns else ''}"
+    losses = f"{LOSS_CAPTION} The mean over {len(table.loss_tasks)} tasks." if table.loss_tasks else ""
+    return f"{UNITS}{over}{beside}.{losses}"
 
 
 def _value_cell(table: TableValues, each: RowValues, column: str) -> Cell:
