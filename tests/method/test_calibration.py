@@ -123,6 +123,18 @@ def test_a_block_selects_once(prompts) -> None:
     assert len(routers) == 2 and all(".self_attn.q_proj." in name for name in routers)
 
 
+def test_an_adapter_that_takes_a_name_again_has_holders_of_its_own(prompts) -> None:
+    model = adapt(build_llava(), **MECHANISMS["block"], target_modules=["q_proj", "up_proj"])
+    model.add_adapter(
+        "other", MixLoraConfig(**{**MECHANISMS["block"], "target_modules": ["q_proj", "up_proj"]})
+    )
+    model.delete_adapter("other")
+    model.add_adapter("other", MixLoraConfig(**{**MECHANISMS["block"], "target_modules": ["up_proj"]}))
+    model.set_adapter("other")
+    logits(model, batch(prompts))
+    assert all(name.endswith("up_proj") for name in tuner(model).selections("other"))
+
+
 def test_a_block_whose_first_layer_comes_late_is_refused() -> None:
     model = build_llama()
     layer = model.model.layers[0]

@@ -64,6 +64,8 @@ class MixLoraModel(BaseTuner):
         # A second adapter that was injected by another tuner (transformers' `add_adapter`) shares the passes.
         others = (layer.context for layer in model.modules() if isinstance(layer, MixLoraLayer))
         self.context = next(others, None) or vars(self).get("context") or RoutingContext()
+        for key in [key for key in self.context.holders if key[0] == adapter_name]:
+            del self.context.holders[key]  # of one that had this name before
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         root = self.context.root
         is_outermost = root is None or any(module is root for module in model.modules())
