@@ -457,26 +457,33 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
         logits_a = _logits(self.mixlora_router_a[name], read)
         index_a = top_factors(self._offset(self.mixlora_offset_a, name, logits_a), rank)
         all_a = _with_shared(index_a, rule.shared)
-        p_b, logits_b, index_b, all_b = None, logits_a, index_a, all_a
+        # Scores: logits, or what Eq. 8 makes of their probabilities.
+        scores_b, index_b, all_b, is_fused = logits_a, index_a, all_a, False
         if not rule.tied:
-            logits_b = _logits(self.mixlora_router_b[name], read)
-            if name in self.mixlora_router_ab:
+            scores_b = _logits(self.mixlora_router_b[name], read)
+            is_fused = name in self.mixlora_router_ab
+            if is_fused:
                 logits_ab = self.mixlora_router_ab[name](self.mixlora_factors_a[name](all_a))
-                p_b = fused_probabilities(independent_probabilities(logits_b), conditional_scores(logits_ab))
-            index_b = top_factors(
-                self._offset(self.mixlora_offset_b, name, logits_b if p_b is None else p_b), rank
-            )
+                scores_b = fused_probabilities(
+                    independent_probabilities(scores_b), conditional_scores(logits_ab)
+                )
+            index_b = top_factors(self._offset(self.mixlora_offset_b, name, scores_b), rank)
             all_b = _with_shared(index_b, rule.shared)
-        if not (learning or rule.soft):
-            return Selection(all_a, all_b)
-        p_a = independent_probabilities(logits_a)
-        p_b = independent_probabilities(logits_b) if p_b is None else p_b
         if learning and self.context.collect_balance:
+            p_a, p_b = _probabilities(logits_a, False), _probabilities(scores_b, is_fused)
             # p_B of Eq. 8 is a sum of two distributions.
             share_b = p_b / p_b.detach().sum(dim=-1, keepdim=True)
             self.context.balance_terms += [load_balance(p_a, index_a), load_balance(share_b, index_b)]
-        weigh = soft_weight if rule.soft else straight_through_weight
-        weight = weigh(p_a, index_a) if rule.tied else weigh(p_a, index_a) * weigh(p_b, index_b)
+        if rule.soft:
+            weight = soft_weight(logits_a, index_a)
+            if not rule.tied:
+                weight = weight * soft_weight(scores_b.log() if is_fused else scores_b, index_b)
+        elif learning:
+            weight = straight_through_weight(_probabilities(logits_a, False), index_a)
+            if not rule.tied:
+                weight = weight * straight_through_weight(_probabilities(scores_b, is_fused), index_b)
+        else:
+            return Selection(all_a, all_b)
         return Selection(all_a, all_b, F.pad(weight, (rule.shared, 0), value=1.0))
 
     @staticmethod
@@ -533,6 +540,11 @@ def _with_shared(index: Tensor, shared: int) -> Tensor:
         return index
     first = torch.arange(shared, device=index.device).expand(len(index), shared)
     return torch.cat([first, index + shared], dim=1)
+
+
+def _probabilities(scores: Tensor, are_fused: bool) -> Tensor:
+    """(B, E) of a router's logits, or of Eq. 8's sums, which are probabilities already."""
+    return scores if are_fused else independent_probabilities(scores)
 
 
 def _block_of(name: str) -> str:

@@ -134,18 +134,20 @@ def load_balance(probabilities: Tensor, index: Tensor) -> Tensor:
     return num_factors * (uses / index.numel() * probabilities.mean(dim=0)).sum()
 
 
-def soft_weight(probabilities: Tensor, index: Tensor) -> Tensor:
+def soft_weight(logits: Tensor, index: Tensor) -> Tensor:
     """The selected factors' shares of their own probability, times r, so that they are one on average.
 
+    Shares of softmax are a softmax of the selected logits alone. In that form the others get a gradient of exactly zero
+    and no rounding, which Adam would make a step of.
+
     Args:
-        probabilities: (B, E).
+        logits: (B, E), or logarithms of what is proportional to probabilities.
         index: (B, r).
 
     Returns:
         (B, r), each row sums to r; the routers learn by its plain gradient.
     """
-    chosen = probabilities.gather(-1, index)
-    return chosen / chosen.sum(dim=-1, keepdim=True) * index.shape[-1]
+    return logits.gather(-1, index).softmax(dim=-1) * index.shape[-1]
 
 
 def straight_through_weight(probabilities: Tensor, index: Tensor) -> Tensor:
