@@ -236,6 +236,8 @@ def start_fsdp(accelerator: Accelerator, arguments: TrainingArguments, model: nn
 def gather_weights(model: nn.Module) -> dict[str, Tensor]:
     """Whole fp32 copies of the adapter's and all trained weights; every process has to ask, the first one gets them.
 
+    And the adapter's buffers, which every process has whole.
+
     DeepSpeed trains copies of the weights in fp32, of which the model's own are roundings (bf16) or parts (ZeRO-3).
     Its own gathering, and FSDP's, leave out what is not trained: frozen routers, without which an adapter is another
     one.
@@ -251,6 +253,9 @@ def gather_weights(model: nn.Module) -> dict[str, Tensor]:
             # ZeRO-3 leaves nothing in the parameter's place.
             shape = getattr(parameter, "ds_shape", parameter.shape)
             gathered[name] = weight.detach().float().cpu().reshape(shape).clone()
+    for name, buffer in model.named_buffers() if keep else ():
+        if prefix is not None and prefix in name:
+            gathered[name] = buffer.detach().float().cpu().clone()
     return gathered
 
 
