@@ -118,8 +118,23 @@ def test_versions_and_budgets_are_in_the_folders_name(monkeypatch: pytest.Monkey
     own = random_routing(train=["output_dir=other"])  # name and contents are not parted
     assert composed("train", TrainConfig, own.steps[0].arguments[1:]).output_dir == str(own.folder)
     usual = random_routing().folder
-    monkeypatch.setattr(jobs, "generator_digest", lambda: "newer")
+    monkeypatch.setattr(jobs, "generator_digest", lambda split: "newer")
     assert random_routing().folder != usual
+
+
+def test_other_benchmarks_are_evaluated_anew_and_train_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cells() -> tuple[Job, Job]:
+        return random_routing(), grid("seen", seeds=[0], only=["routing_random"])[0]
+
+    before, on_seen_before = cells()
+    digest = jobs.generator_digest
+    monkeypatch.setattr(
+        jobs, "generator_digest", lambda split: "newer" if split == "unseen" else digest(split)
+    )
+    after, on_seen_after = cells()
+    assert after.folder == before.folder and after.steps[0].asked == before.steps[0].asked
+    assert after.steps[1].asked == {**before.steps[1].asked, "data version": "newer"}
+    assert on_seen_after.steps[1].asked == on_seen_before.steps[1].asked
 
 
 @pytest.mark.parametrize(

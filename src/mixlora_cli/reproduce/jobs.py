@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 
 from mixlora_cli.config import EvalConfig, PlanConfig, ReproduceConfig, TrainConfig
 from mixlora_cli.data.mini.build import generator_digest, mini_root
+from mixlora_cli.data.mini.objects import Split
 from mixlora_cli.data.mini.plan import Counts
 from mixlora_cli.data.mini.seen import SEEN_TASKS as MINI_TASKS
 from mixlora_cli.errors import UserError
@@ -198,7 +199,7 @@ def _folder(
     asked: TrainConfig | EvalConfig,
 ) -> Path:
     which = f"-{task.replace('/', '-').replace('+', '-')}" if task else ""
-    content = json.dumps({**_plain(wanted), **_versions(asked)}, sort_keys=True)
+    content = json.dumps({**_plain(wanted), **_versions(asked, "seen")}, sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()[:_DIGITS]
     return Path(config.output_dir) / f"{experiment}{which}-seed{seed}-{digest}"
 
@@ -252,7 +253,7 @@ def _evaluation(config: ReproduceConfig, experiment: str, folder: Path, tasks: S
     asked = composed("eval", EvalConfig, [*given, *([] if is_base else ["adapter=none"])])
     target = [] if is_base else [f"run={folder}"]
     arguments = ("eval", *given, *target, f"output_dir={folder / name}")
-    wanted: dict[str, Any] = dict(_versions(asked))
+    wanted: dict[str, Any] = dict(_versions(asked, "unseen" if tasks is None else "seen"))
     for key, value in asdict(asked).items():
         leaves = {f"{key}.{leaf}": each for leaf, each in value.items()} if isinstance(value, Mapping) else {}
         wanted |= {} if key in _NOT_ASKED else leaves or {key: value}
@@ -307,11 +308,13 @@ def _budget(config: ReproduceConfig, key: str) -> list[str]:
     return [] if config.budget is None else [f"{key}={config.budget}"]
 
 
-def _versions(asked: TrainConfig | EvalConfig) -> dict[str, str]:
-    """What decides a result beside the configuration: the built-in data's generator, the built-in base's weights."""
+def _versions(asked: TrainConfig | EvalConfig, split: Split) -> dict[str, str]:
+    """What decides a result beside the configuration: what the built-in data draws for training and held-out instances
+    ("seen") or for benchmarks ("unseen"), the built-in base's weights.
+    """
     data, model = asked.data.source, asked.model.source
     return {
-        "data version": generator_digest() if data == "mini" else data,
+        "data version": generator_digest(split) if data == "mini" else data,
         "base version": stage_one_digest() if model == "mini" else model,
     }
 

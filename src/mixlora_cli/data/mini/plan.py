@@ -14,7 +14,7 @@ from random import Random
 from typing import Any, TypeVar
 
 from mixlora_cli.data.mini.canvas import Digit, Picture
-from mixlora_cli.data.mini.objects import MiniObject
+from mixlora_cli.data.mini.objects import MiniObject, Split
 from mixlora_cli.data.mini.seen import SEEN_TASKS, Task
 from mixlora_cli.data.mini.unseen import UNSEEN_BENCHMARKS, Benchmark
 
@@ -48,6 +48,19 @@ class Plan:
     pictures: Mapping[str, Picture]
     """File name under images/ -> what it shows."""
     metadata: Mapping[str, Any]
+
+    def half(self, split: Split) -> Plan:
+        """What belongs to the training tasks alone, or to the benchmarks alone."""
+        names = {name for name, entry in self.metadata.items() if entry["split"] == split}
+        return Plan(
+            {
+                key: members
+                for key, members in self.records.items()
+                if (key == "unseen") == (split == "unseen")
+            },
+            {name: picture for name, picture in self.pictures.items() if name.split("/")[0] in names},
+            {name: entry for name, entry in self.metadata.items() if name in names},
+        )
 
 
 def make_plan(counts: Counts) -> Plan:
