@@ -47,8 +47,8 @@ _HARMLESS = ("eval.batch_size", "eval.cache_features")
 _LORA, _LARGE, _COMPARED = "lora_r16", "mixlora_e32_r8", "mixlora_e16_r4"
 """Rows of the figures: the interference of the last is shown beside that of the first, which is measured before."""
 _ABILITIES = {
-    "mini": "[caption_matching,mini_snli_ve],[word_reading,mini_textvqa],[left_or_right,mini_vsr],"
-    "[object_presence,mini_pope],[object_naming,mini_cifar10]",
+    "mini": "[statement_truth,mini_snli_ve],[number_reading,mini_textvqa],[above_or_below,mini_vsr],"
+    "[object_presence,mini_pope],[object_category,mini_cifar100]",
 }
 """Figure 6: a seen task and the unseen benchmark that asks for the same ability. For scale=paper give `drawing=`: the
 names depend on the held-out file that is used."""
@@ -289,15 +289,20 @@ def _drawings(config: ReproduceConfig, experiment: str, folder: Path, lora: Path
         batches = [] if few is None else [f"interference.batches={few}"]
         return [_drawing("interference", "interference", folder, [*given, *compared, *batches])]
     instances = [] if few is None else [f"tsne.instances={few}"]
-    maps = [_drawing("tsne", "tsne", folder, [*given, *instances])]
+    version = {"data version": generator_digest("unseen")} if config.scale == "mini" else {}
+    maps = [_drawing("tsne", "tsne", folder, [*given, *instances], version)]
     if pairs := _ABILITIES.get(config.scale):
-        maps.append(_drawing("tsne", "tsne-pairs", folder, [*given, f"pairs=[{pairs}]", *instances]))
+        maps.append(_drawing("tsne", "tsne-pairs", folder, [*given, f"pairs=[{pairs}]", *instances], version))
     return maps
 
 
-def _drawing(command: str, name: str, folder: Path, arguments: Sequence[str]) -> Step:
+def _drawing(
+    command: str, name: str, folder: Path, arguments: Sequence[str], version: Mapping[str, str] | None = None
+) -> Step:
+    """`version` is that of benchmarks which it draws."""
     given = (command, f"run={folder}", *arguments, f"output_dir={folder / name}")
-    return Step(name, given, folder / name / f"{command}.json", {"arguments": list(given)})
+    asked = {"arguments": list(given), **(version or {})}
+    return Step(name, given, folder / name / f"{command}.json", asked)
 
 
 def _tasks(tasks: Sequence[str] | None) -> list[str]:
