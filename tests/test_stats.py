@@ -15,6 +15,7 @@ from mixlora_cli.stats import (
     bonett_price,
     bootstrap_means,
     bootstrap_p,
+    bootstrap_ratios,
     compare_means,
     compare_right,
     compare_right_over_seeds,
@@ -209,3 +210,36 @@ def test_seeds_without_a_spread_have_no_test_and_no_interval() -> None:
     assert found.p == pytest.approx(2 * (0.5 - math.atan(2) / math.pi))
     assert found.high == pytest.approx(2 + math.tan(0.475 * math.pi))
     assert why_untested([10.0, 10.0], [11.0, 13.0]) == ""
+
+
+def test_a_bootstrap_in_pieces_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(1).normal(size=(30, 2))
+    whole = bootstrap_means(values, np.random.default_rng(2), 100)
+    monkeypatch.setattr("mixlora_cli.stats._DRAWN_AT_ONCE", 30 * 7)
+    pieces = bootstrap_means(values, np.random.default_rng(2), 100)
+    np.testing.assert_allclose(pieces, whole, rtol=1e-12)
+
+
+def test_ratios_have_the_spread_of_their_linearisation() -> None:
+    """Cochran's (1977) variance of a ratio of sums: that of y - R x over n times the mean of x squared."""
+    generator = np.random.default_rng(0)
+    x = generator.integers(1, 9, size=400).astype(float)
+    y = 0.7 * x + generator.normal(size=400)
+    samples = bootstrap_ratios(np.column_stack([y, x]), np.random.default_rng(3), 10_000)
+    ratio = y.sum() / x.sum()
+    error = (y - ratio * x).std() / (len(x) ** 0.5 * x.mean())
+    assert samples.shape == (10_000,)
+    assert samples.mean() == pytest.approx(ratio, abs=0.05 * error)
+    assert samples.std() == pytest.approx(error, rel=0.05)
+    assert samples.std() < 0.8 * np.std(y) / (len(x) ** 0.5 * x.mean())  # not that of y with x held
+
+
+def test_weighted_differences_are_ratios_and_equal_weights_change_nothing() -> None:
+    generator = np.random.default_rng(0)
+    groups = [generator.normal(0.3, 1, size=size) for size in (40, 25)]
+    plain = compare_means(groups, 1)
+    weighted = compare_means([np.column_stack([each, np.ones_like(each)]) for each in groups], 1)
+    ends = weighted.value, weighted.low, weighted.high, weighted.p
+    assert ends == pytest.approx((plain.value, plain.low, plain.high, plain.p))
+    pairs = np.array([[1.0, 1], [2, 8], [-3, 2]])
+    assert compare_means([pairs, groups[0]], 1).value == pytest.approx((0 / 11 + groups[0].mean()) / 2)

@@ -65,6 +65,25 @@ def pooled_prompt(context: RoutingContext, source: Tensor, hidden: Tensor, train
     return context.pooled(source, hidden, info.prompt)
 
 
+def pooled_text(context: RoutingContext, source: Tensor, hidden: Tensor, training: bool) -> Tensor:
+    """R_IFS(h) over the prompt's tokens that stand for no picture: (N, d_in). The prompt as for `pooled_prompt`.
+
+    Of a picture's hundreds of tokens a mean over all says little about what is asked.
+
+    Raises:
+        ValueError: as for `pooled_prompt`, or which tokens are text is not known.
+    """
+    info = context.info
+    if info.prompt is None and training and not context.generating:
+        raise ValueError(
+            "pool=text: training has to know the prompt; pass labels or prompt_mask (B, S), or completion_mask, to "
+            "the model (label smoothing takes the labels away: use pool=all with it)"
+        )
+    if info.not_a_prompt:
+        raise ValueError(info.not_a_prompt)
+    return context.pooled(source, hidden, info.words())
+
+
 def task_embedding(context: RoutingContext, source: Tensor, hidden: Tensor, training: bool) -> Tensor:
     """The embeddings of the instances' task definitions (App. A): (N, task_embedding_dim).
 
@@ -87,8 +106,8 @@ _ALL = (
         "Select factors by the instance: the router sees the pooled hidden states of the layer's input. The paper's "
         "method.",
         "tokens",
-        lambda config: pooled_prompt if config.pool == "prompt" else pooled_all,
-        ("pool", "decode", "balance_loss"),
+        lambda config: {"all": pooled_all, "prompt": pooled_prompt, "text": pooled_text}[config.pool],
+        ("pool", "normalize", "router_init", "per", "decode", "balance_loss"),
     ),
     Router(
         "task",

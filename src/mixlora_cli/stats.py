@@ -2,7 +2,7 @@
 
 0/1 scores: Wilson's interval; of a difference McNemar's exact test, and the interval of Bonett and Price (2012), which
 stays wide where few answers differ; means of such scores over several trainings: what both become for them. Graded
-scores, sums and means over benchmarks: a seeded percentile bootstrap.
+scores, sums, means over benchmarks and losses per token: a seeded percentile bootstrap.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ RESAMPLES = 2_000
 TEST_RESAMPLES = 10_000
 """Of tests: the smallest p that a bootstrap can give is 2 / (TEST_RESAMPLES + 1)."""
 SEED = 20_240
+_DRAWN_AT_ONCE = 1 << 24
+"""Counts that a bootstrap holds at once: 128 MB."""
 ABSENT = "-"
 
 
@@ -120,9 +122,17 @@ def bootstrap_counts(
 ) -> Floats:
     """`bootstrap_means` where the distinct rows (kinds, numbers) and how often each occurs (kinds,) are known."""
     total = int(counts.sum())
-    drawn = rng.multinomial(total, counts / total, size=resamples)
-    means: Floats = drawn @ rows / total
+    at_once = max(_DRAWN_AT_ONCE // len(rows), 1)
+    sizes = [min(at_once, resamples - done) for done in range(0, resamples, at_once)]
+    drawn = (rng.multinomial(total, counts / total, size=size) for size in sizes)
+    means: Floats = np.concatenate([each @ rows / total for each in drawn])
     return means
+
+
+def bootstrap_ratios(pairs: Floats, rng: np.random.Generator, resamples: int = RESAMPLES) -> Floats:
+    """Of `resamples` samples of pairs (units, 2) the sum of the first numbers over that of the second: (resamples,)."""
+    above, below = bootstrap_means(pairs, rng, resamples).T
+    return np.asarray(above / below)
 
 
 def percentile(value: float, samples: Floats) -> Estimate:
@@ -223,14 +233,23 @@ def _sign_flips(steps: Integers) -> float:
 def compare_means(differences: Sequence[Floats], scale: float, total: bool = False) -> Difference:
     """Mean over groups (benchmarks, tasks) of the mean difference within each, or their sum (MME's subtasks).
 
-    `differences`: (n_i,) second minus first of each unit of a group; units are drawn anew within groups.
+    `differences`: of a group's units second minus first (n_i,), or (n_i, 2) with what each weighs: then the group's
+    mean is the sum of the first numbers over that of the second. Units are drawn anew within groups.
     """
     rng = np.random.default_rng(SEED)
     factor = scale if total else scale / len(differences)
     samples = np.sum(
-        [bootstrap_means(each[:, None], rng, TEST_RESAMPLES)[:, 0] for each in differences], axis=0
+        [
+            bootstrap_means(each[:, None], rng, TEST_RESAMPLES)[:, 0]
+            if each.ndim == 1
+            else bootstrap_ratios(each, rng, TEST_RESAMPLES)
+            for each in differences
+        ],
+        axis=0,
     )
-    value = factor * sum(float(each.mean()) for each in differences)
+    value = factor * sum(
+        float(each.mean() if each.ndim == 1 else each[:, 0].sum() / each[:, 1].sum()) for each in differences
+    )
     low, high = np.percentile(factor * samples, (2.5, 97.5))
     return Difference(value, float(low), float(high), bootstrap_p(samples), "paired bootstrap")
 

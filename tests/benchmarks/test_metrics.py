@@ -15,13 +15,15 @@ from mixlora_cli.benchmarks.metrics import (
     PERCEPTION,
     POPE,
     VQA,
+    LossScores,
+    mean_loss,
     pope_numbers,
     safe_names,
 )
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.predictions import Header, Prediction, open_predictions
 from mixlora_cli.evaluation.scoring import score, score_predictions
-from mixlora_cli.stats import wilson
+from mixlora_cli.stats import Estimate, wilson
 
 
 def answered(index: int, target: str, prediction: str, benchmark: str = "b", **fields: object) -> Prediction:
@@ -345,3 +347,30 @@ def test_mmes_halves_need_all_of_their_subtasks() -> None:
     parts = MME.scores([answer for answer in _mme_answers() if answer.category != "posters"]).compute().parts
     assert "perception" not in parts
     assert parts["cognition"]["score"] == pytest.approx(sum(parts[name]["score"] for name in COGNITION))
+
+
+def loss_of(index: int, nll: float, tokens: int) -> Prediction:
+    return Prediction("heldout", index, "t", "", f"{index}?", "a", "a", nll=nll, tokens=tokens)
+
+
+def test_a_loss_is_nats_over_tokens_whatever_the_order() -> None:
+    answers = [loss_of(0, 3.0, 2), loss_of(1, 0.0, 1), loss_of(2, 9.0, 3)]
+    scores = LossScores().update(answers)
+    found = scores.compute().score
+    assert (found.value, scores.value([0, 2])) == (2.0, 12 / 5)
+    assert found.low is not None and found.high is not None
+    assert (found.low, found.high) == (0.0, 3.0)  # three times the same of three instances: 1 in 27 samples
+    assert LossScores().update(answers[::-1]).compute() == scores.compute()
+    other = LossScores().update([replace(each, nll=each.nll + 1) for each in answers])  # type: ignore[operator]
+    (difference,) = other.minus(scores, [0, 1, 2])
+    assert difference.tolist() == [[1.0, 2.0], [1.0, 1.0], [1.0, 3.0]]
+    others = LossScores().update([replace(each, tokens=5) for each in answers])
+    with pytest.raises(UserError, match="the same answers have other tokens in each"):
+        others.minus(scores, [0, 1, 2])
+
+
+def test_a_mean_loss_weighs_tasks_alike_and_a_single_instance_says_nothing_of_its_spread() -> None:
+    two = LossScores().update([loss_of(0, 1.0, 1), loss_of(1, 3.0, 1)])
+    one = LossScores().update([loss_of(0, 50.0, 10)])
+    assert mean_loss([two]) == Estimate(2.0, 1.0, 3.0)
+    assert mean_loss([two, one]) == Estimate(3.5)

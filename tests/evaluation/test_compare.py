@@ -18,6 +18,7 @@ from mixlora_cli.evaluation.compare import (
     as_json,
     compare,
     comparisons_markdown,
+    paired_over_seeds,
     read_group,
 )
 from mixlora_cli.evaluation.predictions import Header, Prediction, open_predictions
@@ -212,3 +213,70 @@ def test_mistakes_are_one_line(
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+def with_losses(folder: Path, label: str, shift: float, tokens: int = 3, tasks: int = 2) -> str:
+    """Ten held-out instances of each task; their loss a token is `shift` above 1, 2, ... 10 thirds."""
+    answers = [
+        replace(
+            answer(10 * task + i, f"task{task}", "cat", "cat"),
+            split="heldout",
+            nll=(1 + i) + tokens * shift * (1 + task),
+            tokens=tokens,
+        )
+        for task in range(tasks)
+        for i in range(10)
+    ]
+    return str(written(folder, label, answers))
+
+
+def test_losses_are_compared_on_the_same_instances(tmp_path: Path) -> None:
+    first, second = (with_losses(tmp_path / name, name, shift) for name, shift in (("a", 0.1), ("b", 0.0)))
+    (found,) = compare([read_group(first), read_group(second)])
+    line = line_of(found, "Seen loss")
+    assert [each.column for each in found.lines] == ["Seen", "Seen loss"]
+    assert (line.unit, line.n, line.first.value, line.second.value) == (
+        "nats", 20, pytest.approx(5.5 / 3 + 0.15), pytest.approx(5.5 / 3)
+    )  # fmt: skip
+    assert line.difference is not None and line.difference.test == "paired bootstrap"
+    # By pairs the difference is the same in each instance of a task, though losses themselves spread far.
+    ends = line.difference.value, line.difference.low, line.difference.high
+    assert ends == pytest.approx((-0.15, -0.15, -0.15))
+    assert line.difference.p < 0.001 and line.p_holm == 2 * line.difference.p
+    text = comparisons_markdown([found])
+    assert "| Seen loss | 1.983 | 1.833 | -0.150 [-0.150, -0.150] | < 0.001 |" in text
+    assert "in nats, lower is better." in text
+    (stored,) = as_json([found])["comparisons"]
+    assert stored["lines"][1]["unit"] == "nats"
+    (without,) = compare([read_group(str(run(tmp_path / name, 10, name))) for name in ("c", "d")])
+    assert "lower is better" not in comparisons_markdown([without])
+
+
+def test_losses_over_seeds_and_where_there_is_none(tmp_path: Path) -> None:
+    ours, theirs = (
+        ",".join(with_losses(tmp_path / f"{name}{n}", name, base + n / 100) for n in range(3))
+        for name, base in (("a", 0.5), ("b", 0.2))
+    )
+    (found,) = compare([read_group(ours), read_group(theirs)])
+    line = line_of(found, "Seen loss")
+    assert line.difference is not None and line.difference.test == "Welch's t over seeds"
+    assert line.difference.value == pytest.approx(-0.3 * 1.5)
+    paired = paired_over_seeds(read_group(ours), read_group(theirs))["Seen loss"]
+    assert (paired.value, paired.low, paired.high) == pytest.approx((-0.45, -0.45, -0.45))
+    old = written(
+        tmp_path / "old", "old", [replace(answer(i, "task0", "cat", ""), split="heldout") for i in range(10)]
+    )
+    (found,) = compare([read_group(str(old)), read_group(with_losses(tmp_path / "new", "new", 0, tasks=1))])
+    assert [each.column for each in found.lines] == ["Seen"]
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_losses_of_other_tokens_are_not_tested(copies: int, tmp_path: Path) -> None:
+    ours, theirs = (
+        ",".join(with_losses(tmp_path / f"{tokens}-{n}", "m", n / 10, tokens) for n in range(copies))
+        for tokens in (3, 4)
+    )
+    (found,) = compare([read_group(ours), read_group(theirs)])
+    line = line_of(found, "Seen loss")
+    assert (line.difference, line.untested) == (None, "the same answers have other tokens in each")
+    assert "| - | - | the same answers have other tokens in each | 20 |" in comparisons_markdown([found])

@@ -23,6 +23,7 @@ from mixlora_cli.evaluation.results import read_results
 from mixlora_cli.evaluation.scoring import score
 from mixlora_cli.models.adapters import attach_adapter, save_adapter
 from mixlora_cli.models.generate import Generator
+from mixlora_cli.models.session import Session
 from mixlora_cli.models.tiny import build_tiny
 from mixlora_cli.stats import Estimate
 from mixlora_cli.store import changed_parts
@@ -354,3 +355,85 @@ def test_routing_by_instance_depends_on_neither(config: EvalConfig, tmp_path: Pa
     few = asked(adapted(config, tmp_path / "adapter", RoutingConfig("instance")), "mini_mnist")
     evaluate(few)
     assert not {"draws", "task definitions"} & answers(few)[0].fingerprint.keys()
+
+
+Losses = dict[Key, tuple[float, int]]
+
+
+def losses(config: EvalConfig) -> Losses:
+    """Of those that have one, by their keys."""
+    found = read_predictions(Path(config.output_dir) / "predictions.jsonl").predictions
+    return {p.key: (p.nll, p.tokens) for p in found if p.nll is not None and p.tokens is not None}
+
+
+def nearly(expected: Losses) -> Losses:
+    return {key: (pytest.approx(nll, rel=1e-5), tokens) for key, (nll, tokens) in expected.items()}
+
+
+@pytest.mark.parametrize("routing", ["instance", "task", "random"])
+def test_held_out_answers_have_losses_whatever_the_batch_and_the_interruption(
+    routing: str, config: EvalConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "metadata.json").write_text(json.dumps(DEFINITIONS | SEEN))
+    config = replace(config, data=replace(config.data, metadata=str(tmp_path / "metadata.json")))
+    run = adapted(config, tmp_path / "adapter", RoutingConfig(routing))
+    whole = asked(run, "mini_mnist", seen=True)
+    results = evaluate(whole)
+    expected = losses(whole)
+    assert {split for split, *_ in expected} == {"heldout"} and len(expected) == 10
+    assert len({round(nll, 4) for nll, _ in expected.values()}) > 7
+    assert results.loss is not None and results.loss == read_results(Path(whole.output_dir)).loss
+    by_task = [[loss for (_, name, _), loss in expected.items() if name == task] for task in sorted(SEEN)]
+    of_tasks = [sum(nll for nll, _ in each) / sum(tokens for _, tokens in each) for each in by_task]
+    assert [part["loss"] for part in results.loss.parts.values()] == pytest.approx(of_tasks)
+    assert results.loss.value == pytest.approx(sum(of_tasks) / 2)
+    path = Path(whole.output_dir) / "predictions.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(
+        b"".join(lines[:8]) + lines[8][:-9]
+    )  # three held-out ones are there, and most of another
+    again = replace(whole, eval=replace(whole.eval, batch_size=3))
+    assert evaluate(again).loss is not None
+    assert losses(again) == nearly(expected)
+    if routing == "random":
+        other = replace(whole, seed=1, output_dir=str(tmp_path / "other"))
+        evaluate(other)
+        assert sum(losses(other)[key] != loss for key, loss in expected.items()) > 7
+
+
+def test_a_file_from_before_there_were_losses_is_not_continued_without_them(
+    config: EvalConfig, generated: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = asked(config, "mini_mnist", seen=True)
+    evaluate(few)
+    path = Path(few.output_dir) / "predictions.jsonl"
+    header, *lines = [json.loads(line) for line in path.read_text().splitlines()]
+    del header["fingerprint"]["losses"]
+    old = [{key: value for key, value in line.items() if key not in ("nll", "tokens")} for line in lines]
+    path.write_text("".join(json.dumps(line) + "\n" for line in [header, *old]))
+    results = score(path.parent)  # as it is, it has answers alone
+    assert results.seen is not None and results.loss is None
+    path.write_text("".join(json.dumps(line) + "\n" for line in [header, *old[:9]]))
+    assert evaluate(few).loss is not None
+    assert "(losses changed): kept as predictions.1.jsonl" in capsys.readouterr().err
+    unseen = asked(config, "mini_mnist")
+    evaluate(unseen)
+    assert "losses" not in answers(unseen)[0].fingerprint  # those of benchmarks alone go on as they did
+
+
+def test_a_template_that_hides_answers_takes_the_losses_alone_and_says_why(
+    config: EvalConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise UserError("chat template odd changes the answers")
+
+    monkeypatch.setattr("mixlora_cli.evaluation.local.encode_records", refuse)
+    results = evaluate(asked(config, "mini_mnist", seen=True))
+    assert results.seen is not None and results.seen.n == 10 and results.loss is None
+    assert "held-out instances get no loss: chat template odd changes" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_no_number_is_refused(config: EvalConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Session, "answer_losses", lambda _, items, seed: [(float("nan"), 1) for _ in items])
+    with pytest.raises(UserError, match=r"held-out record \d \(task \w+\) is nan: the model has diverged"):
+        evaluate(asked(config, "mini_mnist", seen=True))

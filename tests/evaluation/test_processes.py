@@ -68,13 +68,18 @@ def answers(folder: Path) -> dict[Any, str]:
     return {each.key: each.prediction for each in read_predictions(folder / "predictions.jsonl").predictions}
 
 
+def losses(folder: Path) -> dict[Any, float]:
+    found = read_predictions(folder / "predictions.jsonl").predictions
+    return {each.key: each.nll for each in found if each.nll is not None}
+
+
 @pytest.mark.slow
 def test_two_processes_answer_as_one_does_and_a_killed_one_continues(
     adapted: EvalConfig, tmp_path: Path
 ) -> None:
     """Alone eight instances are answered at once, in two processes three: the answers are the same."""
     results = evaluate(adapted)
-    expected = answers(Path(adapted.output_dir))
+    expected, of_one = answers(Path(adapted.output_dir)), losses(Path(adapted.output_dir))
     assert len(expected) == 51 - 4 + 20  # the digits of the data make room for a copy's
     assert results.label == "MixLoRA E=6 r=2"
     assert next(each.n for each in results.scores if each.column == "MNIST") == 20
@@ -106,6 +111,9 @@ def test_two_processes_answer_as_one_does_and_a_killed_one_continues(
     }
     assert results.seen is not None
     assert found["seen"]["value"] == results.seen.value
+    assert losses(folder) == {key: pytest.approx(nll, rel=1e-5) for key, nll in of_one.items()}
+    assert results.loss is not None and len(of_one) == results.loss.n == 10
+    assert found["loss"]["value"] == pytest.approx(results.loss.value)
 
 
 @pytest.mark.slow

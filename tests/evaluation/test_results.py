@@ -9,7 +9,14 @@ from rich.console import Console
 from mixlora_cli.benchmarks.metrics import COGNITION, PERCEPTION
 from mixlora_cli.benchmarks.registry import BENCHMARKS
 from mixlora_cli.data.mini.unseen import SUBTASKS
-from mixlora_cli.evaluation.results import Results, Score, print_results, results_markdown, seen_table
+from mixlora_cli.evaluation.results import (
+    Results,
+    Score,
+    loss_table,
+    print_results,
+    results_markdown,
+    seen_table,
+)
 
 
 def score(column: str, value: float, unit: str = "%", parts: Any = None) -> Score:
@@ -98,3 +105,24 @@ def test_benchmarks_of_ones_own_alone_have_a_table_without_the_papers_columns() 
     in_points = Results({"label": "run"}, (score("Own", 10, "points"),), None, None)
     assert results_markdown([("run", in_points)]).splitlines()[-1] == "[...]: 95 % interval."
     assert "VSR" in results_markdown([("run", own), ("base", BASE)]).splitlines()[0]
+
+
+def test_the_loss_has_three_decimals_and_a_table_of_its_own() -> None:
+    parts = {"naming": {"loss": 0.7, "low": 0.65, "high": 0.72, "n": 20.0, "tokens": 40.0}}
+    parts["counting"] = {"loss": 1.5, "n": 1.0, "tokens": 2.0}
+    loss = Score("seen loss", "Seen loss", 1.1, None, None, 21, "nats", "rule", parts)
+    rows = [("base", BASE), ("LoRA", replace(TUNED, loss=loss))]
+    table = loss_table(rows)
+    assert table.headings == ("task", "LoRA")
+    assert table.rows == (
+        ("naming", "0.700 [0.650, 0.720]"),
+        ("counting", "1.500 [-]"),
+        ("mean", "1.100 [-]"),
+    )
+    lines = results_markdown(rows).splitlines()
+    assert lines[0].endswith("| Own | Seen | Seen loss |")
+    assert lines[3].endswith("| 90.0 [85.0, 95.3] | 1.100 [-] |")
+    assert "in nats, lower is better." in lines[-1]
+    shown = printed(rows)
+    assert any("0.700 [0.650, 0.720]" in line for line in shown)
+    assert "loss per answer token in nats [95 % interval], lower is better" in " ".join(map(str.strip, shown))

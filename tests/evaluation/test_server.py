@@ -409,3 +409,12 @@ def test_random_routing_needs_the_seed_that_servers_draw_with(
     by_chance = replace(config, run=str(run.root), adapter=AdapterConfig(name="mixlora"), seed=1)
     with pytest.raises(UserError, match=r"seed=1: a server draws the factors of .* with seed 0"):
         evaluate(asking(by_chance, server, model=None))
+
+
+def test_a_server_gives_no_losses_and_it_is_said(
+    config: EvalConfig, server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = evaluate(asking(config, server, benchmarks=["mini_mnist"], seen=True))
+    assert results.seen is not None and results.seen.n == 10 and results.loss is None
+    said = "held-out instances get no loss: a server does not tell how likely a given answer is"
+    assert capsys.readouterr().err.count(said) == 1

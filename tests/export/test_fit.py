@@ -16,6 +16,7 @@ from mixlora_cli.analysis.export.fit import (
     co_selection,
     expected_at_random,
     observed,
+    selected,
     total,
 )
 from mixlora_cli.method.selection import Selection
@@ -24,11 +25,14 @@ D_IN, D_OUT, E, R, N = 12, 9, 6, 3, 20
 SCALING = 4.0
 
 
-def delta(factors_a: Tensor, factors_b: Tensor, index_a: Tensor, index_b: Tensor) -> Tensor:
-    """s sum_k b_k a_k^T of one instance, as a full (d_out, d_in) matrix."""
+def delta(
+    factors_a: Tensor, factors_b: Tensor, index_a: Tensor, index_b: Tensor, weight: Tensor | None = None
+) -> Tensor:
+    """s sum_k w_k b_k a_k^T of one instance, as a full (d_out, d_in) matrix."""
     update = torch.zeros(factors_b.shape[1], factors_a.shape[1], dtype=torch.float64)
-    for a, b in zip(index_a.tolist(), index_b.tolist(), strict=True):
-        update += SCALING * torch.outer(factors_b[b], factors_a[a])
+    weights = [1.0] * len(index_a) if weight is None else weight.tolist()
+    for a, b, w in zip(index_a.tolist(), index_b.tolist(), weights, strict=True):
+        update += SCALING * w * torch.outer(factors_b[b], factors_a[a])
     return update
 
 
@@ -38,13 +42,21 @@ def pools() -> tuple[Tensor, Tensor]:
     return torch.randn(E, D_IN, dtype=torch.float64), torch.randn(E, D_OUT, dtype=torch.float64)
 
 
-@pytest.fixture
-def selection() -> Selection:
+@pytest.fixture(params=["alike", "weighted"])
+def selection(request: pytest.FixtureRequest) -> Selection:
     """Skewed, so that the co-selection matrix is not near uniform."""
     torch.manual_seed(1)
     scores = torch.rand(2, N, E) * torch.linspace(1, 3, E)
     index = scores.topk(R, dim=-1).indices
-    return Selection(index[0], index[1])
+    return Selection(index[0], index[1], torch.rand(N, R) * 2 if request.param == "weighted" else None)
+
+
+def deltas_of(pools: tuple[Tensor, Tensor], selection: Selection) -> Tensor:
+    """Of all instances (N, d_out, d_in)."""
+    rows = range(len(selection.index_a))
+    weights = [None if selection.weight is None else selection.weight[row] for row in rows]
+    chosen = zip(selection.index_a, selection.index_b, weights, strict=True)
+    return torch.stack([delta(*pools, *each) for each in chosen])
 
 
 def fitted(pools: tuple[Tensor, Tensor], selection: Selection) -> MeanUpdate:
@@ -56,9 +68,7 @@ def fitted(pools: tuple[Tensor, Tensor], selection: Selection) -> MeanUpdate:
 def test_truncated_mean_equals_the_loop(
     pools: tuple[Tensor, Tensor], selection: Selection, rank: int
 ) -> None:
-    deltas = torch.stack(
-        [delta(*pools, a, b) for a, b in zip(selection.index_a, selection.index_b, strict=True)]
-    )
+    deltas = deltas_of(pools, selection)
     mean = deltas.mean(dim=0)
     left, values, right = torch.linalg.svd(mean)
     best = (left[:, :rank] * values[:rank]) @ right[:rank]
@@ -122,15 +132,30 @@ def test_pools_with_more_factors_than_features() -> None:
 
 
 def test_co_selection_counts_pairs_in_order() -> None:
-    counts = co_selection(torch.tensor([[0, 2], [2, 0]]), torch.tensor([[1, 0], [0, 2]]), 3)
-    assert counts.tolist() == [[0, 0, 2], [1, 0, 0], [1, 0, 0]]
+    index = torch.tensor([[0, 2], [2, 0]]), torch.tensor([[1, 0], [0, 2]])
+    assert co_selection(Selection(*index), 3).tolist() == [[0, 0, 2], [1, 0, 0], [1, 0, 0]]
+    weighted = Selection(*index, torch.tensor([[0.5, 1.5], [1.25, 0.75]]))
+    assert co_selection(weighted, 3).tolist() == [[0, 0, 2.75], [0.5, 0, 0], [0.75, 0, 0]]
+
+
+def test_what_one_instance_selected_is_exported_as_it_is(
+    pools: tuple[Tensor, Tensor], selection: Selection
+) -> None:
+    first = selection.of(torch.tensor([0]))
+    lora = selected({"layer": Pools(*pools, SCALING)}, {"layer": first}, SCALING * R)
+    lora_a, lora_b = lora.factors["layer"]
+    assert (lora.rank, lora.alpha, lora.exact) == (R, SCALING * R, True)
+    expected = deltas_of(pools, first)[0]
+    torch.testing.assert_close(SCALING * (lora_b.double() @ lora_a.double()), expected, rtol=1e-6, atol=1e-6)
+    energy = expected.square().sum().item()
+    assert lora.energies["layer"].selected == pytest.approx(energy, rel=1e-6)
 
 
 def test_moments_of_parts_add_up(pools: tuple[Tensor, Tensor], selection: Selection) -> None:
     layer = Pools(*pools, SCALING)
 
     def of(rows: slice) -> Moments:
-        part = Selection(selection.index_a[rows], selection.index_b[rows])
+        part = selection.of(torch.arange(N)[rows])
         return observed(part, layer.gram_a, layer.gram_b)
 
     whole, joined = of(slice(None)), total([of(slice(0, 7)), of(slice(7, None))])

@@ -72,8 +72,8 @@ LAST_WORD = """
 import atexit
 from torch import distributed
 
-# What is registered first is called last.
-atexit.register(lambda: print("in a group at the end:", distributed.is_initialized(), flush=True))
+# What is registered first is called last. One write: processes that share an output would mix the parts of several.
+atexit.register(lambda: print(f"in a group at the end: {distributed.is_initialized()}\\n", end="", flush=True))
 """
 """The beginning of a program that says at its very end whether it is still in a group."""
 PROGRAM = """

@@ -202,6 +202,27 @@ def build_llama(seed: int = 0, **fields: Any) -> LlamaForCausalLM:
     return model
 
 
+LEARNS: dict[str, Any] = {"router_grad": "straight_through"}
+MECHANISMS: dict[str, dict[str, Any]] = {
+    "normalize": {"normalize": True},
+    "text": {"pool": "text"},
+    "soft": {"gate": "soft", "cfs": "none", **LEARNS},
+    "soft_cfs_shared": {"gate": "soft", "r": 3, "shared_factors": 1, **LEARNS},
+    "tied": {"pairing": "tied", **LEARNS},
+    "block": {"per": "block", "r": 3, "gate": "soft", "pairing": "tied", "shared_factors": 1, **LEARNS},
+    "block_hard": {"per": "block", "normalize": True, "pool": "prompt", **LEARNS},
+    "plus": {
+        "normalize": True,
+        "router_init": "clusters",
+        "pool": "text",
+        "pairing": "tied",
+        "gate": "soft",
+        **LEARNS,
+    },
+}
+"""Ways beyond the paper to select, and combinations of them."""
+
+
 def strengthen(model: nn.Module, seed: int = 1, name: str = "") -> None:
     """Give the B factors values and the routers sharp opinions, as after training; of one adapter if named."""
     generator = torch.Generator().manual_seed(seed)
@@ -220,7 +241,17 @@ def adapt(base: nn.Module, **fields: Any) -> PeftModel:
     torch.manual_seed(2)
     model = get_peft_model(base, MixLoraConfig(**{"r": 2, "factors": 8, **fields}))
     strengthen(model)
+    calibrate(model)
     return model.eval()
+
+
+def calibrate(model: nn.Module) -> None:
+    """Give the adapter statistics, where it has any, of descriptions that lie apart from zero."""
+    generator = torch.Generator().manual_seed(5)
+    for layer in model.modules():
+        for name, standardiser in getattr(layer, "mixlora_standardiser", {}).items():
+            width = len(standardiser.mean)
+            layer.calibrate(name, torch.randn(64, width, generator=generator) * 0.5 + 0.1)
 
 
 def prompt(length: int, seed: int) -> tuple[list[int], Tensor]:

@@ -13,6 +13,16 @@ from torch import Tensor
 
 
 @dataclass
+class Choice:
+    """What goes beyond the paper."""
+
+    soft: bool = False  # a factor counts by its share of the chosen ones' probability
+    tied: bool = False  # B gets A's factors
+    shared: int = 0  # the first factors are everybody's
+    statistics: tuple[Tensor, Tensor] | None = None  # mean and deviation (d_in,) of what routers read
+
+
+@dataclass
 class Parameters:
     weight: Tensor  # (d_out, d_in), frozen
     factors_a: Tensor  # (E, d_in)
@@ -50,7 +60,7 @@ def best(values: list[Tensor], rank: int) -> list[int]:
 
 def conditional(p: Parameters, chosen: list[int], form: str) -> list[Tensor]:
     """R_CFS(A), Eq. 7."""
-    num_factors, features = p.factors_a.shape
+    features, num_factors = p.router_ab.shape[1:]
     scores = [torch.zeros((), dtype=p.factors_a.dtype) for _ in range(num_factors)]
     for i, factor in enumerate(chosen):
         row, matrix = p.factors_a[factor], p.router_ab[i]
@@ -65,17 +75,32 @@ def conditional(p: Parameters, chosen: list[int], form: str) -> list[Tensor]:
 
 
 def select(
-    p: Parameters, mean: Tensor, rank: int, form: str
+    p: Parameters, mean: Tensor, rank: int, form: str, choice: Choice
 ) -> tuple[list[int], list[int], list[Tensor], list[Tensor]]:
-    """Eq. 6 for A; Eq. 8 for B, or Eq. 6 where form is none."""
-    num_factors = len(p.factors_a)
-    p_a = softmax([dot(p.router_a[e], mean) for e in range(num_factors)])
-    p_b = softmax([dot(p.router_b[e], mean) for e in range(num_factors)])
-    index_a = best(p_a, rank)
+    """Eq. 6 for A; Eq. 8 for B, or Eq. 6 where form is none. Probabilities of shared factors are ones."""
+    if choice.statistics is not None:
+        mean = torch.stack([(x - m) / s for x, m, s in zip(mean, *choice.statistics, strict=True)])
+    routed = len(p.router_a)
+    p_a = softmax([dot(p.router_a[e], mean) for e in range(routed)])
+    p_b = softmax([dot(p.router_b[e], mean) for e in range(routed)])
+    everybodys = list(range(choice.shared))
+    index_a = everybodys + [choice.shared + e for e in best(p_a, rank - choice.shared)]
     if form != "none":
         p_cfs = softmax(conditional(p, index_a, form))
-        p_b = [p_b[e] + p_cfs[e] for e in range(num_factors)]
-    return index_a, best(p_b, rank), p_a, p_b
+        p_b = [p_b[e] + p_cfs[e] for e in range(routed)]
+    index_b = everybodys + [choice.shared + e for e in best(p_b, rank - choice.shared)]
+    ones = [torch.ones((), dtype=mean.dtype)] * choice.shared
+    if choice.tied:
+        return index_a, index_a, ones + p_a, ones + p_a
+    return index_a, index_b, ones + p_a, ones + p_b
+
+
+def counts(choice: Choice, chosen: list[int], probabilities: list[Tensor]) -> list[Tensor]:
+    """What each chosen factor counts."""
+    routed = [e for e in chosen if e >= choice.shared]
+    total = sum(probabilities[e] for e in routed)
+    shares = {e: probabilities[e] / total * len(routed) for e in routed}
+    return [shares.get(e, torch.ones((), dtype=probabilities[-1].dtype)) for e in chosen]
 
 
 def layer(
@@ -87,19 +112,20 @@ def layer(
     form: str,
     task: Tensor | None = None,
     picked: list[tuple[list[int], list[int]]] | None = None,
+    choice: Choice | None = None,
 ) -> Result:
     """y = W h + (alpha / r) sum_k w_k b_k (a_k . h), with w_k = 1 x 1 (a leaf for each of the two factors).
 
     The routers read `task` (instances, width) if it is given; `picked` takes the place of their choice.
     """
-    result = Result([], [], [], [], [])
+    result, choice = Result([], [], [], [], []), choice or Choice()
     for n in range(len(hidden)):
         counted = [t for t in range(hidden.shape[1]) if mask is None or bool(mask[n, t])]
         mean = torch.zeros(hidden.shape[2], dtype=hidden.dtype)
         for t in counted:
             mean = mean + hidden[n, t] / len(counted)
         if picked is None:
-            index_a, index_b, p_a, p_b = select(p, mean if task is None else task[n], rank, form)
+            index_a, index_b, p_a, p_b = select(p, mean if task is None else task[n], rank, form, choice)
         else:
             (index_a, index_b), p_a, p_b = (
                 picked[n],
@@ -109,6 +135,9 @@ def layer(
         ones = [
             [torch.ones((), dtype=hidden.dtype, requires_grad=True) for _ in range(rank)] for _ in range(2)
         ]
+        if choice.soft:
+            ones[0] = counts(choice, index_a, p_a)
+            ones[1] = ones[1] if choice.tied else counts(choice, index_b, p_b)
         rows = []
         for t in range(hidden.shape[1]):
             row = [dot(p.weight[o], hidden[n, t]) for o in range(len(p.weight))]
@@ -120,8 +149,12 @@ def layer(
         result.output.append(rows)
         result.index_a.append(index_a)
         result.index_b.append(index_b)
-        result.weights += ones[0] + ones[1]
-        result.probabilities += [p_a[e] for e in index_a] + [p_b[e] for e in index_b]
+        # A tied pair has one probability, of which the weight is one factor.
+        sides = ones[0] if choice.tied else ones[0] + ones[1]
+        chosen = [p_a[e] for e in index_a] + ([] if choice.tied else [p_b[e] for e in index_b])
+        routed = [at for at, e in enumerate(index_a + ([] if choice.tied else index_b)) if e >= choice.shared]
+        result.weights += [sides[at] for at in routed]
+        result.probabilities += [chosen[at] for at in routed]
     return result
 
 
@@ -146,7 +179,7 @@ def gradients(
 
 
 def parameters(
-    d_in: int, d_out: int, num_factors: int, rank: int, seed: int, width: int | None = None
+    d_in: int, d_out: int, num_factors: int, rank: int, seed: int, width: int | None = None, shared: int = 0
 ) -> Parameters:
     """Random parameters whose routers have opinions; `width` is what they read, the layer's input without it."""
     generator = torch.Generator().manual_seed(seed)
@@ -158,7 +191,7 @@ def parameters(
         weight=(normal(d_out, d_in) / math.sqrt(d_in)).detach(),
         factors_a=normal(num_factors, d_in),
         factors_b=normal(num_factors, d_out),
-        router_a=normal(num_factors, width or d_in),
-        router_b=normal(num_factors, width or d_in),
-        router_ab=normal(rank, d_in, num_factors),
+        router_a=normal(num_factors - shared, width or d_in),
+        router_b=normal(num_factors - shared, width or d_in),
+        router_ab=normal(rank, d_in, num_factors - shared),
     )

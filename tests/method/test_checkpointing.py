@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from method_models import assert_close, batch, gradients
+from method_models import MECHANISMS, assert_close, batch, gradients
 from torch import Tensor
 
 from mixlora_cli.method.context import _threads
@@ -36,6 +36,8 @@ def enable(model: Any, use_reentrant: bool) -> None:
         {"routing": "random", "dropout": 0.3},
         {"pool": "prompt", "router_grad": "straight_through", "cfs": "released"},
         {"routing": "task", "router_grad": "straight_through"},
+        {"routing": "task", "gate": "soft", "pairing": "tied", "router_grad": "straight_through"},
+        *MECHANISMS.values(),
     ],
     ids=lambda fields: "-".join(map(str, fields.values())) or "default",
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from method_models import adapt, assert_close, build_llama, gradients
+from method_models import MECHANISMS, adapt, assert_close, build_llama, gradients
 from torch._dynamo.utils import counters
 from transformers import CompileConfig, GenerationMixin
 
@@ -17,6 +17,7 @@ ROUTINGS: list[dict[str, Any]] = [
     {"router_grad": "straight_through"},
     {"routing": "random"},
     {"routing": "task", "task_embedding_dim": 6},
+    *MECHANISMS.values(),
 ]
 
 

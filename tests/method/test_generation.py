@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from method_models import IMAGE, NEW, PAD, batch, generate
+from method_models import IMAGE, MECHANISMS, NEW, PAD, batch, generate
 from torch import Tensor
 
 from mixlora_cli.method.context import _threads
@@ -46,9 +46,9 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize("pool", ["all", "prompt"])
-def test_cache_and_batch_change_no_token(make_model, prompts, pool) -> None:
-    model = make_model(pool=pool)
+@pytest.mark.parametrize("fields", [{}, {"pool": "prompt"}, *MECHANISMS.values()])
+def test_cache_and_batch_change_no_token(make_model, prompts, fields) -> None:
+    model = make_model(**fields)
     together = batch(prompts)
     cached = generate(model, together, use_cache=True)
     assert torch.equal(cached, generate(model, together, use_cache=False))

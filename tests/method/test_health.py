@@ -44,6 +44,45 @@ def test_tally_equals_a_plain_loop() -> None:
     assert num_shared.tolist() == shared
 
 
+def by_task(index_a: Tensor, index_b: Tensor, tasks: Tensor, num_factors: int) -> Tensor:
+    tally = torch.zeros(len(index_a), int(tasks.max()) + 1, 2 * num_factors, dtype=torch.int64)
+    health.count_by_task(tally, tasks, index_a, index_b)
+    return tally
+
+
+def test_uses_are_counted_task_by_task() -> None:
+    a, b = chance(2, 7, 8, 3, seed=1), chance(2, 7, 8, 3, seed=2)
+    tasks = torch.tensor([0, 2, 2, 1, 0, 0, 2])
+    tally = by_task(a, b, tasks, 8)
+    for layer in range(2):
+        for task in range(3):
+            rows = (tasks == task).nonzero().flatten()
+            for side, index in enumerate((a, b)):
+                counted = tally[layer, task, 8 * side : 8 * (side + 1)].tolist()
+                assert counted == [index[layer, rows].flatten().tolist().count(factor) for factor in range(8)]
+
+
+def test_what_a_task_says_of_the_factors() -> None:
+    """Nothing where chance selects, log(E / r) where each task has factors of its own, log 2 / 2 where half are."""
+    tasks = torch.arange(4).repeat(100)
+    own = (4 * tasks.unsqueeze(1) + torch.arange(4)).unsqueeze(0)
+    half = torch.cat([own[..., :2], torch.tensor([0, 1]).expand(1, 400, 2) + 16], dim=-1)
+    counts = by_task(own, chance(1, 400, 16, 4), tasks, 16)
+    # 12 * 3 / (2 * 4 * 400) is taken off, which is what chance alone would show.
+    assert health.task_information(counts[..., :16], 4).item() == pytest.approx(math.log(4) - 0.01125)
+    many = torch.cat(
+        [
+            by_task(chance(200, 100, 16, 4, seed), chance(200, 100, 16, 4), tasks[:100], 16)
+            for seed in range(3)
+        ]
+    )
+    found = health.task_information(many[..., :16], 4)
+    # Of a plain estimate 0.045 would be left.
+    assert abs(found.mean().item()) < 0.005 and found.std().item() < 0.03
+    part = health.task_information(by_task(half, half, tasks, 18)[..., :18], 4).item()
+    assert part == pytest.approx(math.log(4) / 2 - 14 * 3 / 3200)
+
+
 class OperationCount(TorchDispatchMode):
     """Counts the operations that reach a device; one that reads a value back is an error."""
 

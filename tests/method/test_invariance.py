@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from method_models import assert_same_choice, batch, logits, prompt
+from method_models import MECHANISMS, assert_same_choice, batch, logits, prompt
 from torch import Tensor
 
 from mixlora_cli.method.context import _threads
@@ -35,9 +35,9 @@ def own(logits: Tensor, mask: Tensor, row: int) -> Tensor:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("extra", [0, 5])
-@pytest.mark.parametrize("pool", ["all", "prompt"])
-def test_padding_and_neighbours_change_nothing(make_model, prompts, side, extra, pool) -> None:
-    model = make_model(pool=pool)
+@pytest.mark.parametrize("fields", [{}, {"pool": "prompt"}, *MECHANISMS.values()])
+def test_padding_and_neighbours_change_nothing(make_model, prompts, side, extra, fields) -> None:
+    model = make_model(**fields)
     together = batch(prompts, side, extra)
     logits, chosen = run(model, together)
     for row, single in enumerate(prompts):

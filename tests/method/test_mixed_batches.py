@@ -6,7 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from method_models import adapt, batch, build_llama, build_llava, generate, logits, prompt, strengthen
+from method_models import (
+    MECHANISMS,
+    adapt,
+    batch,
+    build_llama,
+    build_llava,
+    calibrate,
+    generate,
+    logits,
+    prompt,
+    strengthen,
+)
 from torch import Tensor
 
 from mixlora_cli import MixLoraConfig
@@ -16,15 +27,18 @@ KINDS: dict[str, dict[str, Any]] = {
     "default": {"r": 2, "factors": 8},
     "second": {"r": 3, "factors": 5, "cfs": "none", "alpha": 4.0},
     "third": {"r": 2, "factors": 6, "routing": "random"},
+    "fourth": {"r": 2, "factors": 6, **MECHANISMS["plus"]},
+    "fifth": {"factors": 6, **MECHANISMS["block"], "r": 3},
 }
 
 
 @pytest.fixture(scope="module")
 def model() -> Any:
     adapted = adapt(build_llava(), **KINDS["default"])
-    for name in ("second", "third"):
+    for name in [*KINDS][1:]:
         adapted.add_adapter(name, MixLoraConfig(**KINDS[name]))
     strengthen(adapted)
+    calibrate(adapted)
     return adapted.eval()
 
 
@@ -49,6 +63,8 @@ def last_logits(model: Any, inputs: dict[str, Tensor], **options: Any) -> Tensor
         ["default", "default", "__base__", "second"],
         ["__base__"] * 4,
         ["third"] * 4,
+        ["fourth", "fifth", "default", "fourth"],
+        ["fifth", "__base__", "fifth", "third"],
     ],
 )
 @pytest.mark.parametrize("active", ["default", "second"])

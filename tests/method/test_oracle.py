@@ -130,6 +130,67 @@ def test_pool_prompt_equals_the_oracle_on_the_prompts_tokens(cfs: str) -> None:
     check(layer, info, hidden, probe, expected, gradients)
 
 
+@pytest.mark.parametrize("base", ["fused", "called"])
+@pytest.mark.parametrize("cfs", ["paper", "none"])
+@pytest.mark.parametrize("gate", ["hard", "soft"])
+@pytest.mark.parametrize("pairing", ["separate", "tied"])
+@pytest.mark.parametrize("shared", [0, 1])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_mechanisms_equal_the_oracle(normalize, shared, pairing, gate, cfs, base) -> None:
+    """Soft gates, tied pairs, shared factors and statistics, alone and together; their routers learn."""
+    p = oracle.parameters(D_IN, D_OUT, NUM_FACTORS, RANK, seed=21, shared=shared)
+    hidden, probe = inputs(22)
+    mean, deviation = (
+        torch.randn(D_IN, generator=torch.Generator().manual_seed(23)),
+        torch.arange(1.0, D_IN + 1),
+    )
+    choice = oracle.Choice(
+        gate == "soft", pairing == "tied", shared, (mean, deviation) if normalize else None
+    )
+    loop_input = hidden.clone().requires_grad_()
+    expected = oracle.layer(p, loop_input, MASKS["left"], RANK, ALPHA, cfs, choice=choice)
+    wanted = {field: getattr(p, field) for field in NAMES} | {"hidden": loop_input}
+    gradients = oracle.gradients(expected, probe, wanted, gate == "hard")
+    fields = {"cfs": cfs, "gate": gate, "pairing": pairing, "shared_factors": shared, "normalize": normalize}
+    layer = build(p, router_grad="straight_through", **fields)
+    if normalize:
+        standardiser = layer.mixlora_standardiser["default"]
+        standardiser.mean.copy_(mean)
+        standardiser.deviation.copy_(deviation)
+        standardiser.known = True
+    if base == "called":
+        layer.base_layer.register_forward_hook(lambda *_: None)
+    check(layer, ForwardInfo(tokens=MASKS["left"]), hidden, probe, expected, gradients)
+    with torch.no_grad(), layer.context.within(ForwardInfo(tokens=MASKS["left"])):
+        stacked = torch.stack([torch.stack([torch.stack(row) for row in rows]) for rows in expected.output])
+        torch.testing.assert_close(layer(hidden), stacked, rtol=1e-5, atol=1e-5)
+    names = set(dict(layer.named_parameters()))
+    assert (NAMES["router_b"] in names) == (pairing == "separate")
+    assert (NAMES["router_ab"] in names) == (pairing == "separate" and cfs != "none")
+
+
+def test_pool_text_equals_the_oracle_on_the_prompts_words() -> None:
+    p = oracle.parameters(D_IN, D_OUT, NUM_FACTORS, RANK, seed=11)
+    hidden, probe = inputs(15)
+    prompt = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [0, 1, 1, 1]]).bool()
+    pictures = torch.tensor([[0, 1, 0, 0], [0, 0, 0, 1], [0, 1, 0, 0]]).bool()
+    expected = oracle.layer(p, hidden, prompt & ~pictures, RANK, ALPHA, "none")
+    gradients = oracle.gradients(expected, probe, {field: getattr(p, field) for field in NAMES}, True)
+    layer = build(p, cfs="none", router_grad="straight_through", pool="text")
+    check(layer, ForwardInfo(prompt=prompt, pictures=pictures), hidden, probe, expected, gradients)
+    with (
+        pytest.raises(
+            ValueError, match="pool=text: which tokens stand for pictures is known of input_ids alone"
+        ),
+        layer.context.within(ForwardInfo(prompt=prompt)),
+    ):
+        layer(hidden)
+    alone = ForwardInfo(prompt=prompt, pictures=torch.tensor([[0], [1], [0]]).bool().expand(3, 4))
+    nothing = pytest.raises(ValueError, match=r"pool=text: instances \[1\] .* nothing but pictures")
+    with nothing, layer.context.within(alone):
+        layer(hidden)
+
+
 def test_random_routing_equals_the_oracle_on_what_was_drawn() -> None:
     p = oracle.parameters(D_IN, D_OUT, NUM_FACTORS, RANK, seed=11)
     hidden, probe = inputs(16)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from method_models import adapt, assert_same_choice, build_llama
+from method_models import MECHANISMS, adapt, assert_same_choice, build_llama
 from torch import Tensor
 
 LENGTHS = (5, 9, 1, 7)
@@ -17,6 +17,7 @@ FIELDS: list[dict[str, Any]] = [
     {"cfs": "released", "pool": "prompt", "router_grad": "straight_through"},
     {"routing": "task"},
     {"routing": "random"},
+    *MECHANISMS.values(),
 ]
 
 
@@ -95,6 +96,7 @@ def run(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor
 @pytest.mark.parametrize("how", ["position_ids", "cu_seq_lens", "mask", "two_rows"])
 def test_packed_equals_alone(fields: dict[str, Any], how: str) -> None:
     model = adapt(build_llama(), **fields).train()
+    close = 1e-4 if "gate" in fields else 1e-5  # a weight hands on the rounding of what was pooled
     rows = [[0, 1], [2, 3]] if how == "two_rows" else [[0, 1, 2, 3]]
     batch = packed("position_ids" if how == "two_rows" else how, rows)
     logits, found = run(model, batch | own(fields, [0, 1, 2, 3]))
@@ -109,7 +111,7 @@ def test_packed_equals_alone(fields: dict[str, Any], how: str) -> None:
         row, start = place[i]
         alone_logits, alone = run(model, {"input_ids": ids, "labels": labels_of(ids)} | own(fields, [i]))
         torch.testing.assert_close(
-            logits[row, start : start + LENGTHS[i]], alone_logits[0], rtol=1e-5, atol=1e-5
+            logits[row, start : start + LENGTHS[i]], alone_logits[0], rtol=close, atol=close
         )
         assert_same_choice(chosen, i, model.base_model.selections())
         for name, value in alone.items():
@@ -119,5 +121,5 @@ def test_packed_equals_alone(fields: dict[str, Any], how: str) -> None:
     assert found.keys() == expected.keys() and len(found) > 28
     for name, value in expected.items():
         torch.testing.assert_close(
-            found[name], value, rtol=1e-5, atol=1e-5 * max(1.0, value.abs().max().item()), msg=name
+            found[name], value, rtol=close, atol=close * max(1.0, value.abs().max().item()), msg=name
         )

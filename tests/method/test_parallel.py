@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from method_models import MECHANISMS
 from parallel_runs import Case, Trained, run
 
 from mixlora_cli.config import LaunchConfig
@@ -22,6 +23,8 @@ FIELDS: dict[str, dict[str, Any]] = {
     "routers_stay": {},
     "routers_learn": {"router_grad": "straight_through"},
     "prompt_released": {"router_grad": "straight_through", "pool": "prompt", "cfs": "released"},
+    "plus": MECHANISMS["plus"],
+    "block": MECHANISMS["block"],
 }
 HOWS = ("ddp", "fsdp2")
 Pairs = dict[str, tuple[Trained, Trained]]

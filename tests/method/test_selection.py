@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mixlora_cli.method.selection import (
+    Selection,
     conditional_logits,
     conditional_logits_released,
     conditional_scores,
@@ -16,6 +17,7 @@ from mixlora_cli.method.selection import (
     independent_probabilities,
     random_factors,
     seeded_factors,
+    soft_weight,
     straight_through_weight,
     top_factors,
 )
@@ -55,6 +57,31 @@ def test_straight_through_weight_is_one_and_passes_the_gradient_of_the_probabili
     assert weight.tolist() == [[1.0, 1.0]]
     (weight * torch.tensor([[5.0, 3.0]])).sum().backward()
     assert probabilities.grad.tolist() == [[3.0, 5.0, 0.0]]
+
+
+def test_soft_weights_are_shares_of_the_chosen_and_pass_their_plain_gradient() -> None:
+    logits = torch.tensor([[3.0, 1.0, 2.0, 0.0]], requires_grad=True)
+    index = torch.tensor([[0, 2]])
+    weight = soft_weight(independent_probabilities(logits), index)
+    # e^3 / (e^3 + e^2) = 1 / (1 + 1/e); times two.
+    share = 1 / (1 + math.exp(-1))
+    assert weight.tolist() == [pytest.approx([2 * share, 2 * (1 - share)])]
+    weight[0, 0].backward()
+    slope = 2 * share * (1 - share)
+    assert logits.grad.tolist() == [pytest.approx([slope, 0.0, -slope, 0.0], abs=1e-7)]
+
+
+def test_selections_are_joined_and_taken_apart_with_their_weights() -> None:
+    index, weight = torch.arange(6).view(3, 2), torch.rand(3, 2)
+    whole = Selection.joined(
+        [Selection(index[:1], index[:1] + 1, weight[:1]), Selection(index[1:], index[1:] + 1, weight[1:])]
+    )
+    assert torch.equal(whole.index_a, index) and torch.equal(whole.index_b, index + 1)
+    part = whole.of(torch.tensor([2, 0]))
+    assert torch.equal(part.index_a, index[[2, 0]]) and torch.equal(part.weight, weight[[2, 0]])
+    assert Selection.joined([Selection(index, index)]).weight is None
+    assert whole.without_gradient(True).weight is not None
+    assert whole.without_gradient(False).weight is None
 
 
 def test_random_factors_are_distinct_uniform_and_follow_the_seed() -> None:

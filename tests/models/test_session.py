@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from mixlora_cli.config import DataConfig, ModelConfig
-from mixlora_cli.data.encode import encode_prompts
+from mixlora_cli.data.collate import draw_seed
+from mixlora_cli.data.encode import Item, encode_prompts, encode_records
 from mixlora_cli.data.loading import load_records
+from mixlora_cli.data.records import Record
 from mixlora_cli.errors import UserError
 from mixlora_cli.method.layer import MixLoraLinear
 from mixlora_cli.models.generate import Generator
@@ -101,3 +105,83 @@ def test_selections_are_those_of_the_first_new_token(
             assert alone.index_a[0].tolist() == together[name].index_a[row].tolist()
             assert alone.index_b[0].tolist() == together[name].index_b[row].tolist()
     assert any(len(set(map(tuple, found.index_a.tolist()))) > 1 for found in together.values())
+
+
+def with_second_turns(data: DataConfig) -> list[Record]:
+    """Held-out records, every third of which is asked again."""
+    path = Path(str(data.heldout))
+    records = json.loads(path.read_text())
+    for number, record in enumerate(records):
+        if number % 3 == 0:
+            again = {"from": "human", "value": "And the next?"}, {"from": "gpt", "value": "yes, a dog"}
+            record["conversations"] += again
+    path.write_text(json.dumps(records))
+    return load_records(data, "heldout")
+
+
+@pytest.mark.parametrize(
+    ("adapter", "routing", "fields"),
+    [
+        ("lora", "instance", {}),
+        ("full", "instance", {}),
+        ("mixlora", "instance", {}),
+        ("mixlora", "instance", {"pool": "prompt", "decode": "step"}),
+        ("mixlora", "task", {}),
+        ("mixlora", "random", {}),
+    ],
+)
+def test_an_answers_loss_is_its_share_of_the_batch_s_whatever_the_neighbours(
+    adapter: str, routing: str, fields: dict[str, str], data: DataConfig, tmp_path: Path
+) -> None:
+    records = with_second_turns(data)
+    root = finished_run(tmp_path / "run", data, adapter, routing, router_spread=50, **fields).root
+    run = find_run(str(root), TINY)
+    by_task = run.task_routing(data, ["counting", "reading"])
+    session = Session(build_tiny(), torch.float32, False, run.adapter, by_task)
+    items = encode_records(records, session.base.chat, None).items
+    seed = 3 if routing == "random" else None
+    together = session.answer_losses(items, seed)
+
+    for item, (nats, tokens) in zip(items, together, strict=True):
+        ((alone, count),) = session.answer_losses([item], seed)
+        assert tokens == count == sum(label != -100 for label in item.labels)
+        assert alone == pytest.approx(nats, rel=1e-5)
+        log_probabilities, positions = by_hand(session, item, seed)
+        own = [log_probabilities[place - 1, item.input_ids[place]] for place in positions]
+        assert nats == pytest.approx(-float(sum(own)), rel=1e-5)
+    assert max(tokens for _, tokens in together) > 6  # both answers of two turns count
+    assert len({round(nats, 3) for nats, _ in together}) > 6
+
+    if seed is None:  # `loss` draws anew
+        pooled = sum(nats for nats, _ in together) / sum(tokens for _, tokens in together)
+        assert pooled == pytest.approx(float(session.loss(items)), rel=1e-5)
+    else:
+        assert session.answer_losses(items, 4) != together
+
+
+def by_hand(session: Session, item: Item, seed: int | None) -> tuple[torch.Tensor, list[int]]:
+    """Log-probabilities (S, V) of one unpadded pass with all logits, and the places that carry a label."""
+    inputs = {"input_ids": torch.tensor([item.input_ids])}
+    if item.images:
+        inputs |= session.features([item.images])
+    if session.embeddings is not None:
+        inputs["task_embeddings"] = session.embeddings[item.task][None]
+    if session.tuner is not None:
+        inputs["prompt_mask"] = torch.tensor([item.labels]) == -100
+    if seed is not None:
+        inputs["routing_seeds"] = torch.tensor([draw_seed(seed, item)])
+    with torch.inference_mode():
+        logits = session.model(**inputs).logits[0]
+    return logits.log_softmax(-1), [place for place, label in enumerate(item.labels) if label != -100]
+
+
+def test_chance_draws_the_same_for_a_question_with_its_answer_and_without(data: DataConfig) -> None:
+    records, chat = with_second_turns(data), build_tiny().chat
+    asked = encode_prompts(records, chat).items
+    answered = encode_records(records, chat, None).items
+    assert [item.prompt_length for item in answered] == [item.length for item in asked]
+    assert [item.prompt_length for item in asked] == [item.length for item in asked]
+    assert all(item.length > item.prompt_length for item in answered)
+    assert [draw_seed(7, item) for item in answered] == [draw_seed(7, item) for item in asked]
+    other = replace(answered[0], input_ids=[*answered[0].input_ids[:-1], 5])
+    assert draw_seed(7, other) == draw_seed(7, asked[0])  # another answer

@@ -228,6 +228,18 @@ def test_seen_tasks_have_the_papers_names(tmp_path: Path, images: Path) -> None:
         *("PACS", "naming", "ScienceQA"),
     ]
     assert set(json.loads((folder / "results.json").read_text())["seen"]["parts"]) == set(names)
+    assert "loss per answer token" not in page.text
+
+
+def test_seen_tasks_with_losses(tmp_path: Path, images: Path) -> None:
+    given = [(nll, prediction(n, "naming", "a", "a", split="heldout")) for n, nll in enumerate((1.0, 3.0))]
+    answers = [replace(each, nll=nll, tokens=2) for nll, each in given]
+    page = Page(written(write_folder(tmp_path / "e", answers, images)))
+    assert "LoRA r=4, loss" in page.text and "1.000 [0.500, 1.500]" in page.text
+    assert "loss per answer token of held-out instances in nats, lower is better" in page.text
+    assert (
+        len([a for a in page.all("rect") if a["class"] == "value"]) == 1
+    )  # a longer bar would be the worse one
 
 
 def test_an_evaluation_ends_with_judge_and_report(folder: Path) -> None:

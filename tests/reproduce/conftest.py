@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,10 @@ def _mme(right: int, instances: int) -> list[Prediction]:
 
 @pytest.fixture
 def make_cell(tmp_path: Path) -> MakeCell:
-    """`make_cell("lora_r4", right=8, seed=1)`: so many answers of each benchmark right, or of each task in `seen`."""
+    """`make_cell("lora_r4", right=8, seed=1)`: so many answers of each benchmark right, or of each task in `seen`.
+
+    With a `loss` each instance of these has it on every one of its two or more answer tokens.
+    """
 
     def make(
         experiment: str,
@@ -61,10 +65,14 @@ def make_cell(tmp_path: Path) -> MakeCell:
         finished: bool = True,
         instances: int = NUM_INSTANCES,
         data: str | None = None,
+        loss: float | None = None,
     ) -> Path:
         folder = tmp_path / f"{experiment}-{task}-{seed}-{used}"
         place = folder / ("eval-seen" if seen else "eval")
         answers = [each for name in seen for each in _answers(name, right, "heldout", instances)]
+        if loss is not None:
+            counts = [2 + each.index % 3 for each in answers]
+            answers = [replace(each, nll=loss * n, tokens=n) for each, n in zip(answers, counts, strict=True)]
         if not seen:
             unseen = [each for name in NAMES for each in _answers(name, right, "unseen", instances)]
             answers = [*_mme(right, instances), *unseen]

@@ -292,6 +292,45 @@ def test_choices_are_compared_on_seen_tasks(make_cell: Any, tmp_path: Path) -> N
     assert (average.paired.value, average.seeds) == (pytest.approx(10.0), (0,))
 
 
+def test_losses_have_a_column_where_cells_have_them(make_cell: Any, tmp_path: Path) -> None:
+    make_cell("mixlora_e16_r4", right=8, seen=TASKS, loss=0.8)
+    make_cell("lora_r4", right=8, seen=TASKS)  # from before there were losses
+    assert "Seen loss" not in build_table(config(tmp_path, "table1")).columns
+    for seed in (0, 1):
+        make_cell("task_routing", right=10 + seed, seed=seed, seen=TASKS, loss=0.7 + seed / 50)
+    built = build_table(config(tmp_path, "seen"))
+    assert built.columns[-2:] == ("AVG", "Seen loss")
+    assert built.row("task_routing").values["Seen loss"].value == pytest.approx(0.71)
+    assert "MixLoRA E=16 r=4 lacks" not in " ".join(built.notes)
+    assert "LoRA r=4 lacks Seen loss." in built.notes
+    (line,) = [line for line in pair_lines(built) if line.column == "Seen loss"]
+    assert (*line.pair[:2], line.seeds) == ("task_routing", "mixlora_e16_r4", (0,))
+    paired = line.paired
+    assert (paired.value, paired.low, paired.high) == pytest.approx((-0.1, -0.1, -0.1))
+    assert line.p_holm is None and paired.test == "paired bootstrap"
+    text = table(config(tmp_path, "seen"))[0].read_text()
+    assert "| 0.800 [0.800, 0.800] |" in text and "| 0.710± [0.583, 0.837] |" in text
+    assert "| -0.100 [-0.100, -0.100] p<0.001 |" in text
+    assert "lower is better. The mean over 6 tasks." in text
+
+
+def test_losses_are_of_all_tasks_that_the_trainings_have(make_cell: Any, tmp_path: Path) -> None:
+    more = (*TASKS, "arithmetic", "captioning")
+    make_cell("mixlora_e16_r4", right=8, seen=more, loss=0.8)
+    make_cell("task_routing", right=8, seen=(*more, "shape_naming"), loss=0.7)
+    make_cell("lora_r16", right=8, seen=TASKS[1:], loss=0.1)  # lacks one of the table's own
+    built = build_table(config(tmp_path, "seen"))
+    assert built.loss_tasks == tuple(sorted(more))
+    assert [built.row(name).values["Seen loss"].value for name in ("mixlora_e16_r4", "task_routing")] == (
+        pytest.approx([0.8, 0.7])
+    )
+    assert "Seen loss" not in built.row("lora_r16").values
+    assert built.columns[:-1] == (*TASKS, "AVG")
+    assert [line.paired.value for line in pair_lines(built) if line.column == "Seen loss"] == [
+        pytest.approx(-0.1)
+    ]
+
+
 def test_what_the_paper_does_not_have_has_no_paper_scale(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="scale=paper: `seen` exists at scale=mini alone"):
         config(tmp_path, "seen", scale="paper")

@@ -46,20 +46,28 @@ STEPS = 4
 
 @dataclass(frozen=True)
 class Case:
-    """A stage of ZeRO, or FSDP2, and what it trains; `whole` = also the projector, and routers that learn."""
+    """A stage of ZeRO, or FSDP2, and what it trains.
+
+    `whole` = also the projector, and routers that learn; `plus` = routers with statistics, that start as centroids.
+    """
 
     stage: str
     adapter: str
     whole: bool = False
+    plus: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.stage}-{self.adapter}{'-whole' * self.whole}"
+        return f"{self.stage}-{self._what}"
 
     @property
     def alone(self) -> str:
         """Name of the run in one process that it must equal."""
-        return f"alone-{self.adapter}{'-whole' * self.whole}"
+        return f"alone-{self._what}"
+
+    @property
+    def _what(self) -> str:
+        return f"{self.adapter}{'-whole' * self.whole}{'-plus' * self.plus}"
 
 
 CASES = [
@@ -74,6 +82,7 @@ CASES = [
     Case("fsdp", "mixlora", whole=True),
     Case("fsdp", "mixlora"),
     Case("fsdp", "lora"),
+    *(Case(stage, "mixlora", plus=True) for stage in ("none", "zero2", "zero3", "fsdp")),
 ]
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -112,9 +121,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
                 adapter=AdapterConfig(
                     name=case.adapter,  # type: ignore[arg-type]
                     dropout=0.0,  # each process draws its own
-                    router_grad="straight_through" if case.whole else "none",
+                    router_grad="straight_through" if case.whole or case.plus else "none",
+                    gate="soft" if case.plus else "hard",
+                    pairing="tied" if case.plus else "separate",
                 ),
-                routing=RoutingConfig(name="instance", health_every=1),
+                routing=RoutingConfig(
+                    name="instance",
+                    health_every=1,
+                    **(dict(pool="text", normalize=True, router_init="clusters") if case.plus else {}),  # type: ignore[arg-type]
+                ),
                 data=data,
                 train=OptimConfig(
                     steps=STEPS,

@@ -14,7 +14,7 @@ def look(
 ) -> dict[str, Any]:
     """A line of routing.jsonl with the same measures in all layers."""
     layers = [f"layer{number}" for number in range(len(collapsed))]
-    same = {"entropy": 0.8, "unused": 0.25, "variety": variety, "churn": 0.1}
+    same = {"entropy": 0.8, "unused": 0.25, "variety": variety, "information": 0.3, "churn": 0.1}
     return {
         "instances": instances,
         "tasks": 2,

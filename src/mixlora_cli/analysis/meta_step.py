@@ -232,6 +232,8 @@ class MetaStep:
             "inputs_embeds": hidden.requires_grad_(into_embeddings),
             "attention_mask": torch.ones(instances, length, dtype=torch.bool, device=META),
         }
+        if self.config.adapter.name == "mixlora":
+            inputs["prompt_mask"] = inputs["attention_mask"]
         if self.config.adapter.name == "mixlora" and ROUTERS[self.config.routing.name].source == "task":
             inputs["task_embeddings"] = torch.empty(instances, embeddings.shape[1], device=META)
         return inputs

@@ -22,7 +22,16 @@ from mixlora_cli.benchmarks.scorers import (
 )
 from mixlora_cli.errors import UserError, cut
 from mixlora_cli.evaluation.predictions import Prediction
-from mixlora_cli.stats import RESAMPLES, SEED, Estimate, Floats, bootstrap_means, percentile, wilson
+from mixlora_cli.stats import (
+    RESAMPLES,
+    SEED,
+    Estimate,
+    Floats,
+    bootstrap_means,
+    bootstrap_ratios,
+    percentile,
+    wilson,
+)
 
 Parts = dict[str, dict[str, float]]
 
@@ -58,6 +67,8 @@ class InstanceScores:
     """One benchmark's answers with their scores, 0 or 1; the benchmark's score is per cent right."""
 
     unit: ClassVar[str] = "%"
+    scale: ClassVar[float] = 100.0
+    """What `value` and `units` are multiplied by."""
     right_or_wrong: ClassVar[bool] = True
     """Whether the score is the share of right answers, for which there are exact tests."""
     is_sum: ClassVar[bool] = False
@@ -86,12 +97,17 @@ class InstanceScores:
         return Measured(self._accuracy(self.by_index), parts)
 
     def value(self, indices: Sequence[int]) -> float:
-        """The score on chosen instances, by 100."""
+        """The score on chosen instances, by `scale`."""
         return fmean(self.by_index[index] for index in indices)
 
     def units(self, indices: Sequence[int]) -> list[Floats]:
-        """Groups of what a bootstrap draws anew (n,): the score is 100 times their mean, or the sum of the means."""
+        """Groups of what a bootstrap draws anew (n,): the score is `scale` times their mean, or the means' sum."""
         return [self.array(indices)]
+
+    def minus(self, other: InstanceScores, indices: Sequence[int]) -> list[Floats]:
+        """Groups of differences to another model's answers to the same instances, as `compare_means` takes them."""
+        pairs = zip(self.units(indices), other.units(indices), strict=True)
+        return [ours - theirs for ours, theirs in pairs]
 
     def array(self, indices: Iterable[int] | None = None) -> Floats:
         """Scores (n,) of chosen instances, or of all."""
@@ -318,6 +334,57 @@ def safe_names(names: Iterable[str]) -> dict[str, str]:
         taken.add(free.casefold())
         found[name] = free
     return found
+
+
+class LossScores(InstanceScores):
+    """Losses of one seen task's held-out instances: nats of all their answers' tokens over the number of these.
+
+    A ratio of sums: each token weighs the same. Lower is better. The interval is bootstrapped over instances.
+    """
+
+    unit = "nats"
+    scale = 1.0
+    right_or_wrong = False
+
+    def __init__(self) -> None:
+        super().__init__(lambda prediction: prediction.nll or 0.0)
+
+    def compute(self) -> Measured:
+        return Measured(mean_loss([self]))
+
+    def value(self, indices: Sequence[int]) -> float:
+        nats, tokens = self.pairs(indices).sum(axis=0)
+        return float(nats / tokens)
+
+    def minus(self, other: InstanceScores, indices: Sequence[int]) -> list[Floats]:
+        """Differences in nats, and how many tokens they are of (n, 2).
+
+        Raises UserError where these are not as many for both: a loss per token of other tokens is another quantity.
+        """
+        assert isinstance(other, LossScores)
+        ours, theirs = self.pairs(indices), other.pairs(indices)
+        if (ours[:, 1] != theirs[:, 1]).any():
+            raise UserError("the same answers have other tokens in each: losses per token cannot be compared")
+        return [np.column_stack([ours[:, 0] - theirs[:, 0], ours[:, 1]])]
+
+    def pairs(self, indices: Iterable[int] | None = None) -> Floats:
+        """Nats and tokens (n, 2) of chosen instances, or of all, in the order of the data."""
+        chosen = sorted(self.by_index if indices is None else indices)
+        found = [(self.by_index[index], self.predictions[index].tokens or 0) for index in chosen]
+        return np.array(found, dtype=np.float64)
+
+
+def mean_loss(tasks: Sequence[LossScores]) -> Estimate:
+    """Mean over tasks of their loss per token; instances are drawn anew within each.
+
+    Without an interval where a task has a single instance, which says nothing of its spread.
+    """
+    pairs = [each.pairs() for each in tasks]
+    value = float(np.mean([each[:, 0].sum() / each[:, 1].sum() for each in pairs]))
+    if min(map(len, pairs)) < 2:
+        return Estimate(value)
+    rng = np.random.default_rng(SEED)
+    return percentile(value, np.mean([bootstrap_ratios(each, rng) for each in pairs], axis=0))
 
 
 @dataclass(frozen=True)

@@ -282,6 +282,8 @@ AVERAGED = tuple(each.column for each in _PAPER if not each.metric.aggregate.is_
 MEAN_TITLE = "MMAvg"
 SEEN_TITLE = "Seen"
 """Column of the held-out instances of the training tasks: their mean."""
+LOSS_TITLE = "Seen loss"
+"""Column of their loss per answer token, the mean over the tasks."""
 
 SEEN_TASKS = {
     "scienceqa+question_answering": "ScienceQA",

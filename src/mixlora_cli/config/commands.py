@@ -39,6 +39,7 @@ from mixlora_cli.config.settings import (
     Text,
     rule,
 )
+from mixlora_cli.routers import ROUTERS
 
 
 class OptimConfig(Settings, at="train"):
@@ -50,6 +51,7 @@ class OptimConfig(Settings, at="train"):
     accumulation: Positive = 1
     effective_batch: Positive | None = None
     learning_rate: PositiveNumber = 4e-5
+    router_learning_rate: PositiveNumber | None = None
     scheduler: Text = "cosine"
     warmup_ratio: Share = 0.03
     weight_decay: NotNegativeNumber = 0.0
@@ -99,6 +101,23 @@ class TrainConfig(Settings):
                 f"must be <= factors={self.factors}, because rank factors are selected out of the pool",
             )
             self.routing.require_heeded()
+            self.require(
+                self.adapter.shared_factors < self.rank,
+                "adapter.shared_factors",
+                f"must be < rank={self.rank}, because the other factors are routed",
+            )
+            self.require(
+                self.routing.router_init == "random" or self.routing.normalize,
+                "routing.router_init",
+                "clusters what routing.normalize=true reads; add it",
+            )
+            for key in ("gate", "pairing", "shared_factors"):
+                usual = getattr(AdapterConfig, key)
+                self.require(
+                    ROUTERS[self.routing.name].reads is not None or getattr(self.adapter, key) == usual,
+                    f"adapter.{key}",
+                    f"needs routers, which routing={self.routing.name} has not; only {usual}",
+                )
             self.require(
                 self.routing.balance_loss == 0 or self.adapter.router_grad != "none",
                 "routing.balance_loss",

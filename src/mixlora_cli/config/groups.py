@@ -101,6 +101,9 @@ class AdapterConfig(Settings, at="adapter"):
     dropout: Share = 0.05
     cfs: Literal["paper", "released", "none"] = "paper"
     router_grad: Literal["none", "straight_through"] = "none"
+    gate: Literal["hard", "soft"] = "hard"
+    pairing: Literal["separate", "tied"] = "separate"
+    shared_factors: NotNegative = 0
     target_modules: Annotated[Text, rule("must be a regular expression", _is_regex)] | None = None
 
 
@@ -108,7 +111,10 @@ class RoutingConfig(Settings, at="routing"):
     """How MixLoRA picks its factors (group `routing`)."""
 
     name: RoutingName
-    pool: Literal["all", "prompt"] = "all"
+    pool: Literal["all", "prompt", "text"] = "all"
+    normalize: Flag = False
+    router_init: Literal["random", "clusters"] = "random"
+    per: Literal["layer", "block"] = "layer"
     decode: Literal["prefill", "step"] = "prefill"
     encoder: Checkpoint | None = None
     balance_loss: NotNegativeNumber = 0.0
@@ -125,7 +131,7 @@ class RoutingConfig(Settings, at="routing"):
 
     def require_heeded(self) -> None:
         """Raise ValueError for a key that a MixLoRA with this routing would not heed."""
-        for key in ("pool", "decode"):
+        for key in ("pool", "normalize", "router_init", "per", "decode"):
             value, usual = getattr(self, key), getattr(RoutingConfig, key)
             self.require(
                 key in ROUTERS[self.name].heeds or value == usual,

@@ -154,13 +154,15 @@ def _packed(items: Sequence[Item]) -> dict[str, Tensor]:
 def draw_seed(seed: int, item: Item) -> int:
     """A seed of an instance's own for routing=random, so that neither its neighbours nor its turn change its factors.
 
-    63 bits of a digest of `seed`, the prompt's tokens and the bytes of its picture files.
+    63 bits of a digest of `seed`, the prompt's tokens and the bytes of its picture files. The prompt is all that comes
+    before the last answer, so that an instance draws the same with its answer and without.
 
     Raises:
         OSError: the picture cannot be read.
     """
-    digest = hashlib.sha256(f"{seed} {item.length} ".encode())
-    digest.update(array("q", item.input_ids).tobytes())
+    prompt = item.input_ids[: item.prompt_length]
+    digest = hashlib.sha256(f"{seed} {len(prompt)} ".encode())
+    digest.update(array("q", prompt).tobytes())
     for picture in item.images:
         digest.update(read_picture(picture))
     return int.from_bytes(digest.digest()[:8], "big") >> 1

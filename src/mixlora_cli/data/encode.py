@@ -58,6 +58,18 @@ class Item:
         """S, image tokens included."""
         return len(self.input_ids)
 
+    @property
+    def prompt_length(self) -> int:
+        """Tokens before the last answer; S where there is no answer."""
+        start = self.length
+        while start and self.labels[start - 1] == IGNORE:
+            start -= 1
+        if not start:
+            return self.length
+        while start and self.labels[start - 1] != IGNORE:
+            start -= 1
+        return start
+
 
 class StreamedDataset(IterableDataset[Item]):
     """Items of records as they come, pass after pass without an end; nothing is held.
@@ -143,7 +155,7 @@ class EncodedDataset(Dataset[Item]):
 def encode_records(
     records: Sequence[Record],
     chat: Chat,
-    max_length: int,
+    max_length: int | None,
     on_error: Literal["stop", "skip"] = "stop",
     source: str = "the data",
 ) -> EncodedDataset:
@@ -164,7 +176,7 @@ def encode_records(
     return dataset
 
 
-def _checked_encoding(chat: Chat, max_length: int) -> Callable[[Record], Item]:
+def _checked_encoding(chat: Chat, max_length: int | None) -> Callable[[Record], Item]:
     """`encode`, and `verify_labels` of the first records of each task."""
     verified: Counter[str] = Counter()
 

@@ -10,12 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from mixlora_cli.benchmarks.metrics import InstanceScores
-from mixlora_cli.benchmarks.registry import AVERAGED, COLUMNS, MEAN_TITLE, SEEN_TITLE, benchmark_named
+from mixlora_cli.benchmarks.metrics import InstanceScores, LossScores
+from mixlora_cli.benchmarks.registry import (
+    AVERAGED,
+    COLUMNS,
+    LOSS_TITLE,
+    MEAN_TITLE,
+    SEEN_TITLE,
+    benchmark_named,
+)
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.predictions import find_evaluation
-from mixlora_cli.evaluation.results import FILE_NAME, Results, Score, read_results
-from mixlora_cli.evaluation.scoring import Task, read_evaluation, score_evaluation
+from mixlora_cli.evaluation.results import DIGITS, FILE_NAME, LOSS_CAPTION, Results, Score, read_results
+from mixlora_cli.evaluation.scoring import LOSS, Task, read_evaluation, score_evaluation
 from mixlora_cli.stats import (
     ABSENT,
     Difference,
@@ -157,7 +164,7 @@ def _compare_two(first: Group, second: Group) -> Comparison:
 
 def _shared_columns(first: Group, second: Group) -> list[str]:
     own = [score.column for score in first.runs[0].results.scores if score.column not in COLUMNS]
-    columns = [*COLUMNS, MEAN_TITLE, *own, SEEN_TITLE]
+    columns = [*COLUMNS, MEAN_TITLE, *own, SEEN_TITLE, LOSS_TITLE]
     return [column for column in columns if first.scores(column) and second.scores(column)]
 
 
@@ -175,25 +182,30 @@ def _line(first: Group, second: Group, column: str) -> Line:
     ours, theirs = ([score.value for score in group.scores(column)] for group in (first, second))
     sides = over_seeds(ours), over_seeds(theirs)
     count = _num_answered(one, tasks)
-    why = why_untested(ours, theirs)
+    indices = {task: list(one.tasks[task].by_index) for task in tasks}
+    why = _incomparable([one, *others], indices) or why_untested(ours, theirs)
     runs = len(ours), len(theirs)
-    return Line(column, unit, *sides, compare_seeds(ours, theirs), count, (count, count), why, runs)
+    difference = None if why else compare_seeds(ours, theirs)
+    return Line(column, unit, *sides, difference, count, (count, count), why, runs)
 
 
 def _paired(first: EvaluatedRun, second: EvaluatedRun, column: str, unit: str) -> Line:
     """Both sides and their difference on the instances that both answered."""
     both = _shared([first, second], _tasks(first, column))
+    ((task, indices), *_), aggregate = both.items(), _aggregate(first, both)
     ours, theirs = (
-        Estimate(100 * fmean(run.tasks[task].value(indices) for task, indices in both.items()))
+        Estimate(aggregate.scale * fmean(run.tasks[task].value(indices) for task, indices in both.items()))
         for run in (first, second)
     )
-    ((task, indices), *_), aggregate = both.items(), _aggregate(first, both)
-    if _is_right_or_wrong(aggregate, both, column):
+    difference, why = None, _incomparable([first, second], both, over_instances=True)
+    if why:
+        pass
+    elif _is_right_or_wrong(aggregate, both, column):
         difference = compare_right(*(run.tasks[task].array(indices) for run in (first, second)))
     else:
-        difference = compare_means(_by_unit(first, second, both), 100, total=aggregate.is_sum)
+        difference = compare_means(_by_unit(first, second, both), aggregate.scale, aggregate.is_sum)
     answered = _num_answered(first, list(both)), _num_answered(second, list(both))
-    return Line(column, unit, ours, theirs, difference, sum(map(len, both.values())), answered)
+    return Line(column, unit, ours, theirs, difference, sum(map(len, both.values())), answered, why)
 
 
 def paired_over_seeds(first: Group, second: Group) -> dict[str, Difference]:
@@ -220,16 +232,27 @@ def _over_pairs(first: Group, second: Group, column: str) -> Difference:
     if _is_right_or_wrong(aggregate, both, column):
         return compare_right_over_seeds([units[0] for units in by_pair])
     means = [np.mean(units, axis=0) for units in zip(*by_pair, strict=True)]
-    return compare_means(means, 100, total=aggregate.is_sum)
+    return compare_means(means, aggregate.scale, aggregate.is_sum)
 
 
 def _by_unit(first: EvaluatedRun, second: EvaluatedRun, both: Shared) -> list[Floats]:
     """Second minus first, by task: of each unit that a bootstrap draws."""
-    found = []
+    return [
+        each
+        for task, indices in both.items()
+        for each in second.tasks[task].minus(first.tasks[task], indices)
+    ]
+
+
+def _incomparable(runs: Sequence[EvaluatedRun], both: Shared, over_instances: bool = False) -> str:
+    """Why losses on these instances have no test; "" where they have, and for other scores."""
     for task, indices in both.items():
-        before, after = (run.tasks[task].units(indices) for run in (first, second))
-        found += [theirs - ours for ours, theirs in zip(before, after, strict=True)]
-    return found
+        scores = [found for run in runs if isinstance(found := run.tasks[task], LossScores)]
+        if len({tuple(each.pairs(indices)[:, 1]) for each in scores}) > 1:
+            return "the same answers have other tokens in each"
+        if over_instances and scores and len(indices) < 2:
+            return f"a single instance of {task[1]}"
+    return ""
 
 
 def _aggregate(run: EvaluatedRun, tasks: Shared) -> InstanceScores:
@@ -243,8 +266,9 @@ def _is_right_or_wrong(aggregate: InstanceScores, tasks: Shared, column: str) ->
 
 def _tasks(run: EvaluatedRun, column: str) -> list[Task]:
     """Those that make a column."""
-    if column == SEEN_TITLE:
-        return sorted(task for task in run.tasks if task[0] == "heldout")
+    if column in (SEEN_TITLE, LOSS_TITLE):
+        split = LOSS if column == LOSS_TITLE else "heldout"
+        return sorted(task for task in run.tasks if task[0] == split)
     declared = run.results.about.get("benchmarks")
     unseen = [task for task in run.tasks if task[0] == "unseen"]
     by_column = {benchmark_named(name, declared).column: (split, name) for split, name in unseen}
@@ -318,7 +342,7 @@ def comparison_table(comparison: Comparison) -> Table:
 
 
 def _cells(line: Line) -> tuple[str, ...]:
-    digits = 0 if line.unit == "points" else 1
+    digits = DIGITS[line.unit]
     sides = []
     for side, runs in zip((line.first, line.second), line.runs, strict=True):
         # An interval that several runs lack: all have the same value.
@@ -344,16 +368,21 @@ def _cells(line: Line) -> tuple[str, ...]:
     return (line.column, *sides, difference, p_text(found.p), p_text(line.p_holm), found.test, count)
 
 
+def _caption(comparisons: Sequence[Comparison]) -> str:
+    has_losses = any(line.column == LOSS_TITLE for each in comparisons for line in each.lines)
+    return CAPTION + (LOSS_CAPTION if has_losses else "")
+
+
 def print_comparisons(comparisons: Sequence[Comparison]) -> None:
     """A table for each pair."""
-    show([replace(comparison_table(each), notes=(CAPTION,)) for each in comparisons])
+    show([replace(comparison_table(each), notes=(_caption([each]),)) for each in comparisons])
 
 
 def comparisons_markdown(comparisons: Sequence[Comparison]) -> str:
     """All of them, the caption below."""
     tables = (replace(comparison_table(each), title="") for each in comparisons)
     parts = [f"{each.title}\n\n{markdown(table)}" for each, table in zip(comparisons, tables, strict=True)]
-    return "\n".join([*parts, f"{CAPTION}\n"])
+    return "\n".join([*parts, f"{_caption(comparisons)}\n"])
 
 
 def as_json(comparisons: Sequence[Comparison]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from mixlora_cli.data.template import IMAGE_MARKER
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.fingerprint import records_digest, relative_image
 from mixlora_cli.evaluation.instances import (
+    Answered,
     Chosen,
     Unanswered,
     benchmark_of,
@@ -56,6 +57,8 @@ class Answerer(Protocol):
     """Its row's name in tables."""
     model: str
     """Name of the base, or of the server's model."""
+    no_losses: str
+    """Why it gives no losses of held-out instances; "" where it does."""
 
     @property
     def fingerprint(self) -> Mapping[str, str]:
@@ -64,8 +67,8 @@ class Answerer(Protocol):
     def usable(self, part: Chosen) -> list[Record]:
         """Records that it can be asked. Raises UserError where one cannot and `data.on_error` is "stop"."""
 
-    def answers(self, missing: Unanswered, team: ProcessGroup) -> Iterator[list[tuple[Chosen, Record, str]]]:
-        """This process's share of the records, each with its part and its answer, a few at a time.
+    def answers(self, missing: Unanswered, team: ProcessGroup) -> Iterator[list[Answered]]:
+        """This process's share of the records, a few at a time.
 
         Raises UserError when it cannot go on; what it gave until then stays good.
         """
@@ -130,6 +133,8 @@ def _answer(config: EvalConfig, folder: Path, team: ProcessGroup, console: Conso
     asked = [replace(part, records=answerer.usable(part)) for part in chosen]
     for part in asked:  # again: encoding may have left out one of two
         check_pairs(part, part.records)
+    if answerer.no_losses and any(part.split == "heldout" for part in asked):
+        say(f"held-out instances get no loss: {answerer.no_losses}", console)
     header = _header(config, run, answerer, asked)
     with open_share(folder / FILE_NAME, header, team, lambda text: say(text, console)) as log:
         if len(log.done) == header.count:
@@ -184,11 +189,13 @@ def _answer_share(
         "answering", total, done, console, lines=10, unit="instances", finished=f"{whose}answered"
     ) as advance:
         for answered in answerer.answers(missing, team):
-            log.append([_prediction(*each) for each in answered])
+            log.append(list(map(_prediction, answered)))
             advance(len(answered))
 
 
-def _prediction(part: Chosen, record: Record, answer: str) -> Prediction:
+def _prediction(answered: Answered) -> Prediction:
+    part, record = answered.part, answered.record
+    nll, tokens = answered.loss or (None, None)
     *_, question, target = record.conversation
     return Prediction(
         split=part.split,
@@ -197,10 +204,12 @@ def _prediction(part: Chosen, record: Record, answer: str) -> Prediction:
         id=record.id,
         question=question.text.replace(IMAGE_MARKER, "").strip(),
         target=target.text.strip(),
-        prediction=answer,
+        prediction=answered.text,
         category=category_of(record),
         image_id=str(record.extra.get("image_id", "")),
         answers=references(record.extra),
         labels=label_set(record.extra),
         image=relative_image(record, part.images),
+        nll=nll,
+        tokens=tokens,
     )

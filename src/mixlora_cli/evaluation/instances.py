@@ -38,6 +38,17 @@ class Chosen:
     """A benchmark's own source: where, how many rows, how many of them are unusable, how many the whole split has."""
 
 
+@dataclass(frozen=True)
+class Answered:
+    """An instance and what was made of it."""
+
+    part: Chosen
+    record: Record
+    text: str
+    loss: tuple[float, int] | None = None
+    """`nll` and `tokens` of `Prediction`, of held-out instances; None where nobody can tell."""
+
+
 Unanswered = Sequence[tuple[Chosen, Sequence[Record]]]
 """Records of each part that are to be answered."""
 

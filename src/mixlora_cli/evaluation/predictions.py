@@ -50,6 +50,10 @@ class Prediction:
     labels: tuple[str, ...] = ()
     """The closed set of labels that `target` is one of, where there is one."""
     image: str = ""
+    nll: float | None = None
+    """Of a held-out instance: negative log-likelihood of its answers' tokens, in nats; None where nobody can tell."""
+    tokens: int | None = None
+    """How many tokens `nll` is the sum over."""
 
     @property
     def key(self) -> Key:
@@ -120,7 +124,7 @@ class PredictionLog:
         """Write them in one go."""
         # 40,000 lines of empty fields would only slow reading down
         self._log.append(
-            {name: value for name, value in vars(prediction).items() if value not in ("", ())}
+            {name: value for name, value in vars(prediction).items() if value not in ("", (), None)}
             for prediction in predictions
         )
         self.done.update(prediction.key for prediction in predictions)

@@ -1,7 +1,7 @@
 """What an evaluation found: the file it is kept in, and its tables.
 
 `results.json` is `{"format", "about": {...}, "scores": [Score], "mean": Score | null, "seen": Score | null,
-"judged": [Judged]}` with the fields of the dataclasses below.
+"judged": [Judged], "loss": Score | null}` with the fields of the dataclasses below.
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ from pydantic import TypeAdapter
 from rich.console import Console
 
 from mixlora_cli.benchmarks.metrics import subtasks_in
-from mixlora_cli.benchmarks.registry import COLUMNS, MEAN_TITLE, SEEN_TITLE, benchmark_named, seen_title
+from mixlora_cli.benchmarks.registry import (
+    COLUMNS,
+    LOSS_TITLE,
+    MEAN_TITLE,
+    SEEN_TITLE,
+    benchmark_named,
+    seen_title,
+)
 from mixlora_cli.errors import UserError, cut
 from mixlora_cli.stats import Estimate
 from mixlora_cli.store import write_json
@@ -24,6 +31,8 @@ from mixlora_cli.tables import Cell, Table, markdown, show
 
 FORMAT = "mixlora-results/1"
 FILE_NAME = "results.json"
+DIGITS = {"%": 1, "points": 0, "nats": 3}
+"""By unit the decimals of a score."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +43,13 @@ class Score:
     column: str
     """Its heading in tables: the paper's name."""
     value: float
-    low: float
-    """Lower end of the 95 % interval, in the unit of `value`."""
-    high: float
+    low: float | None
+    """Lower end of the 95 % interval, in the unit of `value`; None where nothing is known of the spread."""
+    high: float | None
     n: int
     """Instances that were answered."""
     unit: str
-    """"%" or "points"."""
+    """A key of `DIGITS`."""
     rule: str
     """The rule that made the number."""
     parts: Mapping[str, Mapping[str, float]]
@@ -53,8 +62,8 @@ class Score:
 
     @property
     def cell(self) -> Cell:
-        """The value with one decimal (points: none), its interval, and how much of a sum is there if not all of it."""
-        digits = 0 if self.unit == "points" else 1
+        """The value, its interval, and how much of a sum is there if not all of it."""
+        digits = DIGITS[self.unit]
         interval = Estimate(self.value, self.low, self.high).interval_text(digits)
         return Cell(f"{self.value:.{digits}f}", interval, self.incomplete)
 
@@ -124,6 +133,8 @@ class Results:
     """Held-out instances of the seen tasks: mean over tasks, each in `parts`; None unless answered."""
     judged: tuple[Judged, ...] = ()
     """One for each judge that was asked."""
+    loss: Score | None = None
+    """Of the same instances: loss per answer token, mean over tasks, each in `parts`; None where it is not known."""
 
     @property
     def label(self) -> str:
@@ -132,7 +143,7 @@ class Results:
 
     def column(self, title: str) -> Score | None:
         """The score under this heading, of a benchmark or a mean."""
-        found = (*self.scores, self.mean, self.seen)
+        found = (*self.scores, self.mean, self.seen, self.loss)
         return next((score for score in found if score is not None and score.column == title), None)
 
 
@@ -161,15 +172,18 @@ ABSENT = "-"
 CAPTION = "[...]: 95 % interval."
 PAPER_CAPTION = " MME in points, the rest in per cent; MMAvg is the mean of the seven others."
 SEEN_CAPTION = " Seen: held-out instances of the training tasks."
+LOSS_CAPTION = f" {LOSS_TITLE}: loss per answer token of held-out instances in nats, lower is better."
 
 
 def columns_of(rows: Sequence[Row]) -> list[str]:
-    """Headings: the paper's eight and MMAvg, unless all are others; these others; and Seen where some row has it."""
+    """Headings: the paper's eight and MMAvg, unless all are others; these others; Seen and its loss where there are."""
     scored = dict.fromkeys(score.column for _, results in rows for score in results.scores)
     others = [column for column in scored if column not in COLUMNS]
     paper = [] if others and len(others) == len(scored) else [*COLUMNS, MEAN_TITLE]
-    seen = [SEEN_TITLE] if any(results.seen for _, results in rows) else []
-    return [*paper, *others, *seen]
+    held_out = [
+        column for column in (SEEN_TITLE, LOSS_TITLE) if any(results.column(column) for _, results in rows)
+    ]
+    return [*paper, *others, *held_out]
 
 
 def results_table(rows: Sequence[Row], title: str = "") -> Table:
@@ -182,6 +196,7 @@ def results_table(rows: Sequence[Row], title: str = "") -> Table:
     in_points = any(score.unit != "%" for _, results in rows for score in results.scores)
     caption = CAPTION + (PAPER_CAPTION if MEAN_TITLE in columns else "" if in_points else " In per cent.")
     caption += SEEN_CAPTION if SEEN_TITLE in columns else ""
+    caption += LOSS_CAPTION if LOSS_TITLE in columns else ""
     return Table(title, ("", *map(cut, columns)), lines, notes=(caption,))
 
 
@@ -207,8 +222,26 @@ def seen_text(seen: Score | None, task: str) -> str:
     return f"{part['accuracy']:.1f} [{part['low']:.1f}, {part['high']:.1f}]" if part else ABSENT
 
 
+def loss_table(rows: Sequence[Row]) -> Table:
+    """Held-out loss on the tasks of training: a line for each task and the mean, a column a model."""
+    scored = [(label, results.loss) for label, results in rows if results.loss is not None]
+    tasks = dict.fromkeys(task for _, loss in scored for task in loss.parts)
+    lines = [(cut(seen_title(task)), *(loss_text(loss, task) for _, loss in scored)) for task in tasks]
+    lines.append(("mean", *(loss.cell.joined(" ") for _, loss in scored)))
+    title = "Seen tasks, held-out instances: loss per answer token in nats [95 % interval], lower is better"
+    return Table(title, ("task", *(label for label, _ in scored)), tuple(lines), last_apart=True)
+
+
+def loss_text(loss: Score | None, task: str) -> str:
+    """One seen task's loss per answer token and its interval."""
+    part = loss.parts.get(task) if loss else None
+    if part is None:
+        return ABSENT
+    return Estimate(part["loss"], part.get("low"), part.get("high")).text(DIGITS["nats"])
+
+
 def print_results(rows: Sequence[Row], console: Console | None = None) -> None:
-    """Print the paper's table, and that of the seen tasks where some row has them."""
+    """Print the paper's table, and those of the seen tasks where some row has them."""
     console = console or Console()
     if any(results.scores for _, results in rows):
         limits = sorted({int(limit) for _, results in rows if (limit := results.about.get("limit"))})
@@ -216,6 +249,8 @@ def print_results(rows: Sequence[Row], console: Console | None = None) -> None:
         show(results_table(rows, f"Unseen tasks{sample}"), console, turn=True)
     if any(results.seen for _, results in rows):
         show(seen_table(rows), console)
+    if any(results.loss for _, results in rows):
+        show(loss_table(rows), console)
 
 
 def results_markdown(rows: Sequence[Row]) -> str:

@@ -8,8 +8,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mixlora_cli.benchmarks.metrics import EXACT, InstanceScores, Parts, mean_over, safe_names, with_ends
-from mixlora_cli.benchmarks.registry import AVERAGED, MEAN_TITLE, SEEN_TITLE, benchmark_named, in_paper_order
+from mixlora_cli.benchmarks.metrics import (
+    EXACT,
+    InstanceScores,
+    LossScores,
+    Parts,
+    mean_loss,
+    mean_over,
+    safe_names,
+    with_ends,
+)
+from mixlora_cli.benchmarks.registry import (
+    AVERAGED,
+    LOSS_TITLE,
+    MEAN_TITLE,
+    SEEN_TITLE,
+    benchmark_named,
+    in_paper_order,
+)
 from mixlora_cli.benchmarks.scorers import normalise_answer
 from mixlora_cli.evaluation.predictions import Header, Prediction, read_finished
 from mixlora_cli.evaluation.results import FILE_NAME, Results, Score, write_results
@@ -18,7 +34,8 @@ from mixlora_cli.judging.verdicts import judged_scores
 MME_FOLDER = "official"
 """Subfolder of MME's own text files: official/<benchmark>/<subtask>.txt."""
 Task = tuple[str, str]
-"""Split and benchmark."""
+"""Split and benchmark; `LOSS` and the task for the losses of held-out answers."""
+LOSS = "loss"
 
 
 @dataclass(frozen=True)
@@ -41,7 +58,7 @@ def read_evaluation(folder: Path) -> Evaluation:
 def instance_scores(
     predictions: Iterable[Prediction], about: Mapping[str, Any]
 ) -> dict[Task, InstanceScores]:
-    """Answers of each benchmark and seen task by the rule that scores it.
+    """Answers of each benchmark and seen task by the rule that scores it, and the losses of tasks that have them.
 
     `about["benchmarks"]` describes those of the user's own, see `benchmark_named`.
     """
@@ -49,10 +66,14 @@ def instance_scores(
     for prediction in predictions:
         groups.setdefault((prediction.split, prediction.benchmark), []).append(prediction)
     own = about.get("benchmarks")
-    return {
+    found = {
         (split, name): (EXACT if split == "heldout" else benchmark_named(name, own).metric).scores(answers)
         for (split, name), answers in groups.items()
     }
+    for (_, name), answers in groups.items():
+        if all(answer.nll is not None for answer in answers):
+            found[LOSS, name] = LossScores().update(answers)
+    return found
 
 
 def score(folder: Path) -> Results:
@@ -114,7 +135,14 @@ def results_of(tasks: Mapping[Task, InstanceScores], about: Mapping[str, Any]) -
     if all(column in by_column for column in AVERAGED):
         rule = f"mean of {', '.join(AVERAGED)}; bootstrap interval over instances within benchmarks"
         mean = _mean_score([by_column[column] for column in AVERAGED], MEAN_TITLE, rule, {})
-    return Results(about, tuple(scored), mean, _seen_score(seen) if seen else None)
+    losses = {name: loss for name in seen if isinstance(loss := tasks.get((LOSS, name)), LossScores)}
+    return Results(
+        about,
+        tuple(scored),
+        mean,
+        _seen_score(seen) if seen else None,
+        loss=_loss_score(losses) if losses and len(losses) == len(seen) else None,
+    )
 
 
 def _seen_score(tasks: Mapping[str, InstanceScores]) -> Score:
@@ -136,6 +164,28 @@ def _seen_score(tasks: Mapping[str, InstanceScores]) -> Score:
         "within tasks"
     )
     return _mean_score(list(tasks.values()), SEEN_TITLE, rule, parts)
+
+
+def _loss_score(tasks: Mapping[str, LossScores]) -> Score:
+    """Its parts are the tasks: loss per token, interval (absent of a single instance), instances, answer tokens."""
+    parts: Parts = {}
+    for name, scores in tasks.items():
+        found, pairs = scores.compute().score, scores.pairs()
+        ends = {"low": found.low, "high": found.high}
+        parts[name] = {
+            "loss": scores.value(list(scores.by_index)),
+            **{end: value for end, value in ends.items() if value is not None},
+            "n": float(len(pairs)),
+            "tokens": float(pairs[:, 1].sum()),
+        }
+    mean = mean_loss(list(tasks.values()))
+    rule = (
+        "loss per answer token in nats, lower is better: within a task each token weighs the same, then the mean over "
+        "the seen tasks; bootstrap interval over instances within tasks"
+    )
+    count = sum(len(each.by_index) for each in tasks.values())
+    assert mean.value is not None
+    return Score(LOSS_TITLE.lower(), LOSS_TITLE, mean.value, mean.low, mean.high, count, "nats", rule, parts)
 
 
 def _mean_score(groups: Sequence[InstanceScores], column: str, rule: str, parts: Parts) -> Score:

@@ -15,7 +15,7 @@ from mixlora_cli.data.images import Picture, is_upright, open_picture, opened, r
 from mixlora_cli.data.records import Record
 from mixlora_cli.data.template import Turn
 from mixlora_cli.errors import UserError, cut
-from mixlora_cli.evaluation.instances import Chosen, Unanswered
+from mixlora_cli.evaluation.instances import Answered, Chosen, Unanswered
 from mixlora_cli.launch import ProcessGroup
 from mixlora_cli.models.definitions import TaskRouting
 from mixlora_cli.models.session import Run
@@ -39,6 +39,8 @@ _OURS = "mixlora"
 
 class ServerModel:
     """Asks for greedy answers; the pictures go with the questions, the task's definition where a run routes by task."""
+
+    no_losses = "a server does not tell how likely a given answer is; evaluate without eval.server for it"
 
     def __init__(self, config: EvalConfig, run: Run | None, routing: TaskRouting | None) -> None:
         """Raises UserError where the address is none, or the model is not named and the server has not just one."""
@@ -81,7 +83,7 @@ class ServerModel:
             found["task definitions"] = digest_of(sorted(self._definitions.items()))
         return found
 
-    def answers(self, missing: Unanswered, team: ProcessGroup) -> Iterator[list[tuple[Chosen, Record, str]]]:
+    def answers(self, missing: Unanswered, team: ProcessGroup) -> Iterator[list[Answered]]:
         """One answer at a time, as they come.
 
         Raises:
@@ -93,7 +95,7 @@ class ServerModel:
         share = team.share([(part, record) for part, records in missing for record in records])
         asked = {number: record for number, (_, record) in enumerate(share)}
         for number, text in self._server.texts("chat/completions", asked, self._body):
-            yield [(*share[number], text.strip())]
+            yield [Answered(*share[number], text.strip())]
 
     def _require_run(self, run: Run) -> None:
         """Raise UserError where the server is known to have another adapter under this name."""

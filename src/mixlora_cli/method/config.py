@@ -24,7 +24,11 @@ PEFT_TYPE = MixLoraType.MIXLORA
 
 ConditionalSelection = Literal["paper", "released", "none"]
 RouterGrad = Literal["none", "straight_through"]
-Pool = Literal["all", "prompt"]
+Gate = Literal["hard", "soft"]
+Pairing = Literal["separate", "tied"]
+RouterInit = Literal["random", "clusters"]
+Per = Literal["layer", "block"]
+Pool = Literal["all", "prompt", "text"]
 Decode = Literal["prefill", "step"]
 
 
@@ -83,13 +87,55 @@ class MixLoraConfig(PeftConfig):
             "help": "none: the routers keep their initial values, as published; straight_through: they learn."
         },
     )
+    gate: Gate = field(
+        default="hard",
+        metadata={
+            "help": "hard: the selected factors count alike; soft: by their probabilities, which sum to r."
+        },
+    )
+    pairing: Pairing = field(
+        default="separate",
+        metadata={
+            "help": "separate: A and B have routers of their own; tied: B gets A's selection, without CFS."
+        },
+    )
+    shared_factors: int = field(
+        default=0, metadata={"help": "So many of the r are the same for all instances; the rest is routed."}
+    )
     routing: str = field(
         default="instance",
         metadata={"help": "What selects the factors: the layer's input, the task's text, chance."},
     )
     pool: Pool = field(
         default="all",
-        metadata={"help": "Tokens that an instance's description averages; prompt = without loss."},
+        metadata={
+            "help": "Tokens that an instance's description averages; prompt = without loss; text = those of the "
+            "prompt that stand for no picture."
+        },
+    )
+    picture_tokens: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "pool=text: ids of tokens that stand for pictures; null = those of the model's config."
+        },
+    )
+    normalize: bool = field(
+        default=False,
+        metadata={
+            "help": "Routers read the description centred and scaled by statistics that `calibrate` takes once."
+        },
+    )
+    router_init: RouterInit = field(
+        default="random",
+        metadata={
+            "help": "clusters: routers start as the centroids of the descriptions that `calibrate` reads."
+        },
+    )
+    per: Per = field(
+        default="layer",
+        metadata={
+            "help": "layer: each layer selects; block: the first of a block selects for all of its layers."
+        },
     )
     decode: Decode = field(
         default="prefill",
@@ -127,6 +173,18 @@ class MixLoraConfig(PeftConfig):
             "must be >= 1, or null for the model's hidden size",
         )
         _require(
+            0 <= self.shared_factors < self.r,
+            "shared_factors",
+            self.shared_factors,
+            f"must be >= 0 and < r={self.r}: the others are routed",
+        )
+        _require(
+            self.router_init == "random" or self.normalize,
+            "router_init",
+            self.router_init,
+            "needs normalize=True, whose descriptions it clusters",
+        )
+        _require(
             not self.rank_pattern,
             "rank_pattern",
             self.rank_pattern,
@@ -149,6 +207,16 @@ class MixLoraConfig(PeftConfig):
         for key, allowed in {**_CHOICES, "routing": tuple(ROUTERS)}.items():
             value = getattr(self, key)
             _require(value in allowed, key, value, f"must be one of {', '.join(allowed)}")
+        for key in _OF_TOKENS if self.router.source != "tokens" else ():
+            usual = type(self).__dataclass_fields__[key].default
+            value = getattr(self, key)
+            _require(
+                value == usual, key, value, f"goes with routing=instance; routing={self.routing} has {usual}"
+            )
+        for key in _OF_ROUTERS if self.router.reads is None else ():
+            usual = type(self).__dataclass_fields__[key].default
+            value = getattr(self, key)
+            _require(value == usual, key, value, f"needs routers, which routing={self.routing} has not")
 
     @property
     def router(self) -> Router:
@@ -161,9 +229,17 @@ class MixLoraConfig(PeftConfig):
         return (2 * self.factors if self.alpha is None else self.alpha) / self.r
 
 
+_OF_TOKENS = ("normalize", "router_init", "per")
+"""Fields that only a selection by tokens heeds."""
+_OF_ROUTERS = ("gate", "pairing", "shared_factors")
+"""Fields that only an adapter with routers heeds."""
 _CHOICES: dict[str, tuple[str, ...]] = {
     "cfs": get_args(ConditionalSelection),
     "router_grad": get_args(RouterGrad),
+    "gate": get_args(Gate),
+    "pairing": get_args(Pairing),
+    "router_init": get_args(RouterInit),
+    "per": get_args(Per),
     "pool": get_args(Pool),
     "decode": get_args(Decode),
 }

@@ -106,6 +106,12 @@ class RoutingContext:
         self._checkpointing: list[nn.Module] = []
         self._handles: list[RemovableHandle] = []
         self._generators: list[PreTrainedModel] = []
+        self.holders: dict[tuple[str, str], str] = {}
+        """By (adapter, block): the layer that selects for its block (per=block)."""
+        self.collecting: dict[tuple[str, str], list[Tensor]] | None = None
+        """By (layer, adapter): what routers read while statistics of it are taken; None = at no other time."""
+        self.picture_tokens: tuple[int, ...] | None = None
+        """Ids of tokens that stand for pictures; None = no adapter asks which do."""
         self._has_generated = False
         self._has_warned = False
 
@@ -228,7 +234,7 @@ class RoutingContext:
 
     def _read(self, module: nn.Module, inputs: Mapping[str, Any], outer: ForwardInfo | None) -> ForwardInfo:
         """What the arguments of the outermost transformers model say, or those of a module around it."""
-        info = read_inputs(inputs)
+        info = read_inputs(inputs, self.picture_tokens)
         if outer is not None:
             # Of a module that somebody made around the model only what is ours is taken; the rest may be anything.
             info.task = outer.task if info.task is None else info.task
@@ -283,9 +289,11 @@ class RoutingContext:
             mask = inputs.get("attention_mask")
             made = outer.tokens is None and isinstance(mask, Tensor) and mask.dim() == 2
             tokens = token_mask(mask, 0, outer.length) if made else outer.tokens
-            return replace(outer, strict=strict, tokens=tokens)
+            # What masks of it were kept are about the tokens that were known.
+            kept = outer.text_mask if tokens is outer.tokens else None
+            return replace(outer, strict=strict, tokens=tokens, text_mask=kept)
         # One half of two, or a text that a module around the model has made.
-        own = read_inputs(inputs)
+        own = read_inputs(inputs, self.picture_tokens)
         return replace(
             outer,
             text=own.text,
@@ -293,6 +301,8 @@ class RoutingContext:
             length=own.length,
             tokens=own.tokens,
             prompt=outer.prompt if outer.halves else own.prompt,
+            pictures=own.pictures,
+            text_mask=None,
             segments=None if outer.halves else own.segments,
             memory=own.memory,
             strict=strict,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,67 @@ class FactorPool(nn.Module):
     def extra_repr(self) -> str:
         """Shown in the parentheses when the model is printed."""
         return f"num_factors={self.weight.shape[0]}, features={self.weight.shape[1]}"
+
+
+class Standardiser(nn.Module):
+    """Centres and scales what a layer's routers read, feature by feature, by statistics that are taken once.
+
+    Hidden states of language models share a few huge directions, beside which the instances' differences are lost.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("deviation", torch.ones(features))
+        self.known = False
+        """Whether the statistics were taken, or loaded."""
+
+    def take(self, read: Tensor) -> None:
+        """Take the statistics of descriptions (N, features); a feature that does not vary is only centred."""
+        deviation, mean = torch.std_mean(read.double(), dim=0)
+        self.mean.copy_(mean)
+        self.deviation.copy_(torch.where(deviation > 1e-6 * (1 + mean.abs()), deviation, 1.0))
+        self.known = True
+
+    def forward(self, read: Tensor) -> Tensor:
+        """(N, features) -> the same in units of standard deviations, fp32."""
+        return (read - self.mean.float()) / self.deviation.float()
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        self.known = self.known or f"{prefix}mean" in state_dict
+
+
+_ITERATIONS = 30
+
+
+def centroids(read: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Spherical k-means: `count` unit directions (count, features) around which descriptions (N, features) gather.
+
+    The first ones are drawn as k-means++ does, by their distance from those before (Arthur and Vassilvitskii, 2007).
+    """
+    unit = F.normalize(read, dim=1)
+    found = unit[torch.randint(len(unit), (1,), generator=generator)]
+    for _ in range(count - 1):
+        away = (1 - (unit @ found.T).amax(dim=1)).clamp(min=0) + 1e-9
+        found = torch.cat([found, unit[torch.multinomial(away, 1, generator=generator)]])
+    for _ in range(_ITERATIONS):
+        nearest = (unit @ found.T).argmax(dim=1)
+        sums = torch.zeros_like(found).index_add_(0, nearest, unit)
+        # One that nobody is near stays where it is.
+        found = torch.where(sums.norm(dim=1, keepdim=True) > 0, F.normalize(sums, dim=1), found)
+    return found
+
+
+def spread_like_random(directions: Tensor, read: Tensor) -> Tensor:
+    """Router weights (E, features) along `directions` whose logits of `read` (N, features) vary as a new router's.
+
+    Those of standardised features have a standard deviation of 1 / sqrt 3 under the initial values of `nn.Linear`.
+    """
+    return directions / ((read @ directions.T).std() * math.sqrt(3)).clamp(min=1e-6)
 
 
 class ConditionalRouter(nn.Module):

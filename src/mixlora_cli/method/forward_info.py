@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +60,8 @@ class ForwardInfo:
     """(B, S) bool, False at padding; None = no padding known."""
     prompt: Tensor | None = None
     """(B, S) bool, True at tokens that carry no loss; None = not known, as when a prompt is read to be answered."""
+    pictures: Tensor | None = None
+    """(B, S) bool, True at tokens that stand for pictures; None = not known."""
     segments: Segments | None = None
     """Which instance each token belongs to, where rows hold several; None = a row is an instance."""
     memory: tuple[Tensor, Tensor | None] | None = None
@@ -93,6 +95,10 @@ class ForwardInfo:
     """False within a tower of the model: its rows are pictures, say, and not the batch's."""
     has_prompts: bool | None = None
     """Whether `check_prompts` has looked."""
+    text_mask: Tensor | None = None
+    """Kept by `words`."""
+    blocks: dict[tuple[str, str, int], Selection] = field(default_factory=dict)
+    """Of this pass by (block, adapter, which call): what a block's first layer has selected for all (per=block)."""
     calls: dict[tuple[int, str], int] = field(default_factory=dict)
     """How often each (layer, adapter) was called in this pass; blocks may share a layer."""
     ranges: dict[tuple[int, torch.Size], TokenRanges | None] = field(default_factory=dict)
@@ -153,11 +159,15 @@ class ForwardInfo:
         if self.strict and hidden.dim() > 2 and not (self.is_memory(hidden) or self._reads_all(hidden)):
             raise self.mismatch(hidden, layer)
 
-    def check_prompts(self) -> None:
-        """Raise ValueError where an instance has tokens, but none that is its prompt; looked at once in a pass."""
-        if self.prompt is None or self.has_prompts or torch.compiler.is_compiling():
+    def check_prompts(self, prompt: Tensor | None = None, pool: str = "prompt") -> None:
+        """Raise ValueError where an instance has tokens, but none that is its prompt; looked at once in a pass.
+
+        `prompt` (B, S) are the tokens that `pool` counts.
+        """
+        prompt = self.prompt if prompt is None else prompt
+        if prompt is None or prompt.is_meta or self.has_prompts or torch.compiler.is_compiling():
             return
-        own, prompt = torch.ones_like(self.prompt) if self.tokens is None else self.tokens, self.prompt
+        own = torch.ones_like(prompt) if self.tokens is None else self.tokens
         if self.segments is not None:
             ids = self.segments.ids.flatten()
             both = torch.stack([mask.flatten().to(ids.device).long() for mask in (own, prompt)], dim=1)
@@ -166,11 +176,32 @@ class ForwardInfo:
             counts = torch.stack([own.sum(1).to(prompt.device), prompt.sum(1)], dim=1)
         empty = ((counts[:, 0] > 0) & (counts[:, 1] == 0)).nonzero().flatten().tolist()
         if empty:
+            why = (
+                "all their tokens have labels" if pool == "prompt" else "or one that is nothing but pictures"
+            )
             raise ValueError(
-                f"pool=prompt: instances {empty[:5]} of the batch have no prompt, all their tokens have labels; label "
-                "the prompt's tokens -100 (or give prompt_mask), or use pool=all"
+                f"pool={pool}: instances {empty[:5]} of the batch have no prompt, {why}; label the "
+                "prompt's tokens -100 (or give prompt_mask), or use pool=all"
             )
         self.has_prompts = True
+
+    def words(self) -> Tensor:
+        """(B, S) bool, True at the prompt's tokens, or where no prompt is known all tokens, that stand for no picture.
+
+        Raises:
+            ValueError: which tokens stand for pictures is not known, or an instance has no others.
+        """
+        if self.text_mask is None:
+            if self.pictures is None:
+                raise ValueError(
+                    "pool=text: which tokens stand for pictures is known of input_ids alone, and this pass has none; "
+                    "hand the ids to the whole model, or use pool=prompt"
+                )
+            own = self.tokens if self.prompt is None else self.prompt
+            words = ~self.pictures if own is None else own.to(self.pictures.device) & ~self.pictures
+            self.check_prompts(words, "text")
+            self.text_mask = words
+        return self.text_mask
 
     def ranges_of(self, mask: Tensor | None, shape: torch.Size) -> TokenRanges | None:
         """`token_ranges` of a mask (B, S) that this pass holds; None as the mask counts every token."""
@@ -193,10 +224,11 @@ class ForwardInfo:
         )
 
 
-def read_inputs(inputs: Mapping[str, Any]) -> ForwardInfo:
+def read_inputs(inputs: Mapping[str, Any], picture_tokens: Sequence[int] | None = None) -> ForwardInfo:
     """Make a `ForwardInfo` of a transformers model's keyword arguments; what it cannot find there stays unknown.
 
     Args:
+        picture_tokens: ids that stand for pictures; None = nobody asks which tokens do.
         inputs: arguments of the model by name; `prompt_mask` or `completion_mask` (B, S), `task_embeddings` (B, d) and
             `routing_seeds` (B,) are ours.
 
@@ -211,6 +243,12 @@ def read_inputs(inputs: Mapping[str, Any]) -> ForwardInfo:
     if source is None or source.dim() != (3 if source.is_floating_point() else 2):
         return info  # several texts a row (multiple choice) are apart only in the model within
     info.text, (info.rows, info.length) = source, source.shape[:2]
+    if picture_tokens is not None and not source.is_floating_point():
+        info.pictures = torch.isin(
+            source, torch.tensor(picture_tokens, dtype=source.dtype, device=source.device)
+        )
+    elif picture_tokens is not None and (source.is_meta or not picture_tokens):
+        info.pictures = torch.zeros(source.shape[:2], dtype=torch.bool, device=source.device)
     past = cached_length(cache_of(inputs))
     mask = one_mask(inputs.get("attention_mask"))
     info.tokens = token_mask(mask, past, info.length)

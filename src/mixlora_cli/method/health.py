@@ -27,6 +27,29 @@ def count(tally: Tensor, index_a: Tensor, index_b: Tensor) -> None:
     tally[:, -1] += num_shared(index_a, index_b).sum(dim=-1)
 
 
+def count_by_task(tally: Tensor, tasks: Tensor, index_a: Tensor, index_b: Tensor) -> None:
+    """Add the selections (L, B, r) of instances of tasks (B,) to a tally (L, T, 2E) of both pools, in place."""
+    num_layers, _, width = tally.shape
+    used = torch.cat([index_a, index_b + width // 2], dim=-1) + (tasks * width).view(1, -1, 1)
+    used = used.flatten(1)
+    tally.view(num_layers, -1).scatter_add_(1, used, torch.ones_like(used))
+
+
+def task_information(counts: Tensor, rank: int) -> Tensor:
+    """Mutual information (nats) of an instance's task and one of its factors: (L, T, E) uses -> (L,).
+
+    0: the task says nothing of the factors; at most log(E / r) if each task has r factors of its own. From few
+    instances a plain estimate is too high: by (E - r) (T - 1) / (2 r N) of N instances (Miller, 1955, for r factors
+    that differ), which is taken off, so that it is around zero where there is nothing.
+    """
+    num_factors = counts.shape[-1]
+    used = counts.sum(dim=(1, 2)).double()
+    marginals = entropy(counts.sum(dim=1)) + entropy(counts.sum(dim=2))
+    tasks = (counts.sum(dim=2) > 0).sum(dim=1)
+    excess = (num_factors - rank) * (tasks - 1) / (2 * used.clamp(min=1))
+    return marginals - entropy(counts.flatten(1)) - excess
+
+
 def split_tally(tally: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Counts of A (L, E), counts of B (L, E) and shared factors (L,) of a tally."""
     counts_a, counts_b = tally[:, :-1].chunk(2, dim=1)

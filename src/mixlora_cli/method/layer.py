@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import torch
+import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from mixlora_cli.method.config import MixLoraConfig
 from mixlora_cli.method.context import RoutingContext
-from mixlora_cli.method.factors import ConditionalRouter, FactorPool
+from mixlora_cli.method.factors import (
+    ConditionalRouter,
+    FactorPool,
+    Standardiser,
+    centroids,
+    spread_like_random,
+)
 from mixlora_cli.method.forward_info import CachedSelection, ForwardInfo
 from mixlora_cli.method.lowrank import (
     adapted_linear,
@@ -32,6 +40,7 @@ from mixlora_cli.method.selection import (
     load_balance,
     random_factors,
     seeded_factors,
+    soft_weight,
     straight_through_weight,
     stream_of,
     top_factors,
@@ -60,7 +69,19 @@ class _Rule:
     scaling: float
     dropout: float
     learns: bool
-    """Routers get a gradient (straight-through)."""
+    """Routers get a gradient."""
+    soft: bool
+    """Factors count by their probability, else alike."""
+    tied: bool
+    """B gets A's selection."""
+    shared: int
+    """So many factors, the first ones, are every instance's."""
+    clustered: bool
+    """Routers start as centroids of what they read."""
+    block: str
+    """All of its layers get the selection of the one that holds the routers; "" = the layer selects for itself."""
+    holder: str
+    """That layer's name."""
     keeps: bool
     """The prompt's selection stays for the answer."""
     source: Literal["tokens", "task", "chance"]
@@ -73,7 +94,7 @@ class MixLoraLayer(BaseTunerLayer):
     """Parameters by adapter name: pools `factors_a` (E, d_in) and `factors_b` (E, d_out), routers (E, width), W_AB."""
 
     # PEFT finds a method's weights by this prefix in their names.
-    adapter_layer_names = ("mixlora_factors_a", "mixlora_factors_b", *ROUTERS)
+    adapter_layer_names = ("mixlora_factors_a", "mixlora_factors_b", *ROUTERS, "mixlora_standardiser")
     other_param_names = ("rules", "last_selection", "mixlora_dropout")
 
     def __init__(self, base_layer: nn.Linear, context: RoutingContext, name: str = "") -> None:
@@ -87,6 +108,7 @@ class MixLoraLayer(BaseTunerLayer):
         self.mixlora_router_a = nn.ModuleDict()
         self.mixlora_router_b = nn.ModuleDict()
         self.mixlora_router_ab = nn.ModuleDict()
+        self.mixlora_standardiser = nn.ModuleDict()
         self.mixlora_dropout = nn.ModuleDict()
         self.rules: dict[str, _Rule] = {}
         self.last_selection: dict[str, Selection | None] = {}
@@ -99,12 +121,25 @@ class MixLoraLayer(BaseTunerLayer):
         if config.router.source == "task":
             assert config.task_embedding_dim is not None  # the model fills it in
             width = config.task_embedding_dim
+        block, holder = "", self.name
+        if config.per == "block":
+            block = _block_of(self.name)
+            holder = self.context.holders.setdefault((adapter_name, block), self.name)
+        if config.pool == "text":
+            known = {*(self.context.picture_tokens or ()), *(config.picture_tokens or ())}
+            self.context.picture_tokens = tuple(sorted(known))
         self.rules[adapter_name] = _Rule(
             num_factors=config.factors,
             rank=config.r,
             scaling=config.scaling,
             dropout=config.dropout,
             learns=config.router_grad == "straight_through",
+            soft=config.gate == "soft",
+            tied=config.pairing == "tied",
+            shared=config.shared_factors,
+            clustered=config.router_init == "clusters",
+            block=block,
+            holder=holder,
             keeps=config.decode == "prefill",
             source=config.router.source,
             router_input=None if config.router.reads is None else config.router.reads(config),
@@ -118,12 +153,16 @@ class MixLoraLayer(BaseTunerLayer):
             nn.init.uniform_(factors_b.weight, -(config.r**-0.5), config.r**-0.5)
         self.mixlora_factors_b[adapter_name] = factors_b
         self.mixlora_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
-        if config.router.reads is not None:
-            self.mixlora_router_a[adapter_name] = nn.Linear(width, config.factors, bias=False)
-            self.mixlora_router_b[adapter_name] = nn.Linear(width, config.factors, bias=False)
-            if config.cfs != "none":
+        if config.router.reads is not None and holder == self.name:
+            routed = config.factors - config.shared_factors
+            if config.normalize:
+                self.mixlora_standardiser[adapter_name] = Standardiser(width)
+            self.mixlora_router_a[adapter_name] = nn.Linear(width, routed, bias=False)
+            if config.pairing == "separate":
+                self.mixlora_router_b[adapter_name] = nn.Linear(width, routed, bias=False)
+            if config.pairing == "separate" and config.cfs != "none":
                 self.mixlora_router_ab[adapter_name] = ConditionalRouter(
-                    config.r, self.in_features, config.factors, _CONTRACTIONS[config.cfs]
+                    config.r, self.in_features, routed, _CONTRACTIONS[config.cfs]
                 )
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
@@ -254,8 +293,9 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
         chosen, rule = self._chosen(name, hidden, rows, info), self.rules[name]
         dropout = rule.dropout if self.training else 0.0
         if not torch.is_grad_enabled() and not dropout:
+            factors = self._rows(name, chosen, rows.dtype)
             return adapted_linear_of_rows(
-                self.base_layer, rows, *self._rows(name, chosen, rows.dtype), rule.scaling
+                self.base_layer, rows, *factors, rule.scaling, chosen.selection.weight
             )
         pool_a, pool_b = self.mixlora_factors_a[name], self.mixlora_factors_b[name]
         assert isinstance(pool_a, FactorPool) and isinstance(pool_b, FactorPool)
@@ -301,9 +341,9 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
                 "filled, so the factors of its prompt are not known; let them fill it, and hand that very object on"
             )
         selection = self._select(name, rule, hidden, rows, info)
-        info.answer.kept[key] = kept = CachedSelection(selection.without_gradient())
+        info.answer.kept[key] = kept = CachedSelection(selection.without_gradient(rule.soft))
         self.last_selection[name] = kept.selection
-        return kept if selection.weight is None else CachedSelection(selection)
+        return kept if kept.selection.weight is selection.weight else CachedSelection(selection)
 
     def _check_rows(self, kept: int, rows: Tensor, info: ForwardInfo) -> None:
         if kept != info.count_of(rows):
@@ -336,11 +376,27 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
             return self._select_by_chance(rule, rows, info)
         if rule.source == "tokens":
             info.check_choice(rows, self.name)
+        if rule.holder != self.name:
+            return self._of_block(name, rule, info)
         learning = rule.learns and torch.is_grad_enabled()
         # Near-ties must fall the same way whatever type the layer computes in.
         with torch.set_grad_enabled(learning), torch.autocast(rows.device.type, enabled=False):
             read = rule.router_input(self.context, hidden, rows, self.training)
-            return self._select_by_routers(name, rule, read, learning)
+            selection = self._select_by_routers(name, rule, read, learning)
+        if rule.block:
+            info.blocks[rule.block, name, info.calls[id(self), name] - 1] = selection
+        return selection
+
+    def _of_block(self, name: str, rule: _Rule, info: ForwardInfo) -> Selection:
+        found = info.blocks.get((rule.block, name, info.calls[id(self), name] - 1))
+        if found is None:
+            raise ValueError(
+                f"{self.name}: per=block gives this layer the factors that {rule.holder} selects, which this pass has "
+                "not called before it; use per=layer"
+            )
+        device = self.mixlora_factors_a[name].weight.device
+        weight = None if found.weight is None else found.weight.to(device)  # type: ignore[arg-type]
+        return Selection(found.index_a.to(device), found.index_b.to(device), weight)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def select_by_task(self, name: str, embeddings: Tensor) -> Selection:
@@ -380,27 +436,86 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
 
         The largest of softmax(x) are the largest of x, where no two of them are lost to the same rounded probability.
         """
+        if name in self.mixlora_standardiser:
+            read = self._standardised(name, rule, read)
+        # Of the factors that are routed; the shared ones come before them in the pool.
+        rank = rule.rank - rule.shared
         logits_a = _logits(self.mixlora_router_a[name], read)
-        logits_b = _logits(self.mixlora_router_b[name], read)
-        index_a = top_factors(logits_a, rule.rank)
-        p_b = None
-        if name in self.mixlora_router_ab:
-            logits_ab = self.mixlora_router_ab[name](self.mixlora_factors_a[name](index_a))
-            p_b = fused_probabilities(independent_probabilities(logits_b), conditional_scores(logits_ab))
-        index_b = top_factors(logits_b if p_b is None else p_b, rule.rank)
-        if not learning:
-            return Selection(index_a, index_b)
+        index_a = top_factors(logits_a, rank)
+        all_a = _with_shared(index_a, rule.shared)
+        p_b, logits_b, index_b, all_b = None, logits_a, index_a, all_a
+        if not rule.tied:
+            logits_b = _logits(self.mixlora_router_b[name], read)
+            if name in self.mixlora_router_ab:
+                logits_ab = self.mixlora_router_ab[name](self.mixlora_factors_a[name](all_a))
+                p_b = fused_probabilities(independent_probabilities(logits_b), conditional_scores(logits_ab))
+            index_b = top_factors(logits_b if p_b is None else p_b, rank)
+            all_b = _with_shared(index_b, rule.shared)
+        if not (learning or rule.soft):
+            return Selection(all_a, all_b)
         p_a = independent_probabilities(logits_a)
         p_b = independent_probabilities(logits_b) if p_b is None else p_b
-        if self.context.collect_balance:
+        if learning and self.context.collect_balance:
             # p_B of Eq. 8 is a sum of two distributions.
             share_b = p_b / p_b.detach().sum(dim=-1, keepdim=True)
             self.context.balance_terms += [load_balance(p_a, index_a), load_balance(share_b, index_b)]
-        weight = straight_through_weight(p_a, index_a) * straight_through_weight(p_b, index_b)
-        return Selection(index_a, index_b, weight)
+        weigh = soft_weight if rule.soft else straight_through_weight
+        weight = weigh(p_a, index_a) if rule.tied else weigh(p_a, index_a) * weigh(p_b, index_b)
+        return Selection(all_a, all_b, F.pad(weight, (rule.shared, 0), value=1.0))
+
+    def _standardised(self, name: str, rule: _Rule, read: Tensor) -> Tensor:
+        """What the routers read, by the adapter's statistics; while these are taken, `read` is kept for them."""
+        standardiser = self.mixlora_standardiser[name]
+        assert isinstance(standardiser, Standardiser)
+        if self.context.collecting is not None:
+            self.context.collecting.setdefault((self.name, name), []).append(read.detach().cpu())
+            return read
+        if not standardiser.known:
+            raise ValueError(
+                f"{self.name}: normalize=True needs the statistics of some training inputs; before the first step, "
+                "read them inside of `with model.base_model.calibrated():`"
+            )
+        standardised: Tensor = standardiser(read)
+        return standardised
+
+    @torch.no_grad()
+    def calibrate(self, name: str, read: Tensor) -> None:
+        """Take the statistics that routing.normalize needs, and the routers' first values where they are centroids.
+
+        Args:
+            name: the adapter.
+            read: descriptions (N, width) of N training instances, as the routers see them.
+        """
+        standardiser, rule = self.mixlora_standardiser[name], self.rules[name]
+        assert isinstance(standardiser, Standardiser)
+        standardiser.take(read.to(standardiser.mean.device))
+        if not rule.clustered:
+            return
+        standardised = standardiser(read.to(standardiser.mean.device))
+        generator = torch.Generator(standardised.device).manual_seed(self.stream % 2**32)
+        for routers in (self.mixlora_router_a, self.mixlora_router_b):
+            if name in routers:
+                weight: Tensor = routers[name].weight  # type: ignore[assignment]
+                weight.copy_(
+                    spread_like_random(centroids(standardised, len(weight), generator), standardised)
+                )
 
     def __repr__(self) -> str:
         return "mixlora." + super().__repr__()
+
+
+def _with_shared(index: Tensor, shared: int) -> Tensor:
+    """Indices (B, r') among the routed factors -> (B, shared + r') in the pool, the shared ones first."""
+    if not shared:
+        return index
+    first = torch.arange(shared, device=index.device).expand(len(index), shared)
+    return torch.cat([first, index + shared], dim=1)
+
+
+def _block_of(name: str) -> str:
+    """The numbered block that a layer is in: `model.layers.3` of `model.layers.3.mlp.up_proj`; else the layer."""
+    found = re.match(r"(.*?\.\d+)\.", name)
+    return found[1] if found else name
 
 
 def _logits(router: nn.Module, read: Tensor) -> Tensor:

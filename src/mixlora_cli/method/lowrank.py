@@ -37,7 +37,7 @@ def add_low_rank(
         rows_a: selected factors of A (B, r, d_in).
         rows_b: selected factors of B (B, r, d_out).
         scaling: alpha / r.
-        weight: (B, r) straight-through weights of the pairs, or None.
+        weight: (B, r) what each pair counts (`Selection.weight`), or None.
 
     Returns:
         Shape and type of `output`, which stays as it is.
@@ -96,10 +96,13 @@ def adapted_linear_of_rows(
     rows_a: Tensor,
     rows_b: Tensor,
     scaling: float,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """`adapted_linear` without gradients or dropout, of factors (B, r, d_in) and (B, r, d_out) looked up before."""
     output = F.linear(hidden, base.weight, base.bias)
-    inner = _inner(hidden, rows_a.to(output.dtype))
+    inner = _weighted(
+        _inner(hidden, rows_a.to(output.dtype)), None if weight is None else weight.to(output.dtype)
+    )
     return _add_into(output, inner, rows_b.to(output.dtype), scaling)
 
 

@@ -16,10 +16,13 @@ from transformers import PreTrainedModel
 
 from mixlora_cli.method.config import MixLoraConfig
 from mixlora_cli.method.context import RoutingContext
+from mixlora_cli.method.factors import Standardiser
 from mixlora_cli.method.layer import MixLoraLayer, MixLoraLinear
 from mixlora_cli.method.selection import Selection
 from mixlora_cli.method.targets import decoder_linears, is_read_past, output_layer
 
+PICTURE_TOKENS = ("image_token_id", "image_token_index", "video_token_id")
+"""Keys of models' configurations that hold the id of a token which stands for a picture."""
 TOKENS_FIRST = ("xlnet", "fsmt")
 """Models whose layers read tokens before rows."""
 
@@ -47,10 +50,10 @@ class MixLoraModel(BaseTuner):
         assert isinstance(config, MixLoraConfig)
         if config.target_modules is None and isinstance(model, PreTrainedModel):
             config.target_modules = decoder_linears(model, as_list=config.layers_to_transform is not None)
-        if getattr(getattr(model, "config", None), "is_encoder_decoder", False) and config.pool == "prompt":
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", False) and config.pool != "all":
             raise ValueError(
-                "pool=prompt: all that the decoder of an encoder-decoder model reads in training is its answer; use "
-                "pool=all"
+                f"pool={config.pool}: all that the decoder of an encoder-decoder model reads in training is its "
+                "answer; use pool=all"
             )
         kind = getattr(getattr(model, "config", None), "model_type", None)
         if kind in TOKENS_FIRST:
@@ -77,6 +80,9 @@ class MixLoraModel(BaseTuner):
                     "task_embedding_dim=None: this model's hidden size is not known, give the width"
                 )
             config.task_embedding_dim = width
+        if config.pool == "text" and config.picture_tokens is None:
+            named = (model_config.get(key) for key in PICTURE_TOKENS)
+            config.picture_tokens = [token for token in named if isinstance(token, int)]
         return config
 
     def _create_and_replace(
@@ -139,6 +145,54 @@ class MixLoraModel(BaseTuner):
                     hook = partial(_with_names, names=repeated)
                     hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
             yield
+
+    @contextmanager
+    def calibrated(self, adapter_name: str = "default") -> Iterator[None]:
+        """Inside, read some training inputs; behind, the adapter has the statistics that `normalize` needs of them.
+
+        Before the first training step, with the inputs as training has them (a prompt that is known where `pool` asks
+        for it). With the same inputs and seed it does the same again. Nothing happens without `normalize`.
+
+        Raises:
+            ValueError: fewer than two inputs were read.
+        """
+        layers = [
+            m
+            for m in self.modules()
+            if isinstance(m, MixLoraLinear) and adapter_name in m.mixlora_standardiser
+        ]
+        found: dict[tuple[str, str], list[Tensor]] = {}
+        self.context.collecting = found
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.context.collecting = None
+        for layer in layers:
+            read = torch.cat(found.pop((layer.name, adapter_name), []) or [torch.empty(0, 1)])
+            if len(read) < 2:
+                raise ValueError(f"{layer.name}: statistics need two inputs at least, {len(read)} were read")
+            layer.calibrate(adapter_name, read)
+
+    def skip_calibration(self) -> None:
+        """Let `normalize` leave what routers read as it is; for measurements of time and memory alone."""
+        for module in self.modules():
+            if isinstance(module, Standardiser):
+                module.known = True
+
+    def calibrated_tensors(self, adapter_name: str = "default") -> list[Tensor]:
+        """All that `calibrated` has set: statistics, and routers that start as centroids; in the layers' order."""
+        found: list[Tensor] = []
+        for layer in self.modules():
+            if isinstance(layer, MixLoraLinear) and adapter_name in layer.mixlora_standardiser:
+                found += layer.mixlora_standardiser[adapter_name].buffers()
+                if layer.rules[adapter_name].clustered:
+                    routers = (layer.mixlora_router_a, layer.mixlora_router_b)
+                    weights: list[Any] = [
+                        each[adapter_name].weight for each in routers if adapter_name in each
+                    ]
+                    found += [weight.data for weight in weights]
+        return found
 
     def unload(self) -> nn.Module:
         """Take the adapters off; returns the base model as it was."""

@@ -1,7 +1,7 @@
 """The mean of an instance's own tokens (Eq. 5), read once and never copied.
 
 Padding and neighbours must not reach an instance's mean, not even through the order of a floating-point sum. On the CPU
-each instance is therefore summed by itself, from its first counted token to its last; that is also the cheapest way.
+each instance is therefore summed by itself, one stretch of counted tokens after another; that is also the cheapest way.
 """
 
 from __future__ import annotations
@@ -19,14 +19,18 @@ from mixlora_cli.method.packing import Segments
 
 @dataclass(frozen=True)
 class TokenRanges:
-    """Where each instance's counted tokens are in the flattened batch (B * S,), if there is no gap between them."""
+    """Where each instance's counted tokens are in the flattened batch (B * S,)."""
 
-    ranges: tuple[tuple[int, int], ...]
-    """The first one and the one behind the last."""
+    ranges: tuple[tuple[tuple[int, int], ...], ...]
+    """By instance its stretches without a gap: the first token and the one behind the last."""
     tokens: Tensor
     """Indices of all counted tokens, instance by instance."""
     starts: Tensor
     """(N,) where each instance begins in `tokens`."""
+
+
+_STRETCHES = 16
+"""On average of an instance; a conversation has two for each turn with a picture."""
 
 
 def masked_mean(
@@ -57,19 +61,25 @@ def masked_mean(
 
 
 def token_ranges(mask: Tensor, segments: Segments | None = None) -> TokenRanges | None:
-    """Each instance's counted stretch of mask (B, S); None where one has a gap (a prompt of several turns)."""
+    """Each instance's counted stretches of mask (B, S); None where they are so many that a mask is cheaper."""
     if segments is None:
         segments = Segments(torch.arange(len(mask)).unsqueeze(1).expand(mask.shape), len(mask))
     tokens = mask.flatten().nonzero().squeeze(1)
-    sizes = segments.ids.flatten()[tokens].bincount(minlength=segments.count)
-    starts = sizes.cumsum(0) - sizes
-    counted = sizes > 0
-    first, last = torch.zeros_like(sizes), torch.zeros_like(sizes)
-    first[counted] = tokens[starts[counted]]
-    last[counted] = tokens[(starts + sizes)[counted] - 1] + 1
-    if not torch.equal(last - first, sizes):
+    whose = segments.ids.flatten()[tokens]
+    whose, order = whose.sort(stable=True)
+    tokens = tokens[order]
+    sizes = whose.bincount(minlength=segments.count)
+    begins = torch.ones(len(tokens), dtype=torch.bool)
+    begins[1:] = (tokens[1:] != tokens[:-1] + 1) | (whose[1:] != whose[:-1])
+    if int(begins.sum()) > _STRETCHES * segments.count:
         return None
-    return TokenRanges(tuple(zip(first.tolist(), last.tolist(), strict=True)), tokens, starts)
+    ends = torch.ones_like(begins)
+    ends[:-1] = begins[1:]
+    found: list[list[tuple[int, int]]] = [[] for _ in range(segments.count)]
+    stretches = (whose[begins], tokens[begins], tokens[ends] + 1)
+    for instance, first, last in zip(*(each.tolist() for each in stretches), strict=True):
+        found[instance].append((first, last))
+    return TokenRanges(tuple(map(tuple, found)), tokens, sizes.cumsum(0) - sizes)
 
 
 def _mean_by_mask(hidden: Tensor, mask: Tensor | None, segments: Segments | None) -> Tensor:
@@ -97,10 +107,16 @@ def _mean_of_ranges(hidden: Tensor, found: TokenRanges) -> Tensor:
         # An instance is a bag of its tokens, added up one after the other: one call for the whole batch.
         return F.embedding_bag(found.tokens, flat, found.starts, mode="mean")
     means = flat.new_empty(len(found.ranges), flat.shape[-1], dtype=torch.float32)
-    for mean, (first, last) in zip(means.unbind(0), found.ranges, strict=True):
-        torch.sum(flat[first:last], dim=0, dtype=torch.float32, out=mean)
-        mean.div_(max(last - first, 1))
+    for mean, stretches in zip(means.unbind(0), found.ranges, strict=True):
+        mean.zero_()
+        for first, last in stretches:
+            mean += torch.sum(flat[first:last], dim=0, dtype=torch.float32)
+        mean.div_(_size(stretches))
     return means
+
+
+def _size(stretches: tuple[tuple[int, int], ...]) -> int:
+    return max(sum(last - first for first, last in stretches), 1)
 
 
 class _MeanOfRanges(torch.autograd.Function):
@@ -116,6 +132,7 @@ class _MeanOfRanges(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         for_hidden = gradient.new_zeros(ctx.shape, dtype=ctx.dtype)
         flat = for_hidden.view(-1, ctx.shape[-1])
-        for mean, (first, last) in zip(gradient, ctx.ranges, strict=True):
-            flat[first:last] = mean / max(last - first, 1)
+        for mean, stretches in zip(gradient, ctx.ranges, strict=True):
+            for first, last in stretches:
+                flat[first:last] = mean / _size(stretches)
         return for_hidden, None

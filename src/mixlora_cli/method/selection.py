@@ -6,6 +6,7 @@ Sizes: B instances, S tokens, d_in input features, E factors in a pool, r of the
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,11 +27,26 @@ class Selection:
     index_b: Tensor
     """(B, r) int64, best first."""
     weight: Tensor | None = None
-    """(B, r) ones that carry the routers' gradient, or None where they get none."""
+    """(B, r) what each pair counts: gate=soft's share, else ones that carry the routers' gradient; None = one."""
 
-    def without_gradient(self) -> Selection:
-        """The same choice, holding no graph."""
-        return Selection(self.index_a.detach(), self.index_b.detach())
+    def without_gradient(self, weighted: bool) -> Selection:
+        """The same choice, holding no graph; with its weights where they are not all one."""
+        weight = self.weight.detach() if weighted and self.weight is not None else None
+        return Selection(self.index_a.detach(), self.index_b.detach(), weight)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Selection]) -> Selection:
+        """Those of several batches, one after the other, on the CPU."""
+        index_a, index_b = (
+            torch.cat([getattr(part, name).cpu() for part in parts]) for name in ("index_a", "index_b")
+        )
+        weights = [part.weight.cpu() for part in parts if part.weight is not None]
+        return cls(index_a, index_b, torch.cat(weights) if weights else None)
+
+    def of(self, rows: Tensor) -> Selection:
+        """That of some of the instances."""
+        weight = None if self.weight is None else self.weight[rows]
+        return Selection(self.index_a[rows], self.index_b[rows], weight)
 
 
 def independent_probabilities(logits: Tensor) -> Tensor:
@@ -116,6 +132,20 @@ def load_balance(probabilities: Tensor, index: Tensor) -> Tensor:
         0, index.flatten(), torch.ones_like(index, dtype=probabilities.dtype).flatten()
     )
     return num_factors * (uses / index.numel() * probabilities.mean(dim=0)).sum()
+
+
+def soft_weight(probabilities: Tensor, index: Tensor) -> Tensor:
+    """The selected factors' shares of their own probability, times r, so that they are one on average.
+
+    Args:
+        probabilities: (B, E).
+        index: (B, r).
+
+    Returns:
+        (B, r), each row sums to r; the routers learn by its plain gradient.
+    """
+    chosen = probabilities.gather(-1, index)
+    return chosen / chosen.sum(dim=-1, keepdim=True) * index.shape[-1]
 
 
 def straight_through_weight(probabilities: Tensor, index: Tensor) -> Tensor:

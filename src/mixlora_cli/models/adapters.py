@@ -42,6 +42,7 @@ def attach_adapter(
     factors: int,
     train_also: Sequence[str] = (),
     task_embedding_dim: int | None = None,
+    picture_tokens: Sequence[int] | None = None,
 ) -> PreTrainedModel | PeftModel:
     """Make exactly the wanted parameters trainable; everything else is frozen.
 
@@ -51,6 +52,7 @@ def attach_adapter(
         factors: E, factors in each pool; MixLoRA only.
         train_also: also train these modules outside of the decoder, by name or regular expression, such as a projector.
         task_embedding_dim: width of the definitions' embeddings (routing=task); None = the model's hidden size.
+        picture_tokens: ids of tokens that stand for pictures (routing.pool=text); None = those of the model's config.
 
     Returns:
         A `PeftModel` for `lora` and `mixlora`, the model itself for `full` and `none`. Trainable parameters are in
@@ -63,7 +65,8 @@ def attach_adapter(
     also = modules_named(model, train_also)
     adapted: PreTrainedModel | PeftModel = model
     if adapter.name in ("lora", "mixlora"):
-        settings = _peft_config(adapter, routing, rank, factors, also, task_embedding_dim)
+        ids = None if picture_tokens is None else list(picture_tokens)
+        settings = _peft_config(adapter, routing, rank, factors, also, task_embedding_dim, ids)
         settings.target_modules = adapter.target_modules or decoder_linears(model)  # type: ignore[attr-defined]
         try:
             with _without_warning_of_old_name():
@@ -98,6 +101,7 @@ def _peft_config(
     factors: int,
     train_also: list[str],
     task_embedding_dim: int | None,
+    picture_tokens: list[int] | None,
 ) -> PeftConfig:
     shared: dict[str, Any] = {
         "r": rank,
@@ -115,8 +119,15 @@ def _peft_config(
         dropout=adapter.dropout,
         cfs=adapter.cfs,
         router_grad=adapter.router_grad,
+        gate=adapter.gate,
+        pairing=adapter.pairing,
+        shared_factors=adapter.shared_factors,
         routing=routing.name,
         pool=routing.pool,
+        picture_tokens=picture_tokens if routing.pool == "text" else None,
+        normalize=routing.normalize,
+        router_init=routing.router_init,
+        per=routing.per,
         decode=routing.decode,
         task_embedding_dim=task_embedding_dim,
         task_encoder=encoder,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from omegaconf import OmegaConf
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
@@ -310,13 +311,19 @@ class Session:
         """Inside, the model computes as in training: bf16 products over fp32 adapters, or plain fp32."""
         return matrix_products_in(self.model, self.dtype, self.device.type)
 
-    def label_logits(self, items: Sequence[Item]) -> tuple[Tensor, Tensor, Tensor]:
+    def label_logits(
+        self, items: Sequence[Item], routing_seed: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """One forward pass; to be called inside `products`.
+
+        Args:
+            items: with labels.
+            routing_seed: as the `Generator` takes it.
 
         Returns:
             Logits (n, V) of the n labelled tokens, where they are predicted (B, S), and which tokens they are (n,).
         """
-        inputs = self._on_device(self.collator(items))
+        inputs = self._on_device(replace(self.collator, routing_seed=routing_seed)(items))
         head = self.base.model.get_output_embeddings()
         outputs, predicts, targets = labelled_pass(self.model, inputs, head, self.tuner is not None)
         return outputs.logits, predicts, targets
@@ -326,6 +333,20 @@ class Session:
         with self.products():
             logits, _, targets = self.label_logits(items)
             return token_loss(logits, targets, len(targets))
+
+    def answer_losses(
+        self, items: Sequence[Item], routing_seed: int | None = None
+    ) -> list[tuple[float, int]]:
+        """What `loss` pools: of each item the negative log-likelihood of its labelled tokens, and how many these are.
+
+        In nats, summed over the item's answers. Other items in the batch change nothing but the rounding. To be called
+        inside `products`; `routing_seed` as in `label_logits`.
+        """
+        with torch.inference_mode():
+            logits, predicts, targets = self.label_logits(items, routing_seed)
+            of_tokens = F.cross_entropy(logits.float(), targets, reduction="none").double().cpu()
+            counts: list[int] = predicts.sum(dim=1).tolist()
+        return [(float(own.sum()), len(own)) for own in torch.split(of_tokens, counts)]
 
     def selections(self, prompts: Sequence[Item]) -> dict[str, Selection]:
         """By layer name: the factors (B, r) that generation has selected for B prompts at its first new token."""

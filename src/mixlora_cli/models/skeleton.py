@@ -19,6 +19,7 @@ from transformers import (
 
 from mixlora_cli.config import AdapterConfig, ModelConfig, RoutingConfig
 from mixlora_cli.errors import UserError
+from mixlora_cli.method.model import MixLoraModel
 from mixlora_cli.models.adapters import attach_adapter
 from mixlora_cli.models.load import auto_class, checkpoint_source, first_line, read_config
 from mixlora_cli.models.mini import mini_config
@@ -94,7 +95,11 @@ def attach_to_skeleton(
 ) -> PreTrainedModel | PeftModel:
     """`attach_adapter` without memory for what it adds."""
     with torch.device("meta"):
-        return attach_adapter(skeleton, adapter, routing, rank, factors, train_also)
+        adapted = attach_adapter(skeleton, adapter, routing, rank, factors, train_also)
+    tuner = getattr(adapted, "base_model", None)
+    if isinstance(tuner, MixLoraModel):
+        tuner.skip_calibration()
+    return adapted
 
 
 def _config(model: ModelConfig) -> PreTrainedConfig:

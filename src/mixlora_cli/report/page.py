@@ -13,8 +13,17 @@ from markupsafe import Markup
 from PIL import Image
 
 from mixlora_cli import __version__
-from mixlora_cli.benchmarks.registry import seen_title
-from mixlora_cli.evaluation.results import ABSENT, JudgedScore, Results, Row, Score, columns_of, seen_text
+from mixlora_cli.benchmarks.registry import LOSS_TITLE, seen_title
+from mixlora_cli.evaluation.results import (
+    ABSENT,
+    JudgedScore,
+    Results,
+    Row,
+    Score,
+    columns_of,
+    loss_text,
+    seen_text,
+)
 from mixlora_cli.judging.verdicts import judged_table
 from mixlora_cli.report.answers import UNREAD, Confusion, Evaluated, Shown, confusions
 from mixlora_cli.report.thumbnails import encoded
@@ -62,6 +71,7 @@ def write_page(runs: Sequence[Evaluated], cards: Sequence[Card], notes: Sequence
         judged_columns=judged.headings[1:] if judged else (),
         judged=judged.rows if judged else (),
         seen=_seen_rows(rows),
+        has_losses=any(results.loss for _, results in rows),
         matrices=[(run.label, [_matrix(found) for found in confusions(run)]) for run in runs],
         rules=rules_of(rows),
         cards=cards,
@@ -87,16 +97,24 @@ def _cell(results: Results, column: str) -> list[str]:
 
 
 def _seen_rows(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
-    """A row for each seen task: a cell for each run."""
+    """A row for each seen task: a cell for each run, and one for its loss where some run has losses."""
     tasks = dict.fromkeys(task for _, results in rows if results.seen for task in results.seen.parts)
-    return [(seen_title(task), [seen_text(results.seen, task) for _, results in rows]) for task in tasks]
+    has_losses = any(results.loss for _, results in rows)
+    return [
+        (
+            seen_title(task),
+            [seen_text(results.seen, task) for _, results in rows]
+            + [loss_text(results.loss, task) for _, results in rows if has_losses],
+        )
+        for task in tasks
+    ]
 
 
 def rules_of(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
     """Column, instances and rule of every score of the first run that has it."""
     found: dict[str, tuple[str, str, str]] = {}
     for _, results in rows:
-        for score in (*results.scores, results.mean, results.seen):
+        for score in (*results.scores, results.mean, results.seen, results.loss):
             if score is not None:
                 found.setdefault(score.column, (score.column, str(score.n), score.rule))
     return list(found.values())
@@ -155,6 +173,8 @@ def bars_of(rows: Sequence[Row]) -> list[Bars]:
     """A group of bars for each column that some row has a score in."""
     groups = []
     for column in columns_of(rows):
+        if column == LOSS_TITLE:
+            continue  # the longer bar would be the worse one
         scores = [score for _, results in rows if (score := results.column(column))]
         widest = max(scores, key=_most, default=None)
         most = 100.0 if widest is None else _most(widest)
@@ -196,6 +216,7 @@ def _bars(number: int, label: str, results: Results, column: str, most: float) -
 
 def _bar(series: str, colour: int, judged: bool, score: Score | JudgedScore, most: float, text: str) -> Bar:
     value, low, high = (
-        min(max(100 * end / most, 0.0), 100.0) for end in (score.value, score.low, score.high)
+        min(max(100 * (score.value if end is None else end) / most, 0.0), 100.0)
+        for end in (score.value, score.low, score.high)
     )
     return Bar(series, colour, judged, value, low, high, text)

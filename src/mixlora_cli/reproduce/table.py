@@ -11,12 +11,21 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from mixlora_cli.benchmarks.metrics import InstanceScores, mean_over
-from mixlora_cli.benchmarks.registry import MEAN_TITLE, seen_title
+from mixlora_cli.benchmarks.metrics import InstanceScores, LossScores, mean_loss, mean_over
+from mixlora_cli.benchmarks.registry import LOSS_TITLE, MEAN_TITLE, seen_title
 from mixlora_cli.config import TableConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.compare import Group, paired_over_seeds, read_run, shared_by_all
-from mixlora_cli.evaluation.results import FILE_NAME, JudgedScore, Results, Score, read_results
+from mixlora_cli.evaluation.results import (
+    DIGITS,
+    FILE_NAME,
+    LOSS_CAPTION,
+    JudgedScore,
+    Results,
+    Score,
+    read_results,
+)
+from mixlora_cli.evaluation.scoring import LOSS, Task
 from mixlora_cli.plots import figure
 from mixlora_cli.progress import say
 from mixlora_cli.reproduce.jobs import EVALUATION, RECORD, SEEN_EVALUATION, read_record
@@ -100,8 +109,8 @@ class RowValues:
     values: Columns
     evaluations: Mapping[int, Path]
     """Folder of each seed's evaluation on the unseen benchmarks."""
-    scores: Mapping[int, Mapping[str, InstanceScores]]
-    """By seed and task, for tables about seen tasks."""
+    scores: Mapping[int, Mapping[Task, InstanceScores]]
+    """By seed and task, for tables about seen tasks: answers, and losses where there are."""
 
     def seeds(self, column: str | None = None) -> list[int]:
         """Seeds that have a value in the column, or in any."""
@@ -119,6 +128,8 @@ class TableValues:
     rows: tuple[RowValues, ...]
     notes: tuple[str, ...]
     """What a reader has to know: settings, missing cells, configurations that differ."""
+    loss_tasks: tuple[str, ...] = ()
+    """Seen tasks that the losses are the mean over."""
 
     @property
     def layout(self) -> Layout:
@@ -179,13 +190,16 @@ def build_table(config: TableConfig) -> TableValues:
     found = find_cells(Path(config.runs).expanduser())
     cells, others = _on_one_data(found, rows_of(name), SEEN_EVALUATION if tasks else EVALUATION)
     rows = tuple(_read_row(row, cells, columns, tasks, config.judge) for row in rows_of(name))
+    if lossy := _loss_tasks(rows, tasks):
+        rows = tuple(_with_losses(each, lossy) for each in rows)
+        columns = (*columns, LOSS_TITLE)
     notes = _notes(rows, cells, columns)
     if others:
         notes.append(
             f"Left out, evaluated on an earlier version of the data than the others: {', '.join(others)}; "
             "`mixlora reproduce` with the same folder evaluates them anew."
         )
-    return TableValues(name, config.scale, columns, rows, tuple(notes))
+    return TableValues(name, config.scale, columns, rows, tuple(notes), lossy)
 
 
 def _on_one_data(cells: Cells, rows: Sequence[Row], folder: str) -> tuple[Cells, list[str]]:
@@ -213,7 +227,7 @@ def _read_row(
 ) -> RowValues:
     by_seed: dict[int, Columns] = {}
     evaluations: dict[int, Path] = {}
-    scores: dict[int, Mapping[str, InstanceScores]] = {}
+    scores: dict[int, Mapping[Task, InstanceScores]] = {}
     for seed in sorted({seed for name, seed, _ in cells if name == row.name}):
         if tasks:
             scores[seed] = _seen_scores(cells, row, seed, tasks)
@@ -226,12 +240,39 @@ def _read_row(
                 for column in columns
                 if (score := _score(results, column, judge))
             }
-    values = {
+    return RowValues(row, by_seed, _over_seeds(by_seed, columns), evaluations, scores)
+
+
+def _over_seeds(by_seed: Mapping[int, Columns], columns: Sequence[str]) -> Columns:
+    return {
         column: found[0] if len(found) == 1 else over_seeds([_number(each) for each in found])
         for column in columns
         if (found := [seeds[column] for seeds in by_seed.values() if column in seeds])
     }
-    return RowValues(row, by_seed, values, evaluations, scores)
+
+
+def _loss_tasks(rows: Sequence[RowValues], tasks: Sequence[str]) -> tuple[str, ...]:
+    """Seen tasks, at least the table's own `tasks`, that all trainings with losses of these have losses of."""
+    every = [
+        {name for split, name in scores if split == LOSS} for row in rows for scores in row.scores.values()
+    ]
+    whole = [names for names in every if names >= set(tasks)]
+    return tuple(sorted(set.intersection(*whole))) if whole else ()
+
+
+def _losses(scores: Mapping[Task, InstanceScores], tasks: Sequence[str]) -> list[LossScores]:
+    return [found for task in tasks if isinstance(found := scores.get((LOSS, task)), LossScores)]
+
+
+def _with_losses(row: RowValues, tasks: Sequence[str]) -> RowValues:
+    """The row with the mean loss over these tasks where a training has them all."""
+    by_seed = {
+        seed: {**values, LOSS_TITLE: mean_loss(losses)}
+        if len(losses := _losses(row.scores[seed], tasks)) == len(tasks)
+        else values
+        for seed, values in row.by_seed.items()
+    }
+    return replace(row, by_seed=by_seed, values={**row.values, **_over_seeds(by_seed, [LOSS_TITLE])})
 
 
 def _number(estimate: Estimate) -> float:
@@ -249,23 +290,27 @@ def _score(results: Results, column: str, judge: str | None) -> Score | JudgedSc
     return next((score for score in judged.scores if score.column == column), None)
 
 
-def _seen_scores(cells: Cells, row: Row, seed: int, tasks: Sequence[str]) -> dict[str, InstanceScores]:
+def _seen_scores(cells: Cells, row: Row, seed: int, tasks: Sequence[str]) -> dict[Task, InstanceScores]:
     """Of the held-out instances of each task; specialists have a cell for each, the others one for all."""
-    scores: dict[str, InstanceScores] = {}
+    scores: dict[Task, InstanceScores] = {}
     for task in tasks if row.per_task else (None,):
         if place := _evaluation(cells, (row.name, seed, task), SEEN_EVALUATION):
             run = read_run(str(place))
-            scores |= {name: run.tasks["heldout", name] for name in tasks if ("heldout", name) in run.tasks}
+            scores |= {
+                (split, name): found
+                for (split, name), found in run.tasks.items()
+                if split == LOSS or (split == "heldout" and name in tasks)
+            }
     return scores
 
 
-def _of_scores(scores: Mapping[str, InstanceScores], tasks: Sequence[str]) -> Columns:
+def _of_scores(scores: Mapping[Task, InstanceScores], tasks: Sequence[str]) -> Columns:
     """Per cent right on each seen task, and the average where all are there."""
-    arrays = {task: scores[task].array() for task in tasks if task in scores}
+    arrays = {task: scores["heldout", task].array() for task in tasks if ("heldout", task) in scores}
     # The values as they always were, to the last digit: 100 * mean, and the mean of these.
     per_cent = {task: 100 * float(array.mean()) for task, array in arrays.items()}
     values = {
-        seen_title(task): replace(scores[task].compute().score, value=value)
+        seen_title(task): replace(scores["heldout", task].compute().score, value=value)
         for task, value in per_cent.items()
     }
     if len(arrays) == len(tasks):
@@ -367,20 +412,25 @@ def _unseen_differences(left: RowValues, right: RowValues, seeds: Seeds) -> Mapp
 def _seen_difference(
     table: TableValues, left: RowValues, right: RowValues, column: str, seeds: Seeds
 ) -> Difference:
-    def by_seed(task: str) -> list[Floats]:
-        """Left minus right (n,) for each pair of trainings, on the instances that all of them answered."""
-        both = [(right.scores[theirs][task], left.scores[ours][task]) for ours, theirs in seeds]
+    def by_seed(task: str, split: str = "heldout") -> list[Floats]:
+        """Left minus right for each pair of trainings, on the instances that all of them answered."""
+        key = split, task
+        both = [(right.scores[theirs][key], left.scores[ours][key]) for ours, theirs in seeds]
         indices = shared_by_all([scores for each in both for scores in each], task)
-        return [after.array(indices) - before.array(indices) for before, after in both]
+        return [after.minus(before, indices)[0] for before, after in both]
 
     tasks = SEEN_TASKS[table.scale]
     if column == AVERAGE_TITLE:
         return compare_means([np.mean(by_seed(task), axis=0) for task in tasks], 100)
+    if column == LOSS_TITLE:
+        return compare_means(
+            [np.mean(by_seed(task, LOSS), axis=0) for task in table.loss_tasks], LossScores.scale
+        )
     return compare_right_over_seeds(by_seed(next(task for task in tasks if seen_title(task) == column)))
 
 
 def _corrected(lines: Sequence[PairLine]) -> list[PairLine]:
-    tested = [line for line in lines if line.column not in (MEAN_TITLE, AVERAGE_TITLE)]
+    tested = [line for line in lines if line.column not in (MEAN_TITLE, AVERAGE_TITLE, LOSS_TITLE)]
     corrected = iter(holm([line.paired.p for line in tested]))
     return [replace(line, p_holm=next(corrected)) if line in tested else line for line in lines]
 
@@ -404,7 +454,8 @@ def _reading(table: TableValues) -> str:
     if any(value.low is None for each in table.rows for value in each.values.values()):
         over += f"; [{ABSENT}]: the same in every seed, no spread to make an interval of"
     beside = "; p: the paper's number" if table.scale == "paper" else ""
-    return f"{UNITS}{over}{beside}."
+    losses = f"{LOSS_CAPTION} The mean over {len(table.loss_tasks)} tasks." if table.loss_tasks else ""
+    return f"{UNITS}{over}{beside}.{losses}"
 
 
 def _value_cell(table: TableValues, each: RowValues, column: str) -> Cell:
@@ -418,8 +469,7 @@ def _value_cell(table: TableValues, each: RowValues, column: str) -> Cell:
 
 
 def _digits(column: str) -> int:
-    """Decimals: none for points."""
-    return 0 if column == "MME" else 1
+    return DIGITS[{"MME": "points", LOSS_TITLE: "nats"}.get(column, "%")]
 
 
 def _differences_table(table: TableValues, lines: Sequence[PairLine]) -> Table:

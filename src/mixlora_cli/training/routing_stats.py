@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from mixlora_cli.training.trainer import AdapterTrainer
 
 PROBE_INSTANCES = 4
+COUNTED_TASKS = 256
+"""Of more tasks the use of factors is not counted task by task."""
 JUDGED_FROM = 32
 """Instances in a window from which on its variety says anything."""
 
@@ -57,6 +59,9 @@ class RoutingHealth(TrainerCallback):
         assert isinstance(dataset, EncodedDataset)
         self._task_of = _task_numbers(dataset).to(device)
         self._task_tally = torch.zeros(int(self._task_of.max()) + 1, dtype=torch.int64, device=device)
+        apart = len(self._task_tally) if len(self._task_tally) <= COUNTED_TASKS else 0
+        shape = (len(layers), apart, 2 * rule.num_factors)
+        self._by_task = torch.zeros(shape, dtype=torch.int64, device=device)
         # What chance selects differs each time by definition.
         by_chance = rule.router_input is None
         self._probe = None if by_chance else _build_probe(trainer, model, self._layers, dataset)
@@ -85,8 +90,10 @@ class RoutingHealth(TrainerCallback):
         Args:
             indices: (B,) `Record.index` of its instances.
         """
-        health.count(self._tally, *selected(self._layers))
-        tasks = self._task_of[indices]
+        chosen, tasks = selected(self._layers), self._task_of[indices]
+        health.count(self._tally, *chosen)
+        if self._by_task.numel():
+            health.count_by_task(self._by_task, tasks, *chosen)
         self._task_tally.scatter_add_(0, tasks, torch.ones_like(tasks))
 
     def report(self, step: int) -> dict[str, float]:
@@ -105,20 +112,21 @@ class RoutingHealth(TrainerCallback):
 
     def _look(self, step: int) -> dict[str, Any]:
         """The window's measures by layer, over all processes; the next window starts empty."""
-        rows, columns = self._tally.shape
-        both = torch.cat([self._tally.flatten(), self._task_tally])
-        total: Tensor = self._accelerator.reduce(both, "sum").cpu()
-        tally, tasks = total[: rows * columns].view(rows, columns), total[rows * columns :]
-        self._tally.zero_()
-        self._task_tally.zero_()
-        measures = _measure(tally, tasks, self._rank)
+        tallies = (self._tally, self._task_tally, self._by_task)
+        together = torch.cat([each.flatten() for each in tallies])
+        total: Tensor = self._accelerator.reduce(together, "sum").cpu()
+        parts = torch.split(total, [each.numel() for each in tallies])
+        tally, tasks, by_task = (part.view(each.shape) for part, each in zip(parts, tallies, strict=True))
+        for each in tallies:
+            each.zero_()
+        measures = _measure(tally, tasks, by_task, self._rank)
         if self._probe is not None and self._probed is not None:
             before, self._probed = self._probed, self._probe()
             measures["churn_a"], measures["churn_b"] = (
                 health.churn(old, new).cpu() for old, new in zip(before, self._probed, strict=True)
             )
         values = torch.stack(list(measures.values())).tolist()
-        num_factors = (columns - 1) // 2
+        num_factors = (self._tally.shape[1] - 1) // 2
         return {
             "step": step,
             "instances": int(tasks.sum()),
@@ -136,8 +144,14 @@ class RoutingHealth(TrainerCallback):
         }
 
 
-def _measure(tally: Tensor, tasks: Tensor, rank: int) -> dict[str, Tensor]:
+def _measure(tally: Tensor, tasks: Tensor, by_task: Tensor, rank: int) -> dict[str, Tensor]:
     counts_a, counts_b, shared = health.split_tally(tally)
+    # Of one task, or of too many, nothing is known.
+    known = bool(by_task.numel()) and int((tasks > 0).sum()) > 1
+    nothing = torch.full((len(tally),), math.nan, dtype=torch.float64)
+    information_a, information_b = (
+        health.task_information(counts, rank) if known else nothing for counts in by_task.chunk(2, dim=2)
+    )
     variety_a, variety_b = (health.variety(counts, tasks, rank) for counts in (counts_a, counts_b))
     return {
         "entropy_a": health.normalised_entropy(counts_a),
@@ -146,6 +160,8 @@ def _measure(tally: Tensor, tasks: Tensor, rank: int) -> dict[str, Tensor]:
         "unused_b": health.unused_share(counts_b),
         "variety_a": variety_a,
         "variety_b": variety_b,
+        "information_a": information_a,
+        "information_b": information_b,
         "agreement": shared.double() / counts_a.sum(dim=-1).clamp(min=1),
         "collapsed": health.collapsed(variety_a, variety_b).double(),
     }
@@ -210,7 +226,7 @@ def summarise(table: Mapping[str, Any]) -> dict[str, float | None]:
         name: table[name] for name in ("instances", "tasks", "agreement_by_chance")
     }
     summary["layers"] = len(table["layers"])
-    for name in ("entropy", "unused", "variety", "churn"):
+    for name in ("entropy", "unused", "variety", "information", "churn"):
         for side in "ab":
             summary[f"{name}_{side}"] = _mean(table[f"{name}_{side}"])
     summary["agreement"] = _mean(table["agreement"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -124,6 +125,7 @@ def _train(config: TrainConfig, run: RunFolder, base: LoadedModel | None) -> Non
         config.factors,
         config.model.train_also,
         None if embeddings is None else len(next(iter(embeddings.values()))),
+        base.chat.image_token_ids,
     )
 
     stop, report = StopAtSignal(), Report(run.metrics, console)
@@ -140,6 +142,9 @@ def _train(config: TrainConfig, run: RunFolder, base: LoadedModel | None) -> Non
     )
     if config.train.packing:
         require_packing(trainer, list(islice(dataset, _LOOKED_AT)))
+    trainer.router_learning_rate = config.train.router_learning_rate
+    if config.adapter.name == "mixlora" and config.routing.normalize:
+        trainer.calibrate(_sample(dataset, config.seed))
     trainer.tend_routing(config.routing, run.routing, console)
     if arguments.process_index:
         set_seed(config.seed + arguments.process_index)  # its own dropout
@@ -232,6 +237,18 @@ def dummy_image_for_text(
     if shared and (isinstance(dataset, StreamedDataset) or any(not item.images for item in dataset.items)):
         return build_dummy_image(base.chat, features)
     return None
+
+
+_CALIBRATED = 256
+"""Training instances whose descriptions give the statistics of routing.normalize."""
+
+
+def _sample(dataset: EncodedDataset | StreamedDataset, seed: int) -> list[Item]:
+    """Instances as training meets them: drawn from all, or the first of a stream."""
+    if isinstance(dataset, StreamedDataset):
+        return list(islice(dataset, _CALIBRATED))
+    count = min(_CALIBRATED, len(dataset))
+    return [dataset[place] for place in random.Random(seed).sample(range(len(dataset)), count)]
 
 
 _LOOKED_AT = 200

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast, gather_object
 from peft import PeftModel
 from rich.console import Console
 from torch import Tensor, nn
@@ -19,7 +20,8 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from mixlora_cli.config import RoutingConfig
-from mixlora_cli.data.encode import EncodedDataset, StreamedDataset
+from mixlora_cli.data.collate import Collator
+from mixlora_cli.data.encode import EncodedDataset, Item, StreamedDataset
 from mixlora_cli.errors import UserError
 from mixlora_cli.method.context import RoutingContext
 from mixlora_cli.method.model import MixLoraModel
@@ -35,6 +37,9 @@ from mixlora_cli.training.arguments import gather_weights, start_fsdp
 from mixlora_cli.training.routing_stats import RoutingHealth
 from mixlora_cli.training.run_folder import publish_checkpoint, temp_checkpoints
 
+ROUTER = ".mixlora_router_"
+"""In the name of every router's weight."""
+
 
 class AdapterTrainer(Trainer):
     """Trains a `PeftModel` or a bare model on encoded or streamed items, batched by `Collator(with_indices=True)`."""
@@ -45,6 +50,8 @@ class AdapterTrainer(Trainer):
     """Watches the routing, where there is one."""
     balance: BalanceLoss | None = None
     """Spreads the use of factors, where that is asked for."""
+    router_learning_rate: float | None = None
+    """The largest rate of routers that learn; None = that of all weights."""
     _temp: Path | None = None
     """Where the Trainer is to write the checkpoint that it is about."""
 
@@ -134,6 +141,42 @@ class AdapterTrainer(Trainer):
         model.train(was_training)
         found: Tensor = outputs.logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0]
         return found
+
+    def calibrate(self, items: Sequence[Item]) -> None:
+        """Take the statistics of a MixLoRA adapter with `normalize`, before anything is trained.
+
+        Each process reads the same items, or of a stream its own; all get what the first one has found.
+
+        Raises:
+            UserError: there are fewer than two.
+        """
+        tuner, collate = getattr(self.model, "base_model", None), self.data_collator
+        assert isinstance(tuner, MixLoraModel) and isinstance(collate, Collator)
+        if len(items) < 2:
+            raise UserError(
+                f"routing.normalize=true needs two training records at least; there are {len(items)}"
+            )
+        tuner.to(self.args.device)  # where DeepSpeed or FSDP would bring it themselves, later
+        padded, size = replace(collate, packed=False), self.args.per_device_train_batch_size
+        with tuner.calibrated():
+            for start in range(0, len(items), size):
+                self.log_probabilities(padded(items[start : start + size]))
+        for tensor in tuner.calibrated_tensors() if self.accelerator.num_processes > 1 else ():
+            tensor.copy_(broadcast(tensor.contiguous()))
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The Trainer's own; routers get the rate of their own, where there is one."""
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        assert self.model is not None
+        rate = self.router_learning_rate
+        found = {weight for name, weight in self.model.named_parameters() if ROUTER in name}
+        if rate is not None:
+            for group in list(optimizer.param_groups):
+                routers = [p for p in group["params"] if p in found]
+                if routers:
+                    group["params"] = [p for p in group["params"] if p not in found]
+                    optimizer.add_param_group({**group, "params": routers, "lr": rate})
+        return optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log also what the routing does; `loss` stays that of the answers alone."""

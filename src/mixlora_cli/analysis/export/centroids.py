@@ -71,9 +71,10 @@ def update_sketches(
         factors = pool.r_b.T.float(), pool.r_a.T.float()
         seen_b, seen_a = (f @ torch.randn(f.shape[1], _DIRECTIONS, generator=generator) for f in factors)
         chosen = selections[layer]
+        weight = torch.ones(chosen.index_a.shape) if chosen.weight is None else chosen.weight.float().cpu()
         # One pair after the other: all at once would be (n, r, K).
-        for b, a in zip(chosen.index_b.T.cpu(), chosen.index_a.T.cpu(), strict=True):
-            total += pool.scaling * seen_b[b] * seen_a[a]
+        for b, a, w in zip(chosen.index_b.T.cpu(), chosen.index_a.T.cpu(), weight.T, strict=True):
+            total += pool.scaling * w.unsqueeze(1) * seen_b[b] * seen_a[a]
     sketches: npt.NDArray[np.float32] = (total / _DIRECTIONS**0.5).numpy()
     return sketches
 
@@ -185,7 +186,7 @@ class TextRouter:
 def rows_of(selections: Mapping[str, Selection], rows: Sequence[int] | Tensor) -> dict[str, Selection]:
     """The selections of some of the instances."""
     index = torch.as_tensor(rows)
-    return {layer: Selection(s.index_a[index], s.index_b[index]) for layer, s in selections.items()}
+    return {layer: selection.of(index) for layer, selection in selections.items()}
 
 
 @dataclass(frozen=True)
@@ -247,13 +248,7 @@ def read_selections(session: Session, items: Sequence[Item], batch_size: int) ->
         for name, selection in session.selections(batch).items():
             parts.setdefault(name, []).append(selection)
     order = torch.tensor(read).argsort()
-    return {
-        name: Selection(
-            torch.cat([s.index_a.cpu() for s in of_layer])[order],
-            torch.cat([s.index_b.cpu() for s in of_layer])[order],
-        )
-        for name, of_layer in parts.items()
-    }
+    return {name: Selection.joined(of_layer).of(order) for name, of_layer in parts.items()}
 
 
 def answers_of_centroids(

@@ -1,0 +1,170 @@
+"""Statistics of what routers read, and routers that start as centroids of it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from method_models import MECHANISMS, adapt, batch, build_llama, build_llava, logits
+from peft import PeftModel, get_peft_model
+from torch import nn
+
+from mixlora_cli import MixLoraConfig
+from mixlora_cli.method.factors import Standardiser, centroids, spread_like_random
+from mixlora_cli.method.layer import MixLoraLinear
+
+
+def test_a_standardiser_gives_units_of_deviation() -> None:
+    read = torch.tensor([[1.0, 5.0, 1000.0], [3.0, 5.0, 1000.5], [5.0, 5.0, 1001.0]])
+    standardiser = Standardiser(3)
+    standardiser.take(read)
+    assert standardiser.mean.tolist() == [3.0, 5.0, 1000.5]
+    assert standardiser.deviation.tolist() == [2.0, 1.0, 0.5]  # what does not vary is only centred
+    assert standardiser(read)[0].tolist() == [-1.0, 0.0, -1.0]
+    again = Standardiser(3)
+    assert standardiser.known and not again.known
+    again.load_state_dict(standardiser.state_dict())
+    assert again.known and torch.equal(again(read), standardiser(read))
+
+
+def test_centroids_find_groups_of_directions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.eye(4, 12)
+    read = (directions.repeat(20, 1) + 0.1 * torch.randn(80, 12, generator=generator)) * torch.rand(
+        80, 1, generator=generator
+    )
+    found = centroids(read, 4, generator)
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(4))
+    cosines = found @ directions.T
+    assert sorted(cosines.argmax(dim=1).tolist()) == [0, 1, 2, 3]
+    assert cosines.amax(dim=1).min() > 0.98
+    spread = spread_like_random(found, read)
+    assert (read @ spread.T).std().item() == pytest.approx(1 / math.sqrt(3))
+    # More centroids than inputs: the rest stay directions of inputs.
+    assert centroids(read[:3], 5, generator).isfinite().all()
+
+
+def tuner(model: PeftModel) -> Any:
+    return model.base_model
+
+
+def test_what_is_read_inside_is_what_counts(prompts) -> None:
+    """Of pads nothing, of later passes nothing; the same inputs give the same again."""
+    torch.manual_seed(0)
+    model = get_peft_model(build_llava(), MixLoraConfig(r=2, factors=8, **MECHANISMS["plus"])).eval()
+
+    def calibrate(extra: int) -> list[torch.Tensor]:
+        with tuner(model).calibrated():
+            for side, rows in (("left", prompts[:2]), ("right", prompts[2:])):
+                model(**batch(rows, side, extra))
+        return [tensor.clone() for tensor in tuner(model).calibrated_tensors()]
+
+    first = calibrate(extra=3)
+    layer = next(module for module in model.modules() if isinstance(module, MixLoraLinear))
+    assert len(first) == 14 * 3
+    logits(model, batch(prompts))
+    assert all(torch.equal(one, other) for one, other in zip(first, calibrate(extra=3), strict=True))
+    for at, (one, other) in enumerate(zip(first, calibrate(extra=0), strict=True)):
+        if at % 3 < 2:  # the statistics; eight centroids of three inputs hang on a rounding
+            torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
+    logits(model, batch(prompts))
+    embedded = (
+        model.get_base_model()
+        .model.language_model.layers[0]
+        .input_layernorm(model.get_input_embeddings()(torch.tensor(prompts[0][0])))
+    )
+    words = embedded[[0, *range(5, len(embedded))]].mean(dim=0)  # without the picture's four tokens
+    assert tuner(model).context.collecting is None
+    chosen = tuner(model).selections()
+    read = layer.mixlora_standardiser["default"](words[None])
+    logits(model, batch(prompts[:1]))
+    expected = (read @ layer.mixlora_router_a["default"].weight.T).topk(2).indices
+    assert torch.equal(tuner(model).selections()[layer.name].index_a, expected)
+    assert torch.equal(chosen[layer.name].index_a[:1], expected)
+
+
+def test_without_statistics_it_is_refused(prompts) -> None:
+    model = get_peft_model(build_llava(), MixLoraConfig(r=2, factors=8, normalize=True))
+    with pytest.raises(
+        ValueError, match=r"layers\.0\.self_attn\.q_proj: normalize=True needs the statistics"
+    ):
+        model(**batch(prompts))
+    too_few = pytest.raises(ValueError, match="statistics need two inputs at least, 1 were read")
+    with too_few, tuner(model).calibrated():
+        model(**batch(prompts[:1]))
+
+
+def test_they_are_saved_and_loaded(prompts, tmp_path) -> None:
+    model = adapt(build_llava(), **MECHANISMS["plus"])
+    inputs = batch(prompts)
+    expected = logits(model, inputs)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(PeftModel.from_pretrained(build_llava(), tmp_path).eval(), inputs), expected)
+    beside = get_peft_model(build_llava(), MixLoraConfig(r=3, factors=4)).eval()
+    beside.load_adapter(tmp_path, "loaded", low_cpu_mem_usage=True)
+    beside.set_adapter("loaded")
+    assert torch.equal(logits(beside, inputs), expected)
+    beside.delete_adapter("loaded")
+    assert not any("loaded" in name for name in beside.state_dict())
+
+
+def test_a_block_selects_once(prompts) -> None:
+    model = adapt(build_llava(), **MECHANISMS["block"])
+    logits(model, batch(prompts))
+    chosen = tuner(model).selections()
+    by_block: dict[str, set[str]] = {}
+    for name, selection in chosen.items():
+        by_block.setdefault(name.split(".layers.")[1][0], set()).add(str(selection))
+    assert [len(each) for each in by_block.values()] == [1, 1] and len(chosen) == 14
+    assert len({next(iter(each)) for each in by_block.values()}) == 2
+    routers = {name for name, _ in model.named_parameters() if "mixlora_router" in name}
+    assert len(routers) == 2 and all(".self_attn.q_proj." in name for name in routers)
+
+
+def test_a_block_whose_first_layer_comes_late_is_refused() -> None:
+    model = build_llama()
+    layer = model.model.layers[0]
+    attention = layer.self_attn
+    # Declared last, called first: q_proj holds no routers, the layer that does has not run.
+    del layer.self_attn
+    layer.self_attn = attention
+    adapted = adapt(model, **MECHANISMS["block_hard"])
+    with pytest.raises(
+        ValueError, match=r"self_attn\.q_proj: per=block gives this layer .*gate_proj selects.*use per=layer"
+    ):
+        adapted(input_ids=torch.arange(4, 10)[None])
+
+
+def test_pictures_of_the_config_or_of_the_adapter_are_left_out(prompts) -> None:
+    model = adapt(build_llava(), **MECHANISMS["text"])
+    assert model.peft_config["default"].picture_tokens == [3]
+    inputs = batch(prompts)
+    logits(model, inputs)
+    seen = tuner(model).selections()
+    first = next(iter(seen))
+    logits(model, inputs | {"pixel_values": -inputs["pixel_values"]})
+    # What a picture shows reaches the words behind it in the second block, but no word's embedding.
+    assert torch.equal(tuner(model).selections()[first].index_a, seen[first].index_a)
+    other = adapt(build_llava(), picture_tokens=[], pool="text")
+    logits(other, inputs)
+    assert not torch.equal(tuner(other).selections()[first].index_a, seen[first].index_a)
+    embedded = {
+        "inputs_embeds": model.get_input_embeddings()(inputs["input_ids"]),
+        "attention_mask": inputs["attention_mask"],
+    }
+    with pytest.raises(ValueError, match="which tokens stand for pictures is known of input_ids alone"):
+        model(**embedded)
+    text = adapt(build_llama(), pool="text")
+    text(inputs_embeds=text.get_input_embeddings()(torch.arange(4, 10)[None]))  # has no pictures
+
+
+def test_only_numbered_names_have_blocks() -> None:
+    model = nn.Sequential()
+    model.add_module("first", nn.Linear(4, 4))
+    model.add_module("second", nn.Linear(4, 4))
+    adapted = get_peft_model(
+        model, MixLoraConfig(r=2, factors=4, per="block", target_modules=["first", "second"])
+    )
+    assert sum("mixlora_router_a." in name for name, _ in adapted.named_parameters()) == 2

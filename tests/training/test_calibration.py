@@ -1,0 +1,146 @@
+"""What a training takes before its first step: the statistics of what routers read, and where routers start."""
+
+from __future__ import annotations
+
+import math
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mixlora_cli.config import RoutingConfig, TrainConfig
+from mixlora_cli.data.encode import encode_records
+from mixlora_cli.data.loading import load_records
+from mixlora_cli.errors import UserError
+from mixlora_cli.method.layer import MixLoraLinear
+from mixlora_cli.models.adapters import load_adapter
+from mixlora_cli.models.session import Session
+from mixlora_cli.models.tiny import build_tiny
+from mixlora_cli.training import train as train_module
+from mixlora_cli.training.callbacks import Interrupted
+from mixlora_cli.training.run_folder import RunFolder
+from mixlora_cli.training.train import train
+
+from .conftest import MakeConfig, adapter_weights, assert_same_bits, each_step
+
+ROUTING = RoutingConfig("instance", pool="text", normalize=True, router_init="clusters", health_every=0)
+LAYER = "base_model.model.model.language_model.layers.1.mlp.up_proj"
+
+
+def plus(config: TrainConfig, **routing: Any) -> TrainConfig:
+    adapter = replace(config.adapter, pairing="tied", gate="soft", router_grad="straight_through")
+    return replace(config, adapter=adapter, routing=replace(ROUTING, **routing))
+
+
+def words_read_by(config: TrainConfig, layer: str) -> Tensor:
+    """Mean input (N, d_in) of a layer of the bare base over each record's prompt, pictures left out; one by one."""
+    base = build_tiny()
+    items = encode_records(load_records(config.data, "train"), base.chat, 1792, "stop", "the data")
+    session = Session(base, torch.float32, cache_features=False)
+    found: list[Tensor] = []
+    module = base.model.get_submodule(layer)
+    for item in items:
+        batch = session.collator([item])
+        words = (batch["labels"][0] == -100) & (batch["input_ids"][0] != base.model.config.image_token_id)
+        hook = module.register_forward_pre_hook(
+            lambda _, inputs, words=words: found.append(inputs[0][0][words].mean(dim=0))
+        )
+        with torch.no_grad():
+            base.model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
+        hook.remove()
+    return torch.stack(found)
+
+
+def test_statistics_are_those_of_the_prompts_words_on_the_base(make_config: MakeConfig) -> None:
+    """All twelve records, whatever their order; a rate of next to nothing leaves the routers where they start."""
+    config = plus(make_config("run", learning_rate=1e-12))
+    weights = adapter_weights(train(config))
+    read = words_read_by(config, LAYER.removeprefix("base_model.model."))
+    assert len(read) == 12
+    mean, deviation = (
+        weights[f"{LAYER}.mixlora_standardiser.mean"],
+        weights[f"{LAYER}.mixlora_standardiser.deviation"],
+    )
+    torch.testing.assert_close(mean, read.mean(dim=0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(deviation, read.std(dim=0), rtol=1e-4, atol=1e-5)
+    standardised = (read - mean) / deviation
+    router = weights[f"{LAYER}.mixlora_router_a.weight"]
+    logits = standardised @ router.T
+    # Their spread is a new router's, and each is the direction of those that are nearest to it.
+    assert logits.std().item() == pytest.approx(1 / math.sqrt(3), rel=1e-3)
+    unit = torch.nn.functional.normalize(standardised, dim=1)
+    nearest = (unit @ router.T / router.norm(dim=1)).argmax(dim=1)
+    assert len(set(nearest.tolist())) == len(router) == 4
+    for factor, direction in enumerate(torch.nn.functional.normalize(router, dim=1)):
+        centre = torch.nn.functional.normalize(unit[nearest == factor].sum(dim=0), dim=0)
+        torch.testing.assert_close(direction, centre, rtol=1e-3, atol=1e-4)
+
+
+def test_statistics_come_back_with_the_adapter(make_config: MakeConfig) -> None:
+    run = train(plus(make_config("run")))
+    adapted = load_adapter(build_tiny().model, run / "adapter")
+    layers = [module for module in adapted.modules() if isinstance(module, MixLoraLinear)]
+    weights = adapter_weights(run)
+    for layer in layers:
+        standardiser = layer.mixlora_standardiser["default"]
+        assert standardiser.known
+        assert torch.equal(
+            standardiser.mean, weights[f"base_model.model.{layer.name}.mixlora_standardiser.mean"]
+        )
+    assert len(layers) == 14
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(plus(make_config("whole", steps=5, router_learning_rate=3e-2)))
+    with monkeypatch.context() as patch:
+        each_step(patch, lambda step: signal.raise_signal(signal.SIGTERM) if step == 2 else None)
+        with pytest.raises(Interrupted):
+            train(plus(make_config("cut", steps=5, router_learning_rate=3e-2)))
+    cut = train(plus(make_config("cut", steps=5, router_learning_rate=3e-2, resume="auto")))
+    assert_same_bits(adapter_weights(whole), adapter_weights(cut))
+    assert RunFolder(cut).finished
+
+
+def test_routers_have_their_own_rate(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adam's first steps are as long as the rate: what routers move by goes with theirs, all else stays as it was."""
+    seen: list[Any] = []
+    build = train_module.build_trainer
+
+    def watched(*arguments: Any, **more: Any) -> Any:
+        seen.append(build(*arguments, **more))
+        return seen[-1]
+
+    monkeypatch.setattr(train_module, "build_trainer", watched)
+    moved = {}
+    for name, rate in (("alike", None), ("faster", 5e-2)):
+        config = plus(
+            make_config(name, steps=2, learning_rate=1e-3, warmup_ratio=0.0, router_learning_rate=rate)
+        )
+        weights = adapter_weights(train(config))
+        start = adapter_weights(train(plus(make_config(f"{name}-start", steps=1, learning_rate=1e-12))))
+        moved[name] = {
+            kind: max((weights[key] - start[key]).abs().max().item() for key in weights if kind in key)
+            for kind in ("mixlora_router_a", "mixlora_factors_b", "mixlora_standardiser")
+        }
+    groups = seen[2].optimizer.param_groups
+    assert sorted({round(group["initial_lr"], 6) for group in groups}) == [1e-3, 5e-2]
+    assert sum(len(group["params"]) for group in groups) == 14 * 3
+    assert moved["faster"]["mixlora_router_a"] > 20 * moved["alike"]["mixlora_router_a"]
+    assert moved["faster"]["mixlora_factors_b"] < 1.5 * moved["alike"]["mixlora_factors_b"]
+    assert moved["faster"]["mixlora_standardiser"] == moved["alike"]["mixlora_standardiser"] == 0
+
+
+def test_one_record_is_too_little(make_config: MakeConfig) -> None:
+    config = plus(make_config("run"))
+    few = replace(config, data=replace(config.data, max_per_task=1, tasks=["task0"]))
+    with pytest.raises(
+        UserError, match=r"routing\.normalize=true needs two training records at least; there are 1"
+    ):
+        train(few)
+    assert not Path(few.output_dir, "adapter").exists()
