@@ -156,13 +156,46 @@ def test_routing_is_by_task_where_the_data_brings_definitions(folder: Path) -> N
     assert composed("train", *mine, "routing.pool=prompt").routing.pool == "prompt"
 
 
-@pytest.mark.parametrize("given", ["routing.pool=prompt", "routing.decode=step"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        "routing.pool=prompt",
+        "routing.pool=text",
+        "routing.normalize=true",
+        "routing.per=block",
+        "routing.decode=step",
+    ],
+)
 def test_what_task_routing_does_not_heed_is_refused(given: str) -> None:
     refused = f"{given}: of no effect with routing=task; add routing=instance, or leave "
     with pytest.raises(UserError, match=refused):
         composed("train", given)
     assert composed("train", given, "adapter=lora").adapter.name == "lora"  # which selects nothing
     assert composed("train", given, "routing=instance").routing.name == "instance"
+
+
+@pytest.mark.parametrize(
+    ("given", "refused"),
+    [
+        (["adapter.shared_factors=4"], "adapter.shared_factors=4: must be < rank=4"),
+        (
+            ["routing=instance", "routing.router_init=clusters"],
+            r"routing\.router_init=clusters: clusters what .* add it",
+        ),
+        (
+            ["routing=random", "adapter.gate=soft"],
+            "adapter.gate=soft: needs routers, which routing=random has not",
+        ),
+        (["routing=random", "adapter.pairing=tied"], "adapter.pairing=tied: needs routers"),
+        (
+            ["train.router_learning_rate=1e-3"],
+            r"train\.router_learning_rate=0.001: the routers get no gradient",
+        ),
+    ],
+)
+def test_ways_to_select_that_would_do_nothing_are_refused(given: list[str], refused: str) -> None:
+    with pytest.raises(UserError, match=refused):
+        composed("train", *given)
 
 
 def test_evaluation_goes_into_its_run(folder: Path) -> None:

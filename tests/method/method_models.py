@@ -210,6 +210,7 @@ MECHANISMS: dict[str, dict[str, Any]] = {
     "soft_cfs_shared": {"gate": "soft", "r": 3, "shared_factors": 1, **LEARNS},
     "tied": {"pairing": "tied", **LEARNS},
     "block": {"per": "block", "r": 3, "gate": "soft", "pairing": "tied", "shared_factors": 1, **LEARNS},
+    "balanced": {"balanced": True, "shared_factors": 1, "r": 3, **LEARNS},
     "block_hard": {"per": "block", "normalize": True, "pool": "prompt", **LEARNS},
     "plus": {
         "normalize": True,
@@ -246,12 +247,15 @@ def adapt(base: nn.Module, **fields: Any) -> PeftModel:
 
 
 def calibrate(model: nn.Module) -> None:
-    """Give the adapter statistics, where it has any, of descriptions that lie apart from zero."""
+    """Give the adapter statistics, where it has any, of descriptions that lie apart from zero, and offsets values."""
     generator = torch.Generator().manual_seed(5)
     for layer in model.modules():
         for name, standardiser in getattr(layer, "mixlora_standardiser", {}).items():
             width = len(standardiser.mean)
             layer.calibrate(name, torch.randn(64, width, generator=generator) * 0.5 + 0.1)
+    for name, buffer in model.named_buffers():
+        if ".mixlora_offset_" in name:
+            buffer.copy_(torch.randn(buffer.shape, generator=generator))
 
 
 def prompt(length: int, seed: int) -> tuple[list[int], Tensor]:

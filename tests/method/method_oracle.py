@@ -20,6 +20,7 @@ class Choice:
     tied: bool = False  # B gets A's factors
     shared: int = 0  # the first factors are everybody's
     statistics: tuple[Tensor, Tensor] | None = None  # mean and deviation (d_in,) of what routers read
+    offsets: tuple[Tensor, Tensor] | None = None  # of A's and B's scores, where factors are chosen
 
 
 @dataclass
@@ -84,11 +85,15 @@ def select(
     p_a = softmax([dot(p.router_a[e], mean) for e in range(routed)])
     p_b = softmax([dot(p.router_b[e], mean) for e in range(routed)])
     everybodys = list(range(choice.shared))
-    index_a = everybodys + [choice.shared + e for e in best(p_a, rank - choice.shared)]
+    offset_a, offset_b = choice.offsets or (torch.zeros(routed), torch.zeros(routed))
+    scores_a = [torch.log(p_a[e]) + offset_a[e] for e in range(routed)]
+    scores_b = [torch.log(p_b[e]) + offset_b[e] for e in range(routed)]
+    index_a = everybodys + [choice.shared + e for e in best(scores_a, rank - choice.shared)]
     if form != "none":
         p_cfs = softmax(conditional(p, index_a, form))
         p_b = [p_b[e] + p_cfs[e] for e in range(routed)]
-    index_b = everybodys + [choice.shared + e for e in best(p_b, rank - choice.shared)]
+        scores_b = [p_b[e] + offset_b[e] for e in range(routed)]
+    index_b = everybodys + [choice.shared + e for e in best(scores_b, rank - choice.shared)]
     ones = [torch.ones((), dtype=mean.dtype)] * choice.shared
     if choice.tied:
         return index_a, index_a, ones + p_a, ones + p_a

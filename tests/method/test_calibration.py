@@ -12,7 +12,7 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 from mixlora_cli import MixLoraConfig
-from mixlora_cli.method.factors import Standardiser, centroids, spread_like_random
+from mixlora_cli.method.factors import LoadOffset, Standardiser, centroids, spread_like_random
 from mixlora_cli.method.layer import MixLoraLinear
 
 
@@ -123,6 +123,18 @@ def test_a_block_selects_once(prompts) -> None:
     assert len(routers) == 2 and all(".self_attn.q_proj." in name for name in routers)
 
 
+def test_an_adapter_that_takes_a_name_again_has_holders_of_its_own(prompts) -> None:
+    model = adapt(build_llava(), **MECHANISMS["block"], target_modules=["q_proj", "up_proj"])
+    model.add_adapter(
+        "other", MixLoraConfig(**{**MECHANISMS["block"], "target_modules": ["q_proj", "up_proj"]})
+    )
+    model.delete_adapter("other")
+    model.add_adapter("other", MixLoraConfig(**{**MECHANISMS["block"], "target_modules": ["up_proj"]}))
+    model.set_adapter("other")
+    logits(model, batch(prompts))
+    assert all(name.endswith("up_proj") for name in tuner(model).selections("other"))
+
+
 def test_a_block_whose_first_layer_comes_late_is_refused() -> None:
     model = build_llama()
     layer = model.model.layers[0]
@@ -158,6 +170,14 @@ def test_pictures_of_the_config_or_of_the_adapter_are_left_out(prompts) -> None:
         model(**embedded)
     text = adapt(build_llama(), pool="text")
     text(inputs_embeds=text.get_input_embeddings()(torch.arange(4, 10)[None]))  # has no pictures
+
+
+def test_offsets_move_towards_even_use() -> None:
+    offsets = LoadOffset(4)
+    offsets.move(torch.tensor([8, 2, 5, 5]), 0.5)
+    offsets.move(torch.tensor([4, 4, 12, 0]), 0.25)
+    assert offsets.offset.tolist() == [-0.25, 0.75, -0.25, 0.25]
+    assert offsets(torch.tensor([[1.0, 0.0, 0.0, 0.0]])).tolist() == [[0.75, 0.75, -0.25, 0.25]]
 
 
 def test_only_numbered_names_have_blocks() -> None:

@@ -3,11 +3,25 @@
 No clock is read: these numbers follow from shapes alone and are the same on every machine.
 """
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
+from peft import get_peft_model
 
 from mixlora_cli.analysis.bench.counters import Operations, count_operations, saved_bytes
-from mixlora_cli.analysis.bench.layers import LINEAR, LORA, PUBLISHED, Bench, LayerCase, build_bench, mixlora
+from mixlora_cli.analysis.bench.layers import (
+    LINEAR,
+    LORA,
+    PUBLISHED,
+    Bench,
+    LayerCase,
+    OneLayer,
+    build_bench,
+    mixlora,
+)
+from mixlora_cli.method.config import MixLoraConfig
 
 D_IN, D_OUT, BATCH, TOKENS, RANK = 256, 192, 4, 32, 4
 POOLS = [16, 64]
@@ -66,6 +80,43 @@ def test_keeps_what_lora_keeps_and_the_indices_of_the_factors(bench: Bench) -> N
     assert kept(bench, LINEAR) == 0
     assert kept(bench, LORA) == input_and_inner + casts
     assert kept(bench, mixlora(POOLS[0])) == input_and_inner + 2 * BATCH * RANK * torch.long.itemsize
+
+
+MECHANISMS: dict[str, dict[str, Any]] = {
+    "normalize": {"normalize": True, "router_init": "clusters"},
+    "soft": {"gate": "soft"},
+    "tied": {"pairing": "tied", "gate": "soft", "normalize": True},
+    "shared": {"shared_factors": 1, "balanced": True},
+}
+
+
+@pytest.mark.parametrize("fields", MECHANISMS.values(), ids=MECHANISMS)
+def test_ways_to_select_cost_their_routers_and_their_gradient_alone(
+    bench: Bench, fields: dict[str, Any]
+) -> None:
+    """Whatever selects, and whatever it learns by: tokens go through LoRA's two thin products."""
+    config = MixLoraConfig(
+        r=RANK,
+        factors=POOLS[0],
+        target_modules=["proj"],
+        cfs="none",
+        router_grad="straight_through",
+        **fields,
+    )
+    base = bench.models[LINEAR].proj
+    model = get_peft_model(OneLayer(base), config).train()
+    model.base_model.skip_calibration()
+    more = replace(bench, models={**bench.models, "more": model})
+    extra = operations(more, "more").total - operations(more, LORA).total
+    # Two routers or one: forward, and the gradients of their weights and of what they read.
+    routers = 1 if fields.get("pairing") == "tied" else 2
+    routed = POOLS[0] - fields.get("shared_factors", 0)
+    pooling = 2 * ALL_TOKENS * D_IN
+    assert 0 <= extra - 3 * 2 * BATCH * D_IN * routed * routers <= 2 * pooling
+    size = bench.hidden.element_size()
+    # Beside the input and the r numbers a token: numbers of instances, and of E and d_in features of each.
+    instances = BATCH * (4 * D_IN + 16 * POOLS[0]) * 8
+    assert kept(more, "more") <= ALL_TOKENS * (D_IN + RANK) * size + instances
 
 
 def test_what_is_kept_does_not_grow_with_the_pool(bench: Bench) -> None:

@@ -31,9 +31,10 @@ ROUTING = RoutingConfig("instance", pool="text", normalize=True, router_init="cl
 LAYER = "base_model.model.model.language_model.layers.1.mlp.up_proj"
 
 
-def plus(config: TrainConfig, **routing: Any) -> TrainConfig:
+def plus(config: TrainConfig, router_rate: float | None = None) -> TrainConfig:
     adapter = replace(config.adapter, pairing="tied", gate="soft", router_grad="straight_through")
-    return replace(config, adapter=adapter, routing=replace(ROUTING, **routing))
+    optim = replace(config.train, router_learning_rate=router_rate)
+    return replace(config, adapter=adapter, routing=ROUTING, train=optim)
 
 
 def words_read_by(config: TrainConfig, layer: str) -> Tensor:
@@ -97,12 +98,12 @@ def test_statistics_come_back_with_the_adapter(make_config: MakeConfig) -> None:
 def test_a_resumed_run_is_the_uninterrupted_one(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = train(plus(make_config("whole", steps=5, router_learning_rate=3e-2)))
+    whole = train(plus(make_config("whole", steps=5), 3e-2))
     with monkeypatch.context() as patch:
         each_step(patch, lambda step: signal.raise_signal(signal.SIGTERM) if step == 2 else None)
         with pytest.raises(Interrupted):
-            train(plus(make_config("cut", steps=5, router_learning_rate=3e-2)))
-    cut = train(plus(make_config("cut", steps=5, router_learning_rate=3e-2, resume="auto")))
+            train(plus(make_config("cut", steps=5), 3e-2))
+    cut = train(plus(make_config("cut", steps=5, resume="auto"), 3e-2))
     assert_same_bits(adapter_weights(whole), adapter_weights(cut))
     assert RunFolder(cut).finished
 
@@ -119,9 +120,7 @@ def test_routers_have_their_own_rate(make_config: MakeConfig, monkeypatch: pytes
     monkeypatch.setattr(train_module, "build_trainer", watched)
     moved = {}
     for name, rate in (("alike", None), ("faster", 5e-2)):
-        config = plus(
-            make_config(name, steps=2, learning_rate=1e-3, warmup_ratio=0.0, router_learning_rate=rate)
-        )
+        config = plus(make_config(name, steps=2, learning_rate=1e-3, warmup_ratio=0.0), rate)
         weights = adapter_weights(train(config))
         start = adapter_weights(train(plus(make_config(f"{name}-start", steps=1, learning_rate=1e-12))))
         moved[name] = {

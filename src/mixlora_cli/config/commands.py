@@ -111,6 +111,12 @@ class TrainConfig(Settings):
                 "routing.router_init",
                 "clusters what routing.normalize=true reads; add it",
             )
+            self.require(
+                self.train.router_learning_rate is None or self.adapter.router_grad != "none",
+                "train.router_learning_rate",
+                "the routers get no gradient with adapter.router_grad=none; "
+                "give adapter.router_grad=straight_through, or leave it null",
+            )
             for key in ("gate", "pairing", "shared_factors"):
                 usual = getattr(AdapterConfig, key)
                 self.require(

@@ -131,6 +131,12 @@ class MixLoraConfig(PeftConfig):
             "help": "clusters: routers start as the centroids of the descriptions that `calibrate` reads."
         },
     )
+    balanced: bool = field(
+        default=False,
+        metadata={
+            "help": "Routers choose by logits plus offsets that `balance` moves towards even use of factors."
+        },
+    )
     per: Per = field(
         default="layer",
         metadata={
@@ -231,7 +237,7 @@ class MixLoraConfig(PeftConfig):
 
 _OF_TOKENS = ("normalize", "router_init", "per")
 """Fields that only a selection by tokens heeds."""
-_OF_ROUTERS = ("gate", "pairing", "shared_factors")
+_OF_ROUTERS = ("gate", "pairing", "shared_factors", "balanced")
 """Fields that only an adapter with routers heeds."""
 _CHOICES: dict[str, tuple[str, ...]] = {
     "cfs": get_args(ConditionalSelection),

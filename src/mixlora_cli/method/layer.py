@@ -17,6 +17,7 @@ from mixlora_cli.method.context import RoutingContext
 from mixlora_cli.method.factors import (
     ConditionalRouter,
     FactorPool,
+    LoadOffset,
     Standardiser,
     centroids,
     spread_like_random,
@@ -53,6 +54,7 @@ CANNOT_MERGE = (
     "MixLoRA cannot be merged into the base weights: which factors update them depends on the input, so no single "
     "matrix gives the same outputs. Keep the adapter beside the base"
 )
+OFFSETS = ("mixlora_offset_a", "mixlora_offset_b")
 ROUTERS = ("mixlora_router_a", "mixlora_router_b", "mixlora_router_ab")
 _CONTRACTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "paper": conditional_logits,
@@ -94,7 +96,13 @@ class MixLoraLayer(BaseTunerLayer):
     """Parameters by adapter name: pools `factors_a` (E, d_in) and `factors_b` (E, d_out), routers (E, width), W_AB."""
 
     # PEFT finds a method's weights by this prefix in their names.
-    adapter_layer_names = ("mixlora_factors_a", "mixlora_factors_b", *ROUTERS, "mixlora_standardiser")
+    adapter_layer_names = (
+        "mixlora_factors_a",
+        "mixlora_factors_b",
+        *ROUTERS,
+        "mixlora_standardiser",
+        *OFFSETS,
+    )
     other_param_names = ("rules", "last_selection", "mixlora_dropout")
 
     def __init__(self, base_layer: nn.Linear, context: RoutingContext, name: str = "") -> None:
@@ -109,6 +117,8 @@ class MixLoraLayer(BaseTunerLayer):
         self.mixlora_router_b = nn.ModuleDict()
         self.mixlora_router_ab = nn.ModuleDict()
         self.mixlora_standardiser = nn.ModuleDict()
+        self.mixlora_offset_a = nn.ModuleDict()
+        self.mixlora_offset_b = nn.ModuleDict()
         self.mixlora_dropout = nn.ModuleDict()
         self.rules: dict[str, _Rule] = {}
         self.last_selection: dict[str, Selection | None] = {}
@@ -158,6 +168,10 @@ class MixLoraLayer(BaseTunerLayer):
             if config.normalize:
                 self.mixlora_standardiser[adapter_name] = Standardiser(width)
             self.mixlora_router_a[adapter_name] = nn.Linear(width, routed, bias=False)
+            if config.balanced:
+                self.mixlora_offset_a[adapter_name] = LoadOffset(routed)
+            if config.balanced and config.pairing == "separate":
+                self.mixlora_offset_b[adapter_name] = LoadOffset(routed)
             if config.pairing == "separate":
                 self.mixlora_router_b[adapter_name] = nn.Linear(width, routed, bias=False)
             if config.pairing == "separate" and config.cfs != "none":
@@ -441,7 +455,7 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
         # Of the factors that are routed; the shared ones come before them in the pool.
         rank = rule.rank - rule.shared
         logits_a = _logits(self.mixlora_router_a[name], read)
-        index_a = top_factors(logits_a, rank)
+        index_a = top_factors(self._offset(self.mixlora_offset_a, name, logits_a), rank)
         all_a = _with_shared(index_a, rule.shared)
         p_b, logits_b, index_b, all_b = None, logits_a, index_a, all_a
         if not rule.tied:
@@ -449,7 +463,9 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
             if name in self.mixlora_router_ab:
                 logits_ab = self.mixlora_router_ab[name](self.mixlora_factors_a[name](all_a))
                 p_b = fused_probabilities(independent_probabilities(logits_b), conditional_scores(logits_ab))
-            index_b = top_factors(logits_b if p_b is None else p_b, rank)
+            index_b = top_factors(
+                self._offset(self.mixlora_offset_b, name, logits_b if p_b is None else p_b), rank
+            )
             all_b = _with_shared(index_b, rule.shared)
         if not (learning or rule.soft):
             return Selection(all_a, all_b)
@@ -462,6 +478,13 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
         weigh = soft_weight if rule.soft else straight_through_weight
         weight = weigh(p_a, index_a) if rule.tied else weigh(p_a, index_a) * weigh(p_b, index_b)
         return Selection(all_a, all_b, F.pad(weight, (rule.shared, 0), value=1.0))
+
+    @staticmethod
+    def _offset(offsets: nn.ModuleDict, name: str, scores: Tensor) -> Tensor:
+        if name not in offsets:
+            return scores
+        moved: Tensor = offsets[name](scores)
+        return moved
 
     def _standardised(self, name: str, rule: _Rule, read: Tensor) -> Tensor:
         """What the routers read, by the adapter's statistics; while these are taken, `read` is kept for them."""

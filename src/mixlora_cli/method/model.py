@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -64,6 +64,8 @@ class MixLoraModel(BaseTuner):
         # A second adapter that was injected by another tuner (transformers' `add_adapter`) shares the passes.
         others = (layer.context for layer in model.modules() if isinstance(layer, MixLoraLayer))
         self.context = next(others, None) or vars(self).get("context") or RoutingContext()
+        for key in [key for key in self.context.holders if key[0] == adapter_name]:
+            del self.context.holders[key]  # of one that had this name before
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         root = self.context.root
         is_outermost = root is None or any(module is root for module in model.modules())
@@ -173,6 +175,22 @@ class MixLoraModel(BaseTuner):
             if len(read) < 2:
                 raise ValueError(f"{layer.name}: statistics need two inputs at least, {len(read)} were read")
             layer.calibrate(adapter_name, read)
+
+    @torch.no_grad()
+    def balance(
+        self, counts: Sequence[tuple[Tensor, Tensor]], step: float, adapter_name: str = "default"
+    ) -> None:
+        """Move the offsets of `balanced` routers towards even use.
+
+        Args:
+            counts: of each of `decoder_layers`: how often each factor of A (E,), and of B, was chosen in a step.
+            step: by which an offset moves.
+        """
+        for layer, of_layer in zip(self.decoder_layers().values(), counts, strict=True):
+            shared = layer.rules[adapter_name].shared
+            for offsets, uses in zip((layer.mixlora_offset_a, layer.mixlora_offset_b), of_layer, strict=True):
+                if adapter_name in offsets:
+                    offsets[adapter_name].move(uses[shared:], step)  # type: ignore[operator]
 
     def skip_calibration(self) -> None:
         """Let `normalize` leave what routers read as it is; for measurements of time and memory alone."""

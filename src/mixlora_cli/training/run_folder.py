@@ -254,6 +254,7 @@ NEUTRAL: dict[str, Any] = {
     "routing.normalize": False,
     "routing.router_init": "random",
     "routing.per": "layer",
+    "routing.balance_step": 0.0,
     "train.router_learning_rate": None,
     "train.fsdp": False,
     "train.packing": False,
