@@ -20,6 +20,7 @@ from mixlora_cli.data.definitions import parse_definitions
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.data.mini import build
 from mixlora_cli.data.mini.build import build_mini, generator_digest, mini_root
+from mixlora_cli.data.mini.objects import Split
 from mixlora_cli.data.mini.plan import Counts, Plan
 from mixlora_cli.data.mini.seen import SEEN_TASKS
 from mixlora_cli.data.mini.unseen import UNSEEN_BENCHMARKS
@@ -57,7 +58,7 @@ def test_records_have_the_vision_flan_format(built: Path, read_records: Records,
 
 
 def test_counts_and_metadata(built: Path, read_records: Records) -> None:
-    assert len(tree(built)) == 4 + 26 * (6 + 3) + 8 + 5 * 12 + 13 + 2
+    assert len(tree(built)) == 4 + 26 * (6 + 3) + 8 + 2 * 18 + 4 * 12 + 6
     for split, count in (("train", 6), ("heldout", 3)):
         names = Counter(record["task_name"] for record in read_records[split])
         assert names == dict.fromkeys(SEEN_TASKS, count)
@@ -150,21 +151,33 @@ def test_root_is_in_the_cache_and_named_by_the_generator(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MIXLORA_CACHE", str(tmp_path))
-    root = tmp_path / f"mini-{generator_digest()}"
+    root = tmp_path / f"mini-{generator_digest('seen')}-{generator_digest('unseen')}"
     root.mkdir()
     (root / "metadata.json").write_text("{}")  # already built, so that nothing is drawn here
     assert mini_root() == root
 
 
-def test_the_digest_is_that_of_what_is_drawn_and_its_name_is_kept(
-    full_plan: Plan, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("split", ["seen", "unseen"])
+def test_digests_are_those_of_what_is_drawn(full_plan: Plan, split: Split) -> None:
     """Of records, pictures' descriptions and every 101st picture's pixels: moving the code changes none of them."""
-    assert build.plan_digest(full_plan) == build.DRAWN
-    assert build.pixels_digest(full_plan) == build.PIXELS
-    assert generator_digest() == "b4050ad1f629"  # what results/mini was made of
-    first, *_, last = full_plan.pictures
-    other = replace(full_plan, pictures={**full_plan.pictures, first: full_plan.pictures[last]})
-    assert build.plan_digest(other) != build.DRAWN
+    half = full_plan.half(split)
+    assert build.plan_digest(half) == build.DRAWN[split]
+    assert build.pixels_digest(half) == build.PIXELS[split]
+    first, *_, last = half.pictures
+    other = replace(half, pictures={**half.pictures, first: half.pictures[last]})
+    assert build.plan_digest(other) != build.DRAWN[split]
+
+
+def test_halves_make_the_whole(full_plan: Plan) -> None:
+    seen, unseen = full_plan.half("seen"), full_plan.half("unseen")
+    assert {**seen.records, **unseen.records} == full_plan.records
+    assert {**seen.pictures, **unseen.pictures} == full_plan.pictures
+    assert {**seen.metadata, **unseen.metadata} == full_plan.metadata
+    assert set(seen.records) == {"train", "heldout"} and set(unseen.metadata) == set(UNSEEN_BENCHMARKS)
+
+
+def test_the_name_of_what_kept_trainings_saw_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert generator_digest("seen") == "b4050ad1f629"  # what results/mini was trained on
+    others = {generator_digest("seen"), generator_digest("unseen")}
     monkeypatch.setattr(build, "version", lambda package: "0.0")
-    assert generator_digest() != "b4050ad1f629"
+    assert len(others | {generator_digest("seen"), generator_digest("unseen")}) == 4

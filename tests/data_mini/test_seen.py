@@ -309,7 +309,7 @@ def test_word_order_does_not_give_the_answer_away(subject: str, full_plan: Plan)
 
 
 def test_no_picture_twice(full_plan: Plan) -> None:
-    assert len(full_plan.pictures) == 26 * 560 + 834
+    assert len(full_plan.pictures) == 26 * 560 + 974
     assert len(set(full_plan.pictures.values())) == len(full_plan.pictures)
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from mixlora_cli.data.mini.canvas import Digit, Scene, render_digit
-from mixlora_cli.data.mini.objects import pictured
+from mixlora_cli.data.mini.canvas import Scene
+from mixlora_cli.data.mini.objects import COLOURS, MiniObject, capitalised
 from mixlora_cli.data.mini.plan import Counts, Plan
+from mixlora_cli.data.mini.seen import CATEGORIES, category_word
 from mixlora_cli.data.mini.unseen import GROUPS, PURPOSES, SUBTASKS, UNSEEN_BENCHMARKS
 
 Instance = tuple[dict[str, Any], Scene, str, str]
@@ -24,20 +25,20 @@ def instances(full_plan: Plan) -> dict[str, list[Instance]]:
         question, answer = (turn["value"] for turn in record["conversations"])
         assert question.startswith("<image>\n")
         picture = full_plan.pictures[record["image"]]
-        groups[record["benchmark"]].append((record, picture, question[8:], answer))  # type: ignore[arg-type]
+        groups[record["benchmark"]].append((record, picture, question[8:], answer))
     return groups
 
 
 def test_numbers(instances: dict[str, list[Instance]]) -> None:
     assert {name: len(members) for name, members in instances.items()} == {
         "mini_mme": 160,
-        "mini_textvqa": 120,
+        "mini_textvqa": 180,
         "mini_vsr": 120,
         "mini_snli_ve": 120,
-        "mini_cifar10": 120,
-        "mini_cifar100": 134,
-        "mini_mnist": 120,
-        "mini_pope": 120,
+        "mini_cifar10": 117,
+        "mini_cifar100": 117,
+        "mini_mnist": 180,
+        "mini_pope": 360,
     }
 
 
@@ -51,13 +52,14 @@ def test_closed_answers_are_balanced(instances: dict[str, list[Instance]]) -> No
         return Counter(answer for *_, answer in instances[name])
 
     assert answers("mini_mme") == {"yes": 80, "no": 80}
-    assert answers("mini_pope") == {"yes": 60, "no": 60}
-    assert answers("mini_vsr") == {"yes": 60, "no": 60}
-    assert answers("mini_snli_ve") == {"entailment": 40, "neutral": 40, "contradiction": 40}
-    assert set(answers("mini_cifar10").values()) == {12}
-    assert set(answers("mini_mnist").values()) == {12}
-    assert answers("mini_cifar100") == {item.name: 2 for item in pictured("unseen")}
-    assert len(answers("mini_textvqa")) >= 30
+    assert answers("mini_pope") == {"yes": 180, "no": 180}
+    assert answers("mini_vsr") == {"above": 60, "below": 60}
+    assert answers("mini_snli_ve") == {"true": 60, "false": 60}
+    categories = {category_word(category): 13 for category in CATEGORIES}
+    assert answers("mini_cifar10") == answers("mini_cifar100") == categories
+    assert answers("mini_mnist") == {str(n): 30 for n in range(1, 7)}
+    assert len(answers("mini_textvqa")) == 30  # every unseen number, none of them often
+    assert max(answers("mini_textvqa").values()) <= 18
 
 
 def test_pairs_share_a_picture_and_are_answered_yes_and_no(instances: dict[str, list[Instance]]) -> None:
@@ -106,42 +108,39 @@ def test_mme_answers(instances: dict[str, list[Instance]]) -> None:
         assert mme_truth(record["category"], scene, question) == (answer == "yes"), record["id"]
 
 
-def holds(scene: Scene, statement: str) -> bool:
-    match = re.fullmatch(
-        r"The (\w+) (?:is|are) (to the left of|to the right of|above|below) the (\w+)\.", statement
-    )
-    assert match, statement
-    first, second = (next(item for item in scene.items if item.name == name) for name in (match[1], match[3]))
-    gap = {"to the left of": second.x - first.x, "to the right of": first.x - second.x}
-    gap |= {"above": second.y - first.y, "below": first.y - second.y}
-    assert abs(gap[match[2]]) > 40
-    return gap[match[2]] > 0
-
-
 def test_vsr_answers(instances: dict[str, list[Instance]]) -> None:
-    relations: Counter[tuple[str, str]] = Counter()
-    for _, scene, question, answer in instances["mini_vsr"]:
-        statement = re.findall(r'"(.+)"', question)[0]
-        assert holds(scene, statement) == (answer == "yes")
-        relations[re.findall(r"left|right|above|below", statement)[0], answer] += 1
-    assert len(relations) == 8  # each relation both true and false
-    assert min(relations.values()) >= 8
+    for record, scene, question, answer in instances["mini_vsr"]:
+        match = re.fullmatch(r"Compared with the (\w+), (?:is|are) the (\w+) above or below\?", question)
+        assert match
+        heights = {item.name: item.y for item in scene.items}
+        assert len(heights) == len(scene.items) == 3
+        gap = heights[match[1]] - heights[match[2]]
+        assert abs(gap) > 40
+        assert ("above" if gap > 0 else "below") == answer, record["id"]
+
+
+KINDS = {"an animal": "animal", "a vehicle": "vehicle", "a tool": "tool", "a body part": "body"}
 
 
 def test_snli_answers(instances: dict[str, list[Instance]]) -> None:
+    forms: Counter[tuple[str, str]] = Counter()
     for record, scene, question, answer in instances["mini_snli_ve"]:
-        hypothesis = re.findall(r'"(.+)"', question)[0]
-        if answer == "neutral":
-            assert re.search(r"gift|owned|tomorrow|before", hypothesis)
-            continue
-        if "things" in hypothesis:
-            truth = "two" in hypothesis
-        elif there := re.fullmatch(r"There (?:is|are) (?:an? )?(\w+)\.", hypothesis):
-            truth = there[1] in {item.name for item in scene.items}
+        hypothesis = re.findall(r'Hypothesis: "(.+)\." True or false\?$', question)[0]
+        names = {item.name for item in scene.items}
+        kinds = {item.content.category for item in scene.items}  # type: ignore[union-attr]
+        told = re.sub(r" can be seen$|^There (is|are) ", "", hypothesis)
+        if " and " in told:
+            form, truth = "two", {re.sub("^an? ", "", part.lower()) for part in told.split(" and ")} == names
+        elif told in KINDS or told in ("food", "clothing"):
+            form, truth = "category", KINDS.get(told, told) in kinds
         else:
-            truth = holds(scene, hypothesis)
-        assert len(scene.items) == 2
-        assert truth == (answer == "entailment"), record["id"]
+            form, truth = "one", re.sub("^an? ", "", told) in names
+        assert len(names) == 2
+        assert truth == (answer == "true"), record["id"]
+        forms[form, answer] += 1
+    assert forms == {
+        (form, answer): 20 for form in ("one", "category", "two") for answer in ("true", "false")
+    }
 
 
 def test_pope_answers_and_categories(instances: dict[str, list[Instance]]) -> None:
@@ -154,47 +153,50 @@ def test_pope_answers_and_categories(instances: dict[str, list[Instance]]) -> No
         by_category[record["category"], answer] += 1
         asked[record["image_id"]].append(match[1])
     assert set(by_category) == {(c, a) for c in ("adversarial", "popular", "random") for a in ("yes", "no")}
-    assert set(by_category.values()) == {20}
+    assert set(by_category.values()) == {60}
     assert all(len(set(names)) == 6 for names in asked.values())  # six different objects a picture
 
 
-def test_naming_answers(instances: dict[str, list[Instance]]) -> None:
-    for name in ("mini_cifar10", "mini_cifar100"):
-        for record, scene, question, answer in instances[name]:
-            assert [item.name for item in scene.items] == [answer]
-            assert answer in record["labels"]
-            assert all(label in question for label in record["labels"]) == (name == "mini_cifar10")
-    assert len(instances["mini_cifar10"][0][0]["labels"]) == 10
-    assert len(instances["mini_cifar100"][0][0]["labels"]) == 67
+def shown_categories(scene: Scene) -> set[str]:
+    assert all(isinstance(item.content, MiniObject) for item in scene.items)
+    return {category_word(item.content.category) for item in scene.items}  # type: ignore[union-attr]
+
+
+def test_offered_categories(instances: dict[str, list[Instance]]) -> None:
+    first = 0
+    for record, scene, question, answer in instances["mini_cifar10"]:
+        assert len(scene.items) == 1 and shown_categories(scene) == {answer}
+        right, wrong = record["labels"]
+        assert right == answer != wrong
+        starts = question == f"{capitalised(right)} or {wrong}: which category fits?"
+        assert starts or question == f"{capitalised(wrong)} or {right}: which category fits?"
+        first += starts
+    assert 45 <= first <= 72  # the order tells nothing
+
+
+def test_shared_categories(instances: dict[str, list[Instance]]) -> None:
+    numbers: Counter[int] = Counter()
+    for record, scene, _, answer in instances["mini_cifar100"]:
+        assert shown_categories(scene) == {answer}
+        assert len({item.name for item in scene.items}) == len(scene.items)
+        assert record["labels"] == [category_word(category) for category in CATEGORIES]
+        numbers[len(scene.items)] += 1
+    assert set(numbers) == {2, 3} and min(numbers.values()) >= 40
 
 
 def test_text_answers(instances: dict[str, list[Instance]]) -> None:
-    numbers = 0
-    for record, scene, question, answer in instances["mini_textvqa"]:
-        assert [item.name for item in scene.items if item.kind == "text"] == [answer]
-        assert record["answers"] == [answer] * 10
-        assert ("number" in question) == answer.isdigit()
-        numbers += answer.isdigit()
-    assert numbers == 30
+    for record, scene, _, answer in instances["mini_textvqa"]:
+        assert [item.kind for item in scene.items] == ["text", "object"]
+        text, item = scene.items
+        assert text.name == answer and record["answers"] == [answer] * 10
+        assert text.box[3] <= item.box[1] or item.box[3] <= text.box[1]  # one above the other
 
 
-def test_digits_are_those_of_scikit_learn(full_plan: Plan) -> None:
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    digits = [picture for picture in full_plan.pictures.values() if isinstance(picture, Digit)]
-    assert len(digits) == 120
-    for digit in digits:
-        assert data.target[digit.index] == digit.label
-        assert list(digit.ink) == data.images[digit.index].ravel().tolist()
-
-
-def test_a_digit_is_drawn_dark_on_white_where_its_ink_is() -> None:
-    ink = bytes(16 if row == 0 and column < 4 else 0 for row in range(8) for column in range(8))
-    picture = render_digit(Digit(label=7, index=0, ink=ink, size=120))
-    assert picture.size == (160, 160)
-    # 10 x 10 cells of 12 pixels from (20, 20): the first row of ink is centred at y = 38, its columns at 38, 50, 62, 74
-    assert max(picture.getpixel((50, 38))) < 20  # type: ignore[type-var, arg-type]
-    assert min(picture.getpixel((98, 38))) > 235  # type: ignore[type-var, arg-type]
-    assert min(picture.getpixel((50, 74))) > 235  # type: ignore[type-var, arg-type]
-    assert picture.getpixel((5, 5)) == (255, 255, 255)
+def test_numbers_of_things(instances: dict[str, list[Instance]]) -> None:
+    kinds: Counter[str] = Counter()
+    for record, scene, _, answer in instances["mini_mnist"]:
+        assert str(len(scene.items)) == answer in record["labels"]
+        kinds.update({item.kind for item in scene.items})
+        for item in scene.items:
+            assert item.kind == "object" or (item.colour in COLOURS and item.colour != scene.background)
+    assert min(kinds["shape"], kinds["object"]) >= 100

@@ -64,6 +64,7 @@ def make_cell(tmp_path: Path) -> MakeCell:
         steps: int = 300,
         finished: bool = True,
         instances: int = NUM_INSTANCES,
+        data: str | None = None,
         loss: float | None = None,
     ) -> Path:
         folder = tmp_path / f"{experiment}-{task}-{seed}-{used}"
@@ -81,7 +82,8 @@ def make_cell(tmp_path: Path) -> MakeCell:
                 writer.append(answers)
             score(place)
         about = {"steps": steps, "epochs": None, "batch": 8, "learning_rate": 1e-3}
-        record = {"experiment": experiment, "seed": seed, "task": task, "used": used, "parts": {}}
+        parts = {place.name: {"asked": {"data version": data}}} if data else {}
+        record = {"experiment": experiment, "seed": seed, "task": task, "used": used, "parts": parts}
         folder.mkdir(parents=True, exist_ok=True)
         trained = {} if experiment == "llava_align" else about
         (folder / "cell.json").write_text(json.dumps({**record, "about": trained}))

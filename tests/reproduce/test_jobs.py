@@ -118,8 +118,27 @@ def test_versions_and_budgets_are_in_the_folders_name(monkeypatch: pytest.Monkey
     own = random_routing(train=["output_dir=other"])  # name and contents are not parted
     assert composed("train", TrainConfig, own.steps[0].arguments[1:]).output_dir == str(own.folder)
     usual = random_routing().folder
-    monkeypatch.setattr(jobs, "generator_digest", lambda: "newer")
+    monkeypatch.setattr(jobs, "generator_digest", lambda split: "newer")
     assert random_routing().folder != usual
+
+
+def test_other_benchmarks_are_evaluated_anew_and_train_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cells() -> tuple[Job, Job, Job, Job]:
+        drawn = grid("figures", only=["lora_r16", "mixlora_e32_r8"])
+        return random_routing(), grid("seen", seeds=[0], only=["routing_random"])[0], drawn[0], drawn[1]
+
+    before, on_seen_before, *drawn_before = cells()
+    digest = jobs.generator_digest
+    monkeypatch.setattr(
+        jobs, "generator_digest", lambda split: "newer" if split == "unseen" else digest(split)
+    )
+    after, on_seen_after, interference, maps = cells()
+    assert after.folder == before.folder and after.steps[0].asked == before.steps[0].asked
+    assert after.steps[1].asked == {**before.steps[1].asked, "data version": "newer"}
+    assert on_seen_after.steps[1].asked == on_seen_before.steps[1].asked
+    assert interference == drawn_before[0]
+    assert [step.asked["data version"] for step in maps.steps[1:]] == ["newer", "newer"]
+    assert [step.arguments for step in maps.steps] == [step.arguments for step in drawn_before[1].steps]
 
 
 @pytest.mark.parametrize(

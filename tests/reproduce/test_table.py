@@ -136,6 +136,25 @@ def test_newest_configuration_counts_even_without_a_result(make_cell: Any, tmp_p
     assert "Cells of earlier configurations passed over: lora_r4, lora_r8." in built.notes
 
 
+def test_a_table_is_of_one_version_of_the_data(make_cell: Any, tmp_path: Path) -> None:
+    """Kept cells that were evaluated on former benchmarks are no rows beside those evaluated since."""
+    make_cell("llava_align", right=2, used=1.0, data="former")
+    make_cell("lora_r4", right=4, seed=0, used=3.0, data="today's")
+    make_cell("lora_r4", right=8, seed=1, used=2.0, data="former")
+    make_cell("mixlora_e16_r4", right=8, seed=1, used=2.0, data="former")
+    built = build_table(config(tmp_path))
+    assert built.row("lora_r4").seeds() == [0] and built.row("lora_r4").values["VSR"].value == 20.0
+    assert built.row("llava_align").values == built.row("mixlora_e16_r4").values == {}
+    assert pair_lines(built) == []
+    (left_out,) = [note for note in built.notes if note.startswith("Left out")]
+    assert "LLaVA_Align seed 0, LoRA r=4 seed 1, MixLoRA E=16 r=4 seed 1;" in left_out
+
+    make_cell("lora_r4", right=4, seed=0, used=3.0, data="former")
+    built = build_table(config(tmp_path))
+    assert built.row("lora_r4").seeds() == [0, 1] and built.row("llava_align").values
+    assert not any(note.startswith("Left out") for note in built.notes)
+
+
 def test_rows_that_were_trained_differently_say_so(make_cell: Any, tmp_path: Path) -> None:
     make_cell("lora_r4", right=4, steps=300)
     make_cell("lora_r8", right=4, steps=150)

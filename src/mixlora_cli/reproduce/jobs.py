@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 
 from mixlora_cli.config import EvalConfig, PlanConfig, ReproduceConfig, TrainConfig
 from mixlora_cli.data.mini.build import generator_digest, mini_root
+from mixlora_cli.data.mini.objects import Split
 from mixlora_cli.data.mini.plan import Counts
 from mixlora_cli.data.mini.seen import SEEN_TASKS as MINI_TASKS
 from mixlora_cli.errors import UserError
@@ -46,8 +47,8 @@ _HARMLESS = ("eval.batch_size", "eval.cache_features")
 _LORA, _LARGE, _COMPARED = "lora_r16", "mixlora_e32_r8", "mixlora_e16_r4"
 """Rows of the figures: the interference of the last is shown beside that of the first, which is measured before."""
 _ABILITIES = {
-    "mini": "[caption_matching,mini_snli_ve],[word_reading,mini_textvqa],[left_or_right,mini_vsr],"
-    "[object_presence,mini_pope],[object_naming,mini_cifar10]",
+    "mini": "[statement_truth,mini_snli_ve],[number_reading,mini_textvqa],[above_or_below,mini_vsr],"
+    "[object_presence,mini_pope],[object_category,mini_cifar100]",
 }
 """Figure 6: a seen task and the unseen benchmark that asks for the same ability. For scale=paper give `drawing=`: the
 names depend on the held-out file that is used."""
@@ -198,7 +199,7 @@ def _folder(
     asked: TrainConfig | EvalConfig,
 ) -> Path:
     which = f"-{task.replace('/', '-').replace('+', '-')}" if task else ""
-    content = json.dumps({**_plain(wanted), **_versions(asked)}, sort_keys=True)
+    content = json.dumps({**_plain(wanted), **_versions(asked, "seen")}, sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()[:_DIGITS]
     return Path(config.output_dir) / f"{experiment}{which}-seed{seed}-{digest}"
 
@@ -252,7 +253,7 @@ def _evaluation(config: ReproduceConfig, experiment: str, folder: Path, tasks: S
     asked = composed("eval", EvalConfig, [*given, *([] if is_base else ["adapter=none"])])
     target = [] if is_base else [f"run={folder}"]
     arguments = ("eval", *given, *target, f"output_dir={folder / name}")
-    wanted: dict[str, Any] = dict(_versions(asked))
+    wanted: dict[str, Any] = dict(_versions(asked, "unseen" if tasks is None else "seen"))
     for key, value in asdict(asked).items():
         leaves = {f"{key}.{leaf}": each for leaf, each in value.items()} if isinstance(value, Mapping) else {}
         wanted |= {} if key in _NOT_ASKED else leaves or {key: value}
@@ -288,15 +289,20 @@ def _drawings(config: ReproduceConfig, experiment: str, folder: Path, lora: Path
         batches = [] if few is None else [f"interference.batches={few}"]
         return [_drawing("interference", "interference", folder, [*given, *compared, *batches])]
     instances = [] if few is None else [f"tsne.instances={few}"]
-    maps = [_drawing("tsne", "tsne", folder, [*given, *instances])]
+    version = {"data version": generator_digest("unseen")} if config.scale == "mini" else {}
+    maps = [_drawing("tsne", "tsne", folder, [*given, *instances], version)]
     if pairs := _ABILITIES.get(config.scale):
-        maps.append(_drawing("tsne", "tsne-pairs", folder, [*given, f"pairs=[{pairs}]", *instances]))
+        maps.append(_drawing("tsne", "tsne-pairs", folder, [*given, f"pairs=[{pairs}]", *instances], version))
     return maps
 
 
-def _drawing(command: str, name: str, folder: Path, arguments: Sequence[str]) -> Step:
+def _drawing(
+    command: str, name: str, folder: Path, arguments: Sequence[str], version: Mapping[str, str] | None = None
+) -> Step:
+    """`version` is that of benchmarks which it draws."""
     given = (command, f"run={folder}", *arguments, f"output_dir={folder / name}")
-    return Step(name, given, folder / name / f"{command}.json", {"arguments": list(given)})
+    asked = {"arguments": list(given), **(version or {})}
+    return Step(name, given, folder / name / f"{command}.json", asked)
 
 
 def _tasks(tasks: Sequence[str] | None) -> list[str]:
@@ -307,11 +313,13 @@ def _budget(config: ReproduceConfig, key: str) -> list[str]:
     return [] if config.budget is None else [f"{key}={config.budget}"]
 
 
-def _versions(asked: TrainConfig | EvalConfig) -> dict[str, str]:
-    """What decides a result beside the configuration: the built-in data's generator, the built-in base's weights."""
+def _versions(asked: TrainConfig | EvalConfig, split: Split) -> dict[str, str]:
+    """What decides a result beside the configuration: what the built-in data draws for training and held-out instances
+    ("seen") or for benchmarks ("unseen"), the built-in base's weights.
+    """
     data, model = asked.data.source, asked.model.source
     return {
-        "data version": generator_digest() if data == "mini" else data,
+        "data version": generator_digest(split) if data == "mini" else data,
         "base version": stage_one_digest() if model == "mini" else model,
     }
 

@@ -185,14 +185,41 @@ def build_table(config: TableConfig) -> TableValues:
         UserError: the folder has no cells, or a stored result cannot be read.
     """
     name = str(config.what)
-    cells = find_cells(Path(config.runs).expanduser())
     columns = columns_of(name, config.scale)
     tasks = SEEN_TASKS[config.scale] if TABLES[name].on_seen_tasks else ()
+    found = find_cells(Path(config.runs).expanduser())
+    cells, others = _on_one_data(found, rows_of(name), SEEN_EVALUATION if tasks else EVALUATION)
     rows = tuple(_read_row(row, cells, columns, tasks, config.judge) for row in rows_of(name))
     if lossy := _loss_tasks(rows, tasks):
         rows = tuple(_with_losses(each, lossy) for each in rows)
         columns = (*columns, LOSS_TITLE)
-    return TableValues(name, config.scale, columns, rows, tuple(_notes(rows, cells, columns)), lossy)
+    notes = _notes(rows, cells, columns)
+    if others:
+        notes.append(
+            f"Left out, evaluated on an earlier version of the data than the others: {', '.join(others)}; "
+            "`mixlora reproduce` with the same folder evaluates them anew."
+        )
+    return TableValues(name, config.scale, columns, rows, tuple(notes), lossy)
+
+
+def _on_one_data(cells: Cells, rows: Sequence[Row], folder: str) -> tuple[Cells, list[str]]:
+    """The cells of these rows without those whose evaluation is of other data than that of the cell asked for last,
+    and what the latter are called.
+    """
+    names = {row.name: row.title for row in rows}
+    asked = {key: found[0][1] for key, found in cells.items() if key[0] in names}
+    versions = {
+        key: version
+        for key, record in asked.items()
+        if (version := record.get("parts", {}).get(folder, {}).get("asked", {}).get("data version"))
+    }
+    newest = max(versions, key=lambda key: float(asked[key]["used"]), default=None)
+    others = {key for key, version in versions.items() if newest and version != versions[newest]}
+    titles = [
+        f"{names[name]} seed {seed}" + (f" {task}" if task else "")
+        for name, seed, task in sorted(others, key=str)
+    ]
+    return {key: found for key, found in cells.items() if key not in others}, titles
 
 
 def _read_row(

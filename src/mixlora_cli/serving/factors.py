@@ -186,7 +186,7 @@ def _data_digest(data: DataConfig, instances: int, seed: int) -> str | None:
     if data.is_built_in:
         from mixlora_cli.data.mini import build, text  # the generator is only loaded where it is used
 
-        marks.append(build.generator_digest() if data.source == "mini" else text.DRAWN)
+        marks.append(build.generator_digest("seen") if data.source == "mini" else text.DRAWN)
     elif data.source == "vision_flan":
         marks.append(stamp(prepared_root(data) / MANIFEST))
     else:

@@ -1,4 +1,4 @@
-"""Pictures and their rendering: a scene or a digit is plain data, `draw` turns it into a square RGB picture.
+"""Pictures and their rendering: a scene is plain data, `render` turns it into a square RGB picture.
 
 Coordinates and sizes are pixels of a SIZE x SIZE picture, (0, 0) at the top left. Rendering is deterministic.
 """
@@ -59,27 +59,6 @@ class Scene:
 
     items: tuple[Item, ...]
     background: str = "white"
-
-
-@dataclass(frozen=True)
-class Digit:
-    """One handwritten digit: an 8 x 8 picture of scikit-learn's, enlarged."""
-
-    label: int
-    index: int
-    """Its place in `sklearn.datasets.load_digits`."""
-    ink: bytes
-    """64 numbers from 0 (paper) to 16 (ink), row by row."""
-    size: int
-    """Side in pixels that it is drawn at, in the middle of the canvas, a free edge included."""
-
-
-Picture = Scene | Digit
-
-
-def draw(picture: Picture) -> Image.Image:
-    """The picture, RGB, of SIZE x SIZE pixels."""
-    return render_digit(picture) if isinstance(picture, Digit) else render(picture)
 
 
 def render(scene: Scene) -> Image.Image:
@@ -204,27 +183,3 @@ def _flag(country: str, size: int) -> Image.Image:
             draw.rectangle(box, fill=palette[colour])
     draw.rectangle((0, 0, width - 1, height - 1), outline=(120, 120, 120, 255))
     return board
-
-
-@lru_cache(maxsize=1)
-def handwritten() -> tuple[tuple[tuple[int, bytes], ...], ...]:
-    """For each digit 0 to 9 its (index, ink) pairs, in the data set's order."""
-    from sklearn.datasets import load_digits  # a second of imports that only the planning process needs
-
-    data = load_digits()
-    groups: list[list[tuple[int, bytes]]] = [[] for _ in range(10)]
-    for index, (ink, label) in enumerate(zip(data.images, data.target, strict=True)):
-        groups[int(label)].append((index, bytes(int(value) for value in ink.ravel())))
-    return tuple(tuple(group) for group in groups)
-
-
-def render_digit(digit: Digit) -> Image.Image:
-    """Dark ink on white paper, SIZE x SIZE pixels, RGB."""
-    gray = bytes(255 - min(value * 255 // 16, 255) for value in digit.ink)
-    paper = Image.new("L", (10, 10), 255)  # a free edge, or strokes at the border would end in a cut
-    paper.paste(Image.frombytes("L", (8, 8), gray), (1, 1))
-    large = paper.resize((digit.size, digit.size), Image.Resampling.BICUBIC)
-    picture = Image.new("RGB", (SIZE, SIZE), "white")
-    corner = (SIZE - digit.size) // 2
-    picture.paste(large.convert("RGB"), (corner, corner))
-    return picture

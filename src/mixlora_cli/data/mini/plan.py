@@ -13,8 +13,8 @@ from functools import partial
 from random import Random
 from typing import Any, TypeVar
 
-from mixlora_cli.data.mini.canvas import Digit, Picture
-from mixlora_cli.data.mini.objects import MiniObject
+from mixlora_cli.data.mini.canvas import Scene
+from mixlora_cli.data.mini.objects import MiniObject, Split
 from mixlora_cli.data.mini.seen import SEEN_TASKS, Task
 from mixlora_cli.data.mini.unseen import UNSEEN_BENCHMARKS, Benchmark
 
@@ -45,16 +45,29 @@ class Plan:
 
     records: Mapping[str, list[Record]]
     """Records of "train", "heldout" and "unseen"."""
-    pictures: Mapping[str, Picture]
+    pictures: Mapping[str, Scene]
     """File name under images/ -> what it shows."""
     metadata: Mapping[str, Any]
+
+    def half(self, split: Split) -> Plan:
+        """What belongs to the training tasks alone, or to the benchmarks alone."""
+        names = {name for name, entry in self.metadata.items() if entry["split"] == split}
+        return Plan(
+            {
+                key: members
+                for key, members in self.records.items()
+                if (key == "unseen") == (split == "unseen")
+            },
+            {name: picture for name, picture in self.pictures.items() if name.split("/")[0] in names},
+            {name: entry for name, entry in self.metadata.items() if name in names},
+        )
 
 
 def make_plan(counts: Counts) -> Plan:
     """Draw all instances."""
     records: dict[str, list[Record]] = {"train": [], "heldout": [], "unseen": []}
-    pictures: dict[str, Picture] = {}
-    used: set[Picture] = set()
+    pictures: dict[str, Scene] = {}
+    used: set[Scene] = set()
     for task in SEEN_TASKS.values():
         for split, count in (("train", counts.train), ("heldout", counts.heldout)):
             records[split] += _seen_records(task, split, count, used, pictures)
@@ -63,22 +76,20 @@ def make_plan(counts: Counts) -> Plan:
     return Plan(records, pictures, _metadata(records))
 
 
-def contents(picture: Picture) -> list[str]:
+def contents(scene: Scene) -> list[str]:
     """What a picture shows, as sorted "kind:identity" strings.
 
     An object's identity is its code point, since an object and a shape may share a name.
     """
-    if isinstance(picture, Digit):
-        return [f"digit:{picture.index}"]
     found = set()
-    for item in picture.items:
+    for item in scene.items:
         identity = f"{item.content.code_point:x}" if isinstance(item.content, MiniObject) else item.content
         found.add(f"{item.kind}:{identity}")
     return sorted(found)
 
 
 def _seen_records(
-    task: Task, split: str, count: int, used: set[Picture], pictures: dict[str, Picture]
+    task: Task, split: str, count: int, used: set[Scene], pictures: dict[str, Scene]
 ) -> list[Record]:
     rng = Random(f"mini/{task.name}/{split}")
     records = []
@@ -91,18 +102,18 @@ def _seen_records(
 
 
 def _unseen_records(
-    benchmark: Benchmark, count: int, used: set[Picture], pictures: dict[str, Picture]
+    benchmark: Benchmark, count: int, used: set[Scene], pictures: dict[str, Scene]
 ) -> list[Record]:
     rng = Random(f"mini/{benchmark.name}/unseen")
     records = []
     for k in range(count):
-        picture, questions = _with_new_picture(partial(benchmark.picture, rng, k), used)
+        scene, questions = _with_new_picture(partial(benchmark.picture, rng, k), used)
         image_id = f"{benchmark.name}_{k:04d}"
         name = f"{benchmark.name}/{k:04d}.png"
-        pictures[name] = picture
+        pictures[name] = scene
         for number, question in enumerate(questions):
             identity = f"{image_id}_{number}" if benchmark.pairs else image_id
-            record = _record(identity, benchmark.name, name, picture, question.text, question.answer)
+            record = _record(identity, benchmark.name, name, scene, question.text, question.answer)
             record["benchmark"] = benchmark.name
             if benchmark.pairs:
                 record["image_id"] = image_id
@@ -110,7 +121,7 @@ def _unseen_records(
     return records
 
 
-def _with_new_picture(draw: Callable[[], Drawn], used: set[Picture]) -> Drawn:
+def _with_new_picture(draw: Callable[[], Drawn], used: set[Scene]) -> Drawn:
     """Draw until the picture, the first of what is drawn, is none that the data set has already."""
     for _ in range(_ATTEMPTS):
         drawn = draw()
@@ -120,12 +131,12 @@ def _with_new_picture(draw: Callable[[], Drawn], used: set[Picture]) -> Drawn:
     raise RuntimeError(f"no new picture in {_ATTEMPTS} attempts: {draw}")
 
 
-def _record(identity: str, task: str, image: str, picture: Picture, question: str, answer: str) -> Record:
+def _record(identity: str, task: str, image: str, scene: Scene, question: str, answer: str) -> Record:
     return {
         "id": identity,
         "task_name": task,
         "image": image,
-        "contents": contents(picture),
+        "contents": contents(scene),
         "conversations": [
             {"from": "human", "value": f"<image>\n{question}"},
             {"from": "gpt", "value": answer},

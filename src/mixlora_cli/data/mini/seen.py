@@ -49,6 +49,11 @@ CATEGORIES = ("animal", "food", "vehicle", "tool", "clothing", "building", "furn
 """Of the object table; the mixed ones ("thing", "music") are not asked for."""
 
 
+def category_word(category: str) -> str:
+    """What an answer calls it."""
+    return "body part" if category == "body" else category
+
+
 @dataclass(frozen=True)
 class Draw:
     """A picture, the right answer, and the words that the instruction's blanks are filled with."""
@@ -119,7 +124,7 @@ def object_category(rng: Random) -> Draw:
     """
     category = rng.choice(CATEGORIES)  # the category first: there are far more animals than buildings
     item = rng.choice([item for item in pictured("seen") if item.category == category])
-    return Draw(_one(rng, item), "body part" if category == "body" else category)
+    return Draw(_one(rng, item), category_word(category))
 
 
 def _asked_for(rng: Random, right: str, wrong: str) -> Draw:

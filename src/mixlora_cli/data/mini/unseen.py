@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from mixlora_cli.data.mini.canvas import SIZE, Digit, Item, Picture, Scene, handwritten
+from mixlora_cli.data.mini.canvas import SIZE, Item, Scene
 from mixlora_cli.data.mini.layout import (
     anywhere,
     background,
     colour_on,
     ninths,
-    one_above_other,
     quarters,
     side_by_side,
     thing,
@@ -33,6 +32,7 @@ from mixlora_cli.data.mini.objects import (
     with_article,
     written_words,
 )
+from mixlora_cli.data.mini.seen import CATEGORIES, category_word
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Question:
     """Keys of the record that scoring reads: `category`, `answers`, `labels`."""
 
 
-_Draw = Callable[[Random, int], tuple[Picture, list[Question]]]
+_Draw = Callable[[Random, int], tuple[Scene, list[Question]]]
 
 
 @dataclass(frozen=True)
@@ -192,17 +192,12 @@ def mini_mme(rng: Random, k: int) -> tuple[Scene, list[Question]]:
     return scene, questions
 
 
-# Text-VQA, CIFAR-10, CIFAR-100 and MNIST: name the text, the object, the digit.
+# Text-VQA, CIFAR-10, CIFAR-100 and MNIST: read a number, say a category, say a number of things.
 
-TEN = ("airplane", "ambulance", "bird", "cat", "duck", "horse", "monkey", "pig", "tractor", "train")
-"""The labels of mini_cifar10: animals and vehicles, as in CIFAR-10."""
-_TEN_QUESTION = f"What is the object in the image? Please only answer a single object in [{', '.join(TEN)}]."
-_OPEN_QUESTION = "What is the object in the image? Please answer with a single object name."
-_DIGIT_QUESTION = (
-    f"What is the number in the image? Please only answer a single number in [{', '.join('0123456789')}]."
-)
-_WORD_QUESTION = "What does the text in the image say?"
-_NUMBER_QUESTION = "What is the number printed in the image?"
+_PRINTED_QUESTION = "Name the printed number."
+_OFFERED_QUESTION = "{First} or {second}: which category fits?"
+_SHARED_QUESTION = "Which category do these objects share?"
+_NUMBER_QUESTION = "Give the number of things as a digit."
 _ANNOTATORS = 10
 
 
@@ -214,115 +209,133 @@ def _alone(rng: Random, item: MiniObject) -> Scene:
     return Scene((thing(item, anywhere(rng)),), background(rng))
 
 
-@benchmark(_WORD_QUESTION, _NUMBER_QUESTION, num_pictures=120)
+def _members(category: str) -> list[MiniObject]:
+    return [item for item in pictured("unseen") if item.category == category]
+
+
+@benchmark(_PRINTED_QUESTION, num_pictures=180)
 def mini_textvqa(rng: Random, k: int) -> tuple[Scene, list[Question]]:
-    """Read the text in a picture that also shows an object, and answer with the word or number."""
-    # a word, or every fourth time a number, in one half of the picture and an object in the other
-    upper, lower = (0, 0, SIZE, SIZE // 2), (0, SIZE // 2, SIZE, SIZE)
-    number = k % 4 == 3
-    text = str(rng.choice(two_digit_numbers("unseen"))) if number else rng.choice(written_words("unseen"))
-    written = writing(rng, text, (32, 56) if number else (28, 40), rng.choice([upper, lower]))
+    """Read the two-digit number in a picture that also shows an object. The answer is the number in digits."""
+    # the number in one half of the picture and the object in the other
+    half = rng.choice([(0, 0, SIZE, SIZE // 2), (0, SIZE // 2, SIZE, SIZE)])
+    written = writing(rng, str(rng.choice(two_digit_numbers("unseen"))), (48, 66), half)
     spot = quarters(rng, 1)[0]
     free_y = spot.y % (SIZE // 2) + (SIZE // 2 if written.y < SIZE // 2 else 0)
     item = thing(rng.choice(pictured("unseen")), spot._replace(y=free_y))
-    question = Question(
-        _NUMBER_QUESTION if number else _WORD_QUESTION, text, {"answers": [text] * _ANNOTATORS}
-    )
+    question = Question(_PRINTED_QUESTION, written.name, {"answers": [written.name] * _ANNOTATORS})
     return Scene((written, item), background(rng)), [question]
 
 
-@benchmark(_TEN_QUESTION, num_pictures=120)
+@benchmark(_OFFERED_QUESTION, num_pictures=117)
 def mini_cifar10(rng: Random, k: int) -> tuple[Scene, list[Question]]:
-    """Name the object in the picture; the answer is one of the ten names that the question lists."""
-    name = TEN[k % len(TEN)]
-    return _alone(rng, _called(name)), [Question(_TEN_QUESTION, name, {"labels": list(TEN)})]
+    """Choose which of two categories, which the question names, the object in the picture belongs to."""
+    right = CATEGORIES[k % len(CATEGORIES)]
+    wrong = rng.choice([category for category in CATEGORIES if category != right])
+    offered = [category_word(category) for category in (right, wrong)]
+    first, second = rng.sample(offered, 2)
+    text = _OFFERED_QUESTION.format(First=capitalised(first), second=second)
+    return _alone(rng, rng.choice(_members(right))), [Question(text, offered[0], {"labels": offered})]
 
 
-@benchmark(_OPEN_QUESTION, num_pictures=2 * len(pictured("unseen")))
+@benchmark(_SHARED_QUESTION, num_pictures=117)
 def mini_cifar100(rng: Random, k: int) -> tuple[Scene, list[Question]]:
-    """Name the object in the picture; the answer is one of many names that the question does not list."""
-    names = [item.name for item in pictured("unseen")]
-    item = pictured("unseen")[k % len(names)]
-    return _alone(rng, item), [Question(_OPEN_QUESTION, item.name, {"labels": names})]
+    """Say which category all objects in the picture belong to; the question lists none."""
+    category = CATEGORIES[k % len(CATEGORIES)]
+    shown = rng.sample(_members(category), rng.randint(2, 3))
+    scene = Scene(things(shown, quarters(rng, len(shown))), background(rng))
+    labels = [category_word(each) for each in CATEGORIES]
+    return scene, [Question(_SHARED_QUESTION, category_word(category), {"labels": labels})]
 
 
-@benchmark(_DIGIT_QUESTION, num_pictures=120)
-def mini_mnist(rng: Random, k: int) -> tuple[Digit, list[Question]]:
-    """Read the handwritten digit in the picture."""
-    label = k % 10
-    index, ink = rng.choice(handwritten()[label])
-    digit = Digit(label, index, ink, rng.randint(110, 150))
-    return digit, [Question(_DIGIT_QUESTION, str(label), {"labels": list("0123456789")})]
+@benchmark(_NUMBER_QUESTION, num_pictures=180)
+def mini_mnist(rng: Random, k: int) -> tuple[Scene, list[Question]]:
+    """Say with one digit how many things the picture shows, shapes and objects together."""
+    count, ground = k % 6 + 1, background(rng)
+    spots = ninths(rng, count)
+    num_shapes = rng.randint(0, count)
+    drawn = [
+        Item("shape", rng.choice(shapes("unseen")), *s, colour_on(rng, ground)) for s in spots[:num_shapes]
+    ]
+    drawn += [thing(rng.choice(pictured("unseen")), spot) for spot in spots[num_shapes:]]
+    labels = [str(n) for n in range(1, 7)]
+    return Scene(tuple(drawn), ground), [Question(_NUMBER_QUESTION, str(count), {"labels": labels})]
 
 
-# VSR, SNLI-VE and POPE: judge a spatial statement, a hypothesis, an object's presence.
+# VSR, SNLI-VE and POPE: judge a place, a hypothesis, the presence of what is named.
 
-RELATIONS = (("to the left of", "to the right of"), ("above", "below"))
-"""(relation of the first to the second thing, its opposite): side by side, and one above the other."""
-VERDICTS = ("entailment", "neutral", "contradiction")
 POPULAR = ("cat", "horse", "tomato", "train", "umbrella", "door", "camera", "cloud")
 """The objects that POPE's pictures show most often; absent ones are asked for in its category "popular"."""
-_UNKNOWABLE = (
-    "{The} {is_} a gift from a friend.",
-    "{The} {is_} owned by a doctor.",
-    "Someone will move the {name} tomorrow.",
-    "Nobody has seen the {name} before.",
-)
-_VSR_QUESTION = 'Statement: "{statement}" Is the statement correct? Answer yes or no.'
-_ENTAILMENT_QUESTION = (
-    'The image is the premise. Hypothesis: "{hypothesis}" Is it entailment, neutral or contradiction?'
-)
+_VSR_QUESTION = "Compared with the {other}, {is_} the {name} above or below?"
+_ENTAILMENT_QUESTION = 'The picture is the premise. Hypothesis: "{hypothesis}" True or false?'
 _POPE_QUESTION = "{Is_} there {a} in the image?"
-
-
-def _related(rng: Random) -> tuple[Scene, list[MiniObject], tuple[str, str]]:
-    """Two objects and (their true relation, its opposite), told of the first object."""
-    pair = rng.sample(pictured("unseen"), 2)
-    beside = rng.random() < 0.5
-    spots = side_by_side(rng) if beside else one_above_other(rng)
-    scene = Scene(things(pair, spots), background(rng))
-    true, false = RELATIONS[0 if beside else 1]
-    if rng.random() < 0.5:
-        return scene, pair[::-1], (false, true)
-    return scene, pair, (true, false)
-
-
-def _statement(pair: list[MiniObject], relation: str) -> str:
-    return f"The {pair[0].name} {is_or_are(pair[0].name)} {relation} the {pair[1].name}."
+_KINDS_OF = {
+    "animal": "an animal",
+    "food": "food",
+    "vehicle": "a vehicle",
+    "tool": "a tool",
+    "clothing": "clothing",
+    "body": "a body part",
+}
+"""Category -> how a hypothesis names something of it."""
 
 
 @benchmark(_VSR_QUESTION, num_pictures=120)
 def mini_vsr(rng: Random, k: int) -> tuple[Scene, list[Question]]:
-    """Decide whether a statement about where two objects are is correct. Answer yes or no."""
-    scene, pair, relations = _related(rng)
-    text = _VSR_QUESTION.format(statement=_statement(pair, relations[k % 2]))
-    return scene, [Question(text, ("yes", "no")[k % 2], {"labels": ["yes", "no"]})]
+    """Decide whether one of three objects is above or below another one. Answer above or below."""
+    shown, spots = rng.sample(pictured("unseen"), 3), quarters(rng, 3)
+    # three of four quarters: at least one is in each row
+    upper = [n for n, spot in enumerate(spots) if spot.y < SIZE // 2]
+    one, other = rng.choice(upper), rng.choice([n for n in range(3) if n not in upper])
+    if k % 2:
+        one, other = other, one
+    text = _VSR_QUESTION.format(is_=is_or_are(shown[one].name), name=shown[one].name, other=shown[other].name)
+    scene = Scene(things(shown, spots), background(rng))
+    return scene, [Question(text, ("above", "below")[k % 2], {"labels": ["above", "below"]})]
 
 
 @benchmark(_ENTAILMENT_QUESTION, num_pictures=120)
 def mini_snli_ve(rng: Random, k: int) -> tuple[Scene, list[Question]]:
-    """Decide whether the picture entails a hypothesis, contradicts it, or leaves it open (neutral)."""
-    scene, pair, relations = _related(rng)
-    verdict = VERDICTS[k % 3]
-    text = _ENTAILMENT_QUESTION.format(hypothesis=_hypothesis(rng, verdict, pair, relations))
-    return scene, [Question(text, verdict, {"labels": list(VERDICTS)})]
+    """Decide whether the picture entails a hypothesis or contradicts it: about an object, about two, or about a
+    category. Answer true or false.
+    """
+    shown = rng.sample([item for item in pictured("unseen") if item.category in _KINDS_OF], 2)
+    hypothesis = _HYPOTHESES[k // 2 % len(_HYPOTHESES)](rng, shown, k % 2 == 0)
+    text = _ENTAILMENT_QUESTION.format(hypothesis=hypothesis)
+    scene = Scene(things(shown, quarters(rng, 2)), background(rng))
+    return scene, [Question(text, ("true", "false")[k % 2], {"labels": ["true", "false"]})]
 
 
-def _hypothesis(rng: Random, verdict: str, pair: list[MiniObject], relations: tuple[str, str]) -> str:
-    if verdict == "neutral":
-        name = pair[0].name
-        return rng.choice(_UNKNOWABLE).format(The=f"The {name}", is_=is_or_are(name), name=name)
-    true = verdict == "entailment"
-    form = rng.randrange(3)
-    if form == 0:
-        return _statement(pair, relations[0 if true else 1])
-    if form == 1:
-        return f"There are {'two' if true else rng.choice(['three', 'four', 'five'])} things."
-    name = (pair[0] if true else rng.choice([item for item in pictured("unseen") if item not in pair])).name
+def _another(rng: Random, shown: list[MiniObject]) -> MiniObject:
+    """An unseen object that is not shown, half the time of the category of a shown one."""
+    free = [item for item in pictured("unseen") if item not in shown]
+    if rng.random() < 0.5:
+        category = rng.choice(shown).category
+        free = [item for item in free if item.category == category] or free
+    return rng.choice(free)
+
+
+def _one_is_there(rng: Random, shown: list[MiniObject], true: bool) -> str:
+    name = (rng.choice(shown) if true else _another(rng, shown)).name
     return f"There {is_or_are(name)} {with_article(name)}."
 
 
-@benchmark(_POPE_QUESTION, num_pictures=20, pairs=True)
+def _a_kind_is_there(rng: Random, shown: list[MiniObject], true: bool) -> str:
+    there = [item.category for item in shown]
+    category = rng.choice(there if true else [each for each in _KINDS_OF if each not in there])
+    return f"There is {_KINDS_OF[category]}."
+
+
+def _two_are_there(rng: Random, shown: list[MiniObject], true: bool) -> str:
+    pair = list(shown) if true else [rng.choice(shown), _another(rng, shown)]
+    rng.shuffle(pair)
+    first, second = (with_article(item.name) for item in pair)
+    return f"{capitalised(first)} and {second} can be seen."
+
+
+_HYPOTHESES = (_one_is_there, _a_kind_is_there, _two_are_there)
+
+
+@benchmark(_POPE_QUESTION, num_pictures=60, pairs=True)
 def mini_pope(rng: Random, k: int) -> tuple[Scene, list[Question]]:
     """Decide whether an object is in the picture. Objects that are not are chosen at random, among the frequent ones,
     or among those like what is shown.
