@@ -23,8 +23,13 @@ def no_bf16_in_hardware() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:
-    """Hydra's logging writes to the standard output of the test that it was set up in."""
+    """Hydra's logging writes to the standard output of the test that it was set up in.
+
+    Of a fixture that ran a command for several tests it is still there when the next test begins.
+    """
     loggers = [logging.getLogger(), logging.getLogger("hydra")]
+    loggers[1].handlers.clear()
+    loggers[1].setLevel(logging.NOTSET)
     before = [(logger.handlers[:], logger.level) for logger in loggers]
     yield
     for logger, (handlers, level) in zip(loggers, before, strict=True):
