@@ -521,8 +521,9 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
         standardiser.take(read.to(standardiser.mean.device))
         if not rule.clustered:
             return
-        standardised = standardiser(read.to(standardiser.mean.device))
-        generator = torch.Generator(standardised.device).manual_seed(self.stream % 2**32)
+        # On the CPU, so that the same draws are made whatever the device.
+        standardised = standardiser(read.to(standardiser.mean.device)).cpu()
+        generator = torch.Generator().manual_seed(self.stream % 2**32)
         for routers in (self.mixlora_router_a, self.mixlora_router_b):
             if name in routers:
                 weight: Tensor = routers[name].weight  # type: ignore[assignment]
