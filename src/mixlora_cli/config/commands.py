@@ -109,7 +109,7 @@ class TrainConfig(Settings):
             self.require(
                 self.routing.router_init == "random" or self.routing.normalize,
                 "routing.router_init",
-                "clusters what routing.normalize=true reads; add it",
+                "starts from what routing.normalize=true reads; add it",
             )
             self.require(
                 self.train.router_learning_rate is None or self.adapter.router_grad != "none",

@@ -113,7 +113,7 @@ class RoutingConfig(Settings, at="routing"):
     name: RoutingName
     pool: Literal["all", "prompt", "text"] = "all"
     normalize: Flag = False
-    router_init: Literal["random", "clusters"] = "random"
+    router_init: Literal["random", "clusters", "tasks"] = "random"
     per: Literal["layer", "block"] = "layer"
     decode: Literal["prefill", "step"] = "prefill"
     encoder: Checkpoint | None = None

@@ -26,7 +26,7 @@ ConditionalSelection = Literal["paper", "released", "none"]
 RouterGrad = Literal["none", "straight_through"]
 Gate = Literal["hard", "soft"]
 Pairing = Literal["separate", "tied"]
-RouterInit = Literal["random", "clusters"]
+RouterInit = Literal["random", "clusters", "tasks"]
 Per = Literal["layer", "block"]
 Pool = Literal["all", "prompt", "text"]
 Decode = Literal["prefill", "step"]
@@ -128,7 +128,8 @@ class MixLoraConfig(PeftConfig):
     router_init: RouterInit = field(
         default="random",
         metadata={
-            "help": "clusters: routers start as the centroids of the descriptions that `calibrate` reads."
+            "help": "clusters: routers start as the centroids of the descriptions that `calibrate` reads; tasks: "
+            "they start by telling apart the tasks that these are of."
         },
     )
     balanced: bool = field(
@@ -188,7 +189,7 @@ class MixLoraConfig(PeftConfig):
             self.router_init == "random" or self.normalize,
             "router_init",
             self.router_init,
-            "needs normalize=True, whose descriptions it clusters",
+            "needs normalize=True, whose descriptions it starts from",
         )
         _require(
             not self.rank_pattern,

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixlora_cli.method.selection import top_factors
+
 
 class FactorPool(nn.Module):
     """E factors of one side of a layer, `weight` (E, features)."""
@@ -110,6 +112,34 @@ def centroids(read: Tensor, count: int, generator: torch.Generator) -> Tensor:
         # One that nobody is near stays where it is.
         found = torch.where(sums.norm(dim=1, keepdim=True) > 0, F.normalize(sums, dim=1), found)
     return found
+
+
+_RIDGE = 0.1
+"""Of the descriptions' mean squared length."""
+
+
+def of_tasks(read: Tensor, tasks: Tensor, count: int, rank: int, generator: torch.Generator) -> Tensor:
+    """Router weights (count, features) that select the same `rank` factors for all instances of a task.
+
+    A task's factors are those whose centroids its mean is nearest to, so that tasks that are alike share some. Ridge
+    regression from the descriptions to which factors these are then gives the weights.
+
+    Args:
+        read: (N, features) descriptions.
+        tasks: (N,) int64, whose they are, 0 to T - 1; each has one at least.
+        count: factors.
+        rank: how many are selected.
+        generator: for the centroids.
+    """
+    share = F.one_hot(tasks).to(read.dtype)
+    means = F.normalize((share / share.sum(dim=0)).T @ read, dim=1)
+    nearest = top_factors(means @ centroids(means, count, generator).T, rank)
+    wanted = torch.full((len(means), count), -rank / count, dtype=read.dtype).scatter_add_(
+        1, nearest, torch.ones_like(nearest, dtype=read.dtype)
+    )
+    products = read @ read.T
+    products.diagonal().add_(_RIDGE * products.diagonal().mean())
+    return torch.linalg.solve(products, wanted[tasks]).T @ read
 
 
 def spread_like_random(directions: Tensor, read: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from mixlora_cli.method.config import MixLoraConfig
+from mixlora_cli.method.config import MixLoraConfig, RouterInit
 from mixlora_cli.method.context import RoutingContext
 from mixlora_cli.method.factors import (
     ConditionalRouter,
@@ -20,6 +20,7 @@ from mixlora_cli.method.factors import (
     LoadOffset,
     Standardiser,
     centroids,
+    of_tasks,
     spread_like_random,
 )
 from mixlora_cli.method.forward_info import CachedSelection, ForwardInfo
@@ -78,8 +79,8 @@ class _Rule:
     """B gets A's selection."""
     shared: int
     """So many factors, the first ones, are every instance's."""
-    clustered: bool
-    """Routers start as centroids of what they read."""
+    router_init: RouterInit
+    """What the routers start as."""
     block: str
     """All of its layers get the selection of the one that holds the routers; "" = the layer selects for itself."""
     holder: str
@@ -147,7 +148,7 @@ class MixLoraLayer(BaseTunerLayer):
             soft=config.gate == "soft",
             tied=config.pairing == "tied",
             shared=config.shared_factors,
-            clustered=config.router_init == "clusters",
+            router_init=config.router_init,
             block=block,
             holder=holder,
             keeps=config.decode == "prefill",
@@ -509,17 +510,18 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
         return standardised
 
     @torch.no_grad()
-    def calibrate(self, name: str, read: Tensor) -> None:
-        """Take the statistics that routing.normalize needs, and the routers' first values where they are centroids.
+    def calibrate(self, name: str, read: Tensor, tasks: Tensor | None = None) -> None:
+        """Take the statistics that routing.normalize needs, and the routers' first values where these follow from them.
 
         Args:
             name: the adapter.
             read: descriptions (N, width) of N training instances, as the routers see them.
+            tasks: (N,) whose they are, 0 to T - 1; for router_init=tasks.
         """
         standardiser, rule = self.mixlora_standardiser[name], self.rules[name]
         assert isinstance(standardiser, Standardiser)
         standardiser.take(read.to(standardiser.mean.device))
-        if not rule.clustered:
+        if rule.router_init == "random":
             return
         # On the CPU, so that the same draws are made whatever the device.
         standardised = standardiser(read.to(standardiser.mean.device)).cpu()
@@ -527,9 +529,12 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
         for routers in (self.mixlora_router_a, self.mixlora_router_b):
             if name in routers:
                 weight: Tensor = routers[name].weight  # type: ignore[assignment]
-                weight.copy_(
-                    spread_like_random(centroids(standardised, len(weight), generator), standardised)
-                )
+                if rule.router_init == "clusters":
+                    start = centroids(standardised, len(weight), generator)
+                else:
+                    assert tasks is not None
+                    start = of_tasks(standardised, tasks, len(weight), rule.rank - rule.shared, generator)
+                weight.copy_(spread_like_random(start, standardised))
 
     def __repr__(self) -> str:
         return "mixlora." + super().__repr__()

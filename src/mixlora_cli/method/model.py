@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -149,15 +149,28 @@ class MixLoraModel(BaseTuner):
             yield
 
     @contextmanager
-    def calibrated(self, adapter_name: str = "default") -> Iterator[None]:
+    def calibrated(
+        self, adapter_name: str = "default", tasks: Sequence[Hashable] | None = None
+    ) -> Iterator[None]:
         """Inside, read some training inputs; behind, the adapter has the statistics that `normalize` needs of them.
 
         Before the first training step, with the inputs as training has them (a prompt that is known where `pool` asks
         for it). With the same inputs and seed it does the same again. Nothing happens without `normalize`.
 
+        Args:
+            adapter_name: whose statistics.
+            tasks: for router_init=tasks: whose each of the inputs is, in their order; of two tasks at least.
+
         Raises:
-            ValueError: fewer than two inputs were read.
+            ValueError: fewer than two inputs were read, or not as many as `tasks` names.
         """
+        numbers = {task: number for number, task in enumerate(dict.fromkeys(tasks or ()))}
+        config = self.peft_config[adapter_name]
+        if isinstance(config, MixLoraConfig) and config.router_init == "tasks" and len(numbers) < 2:
+            raise ValueError(
+                f"router_init=tasks needs inputs of two tasks at least; tasks names {len(numbers)}"
+            )
+        whose = torch.tensor([numbers[task] for task in tasks or ()])
         layers = [
             m
             for m in self.modules()
@@ -174,7 +187,9 @@ class MixLoraModel(BaseTuner):
             read = torch.cat(found.pop((layer.name, adapter_name), []) or [torch.empty(0, 1)])
             if len(read) < 2:
                 raise ValueError(f"{layer.name}: statistics need two inputs at least, {len(read)} were read")
-            layer.calibrate(adapter_name, read)
+            if tasks is not None and len(tasks) != len(read):
+                raise ValueError(f"{layer.name}: tasks names {len(tasks)} inputs, {len(read)} were read")
+            layer.calibrate(adapter_name, read, whose)
 
     @torch.no_grad()
     def balance(
@@ -199,12 +214,12 @@ class MixLoraModel(BaseTuner):
                 module.known = True
 
     def calibrated_tensors(self, adapter_name: str = "default") -> list[Tensor]:
-        """All that `calibrated` has set: statistics, and routers that start as centroids; in the layers' order."""
+        """All that `calibrated` has set: statistics, and routers that start from them; in the layers' order."""
         found: list[Tensor] = []
         for layer in self.modules():
             if isinstance(layer, MixLoraLinear) and adapter_name in layer.mixlora_standardiser:
                 found += layer.mixlora_standardiser[adapter_name].buffers()
-                if layer.rules[adapter_name].clustered:
+                if layer.rules[adapter_name].router_init != "random":
                     routers = (layer.mixlora_router_a, layer.mixlora_router_b)
                     weights: list[Any] = [
                         each[adapter_name].weight for each in routers if adapter_name in each

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -144,7 +145,8 @@ def _train(config: TrainConfig, run: RunFolder, base: LoadedModel | None) -> Non
         require_packing(trainer, list(islice(dataset, _LOOKED_AT)))
     trainer.router_learning_rate = config.train.router_learning_rate
     if config.adapter.name == "mixlora" and config.routing.normalize:
-        trainer.calibrate(_sample(dataset, config.seed))
+        by_task = config.routing.router_init == "tasks"
+        trainer.calibrate(_sample(dataset, config.seed, by_task))
     trainer.tend_routing(config.routing, run.routing, console)
     if arguments.process_index:
         set_seed(config.seed + arguments.process_index)  # its own dropout
@@ -241,14 +243,23 @@ def dummy_image_for_text(
 
 _CALIBRATED = 256
 """Training instances whose descriptions give the statistics of routing.normalize."""
+_OF_A_TASK = 8
+"""That many at least of each task, where the tasks are to be told apart."""
 
 
-def _sample(dataset: EncodedDataset | StreamedDataset, seed: int) -> list[Item]:
-    """Instances as training meets them: drawn from all, or the first of a stream."""
+def _sample(dataset: EncodedDataset | StreamedDataset, seed: int, by_task: bool) -> list[Item]:
+    """Instances as training meets them, drawn from all or the first of a stream; `by_task`, as many of each task."""
     if isinstance(dataset, StreamedDataset):
-        return list(islice(dataset, _CALIBRATED))
-    count = min(_CALIBRATED, len(dataset))
-    return [dataset[place] for place in random.Random(seed).sample(range(len(dataset)), count)]
+        drawn: Iterable[Item] = islice(dataset, _CALIBRATED * _OF_A_TASK if by_task else _CALIBRATED)
+    else:
+        drawn = (dataset[place] for place in random.Random(seed).sample(range(len(dataset)), len(dataset)))
+    if not by_task:
+        return list(islice(drawn, _CALIBRATED))
+    found: dict[str, list[Item]] = defaultdict(list)
+    for item in drawn:
+        found[item.task].append(item)
+    count = max(_OF_A_TASK, _CALIBRATED // max(len(found), 1))
+    return [item for items in found.values() for item in items[:count]]
 
 
 _LOOKED_AT = 200

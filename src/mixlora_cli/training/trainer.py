@@ -29,7 +29,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from mixlora_cli.config import RoutingConfig
 from mixlora_cli.data.collate import Collator
 from mixlora_cli.data.encode import EncodedDataset, Item, StreamedDataset
-from mixlora_cli.errors import UserError
+from mixlora_cli.errors import UserError, cut
 from mixlora_cli.method import health
 from mixlora_cli.method.context import RoutingContext
 from mixlora_cli.method.model import MixLoraModel, selected
@@ -163,7 +163,7 @@ class AdapterTrainer(Trainer):
         Each process reads the same items, or of a stream its own; all get what the first one has found.
 
         Raises:
-            UserError: there are fewer than two.
+            UserError: there are fewer than two, or for router_init=tasks fewer than two tasks.
         """
         tuner, collate = getattr(self.model, "base_model", None), self.data_collator
         assert isinstance(tuner, MixLoraModel) and isinstance(collate, Collator)
@@ -171,9 +171,15 @@ class AdapterTrainer(Trainer):
             raise UserError(
                 f"routing.normalize=true needs two training records at least; there are {len(items)}"
             )
+        tasks = [item.task for item in items]
+        if tuner.peft_config["default"].router_init == "tasks" and len(set(tasks)) < 2:
+            raise UserError(
+                f"routing.router_init=tasks tells tasks apart, and all training records are of {cut(tasks[0])}; give "
+                "routing.router_init=clusters, which needs no tasks"
+            )
         tuner.to(self.args.device)  # where DeepSpeed or FSDP would bring it themselves, later
         padded, size = replace(collate, packed=False), self.args.per_device_train_batch_size
-        with tuner.calibrated():
+        with tuner.calibrated(tasks=tasks):
             for start in range(0, len(items), size):
                 self.log_probabilities(padded(items[start : start + size]))
         for tensor in tuner.calibrated_tensors() if self.accelerator.num_processes > 1 else ():
