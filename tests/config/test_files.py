@@ -180,7 +180,7 @@ def test_what_task_routing_does_not_heed_is_refused(given: str) -> None:
         (["adapter.shared_factors=4"], "adapter.shared_factors=4: must be < rank=4"),
         (
             ["routing=instance", "routing.router_init=clusters"],
-            r"routing\.router_init=clusters: clusters what .* add it",
+            r"routing\.router_init=clusters: starts from what .* add it",
         ),
         (
             ["routing=random", "adapter.gate=soft"],

@@ -12,7 +12,7 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 from mixlora_cli import MixLoraConfig
-from mixlora_cli.method.factors import LoadOffset, Standardiser, centroids, spread_like_random
+from mixlora_cli.method.factors import LoadOffset, Standardiser, centroids, of_tasks, spread_like_random
 from mixlora_cli.method.layer import MixLoraLinear
 
 
@@ -44,6 +44,37 @@ def test_centroids_find_groups_of_directions() -> None:
     assert (read @ spread.T).std().item() == pytest.approx(1 / math.sqrt(3))
     # More centroids than inputs: the rest stay directions of inputs.
     assert centroids(read[:3], 5, generator).isfinite().all()
+
+
+def test_weights_of_tasks_solve_the_ridge_regression_of_their_factors() -> None:
+    """Against the normal equations, for the factors that the weights themselves select for each task."""
+    generator = torch.Generator().manual_seed(0)
+    means = 2 * torch.randn(6, 20, generator=generator, dtype=torch.float64)
+    tasks = torch.arange(6).repeat_interleave(torch.tensor([3, 5, 2, 8, 4, 4]))
+    read = means[tasks] + 0.5 * torch.randn(len(tasks), 20, generator=generator, dtype=torch.float64)
+    weight = of_tasks(read, tasks, 8, 3, generator)
+    chosen = (read @ weight.T).topk(3).indices.sort().values
+    wanted = torch.zeros(len(tasks), 8, dtype=torch.float64).scatter_(1, chosen, 1.0) - 3 / 8
+    ridge = 0.1 * read.square().sum(dim=1).mean()
+    expected = torch.linalg.inv(read.T @ read + ridge * torch.eye(20)) @ read.T @ wanted
+    torch.testing.assert_close(weight, expected.T)
+    of_task = [{tuple(row) for row in chosen[tasks == task].tolist()} for task in range(6)]
+    assert [len(each) for each in of_task] == [1] * 6 and len(set.union(*of_task)) > 3
+    # Of instances that were not read.
+    others = means[tasks] + 0.5 * torch.randn(len(tasks), 20, generator=generator, dtype=torch.float64)
+    assert torch.equal((others @ weight.T).topk(3).indices.sort().values, chosen)
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_fewer_tasks_than_factors_share_none(number: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    tasks = torch.arange(number).repeat(5)
+    read = 3 * torch.randn(number, 12, generator=generator)[tasks]
+    read = read + 0.1 * torch.randn(len(tasks), 12, generator=generator)
+    chosen = (read @ of_tasks(read, tasks, 16, 4, generator).T).topk(4).indices
+    factors = [set(chosen[tasks == task].flatten().tolist()) for task in range(number)]
+    assert [len(each) for each in factors] == [4] * number
+    assert len(set.union(*factors)) == 4 * number
 
 
 def tuner(model: PeftModel) -> Any:
@@ -94,6 +125,25 @@ def test_without_statistics_it_is_refused(prompts) -> None:
     too_few = pytest.raises(ValueError, match="statistics need two inputs at least, 1 were read")
     with too_few, tuner(model).calibrated():
         model(**batch(prompts[:1]))
+
+
+def test_tasks_are_named_for_each_input(prompts) -> None:
+    config = MixLoraConfig(r=2, factors=8, normalize=True, pool="text", router_init="tasks")
+    model = get_peft_model(build_llava(), config).eval()
+    for tasks, message in (
+        (None, "router_init=tasks needs inputs of two tasks at least; tasks names 0"),
+        (["a", "a", "a"], "two tasks at least; tasks names 1"),
+        (["a", "b"], r"q_proj: tasks names 2 inputs, \d were read"),
+    ):
+        with pytest.raises(ValueError, match=message), tuner(model).calibrated(tasks=tasks):
+            model(**batch(prompts))
+    with tuner(model).calibrated(tasks=["a", "b", *["a"] * (len(prompts) - 2)]):
+        model(**batch(prompts[:2]))
+        model(**batch(prompts[2:]))
+    logits(model, batch(prompts))
+    for selection in tuner(model).selections().values():
+        chosen = selection.index_a.sort().values
+        assert torch.equal(chosen[0], chosen[2]) and not torch.equal(chosen[0], chosen[1])
 
 
 def test_they_are_saved_and_loaded(prompts, tmp_path) -> None:

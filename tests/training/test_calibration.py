@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import signal
+from array import array
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mixlora_cli.config import RoutingConfig, TrainConfig
-from mixlora_cli.data.encode import encode_records
+from mixlora_cli.data.encode import EncodedDataset, Item, encode_records
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.errors import UserError
 from mixlora_cli.method.layer import MixLoraLinear
@@ -79,6 +81,63 @@ def test_statistics_are_those_of_the_prompts_words_on_the_base(make_config: Make
     for factor, direction in enumerate(torch.nn.functional.normalize(router, dim=1)):
         centre = torch.nn.functional.normalize(unit[nearest == factor].sum(dim=0), dim=0)
         torch.testing.assert_close(direction, centre, rtol=1e-3, atol=1e-4)
+
+
+def test_routers_start_by_telling_tasks_apart(make_config: MakeConfig, tmp_path: Path) -> None:
+    """As many records of each task, in closed form from what the base makes of their prompts."""
+    config = plus(make_config("run", learning_rate=1e-12))
+    config = replace(config, routing=replace(ROUTING, router_init="tasks"))
+    weights = adapter_weights(train(config))
+    read = words_read_by(config, LAYER.removeprefix("base_model.model."))
+    tasks = [record.task for record in load_records(config.data, "train")]
+    assert len(set(tasks)) > 1
+    standardised = (read - weights[f"{LAYER}.mixlora_standardiser.mean"]) / weights[
+        f"{LAYER}.mixlora_standardiser.deviation"
+    ]
+    router = weights[f"{LAYER}.mixlora_router_a.weight"]
+    logits = standardised @ router.T
+    assert logits.std().item() == pytest.approx(1 / math.sqrt(3), rel=1e-3)
+    chosen = logits.topk(config.rank).indices.sort().values
+    wanted = torch.zeros(logits.shape).scatter_(1, chosen, 1.0) - config.rank / len(router)
+    ridge = 0.1 * standardised.square().sum(dim=1).mean()
+    solved = standardised.T @ torch.linalg.solve(
+        standardised @ standardised.T + ridge * torch.eye(len(read)), wanted
+    )
+    torch.testing.assert_close(
+        torch.nn.functional.normalize(router.flatten(), dim=0),
+        torch.nn.functional.normalize(solved.T.flatten(), dim=0),
+        rtol=1e-2,
+        atol=1e-3,
+    )
+    by_task = {
+        name: {tuple(row) for row, task in zip(chosen.tolist(), tasks, strict=True) if task == name}
+        for name in tasks
+    }
+    assert all(len(each) == 1 for each in by_task.values())
+
+
+def test_one_task_cannot_be_told_apart(make_config: MakeConfig) -> None:
+    config = plus(make_config("run"))
+    config = replace(
+        config,
+        routing=replace(ROUTING, router_init="tasks"),
+        data=replace(config.data, tasks=["task0"]),
+    )
+    with pytest.raises(
+        UserError, match=r"tells tasks apart, and all training records are of task0; give .*clusters"
+    ):
+        train(config)
+
+
+def test_as_many_of_each_task_are_read() -> None:
+    items = [Item(array("i"), array("i"), (), f"task{n % 7 % 3}", n) for n in range(100)]
+    found = train_module._sample(EncodedDataset(items), 0, True)
+    assert Counter(item.task for item in found) == {"task0": 43, "task1": 29, "task2": 28}
+    many = [Item(array("i"), array("i"), (), f"task{n % 50}", n) for n in range(1000)]
+    found = train_module._sample(EncodedDataset(many), 0, True)
+    assert set(Counter(item.task for item in found).values()) == {8} and len(found) == 400
+    assert len({item.index for item in found}) == 400
+    assert len(train_module._sample(EncodedDataset(many), 0, False)) == 256
 
 
 def test_statistics_come_back_with_the_adapter(make_config: MakeConfig) -> None:

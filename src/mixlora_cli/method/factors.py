@@ -121,8 +121,9 @@ _RIDGE = 0.1
 def of_tasks(read: Tensor, tasks: Tensor, count: int, rank: int, generator: torch.Generator) -> Tensor:
     """Router weights (count, features) that select the same `rank` factors for all instances of a task.
 
-    A task's factors are those whose centroids its mean is nearest to, so that tasks that are alike share some. Ridge
-    regression from the descriptions to which factors these are then gives the weights.
+    A task's factors are those whose centroids its mean is nearest to, so that tasks that are alike share some; where
+    tasks are fewer than factors, several are one task's own. Ridge regression from the descriptions to which factors
+    these are then gives the weights.
 
     Args:
         read: (N, features) descriptions.
@@ -133,13 +134,16 @@ def of_tasks(read: Tensor, tasks: Tensor, count: int, rank: int, generator: torc
     """
     share = F.one_hot(tasks).to(read.dtype)
     means = F.normalize((share / share.sum(dim=0)).T @ read, dim=1)
-    nearest = top_factors(means @ centroids(means, count, generator).T, rank)
+    few = len(means) <= count
+    centres = means[torch.arange(count) % len(means)] if few else centroids(means, count, generator)
+    nearest = top_factors(means @ centres.T, rank)
     wanted = torch.full((len(means), count), -rank / count, dtype=read.dtype).scatter_add_(
         1, nearest, torch.ones_like(nearest, dtype=read.dtype)
     )
     products = read @ read.T
     products.diagonal().add_(_RIDGE * products.diagonal().mean())
-    return torch.linalg.solve(products, wanted[tasks]).T @ read
+    weights: Tensor = torch.linalg.solve(products, wanted[tasks])
+    return weights.T @ read
 
 
 def spread_like_random(directions: Tensor, read: Tensor) -> Tensor:

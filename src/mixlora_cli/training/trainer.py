@@ -31,6 +31,7 @@ from mixlora_cli.data.collate import Collator
 from mixlora_cli.data.encode import EncodedDataset, Item, StreamedDataset
 from mixlora_cli.errors import UserError, cut
 from mixlora_cli.method import health
+from mixlora_cli.method.config import MixLoraConfig
 from mixlora_cli.method.context import RoutingContext
 from mixlora_cli.method.model import MixLoraModel, selected
 from mixlora_cli.models.adapters import (
@@ -172,7 +173,9 @@ class AdapterTrainer(Trainer):
                 f"routing.normalize=true needs two training records at least; there are {len(items)}"
             )
         tasks = [item.task for item in items]
-        if tuner.peft_config["default"].router_init == "tasks" and len(set(tasks)) < 2:
+        config = tuner.peft_config["default"]
+        assert isinstance(config, MixLoraConfig)
+        if config.router_init == "tasks" and len(set(tasks)) < 2:
             raise UserError(
                 f"routing.router_init=tasks tells tasks apart, and all training records are of {cut(tasks[0])}; give "
                 "routing.router_init=clusters, which needs no tasks"
