@@ -16,7 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LIBRARIES := .cache/libraries
-REPRODUCTIONS := $(addprefix reproduce-,table1 table2 table3 figure4 figures beyond seen control)
+REPRODUCTIONS := $(addprefix reproduce-,table1 table2 table3 figure4 figures beyond seen control study study_unseen)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-libraries test-peft lint format types check clean $(REPRODUCTIONS)
@@ -43,6 +43,8 @@ reproduce-figures: ## Figures 2, 5, 6 and 7: interference and selection maps
 reproduce-beyond: ## beyond the paper: trained routers, prompt pooling, other CFS, task routing, LoRA of equal size
 reproduce-seen: ## beyond the paper: these and Table 2 on held-out instances of six seen tasks
 reproduce-control: ## beyond the paper: Table 3's six tasks alone, on the same instances as often as the specialists
+reproduce-study: ## beyond the paper: ways to select after 900 steps, held-out instances and losses of all seen tasks
+reproduce-study_unseen: ## beyond the paper: the same trainings on the unseen benchmarks
 
 # The same command goes on where it was: finished cells stay, interrupted trainings resume, failed ones are tried again.
 COMMA := ,

@@ -37,7 +37,7 @@ LINES = {
     "train +adaptor=lora": f"adaptor=lora: unknown key; {TOP}; did you mean adapter?",
     "train learning_rate=1": f"learning_rate=1: unknown key; {TOP}; did you mean train.learning_rate?",
     "train adapter=lroa": (
-        "adapter=lroa: no such option; allowed: full, lora, mixlora, none; did you mean lora?"
+        "adapter=lroa: no such option; allowed: full, lora, mixlora, mixlora_plus, none; did you mean lora?"
     ),
     "train adapter.cfs=papr": (
         "adapter.cfs=papr: must be one of paper, released, none; did you mean paper?"

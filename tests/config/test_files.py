@@ -85,6 +85,7 @@ def test_every_option_composes(group: str, option: str, folder: Path) -> None:
         if option.startswith("llava_1_5"):
             assert chosen.name_or_path == f"llava-hf/llava-1.5-{option[-3:].strip('_')}-hf"
         names = {("model", "hf"): "some-llava", ("data", "json"): "my", ("routing", "auto"): "task"}
+        names["adapter", "mixlora_plus"] = "mixlora"
         assert chosen.name == names.get((group, option), option)
 
 
@@ -122,6 +123,21 @@ def test_experiment_changes_only_what_it_names() -> None:
     assert replace(quick, data=plain.data, train=plain.train) == plain
 
 
+@pytest.mark.parametrize(("rank", "shared"), [(1, 0), (2, 1), (4, 3), (8, 6)])
+def test_mixlora_plus_is_mixlora_with_other_choices(rank: int, shared: int) -> None:
+    """Also on top of a row of the paper, and with a choice of one's own."""
+    for given in ([], ["experiment=paper/mixlora_e16_r4"], ["experiment=mini/mixlora_e16_r8"]):
+        plain = composed("train", *given, "routing=instance", f"rank={rank}")
+        plus = composed("train", *given, "adapter=mixlora_plus", f"rank={rank}")
+        assert plus.adapter == replace(plain.adapter, pairing="tied", shared_factors=shared)
+        assert plus.routing == replace(plain.routing, pool="text", normalize=True, router_init="tasks")
+        assert replace(plain, adapter=plus.adapter, routing=plus.routing, output_dir=plus.output_dir) == plus
+    own = composed(
+        "train", "adapter=mixlora_plus", "routing.router_init=clusters", "adapter.shared_factors=0"
+    )
+    assert (own.routing.router_init, own.adapter.shared_factors) == ("clusters", 0)
+
+
 @pytest.mark.parametrize("option", ["zero1", "zero2", "zero3", "zero3_offload"])
 def test_stages_of_zero_are_plain_values(option: str) -> None:
     values = composed("train", f"deepspeed={option}").deepspeed.config
@@ -135,6 +151,7 @@ def test_stages_of_zero_are_plain_values(option: str) -> None:
         ([], "runs/mini-mini/mixlora-task-e16-r4-seed0"),
         (["rank=2", "factors=8", "seed=3"], "runs/mini-mini/mixlora-task-e8-r2-seed3"),
         (["routing=random"], "runs/mini-mini/mixlora-random-e16-r4-seed0"),
+        (["adapter=mixlora_plus"], "runs/mini-mini/mixlora-instance-tasks-e16-r4-seed0"),
         (["adapter=lora", "rank=8"], "runs/mini-mini/lora-r8-seed0"),
         (["adapter=full", "model=tiny"], "runs/tiny-mini/full-seed0"),
         (["model=hf", "model.name_or_path=org/net-1.5", "adapter=lora"], "runs/net-1.5-mini/lora-r4-seed0"),

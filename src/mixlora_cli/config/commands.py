@@ -692,7 +692,9 @@ class TsneConfig(Settings):
         )
 
 
-TableName = Literal["table1", "table2", "table3", "figure4", "beyond", "seen", "control"]
+TableName = Literal[
+    "table1", "table2", "table3", "figure4", "beyond", "seen", "control", "study", "study_unseen"
+]
 MINI_ALONE = ("beyond", "seen", "control")
 """Tables that the paper does not have."""
 What = Literal[TableName, "figures"]

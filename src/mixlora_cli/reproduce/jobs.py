@@ -183,8 +183,10 @@ def _job(config: ReproduceConfig, row: Row, seed: int, task: str | None) -> Job:
         steps = [_training(config, row.name, seed, task)]
         folder = steps[0].result.parent
     if config.what in TABLES:
-        tasks = ((task,) if task else SEEN_TASKS[config.scale]) if TABLES[config.what].on_seen_tasks else None
-        return Job(row.name, seed, task, folder, (*steps, _evaluation(config, row.name, folder, tasks)))
+        layout = TABLES[config.what]
+        tasks = (task,) if task else () if layout.of_every_task else SEEN_TASKS[config.scale]
+        evaluation = _evaluation(config, row.name, folder, tasks if layout.on_seen_tasks else None)
+        return Job(row.name, seed, task, folder, (*steps, evaluation))
     lora = _training(config, _LORA, seed, None).result.parent
     steps += _drawings(config, row.name, folder, lora)
     return Job(row.name, seed, task, folder, tuple(steps), lora if row.name == _COMPARED else None)
@@ -243,7 +245,7 @@ def _planned(arguments: Sequence[str]) -> float | None:
 
 
 def _evaluation(config: ReproduceConfig, experiment: str, folder: Path, tasks: Sequence[str] | None) -> Step:
-    """`mixlora eval` on the unseen benchmarks, or on held-out instances of `tasks` alone."""
+    """`mixlora eval` on the unseen benchmarks, or on held-out instances of `tasks` alone, () being all."""
     is_base, name = experiment == BASE, EVALUATION if tasks is None else SEEN_EVALUATION
     given = [f"experiment={config.scale}/{BASE if is_base else 'shared/evaluation'}", *_tasks(tasks)]
     if tasks is not None:
@@ -306,7 +308,7 @@ def _drawing(
 
 
 def _tasks(tasks: Sequence[str] | None) -> list[str]:
-    return [] if tasks is None else [f"data.tasks=[{','.join(tasks)}]"]
+    return [f"data.tasks=[{','.join(tasks)}]"] if tasks else []
 
 
 def _budget(config: ReproduceConfig, key: str) -> list[str]:

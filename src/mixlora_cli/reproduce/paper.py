@@ -101,7 +101,7 @@ SHARED: dict[str, dict[str, tuple[tuple[str, ...], str]]] = {
         "shared/mixlora": (
             ("shared/recipe",),
             """adapter=mixlora adapter.dropout=0.0 adapter.cfs=paper adapter.router_grad=none
-            routing.pool=all routing.balance_loss=0.0 train.learning_rate=1e-3""",
+            train.learning_rate=1e-3""",
         ),
         # One adapter for each task, with eight passes over what the joint run sees of it: 300 steps of 8 instances over
         # 26 tasks. (data.max_per_task=null train.steps=63 instead: one pass over all 500.)
@@ -113,6 +113,8 @@ SHARED: dict[str, dict[str, tuple[tuple[str, ...], str]]] = {
             f"""output_dir=runs/mini/control-{_RUN} data.tasks=[{",".join(SEEN_TASKS["mini"])}]
             data.max_per_task=92 train.steps=552""",
         ),
+        # Three times the steps of the tables, each of 7,200 instances once.
+        "shared/study": ((), "train.steps=900"),
         # `mixlora eval run=FOLDER experiment=mini/shared/evaluation` is how every cell is evaluated.
         "shared/evaluation": ((), "data=mini eval.batch_size=32 eval.max_new_tokens=24"),
     },
@@ -205,6 +207,13 @@ def _specialist(rank: int, *numbers: float) -> Row:
 def _control(name: str, title: str, *labels: str) -> Row:
     base = (name, "shared/control")
     return Row(f"control_{name}", title, labels, base, "", (In("control"),), only_mini=True)
+
+
+def _study(name: str, title: str, base: str, settings: str = "", rate: str = "") -> Row:
+    """One way to select, or LoRA, trained as long as all others of the study."""
+    settings = f"output_dir=runs/mini/study-{name}-seed${{seed}} {settings}"
+    bases, tables = (base, "shared/study"), (In("study"), In("study_unseen"))
+    return Row(f"study_{name}", title, (title,), bases, settings, tables, _rate(rate), only_mini=True)
 
 
 def _folder(name: str) -> str:
@@ -329,6 +338,14 @@ ROWS: tuple[Row, ...] = (
     _control("lora_r16", "LoRA r=16", "LoRA", ABSENT, "16"),
     _control("mixlora_e16_r4", "MixLoRA E=16 r=4", "MixLoRA", "16", "4"),
     _control("task_routing", "MixLoRA E=16 r=4 routing=task", "MixLoRA, routing=task", "16", "4"),
+    _study("lora_r4", "LoRA r=4", "lora_r4"),
+    _study("lora_scale8", "LoRA r=4, MixLoRA's scale", "lora_r4", "adapter.alpha=32", "1e-3"),
+    _study("lora_r16", "LoRA r=16", "lora_r16"),
+    _study("lora_equal", "LoRA r=63", "lora_equal"),
+    _study("random", "MixLoRA, random", "mixlora_e16_r4", "routing=random"),
+    _study("instance", "MixLoRA, as published", "mixlora_e16_r4"),
+    _study("task", "MixLoRA, by task, tied", "task_routing", "adapter.pairing=tied"),
+    _study("plus", "mixlora_plus", "mixlora_e16_r4", "adapter=mixlora_plus adapter.dropout=0.0"),
 )
 
 
@@ -348,12 +365,25 @@ class Layout:
     """Of these benchmarks or means alone; () = all."""
     on_seen_tasks: bool = False
     """Whether held-out instances of the six seen tasks are scored, not the unseen benchmarks."""
+    of_every_task: bool = False
+    """Whether all seen tasks are answered then, so that the loss is about them all."""
 
 
 _MODEL = ("Model", "Factors", "Rank")
 _CHOICES = tuple((row.name, "mixlora_e16_r4", row.why) for row in ROWS if row.why)
 _SAME_RANK, _SAME_SIZE = "the same rank", "the same number of trained parameters"
 _WORTH = "is the routing worth anything"
+
+_STUDY_PAIRS: tuple[Pair, ...] = (
+    ("study_plus", "study_lora_r16", _SAME_SIZE),
+    ("study_plus", "study_lora_r4", _SAME_RANK),
+    ("study_plus", "study_task", "instance or task"),
+    ("study_plus", "study_instance", "what the paper's form lacks"),
+    ("study_task", "study_lora_r16", _SAME_SIZE),
+    ("study_task", "study_lora_r4", _SAME_RANK),
+    ("study_instance", "study_lora_r4", _SAME_RANK),
+    ("study_instance", "study_random", _WORTH),
+)
 
 TABLES: dict[str, Layout] = {
     "table1": Layout(
@@ -436,6 +466,16 @@ TABLES: dict[str, Layout] = {
             ("control_mixlora_e16_r4", "control_lora_r16", _SAME_SIZE),
         ),
         on_seen_tasks=True,
+    ),
+    "study": Layout(
+        "Beyond the paper: ways to select after 900 steps, held-out instances of the seen tasks",
+        ("Trained",),
+        _STUDY_PAIRS,
+        on_seen_tasks=True,
+        of_every_task=True,
+    ),
+    "study_unseen": Layout(
+        "Beyond the paper: ways to select after 900 steps, the unseen benchmarks", ("Trained",), _STUDY_PAIRS
     ),
 }
 
