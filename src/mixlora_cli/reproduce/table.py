@@ -28,6 +28,7 @@ from mixlora_cli.evaluation.results import (
 from mixlora_cli.evaluation.scoring import LOSS, Task
 from mixlora_cli.plots import figure
 from mixlora_cli.progress import say
+from mixlora_cli.reproduce.curves import draw_curves
 from mixlora_cli.reproduce.jobs import EVALUATION, RECORD, SEEN_EVALUATION, read_record
 from mixlora_cli.reproduce.paper import (
     ABSENT,
@@ -53,6 +54,7 @@ from mixlora_cli.stats import (
     why_untested,
 )
 from mixlora_cli.tables import Cell, Table, latex, markdown, show, to_csv
+from mixlora_cli.training.run_folder import RunFolder
 
 UNITS = "MME in points, the rest in per cent; [...]: 95 % interval"
 SIGNIFICANCE = 0.05
@@ -96,8 +98,20 @@ def table(config: TableConfig) -> list[Path]:
     written = [folder / file for file in contents]
     if values.name == "figure4":
         written += _draw(values, folder)
+    if values.layout.of_every_task:
+        beside = values.row(values.layout.pairs[0][1]).row.title
+        written += draw_curves(_trainings(values, config), beside, folder)
     say(f"written: {', '.join(map(str, written))}", Console())
     return written
+
+
+def _trainings(values: TableValues, config: TableConfig) -> dict[str, dict[int, Path]]:
+    cells = find_cells(Path(config.runs).expanduser())
+    return {
+        each.row.title: {seed: RunFolder(cells[each.row.name, seed, None][0][0]).metrics for seed in seeds}
+        for each in values.rows
+        if (seeds := each.seeds(LOSS_TITLE))
+    }
 
 
 @dataclass(frozen=True)
