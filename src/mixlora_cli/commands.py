@@ -38,7 +38,7 @@ _ALL = (
     Command("judge", "JudgeCommandConfig", "mixlora_cli.judging.judge:judge", "judge"),
     Command("report", "ReportConfig", "mixlora_cli.report.run:report"),
     Command("align", "AlignConfig", "mixlora_cli.prepare.align.run:align"),
-    Command("bench", "BenchConfig", "mixlora_cli.analysis.bench.run:bench", "model,data"),
+    Command("bench", "BenchConfig", "mixlora_cli.analysis.bench.run:bench", "model,data,adapter,routing"),
     Command("prepare", "PrepareConfig", "mixlora_cli.prepare.run:prepare", "model,data"),
     Command("check", "CheckConfig", "mixlora_cli.prepare.check:check", "model,data"),
     Command("export", "ExportConfig", "mixlora_cli.analysis.export.run:export", "model,data"),

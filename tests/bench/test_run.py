@@ -14,7 +14,15 @@ from mixlora_cli.analysis.bench import run, whole
 from mixlora_cli.analysis.bench.counters import interleave
 from mixlora_cli.analysis.bench.run import PRODUCTS, bench, make_plan, pools_of, tokens_for
 from mixlora_cli.analysis.bench.whole import WholeModel, measure
-from mixlora_cli.config import PARTS, BenchConfig, BenchSettings, DataConfig, ModelConfig
+from mixlora_cli.config import (
+    PARTS,
+    AdapterConfig,
+    BenchConfig,
+    BenchSettings,
+    DataConfig,
+    ModelConfig,
+    RoutingConfig,
+)
 from mixlora_cli.errors import UserError
 from mixlora_cli.method.layer import MixLoraLayer
 
@@ -24,6 +32,28 @@ CONFIG = BenchConfig(
     bench=BenchSettings(),
     output_dir="out",
 )
+
+
+def test_other_ways_to_select_are_cases_of_their_own() -> None:
+    """Those of the paper's keep their names, so that what was measured stays."""
+    usual = make_plan(CONFIG, "fp32")
+    plus = replace(
+        CONFIG,
+        adapter=AdapterConfig("mixlora", pairing="tied"),
+        routing=RoutingConfig("instance", pool="text", normalize=True),
+    )
+    changed = {case.part: case.case.get("mixlora") for case in make_plan(plus, "fp32")}
+    about = "pairing=tied pool=text normalize=True"
+    assert changed == {
+        "layer": None,
+        "operations": None,
+        "memory": about,
+        "step": about,
+        "generation": about,
+        "evaluation": about,
+        "scoring": None,
+    }
+    assert not any("mixlora" in case.case for case in usual)
 
 
 def with_settings(**values: Any) -> BenchConfig:

@@ -30,6 +30,8 @@ HEAVY = {
     "wandb",
 }
 LINES = {
+    "bench adapter=lora": "adapter=lora: MixLoRA is what is measured beside LoRA",
+    "bench routing=task": "routing=task: the instances have no task; only instance or random",
     "train factors=4 rank=8": (
         "rank=8: must be <= factors=4, because rank factors are selected out of the pool"
     ),

@@ -380,6 +380,8 @@ class BenchConfig(Settings):
     data: DataConfig
     bench: BenchSettings
     output_dir: OutputFolder
+    adapter: AdapterConfig = field(default_factory=lambda: AdapterConfig("mixlora"))
+    routing: RoutingConfig = field(default_factory=lambda: RoutingConfig("instance"))
     rank: Annotated[Integer, Field(ge=1)] = 4
     factors: Integer = 16
     seed: Seed = 0
@@ -389,6 +391,10 @@ class BenchConfig(Settings):
         for factors in (self.factors, *(self.bench.pools or ())):
             words = f"must be <= {factors}, the smallest pool, because rank factors are selected out of it"
             self.require(self.rank <= factors, "rank", words)
+        self.require(self.adapter.name == "mixlora", "adapter", "MixLoRA is what is measured beside LoRA")
+        self.require(
+            self.routing.name != "task", "routing", "the instances have no task; only instance or random"
+        )
 
 
 class PrepareOptions(Settings, at="prepare"):

@@ -290,7 +290,9 @@ def _whole_model(findings: Findings, cases: list[Measurement]) -> Table:
 
 
 def _about(done: Measurement) -> str:
-    return f"model {done.case['model']}, {done.case['precision']}, batch {done.case['batch_size']}"
+    case, other = done.case, done.case.get("mixlora")
+    about = f"model {case['model']}, {case['precision']}, batch {case['batch_size']}"
+    return f"{about}, MixLoRA with {other}" if other else about
 
 
 def _other_answers(cases: Sequence[Measurement]) -> str:

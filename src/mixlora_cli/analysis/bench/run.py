@@ -26,7 +26,14 @@ from mixlora_cli.analysis.bench.counters import Measurement, Value
 from mixlora_cli.analysis.bench.goals import Findings, find
 from mixlora_cli.analysis.bench.report import all_tables, write_report
 from mixlora_cli.analysis.bench.whole import WholeModel, measure
-from mixlora_cli.config import BenchConfig, BenchSettings, Precision, parse_shape
+from mixlora_cli.config import (
+    AdapterConfig,
+    BenchConfig,
+    BenchSettings,
+    Precision,
+    RoutingConfig,
+    parse_shape,
+)
 from mixlora_cli.models.forward import choose_dtype, multiplies_bf16
 from mixlora_cli.output import alone_in
 from mixlora_cli.progress import counting, say
@@ -196,7 +203,7 @@ def _layer_cases(config: BenchConfig, chosen: dict[str, Any]) -> list[Measuremen
 
 
 def _model_cases(config: BenchConfig, chosen: dict[str, Any], precision: str) -> list[Measurement]:
-    common = {
+    common: dict[str, Value] = {
         "model": config.model.name,
         "data": config.data.name,
         "precision": precision,
@@ -204,6 +211,8 @@ def _model_cases(config: BenchConfig, chosen: dict[str, Any], precision: str) ->
         "factors": config.factors,
         "seed": config.seed,
     }
+    if changed := _changed(config):
+        common["mixlora"] = changed
     rounds = {name: chosen[name] for name in ("rounds", "warmup")}
     few_rounds = {"rounds": chosen["evaluation_rounds"], "warmup": 1}
     step = {**common, "batch_size": chosen["step_batch_size"]}
@@ -219,6 +228,13 @@ def _model_cases(config: BenchConfig, chosen: dict[str, Any], precision: str) ->
         Measurement("evaluation", {**answers, "instances": chosen["instances"], **few_rounds}),
         Measurement("scoring", {"predictions": chosen["predictions"], "seed": config.seed, **few_rounds}),
     ]
+
+
+def _changed(config: BenchConfig) -> str:
+    """How MixLoRA differs from the paper's: `pairing=tied shared_factors=3`."""
+    usual = asdict(AdapterConfig("mixlora")) | asdict(RoutingConfig("instance"))
+    own = asdict(config.adapter) | asdict(config.routing)
+    return " ".join(f"{key}={own[key]}" for key in own if own[key] != usual[key])
 
 
 # -- what the numbers are about ---------------------------------------------------------------------------------------

@@ -32,12 +32,13 @@ from mixlora_cli.analysis.bench.counters import (
 from mixlora_cli.analysis.bench.layers import DTYPES, Bench, LayerCase, build_bench, into_published_form
 from mixlora_cli.benchmarks.metrics import MME, POPE, VQA
 from mixlora_cli.benchmarks.registry import BENCHMARKS, FROM_THE_PAPER
-from mixlora_cli.config import AdapterConfig, BenchConfig, OptimConfig, Part, RoutingConfig, TrainConfig
+from mixlora_cli.config import AdapterConfig, BenchConfig, OptimConfig, Part, TrainConfig
 from mixlora_cli.data.collate import Features
 from mixlora_cli.data.encode import EncodedDataset, Item, encode_prompts, encode_records
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.evaluation.predictions import FILE_NAME, Header, Prediction, open_predictions
 from mixlora_cli.evaluation.scoring import score
+from mixlora_cli.method.model import MixLoraModel
 from mixlora_cli.models.adapters import attach_adapter
 from mixlora_cli.models.features import choose_features
 from mixlora_cli.models.forward import choose_dtype, label_positions, matrix_products_in
@@ -225,13 +226,21 @@ class WholeModel:
         """A new adapter on the base; untrained, so that it answers what the base answers."""
         _ = self.features  # changes the base, so it comes first
         set_seed(self._config.seed)
-        return attach_adapter(
+        adapted = attach_adapter(
             sharing_weights(self.base.model),
-            AdapterConfig(name=name),
-            RoutingConfig(name="instance"),
+            self._adapter(name),
+            self._config.routing,
             self._config.rank,
             self._config.factors,
+            picture_tokens=self.base.chat.image_token_ids,
         )
+        tuner = getattr(adapted, "base_model", None)
+        if isinstance(tuner, MixLoraModel):
+            tuner.skip_calibration()
+        return adapted
+
+    def _adapter(self, name: AdapterName) -> AdapterConfig:
+        return self._config.adapter if name == "mixlora" else AdapterConfig(name=name)
 
     def prompts(self, count: int) -> list[Item]:
         """A seeded sample of the held-out records, as prompts; of the training records where there are none."""
@@ -248,8 +257,8 @@ class WholeModel:
         dataset = encode_records(chosen, self.base.chat, data.max_length, data.on_error)
         config = TrainConfig(
             model=self._config.model,
-            adapter=AdapterConfig(name=name),
-            routing=RoutingConfig(name="instance"),
+            adapter=self._adapter(name),
+            routing=self._config.routing,
             data=data,
             train=OptimConfig(batch_size=batch_size),
             rank=self._config.rank,
