@@ -40,8 +40,15 @@ needs_text = pytest.mark.skipif(not TEXT.is_file(), reason="the paper's text is 
 
 MINI = sorted(row.name for row in ROWS if row.name != BASE)
 PAPER = sorted(row.name for row in ROWS if row.name != BASE and not row.only_mini)
-CONTROL = {"control_lora_r4", "control_lora_r16", "control_mixlora_e16_r4", "control_task_routing"}
-BEYOND = {*CONTROL, "straight_through", "pool_prompt", "cfs_released", "task_routing", "lora_equal"}
+CONTROL = {
+    "control_lora_r4",
+    "control_lora_r16",
+    "control_mixlora_e16_r4",
+    "control_task_routing",
+    "control_plus",
+}
+STUDY = {name for name in MINI if name.startswith("study_")}
+BEYOND = {*CONTROL, *STUDY, "straight_through", "pool_prompt", "cfs_released", "task_routing", "lora_equal"}
 SPECIALISTS = {"specialist_lora_r4", "specialist_lora_r16"}
 LORA = {f"lora_r{rank}": rank for rank in (2, 4, 8, 16, 32)}
 MIXLORA = {f"mixlora_e{factors}_r{rank}": (factors, rank) for factors in (16, 32) for rank in (2, 4, 8)}
@@ -165,27 +172,33 @@ def test_the_base_is_evaluated_and_never_trained() -> None:
     assert composed("eval", EvalConfig, ["adapter=none"]).model.name == "mini"
 
 
-def searched(config: TrainConfig) -> dict[float, float]:
-    """The loss at each rate that was tried for these ranks and factors, as docs/findings.md takes it."""
-    name = f"lora_r{config.rank}" if config.rank != 63 else "lora_equal"
-    if config.adapter.name == "mixlora":
-        name = f"mixlora_e{config.factors}_r{config.rank}"
+def searched(name: str, config: TrainConfig) -> dict[float, float]:
+    """The loss at each rate that was tried for these ranks and factors, or for this row of the study, as
+    docs/findings.md takes it.
+    """
+    folder, (_, _, row) = "mini_routers", name.partition("_")
+    if name not in STUDY | {"control_plus"} or row in ("lora_r4", "lora_r16", "lora_equal", "instance"):
+        folder, row = "mini", f"lora_r{config.rank}" if config.rank != 63 else "lora_equal"
+        if config.adapter.name == "mixlora":
+            row = f"mixlora_e{config.factors}_r{config.rank}"
     mean_loss = run_path(str(ROOT / "scripts" / "mean_loss.py"))["mean_loss"]
-    files = (ROOT / "results" / "mini" / "search").glob(f"{name}-lr*.jsonl")
+    files = (ROOT / "results" / folder / "search").glob(f"{row}-lr*.jsonl")
     return {float(file.stem.partition("-lr")[2]): mean_loss(file, 241, 300)[0] for file in files}
 
 
 @pytest.mark.parametrize("name", MINI)
 def test_the_mini_rows_share_one_recipe_and_are_the_papers(name: str) -> None:
     mini, recipe = trained(name), trained("lora_r4")
-    own = {"train.steps"} if name in SPECIALISTS | CONTROL else set()
+    own = {"train.steps"} if name in SPECIALISTS | CONTROL | STUDY else set()
     shared = {key for key in differing(mini, recipe) if key.startswith(("train.", "model."))}
     assert shared <= own | {"train.learning_rate"}
     assert (mini.model.name, mini.data.name) == ("mini", "mini")
     if mini.adapter.name != "full":  # each with the rate that was best in one search
-        losses = searched(mini)
+        losses, rate = searched(name, mini), mini.train.learning_rate
         assert len(losses) >= 2
-        assert losses[mini.train.learning_rate] <= min(losses.values()) + EQUAL
+        assert losses[rate] <= min(losses.values()) + EQUAL
+        if name in STUDY:  # none is searched less than another: the rates on either side were tried
+            assert {rate / 2, rate * 2} < set(losses)
     if name not in BEYOND | SPECIALISTS:
         theirs = trained(name, "paper")
         named = {key for key in differing(mini, theirs) if key.startswith(("adapter.", "routing."))}

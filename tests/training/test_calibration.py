@@ -124,7 +124,7 @@ def test_one_task_cannot_be_told_apart(make_config: MakeConfig) -> None:
         data=replace(config.data, tasks=["task0"]),
     )
     with pytest.raises(
-        UserError, match=r"tells tasks apart, and all training records are of task0; give .*clusters"
+        UserError, match=r"tells tasks apart, and all training records are of task0; say with .*clusters"
     ):
         train(config)
 

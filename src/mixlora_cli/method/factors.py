@@ -116,34 +116,37 @@ def centroids(read: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 _RIDGE = 0.1
 """Of the descriptions' mean squared length."""
+_COMMON = 3.0
+"""How much of the choice is every task's, in standard deviations of a task's own: two tasks then share about three of
+four factors, as they do where new routers read raw descriptions."""
 
 
-def of_tasks(read: Tensor, tasks: Tensor, count: int, rank: int, generator: torch.Generator) -> Tensor:
-    """Router weights (count, features) that select the same `rank` factors for all instances of a task.
+def of_tasks(
+    read: Tensor, tasks: Tensor, count: int, rank: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Router weights (count, features) and bias (count,) that select the same `rank` factors for all of a task.
 
-    A task's factors are those whose centroids its mean is nearest to, so that tasks that are alike share some; where
-    tasks are fewer than factors, several are one task's own. Ridge regression from the descriptions to which factors
-    these are then gives the weights.
+    Each factor has a value for all tasks and one for each that is linear in its mean description, so that tasks that
+    are alike share more; a task's factors are those of the largest sums. Ridge regression from the instances'
+    descriptions to which factors these are then gives weights and bias.
 
     Args:
-        read: (N, features) descriptions.
+        read: (N, features) descriptions, standardised.
         tasks: (N,) int64, whose they are, 0 to T - 1; each has one at least.
         count: factors.
         rank: how many are selected.
-        generator: for the centroids.
+        generator: of the values.
     """
     share = F.one_hot(tasks).to(read.dtype)
     means = F.normalize((share / share.sum(dim=0)).T @ read, dim=1)
-    few = len(means) <= count
-    centres = means[torch.arange(count) % len(means)] if few else centroids(means, count, generator)
-    nearest = top_factors(means @ centres.T, rank)
-    wanted = torch.full((len(means), count), -rank / count, dtype=read.dtype).scatter_add_(
-        1, nearest, torch.ones_like(nearest, dtype=read.dtype)
-    )
+    own = means @ torch.randn(count, read.shape[1], generator=generator, dtype=read.dtype).T
+    common = _COMMON * torch.randn(count, generator=generator, dtype=read.dtype)
+    wanted = torch.zeros_like(own).scatter_(1, top_factors(own + common, rank), 1.0)[tasks]
+    bias = wanted.mean(dim=0)
     products = read @ read.T
     products.diagonal().add_(_RIDGE * products.diagonal().mean())
-    weights: Tensor = torch.linalg.solve(products, wanted[tasks])
-    return weights.T @ read
+    weights: Tensor = torch.linalg.solve(products, wanted - bias)
+    return weights.T @ read, bias
 
 
 def spread_like_random(directions: Tensor, read: Tensor) -> Tensor:

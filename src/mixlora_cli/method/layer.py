@@ -168,13 +168,14 @@ class MixLoraLayer(BaseTunerLayer):
             routed = config.factors - config.shared_factors
             if config.normalize:
                 self.mixlora_standardiser[adapter_name] = Standardiser(width)
-            self.mixlora_router_a[adapter_name] = nn.Linear(width, routed, bias=False)
+            bias = config.router_init == "tasks"
+            self.mixlora_router_a[adapter_name] = nn.Linear(width, routed, bias=bias)
             if config.balanced:
                 self.mixlora_offset_a[adapter_name] = LoadOffset(routed)
             if config.balanced and config.pairing == "separate":
                 self.mixlora_offset_b[adapter_name] = LoadOffset(routed)
             if config.pairing == "separate":
-                self.mixlora_router_b[adapter_name] = nn.Linear(width, routed, bias=False)
+                self.mixlora_router_b[adapter_name] = nn.Linear(width, routed, bias=bias)
             if config.pairing == "separate" and config.cfs != "none":
                 self.mixlora_router_ab[adapter_name] = ConditionalRouter(
                     config.r, self.in_features, routed, _CONTRACTIONS[config.cfs]
@@ -528,13 +529,16 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
         generator = torch.Generator().manual_seed(self.stream % 2**32)
         for routers in (self.mixlora_router_a, self.mixlora_router_b):
             if name in routers:
-                weight: Tensor = routers[name].weight  # type: ignore[assignment]
+                router: Any = routers[name]
+                count = router.out_features
                 if rule.router_init == "clusters":
-                    start = centroids(standardised, len(weight), generator)
+                    start = centroids(standardised, count, generator)
+                    router.weight.copy_(spread_like_random(start, standardised))
                 else:
                     assert tasks is not None
-                    start = of_tasks(standardised, tasks, len(weight), rule.rank - rule.shared, generator)
-                weight.copy_(spread_like_random(start, standardised))
+                    start, bias = of_tasks(standardised, tasks, count, rule.rank - rule.shared, generator)
+                    router.weight.copy_(start)
+                    router.bias.copy_(bias)
 
     def __repr__(self) -> str:
         return "mixlora." + super().__repr__()

@@ -221,10 +221,12 @@ class MixLoraModel(BaseTuner):
                 found += layer.mixlora_standardiser[adapter_name].buffers()
                 if layer.rules[adapter_name].router_init != "random":
                     routers = (layer.mixlora_router_a, layer.mixlora_router_b)
-                    weights: list[Any] = [
-                        each[adapter_name].weight for each in routers if adapter_name in each
+                    found += [
+                        weight.data
+                        for each in routers
+                        if adapter_name in each
+                        for weight in each[adapter_name].parameters()
                     ]
-                    found += [weight.data for weight in weights]
         return found
 
     def unload(self) -> nn.Module:

@@ -209,6 +209,9 @@ def _control(name: str, title: str, *labels: str) -> Row:
     return Row(f"control_{name}", title, labels, base, "", (In("control"),), only_mini=True)
 
 
+_PLUS = "adapter=mixlora_plus adapter.dropout=0.0"
+
+
 def _study(name: str, title: str, base: str, settings: str = "", rate: str = "") -> Row:
     """One way to select, or LoRA, trained as long as all others of the study."""
     settings = f"output_dir=runs/mini/study-{name}-seed${{seed}} {settings}"
@@ -338,6 +341,11 @@ ROWS: tuple[Row, ...] = (
     _control("lora_r16", "LoRA r=16", "LoRA", ABSENT, "16"),
     _control("mixlora_e16_r4", "MixLoRA E=16 r=4", "MixLoRA", "16", "4"),
     _control("task_routing", "MixLoRA E=16 r=4 routing=task", "MixLoRA, routing=task", "16", "4"),
+    replace(
+        _control("mixlora_e16_r4", "mixlora_plus E=16 r=4", "mixlora_plus", "16", "4"),
+        name="control_plus",
+        settings=f"{_PLUS} output_dir=runs/mini/control-plus-seed${{seed}}",
+    ),
     _study("lora_r4", "LoRA r=4", "lora_r4"),
     _study("lora_scale8", "LoRA r=4, MixLoRA's scale", "lora_r4", "adapter.alpha=32", "1e-3"),
     _study("lora_r16", "LoRA r=16", "lora_r16"),
@@ -345,7 +353,7 @@ ROWS: tuple[Row, ...] = (
     _study("random", "MixLoRA, random", "mixlora_e16_r4", "routing=random"),
     _study("instance", "MixLoRA, as published", "mixlora_e16_r4"),
     _study("task", "MixLoRA, by task, tied", "task_routing", "adapter.pairing=tied"),
-    _study("plus", "mixlora_plus", "mixlora_e16_r4", "adapter=mixlora_plus adapter.dropout=0.0"),
+    _study("plus", "mixlora_plus", "mixlora_e16_r4", _PLUS),
 )
 
 
@@ -464,6 +472,10 @@ TABLES: dict[str, Layout] = {
             ("control_task_routing", "control_lora_r4", _SAME_RANK),
             ("control_task_routing", "control_lora_r16", _SAME_SIZE),
             ("control_mixlora_e16_r4", "control_lora_r16", _SAME_SIZE),
+            ("control_plus", "specialist_lora_r4", "what sharing costs mixlora_plus"),
+            ("control_plus", "control_lora_r4", _SAME_RANK),
+            ("control_plus", "control_lora_r16", _SAME_SIZE),
+            ("control_plus", "control_task_routing", "instance or task"),
         ),
         on_seen_tasks=True,
     ),

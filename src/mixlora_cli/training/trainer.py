@@ -177,8 +177,8 @@ class AdapterTrainer(Trainer):
         assert isinstance(config, MixLoraConfig)
         if config.router_init == "tasks" and len(set(tasks)) < 2:
             raise UserError(
-                f"routing.router_init=tasks tells tasks apart, and all training records are of {cut(tasks[0])}; give "
-                "routing.router_init=clusters, which needs no tasks"
+                f"routing.router_init=tasks tells tasks apart, and all training records are of {cut(tasks[0])}; say "
+                "with data.task_key how they name their task, or give routing.router_init=clusters, which needs none"
             )
         tuner.to(self.args.device)  # where DeepSpeed or FSDP would bring it themselves, later
         padded, size = replace(collate, packed=False), self.args.per_device_train_batch_size
