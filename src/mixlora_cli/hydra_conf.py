@@ -51,7 +51,7 @@ def register(command: str | None = None, experiments: bool = True) -> None:
         experiments: Whether the paper's rows may be named.
     """
     functions = (
-        *(run_name, usual_routing, by_size, passes, billions_in, mostly_shared),
+        *(run_name, usual_routing, by_size, passes, billions_in),
         *(eval_dir, last_part, grid_dir, joined, config_groups, help_head),
     )
     for resolver in functions:
@@ -111,12 +111,6 @@ def passes(batch_size: Any, effective_batch: Any, *, _root_: Any) -> int:
     return (
         1 if says_itself or by_size(True, False, False, _root_=_root_) else max(1, 16 // max(1, batch_size))
     )
-
-
-def mostly_shared(*, _root_: Any) -> int:
-    """Of `rank` selected factors those that are every instance's under adapter=mixlora_plus: all but a quarter."""
-    rank = OmegaConf.select(_root_, "rank")  # `mixlora eval` has none
-    return max(0, rank - max(1, rank // 4)) if isinstance(rank, int) else 0
 
 
 def billions_in(name_or_path: str | None) -> float | None:

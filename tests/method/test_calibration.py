@@ -47,34 +47,43 @@ def test_centroids_find_groups_of_directions() -> None:
 
 
 def test_weights_of_tasks_solve_the_ridge_regression_of_their_factors() -> None:
-    """Against the normal equations, for the factors that the weights themselves select for each task."""
+    """Against the normal equations with an intercept, for the factors that the weights themselves select."""
     generator = torch.Generator().manual_seed(0)
     means = 2 * torch.randn(6, 20, generator=generator, dtype=torch.float64)
     tasks = torch.arange(6).repeat_interleave(torch.tensor([3, 5, 2, 8, 4, 4]))
     read = means[tasks] + 0.5 * torch.randn(len(tasks), 20, generator=generator, dtype=torch.float64)
-    weight = of_tasks(read, tasks, 8, 3, generator)
-    chosen = (read @ weight.T).topk(3).indices.sort().values
-    wanted = torch.zeros(len(tasks), 8, dtype=torch.float64).scatter_(1, chosen, 1.0) - 3 / 8
+    read = read - read.mean(dim=0)
+    weight, bias = of_tasks(read, tasks, 8, 3, generator)
+    chosen = (read @ weight.T + bias).topk(3).indices.sort().values
+    wanted = torch.zeros(len(tasks), 8, dtype=torch.float64).scatter_(1, chosen, 1.0)
     ridge = 0.1 * read.square().sum(dim=1).mean()
     expected = torch.linalg.inv(read.T @ read + ridge * torch.eye(20)) @ read.T @ wanted
     torch.testing.assert_close(weight, expected.T)
+    torch.testing.assert_close(bias, wanted.mean(dim=0))
     of_task = [{tuple(row) for row in chosen[tasks == task].tolist()} for task in range(6)]
-    assert [len(each) for each in of_task] == [1] * 6 and len(set.union(*of_task)) > 3
+    assert [len(each) for each in of_task] == [1] * 6 and len(set.union(*of_task)) > 1
     # Of instances that were not read.
-    others = means[tasks] + 0.5 * torch.randn(len(tasks), 20, generator=generator, dtype=torch.float64)
-    assert torch.equal((others @ weight.T).topk(3).indices.sort().values, chosen)
+    others = (means - means[tasks].mean(dim=0))[tasks]
+    others = others + 0.5 * torch.randn(len(tasks), 20, generator=generator, dtype=torch.float64)
+    assert torch.equal((others @ weight.T + bias).topk(3).indices.sort().values, chosen)
 
 
-@pytest.mark.parametrize("number", [2, 3])
-def test_fewer_tasks_than_factors_share_none(number: int) -> None:
-    generator = torch.Generator().manual_seed(1)
-    tasks = torch.arange(number).repeat(5)
-    read = 3 * torch.randn(number, 12, generator=generator)[tasks]
-    read = read + 0.1 * torch.randn(len(tasks), 12, generator=generator)
-    chosen = (read @ of_tasks(read, tasks, 16, 4, generator).T).topk(4).indices
-    factors = [set(chosen[tasks == task].flatten().tolist()) for task in range(number)]
-    assert [len(each) for each in factors] == [4] * number
-    assert len(set.union(*factors)) == 4 * number
+def test_tasks_share_three_quarters_of_their_factors_and_more_with_their_like() -> None:
+    generator = torch.Generator().manual_seed(0)
+    kinds = torch.randn(8, 40, generator=generator).repeat_interleave(2, dim=0)  # tasks come in pairs
+    means = kinds + 0.5 * torch.randn(16, 40, generator=generator)
+    means = means - means.mean(dim=0)
+    tasks = torch.arange(16).repeat(4)
+    alike: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(30):
+        weight, bias = of_tasks(means[tasks], tasks, 16, 4, generator)
+        used = torch.zeros(16, 16).scatter_(1, (means @ weight.T + bias).topk(4).indices, 1.0)
+        shared = used @ used.T / 4
+        for one in range(16):
+            for other in range(one):
+                alike[one // 2 == other // 2].append(shared[one, other].item())
+    assert 0.65 < sum(alike[False]) / len(alike[False]) < 0.8
+    assert sum(alike[True]) / len(alike[True]) > sum(alike[False]) / len(alike[False]) + 0.05
 
 
 def tuner(model: PeftModel) -> Any:
@@ -141,9 +150,9 @@ def test_tasks_are_named_for_each_input(prompts) -> None:
         model(**batch(prompts[:2]))
         model(**batch(prompts[2:]))
     logits(model, batch(prompts))
-    for selection in tuner(model).selections().values():
-        chosen = selection.index_a.sort().values
-        assert torch.equal(chosen[0], chosen[2]) and not torch.equal(chosen[0], chosen[1])
+    chosen = [each.index_a.sort().values for each in tuner(model).selections().values()]
+    assert all(torch.equal(each[0], each[2]) for each in chosen)
+    assert any(not torch.equal(each[0], each[1]) for each in chosen)
 
 
 def test_they_are_saved_and_loaded(prompts, tmp_path) -> None:
