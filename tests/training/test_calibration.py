@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 from array import array
 from collections import Counter
@@ -58,6 +57,19 @@ def words_read_by(config: TrainConfig, layer: str) -> Tensor:
     return torch.stack(found)
 
 
+def selected(weights: dict[str, Tensor], standardised: Tensor, rank: int) -> Tensor:
+    """What the layer's routers select for these inputs (N, d_in), to which their ridge regression leads: (N, r)."""
+    router, bias = (weights[f"{LAYER}.mixlora_router_a.{name}"] for name in ("weight", "bias"))
+    chosen = (standardised @ router.T + bias).topk(rank).indices.sort().values
+    wanted = torch.zeros(len(chosen), len(router)).scatter_(1, chosen, 1.0)
+    torch.testing.assert_close(bias, wanted.mean(dim=0))
+    ridge = 0.1 * standardised.square().sum(dim=1).mean()
+    products = standardised @ standardised.T + ridge * torch.eye(len(chosen))
+    solved = standardised.T @ torch.linalg.solve(products, wanted - bias)
+    torch.testing.assert_close(router, solved.T, rtol=1e-2, atol=1e-4)
+    return chosen
+
+
 def test_statistics_are_those_of_the_prompts_words_on_the_base(make_config: MakeConfig) -> None:
     """All twelve records, whatever their order; a rate of next to nothing leaves the routers where they start."""
     config = plus(make_config("run", learning_rate=1e-12))
@@ -71,16 +83,8 @@ def test_statistics_are_those_of_the_prompts_words_on_the_base(make_config: Make
     torch.testing.assert_close(mean, read.mean(dim=0), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(deviation, read.std(dim=0), rtol=1e-4, atol=1e-5)
     standardised = (read - mean) / deviation
-    router = weights[f"{LAYER}.mixlora_router_a.weight"]
-    logits = standardised @ router.T
-    # Their spread is a new router's, and each is the direction of those that are nearest to it.
-    assert logits.std().item() == pytest.approx(1 / math.sqrt(3), rel=1e-3)
-    unit = torch.nn.functional.normalize(standardised, dim=1)
-    nearest = (unit @ router.T / router.norm(dim=1)).argmax(dim=1)
-    assert len(set(nearest.tolist())) == len(router) == 4
-    for factor, direction in enumerate(torch.nn.functional.normalize(router, dim=1)):
-        centre = torch.nn.functional.normalize(unit[nearest == factor].sum(dim=0), dim=0)
-        torch.testing.assert_close(direction, centre, rtol=1e-3, atol=1e-4)
+    chosen = selected(weights, standardised, config.rank)
+    assert 1 < len(set(map(tuple, chosen.tolist()))) <= 3  # of twelve records three clusters
 
 
 def test_routers_start_by_telling_tasks_apart(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -94,15 +98,7 @@ def test_routers_start_by_telling_tasks_apart(make_config: MakeConfig, tmp_path:
     standardised = (read - weights[f"{LAYER}.mixlora_standardiser.mean"]) / weights[
         f"{LAYER}.mixlora_standardiser.deviation"
     ]
-    router = weights[f"{LAYER}.mixlora_router_a.weight"]
-    bias = weights[f"{LAYER}.mixlora_router_a.bias"]
-    chosen = (standardised @ router.T + bias).topk(config.rank).indices.sort().values
-    wanted = torch.zeros(len(read), len(router)).scatter_(1, chosen, 1.0)
-    torch.testing.assert_close(bias, wanted.mean(dim=0))
-    ridge = 0.1 * standardised.square().sum(dim=1).mean()
-    products = standardised @ standardised.T + ridge * torch.eye(len(read))
-    solved = standardised.T @ torch.linalg.solve(products, wanted - bias)
-    torch.testing.assert_close(router, solved.T, rtol=1e-2, atol=1e-4)
+    chosen = selected(weights, standardised, config.rank)
     by_task = {
         name: {tuple(row) for row, task in zip(chosen.tolist(), tasks, strict=True) if task == name}
         for name in tasks
@@ -182,7 +178,7 @@ def test_routers_have_their_own_rate(make_config: MakeConfig, monkeypatch: pytes
         }
     groups = seen[2].optimizer.param_groups
     assert sorted({round(group["initial_lr"], 6) for group in groups}) == [1e-3, 5e-2]
-    assert sum(len(group["params"]) for group in groups) == 14 * 3
+    assert sum(len(group["params"]) for group in groups) == 14 * 4
     assert moved["faster"]["mixlora_router_a"] > 20 * moved["alike"]["mixlora_router_a"]
     assert moved["faster"]["mixlora_factors_b"] < 1.5 * moved["alike"]["mixlora_factors_b"]
     assert moved["faster"]["mixlora_standardiser"] == moved["alike"]["mixlora_standardiser"] == 0

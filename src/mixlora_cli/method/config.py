@@ -128,8 +128,8 @@ class MixLoraConfig(PeftConfig):
     router_init: RouterInit = field(
         default="random",
         metadata={
-            "help": "clusters: routers start as the centroids of the descriptions that `calibrate` reads; tasks: "
-            "they start by telling apart the tasks that these are of."
+            "help": "tasks: routers start so that the descriptions that `calibrate` reads select alike where they are "
+            "of one task; clusters: where k-means finds them together."
         },
     )
     balanced: bool = field(

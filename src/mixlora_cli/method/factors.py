@@ -93,25 +93,16 @@ class LoadOffset(nn.Module):
         return scores + self.offset.float()
 
 
-_ITERATIONS = 30
+def clusters(read: Tensor, most: int, seed: int) -> Tensor:
+    """Numbers (N,) of the groups, `most` at most, in which descriptions (N, features) point alike, by k-means.
 
-
-def centroids(read: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Spherical k-means: `count` unit directions (count, features) around which descriptions (N, features) gather.
-
-    The first ones are drawn as k-means++ does, by their distance from those before (Arthur and Vassilvitskii, 2007).
+    Of N descriptions no more groups are made than N / 4, and two at least.
     """
-    unit = F.normalize(read, dim=1)
-    found = unit[torch.randint(len(unit), (1,), generator=generator)]
-    for _ in range(count - 1):
-        away = (1 - (unit @ found.T).amax(dim=1)).clamp(min=0) + 1e-9
-        found = torch.cat([found, unit[torch.multinomial(away, 1, generator=generator)]])
-    for _ in range(_ITERATIONS):
-        nearest = (unit @ found.T).argmax(dim=1)
-        sums = torch.zeros_like(found).index_add_(0, nearest, unit)
-        # One that nobody is near stays where it is.
-        found = torch.where(sums.norm(dim=1, keepdim=True) > 0, F.normalize(sums, dim=1), found)
-    return found
+    from sklearn.cluster import KMeans  # takes a second
+
+    count = min(most, max(2, len(read) // 4))
+    found = KMeans(count, n_init=1, random_state=seed).fit_predict(F.normalize(read, dim=1).numpy())
+    return torch.from_numpy(found).long().unique(return_inverse=True)[1]
 
 
 _RIDGE = 0.1
@@ -147,14 +138,6 @@ def of_tasks(
     products.diagonal().add_(_RIDGE * products.diagonal().mean())
     weights: Tensor = torch.linalg.solve(products, wanted - bias)
     return weights.T @ read, bias
-
-
-def spread_like_random(directions: Tensor, read: Tensor) -> Tensor:
-    """Router weights (E, features) along `directions` whose logits of `read` (N, features) vary as a new router's.
-
-    Those of standardised features have a standard deviation of 1 / sqrt 3 under the initial values of `nn.Linear`.
-    """
-    return directions / ((read @ directions.T).std() * math.sqrt(3)).clamp(min=1e-6)
 
 
 class ConditionalRouter(nn.Module):

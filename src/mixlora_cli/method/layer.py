@@ -19,9 +19,8 @@ from mixlora_cli.method.factors import (
     FactorPool,
     LoadOffset,
     Standardiser,
-    centroids,
+    clusters,
     of_tasks,
-    spread_like_random,
 )
 from mixlora_cli.method.forward_info import CachedSelection, ForwardInfo
 from mixlora_cli.method.lowrank import (
@@ -168,7 +167,7 @@ class MixLoraLayer(BaseTunerLayer):
             routed = config.factors - config.shared_factors
             if config.normalize:
                 self.mixlora_standardiser[adapter_name] = Standardiser(width)
-            bias = config.router_init == "tasks"
+            bias = config.router_init != "random"
             self.mixlora_router_a[adapter_name] = nn.Linear(width, routed, bias=bias)
             if config.balanced:
                 self.mixlora_offset_a[adapter_name] = LoadOffset(routed)
@@ -526,19 +525,18 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
             return
         # On the CPU, so that the same draws are made whatever the device.
         standardised = standardiser(read.to(standardiser.mean.device)).cpu()
-        generator = torch.Generator().manual_seed(self.stream % 2**32)
+        seed = self.stream % 2**32
+        generator = torch.Generator().manual_seed(seed)
+        if rule.router_init == "clusters":
+            tasks = clusters(standardised, 2 * rule.num_factors, seed)
+        assert tasks is not None
         for routers in (self.mixlora_router_a, self.mixlora_router_b):
             if name in routers:
                 router: Any = routers[name]
-                count = router.out_features
-                if rule.router_init == "clusters":
-                    start = centroids(standardised, count, generator)
-                    router.weight.copy_(spread_like_random(start, standardised))
-                else:
-                    assert tasks is not None
-                    start, bias = of_tasks(standardised, tasks, count, rule.rank - rule.shared, generator)
-                    router.weight.copy_(start)
-                    router.bias.copy_(bias)
+                sizes = router.out_features, rule.rank - rule.shared
+                weight, bias = of_tasks(standardised, tasks, *sizes, generator)
+                router.weight.copy_(weight)
+                router.bias.copy_(bias)
 
     def __repr__(self) -> str:
         return "mixlora." + super().__repr__()
