@@ -36,6 +36,7 @@ def test_clusters_are_groups_of_directions() -> None:
     assert sorted(found[:4].tolist()) == [0, 1, 2, 3]
     assert torch.equal(found, found[:4].repeat(20))
     # Of few inputs no more than a quarter of them, and two.
+    assert clusters(torch.ones(8, 3), 2, 0).tolist() == [0] * 8
     assert clusters(read[:20], 9, 0).max() == 4 and clusters(read[:3], 9, 0).unique().tolist() == [0, 1]
 
 

@@ -6,9 +6,11 @@ They sit in modules that are *called* with what they need, so that sharding (ZeR
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -99,10 +101,14 @@ def clusters(read: Tensor, most: int, seed: int) -> Tensor:
     Of N descriptions no more groups are made than N / 4, and two at least.
     """
     from sklearn.cluster import KMeans  # takes a second
+    from sklearn.exceptions import ConvergenceWarning
 
     count = min(most, max(2, len(read) // 4))
-    found = KMeans(count, n_init=1, random_state=seed).fit_predict(F.normalize(read, dim=1).numpy())
-    return torch.from_numpy(found).long().unique(return_inverse=True)[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # descriptions that are equal make fewer groups
+        found = KMeans(count, n_init=1, random_state=seed).fit_predict(F.normalize(read, dim=1).numpy())
+    numbers: Any = np.unique(found, return_inverse=True)[1]
+    return torch.from_numpy(numbers)
 
 
 _RIDGE = 0.1
