@@ -234,7 +234,9 @@ def strengthen(model: nn.Module, seed: int = 1, name: str = "") -> None:
             if "mixlora_factors_b" in key:
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
             elif "mixlora_router" in key:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+                # What is every instance's, a bias, weighs little.
+                size = 0.1 if key.endswith("bias") else 1.0
+                parameter.copy_(size * torch.randn(parameter.shape, generator=generator))
 
 
 def adapt(base: nn.Module, **fields: Any) -> PeftModel:
