@@ -234,9 +234,7 @@ def strengthen(model: nn.Module, seed: int = 1, name: str = "") -> None:
             if "mixlora_factors_b" in key:
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
             elif "mixlora_router" in key:
-                # What is every instance's, a bias, weighs little.
-                size = 0.1 if key.endswith("bias") else 1.0
-                parameter.copy_(size * torch.randn(parameter.shape, generator=generator))
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
 
 
 def adapt(base: nn.Module, **fields: Any) -> PeftModel:
@@ -255,6 +253,9 @@ def calibrate(model: nn.Module) -> None:
         for name, standardiser in getattr(layer, "mixlora_standardiser", {}).items():
             width = len(standardiser.mean)
             layer.calibrate(name, torch.randn(64, width, generator=generator) * 0.5 + 0.1)
+    for name, parameter in model.named_parameters():
+        if "mixlora_router" in name and name.endswith("bias"):
+            parameter.data *= 0.1  # what is every instance's weighs little, so that instances differ
     for name, buffer in model.named_buffers():
         if ".mixlora_offset_" in name:
             buffer.copy_(torch.randn(buffer.shape, generator=generator))
