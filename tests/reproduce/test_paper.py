@@ -176,7 +176,7 @@ def searched(name: str, config: TrainConfig) -> dict[float, float]:
     """The loss at each rate that was tried for these ranks and factors, or for this row of the study, as
     docs/findings.md takes it.
     """
-    folder, (_, _, row) = "mini_routers", name.partition("_")
+    folder, row = "mini_routers", "task_tied" if name == "study_task" else name.partition("_")[2]
     if name not in STUDY | {"control_plus"} or row in ("lora_r4", "lora_r16", "lora_equal", "instance"):
         folder, row = "mini", f"lora_r{config.rank}" if config.rank != 63 else "lora_equal"
         if config.adapter.name == "mixlora":

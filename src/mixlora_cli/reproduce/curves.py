@@ -88,6 +88,8 @@ def _draw(
                 style = "-" if place < len(HUES) else "--"
                 if steps:
                     axes.plot(steps, values, style, color=HUES[place % len(HUES)], linewidth=1.4, label=title)
+            if len(panels) == 1:
+                axes.set_ylim(bottom=0)  # information, of which none is the least
             axes.set_xlabel("steps")
             axes.set_ylabel(label)
             axes.spines[["top", "right"]].set_visible(False)
