@@ -149,6 +149,22 @@ def test_tasks_are_named_for_each_input(prompts) -> None:
     assert any(not torch.equal(each[0], each[1]) for each in chosen)
 
 
+def test_routers_of_tasks_depend_on_the_seed_and_the_layer(prompts) -> None:
+    def routers(seed: int) -> list[torch.Tensor]:
+        config = MixLoraConfig(r=2, factors=8, normalize=True, router_init="tasks")
+        model = get_peft_model(build_llava(), config).eval()
+        torch.manual_seed(seed)
+        torch.rand(seed + 1)  # what is drawn before does not count
+        with tuner(model).calibrated(tasks=["a", "b", *["a"] * (len(prompts) - 2)]):
+            model(**batch(prompts))
+        return [layer.mixlora_router_a["default"].bias for layer in tuner(model).decoder_layers().values()]
+
+    first, again, other = routers(3), routers(3), routers(4)
+    assert all(torch.equal(one, two) for one, two in zip(first, again, strict=True))
+    assert sum(not torch.equal(one, two) for one, two in zip(first, other, strict=True)) > 7
+    assert len({tuple(each.tolist()) for each in first}) > 7  # of fourteen layers
+
+
 def test_they_are_saved_and_loaded(prompts, tmp_path) -> None:
     model = adapt(build_llava(), **MECHANISMS["plus"])
     inputs = batch(prompts)

@@ -523,9 +523,9 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
         standardiser.take(read.to(standardiser.mean.device))
         if rule.router_init == "random":
             return
-        # On the CPU, so that the same draws are made whatever the device.
+        # On the CPU, so that the same draws are made whatever the device; by the program's seed and the layer.
         standardised = standardiser(read.to(standardiser.mean.device)).cpu()
-        seed = self.stream % 2**32
+        seed = (self.stream ^ torch.initial_seed()) % 2**32
         generator = torch.Generator().manual_seed(seed)
         if rule.router_init == "clusters":
             tasks = clusters(standardised, 2 * rule.num_factors, seed)
