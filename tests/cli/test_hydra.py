@@ -68,7 +68,7 @@ def test_help_shows_the_chosen_values_and_the_users_options(mixlora: Any, tmp_pa
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "mine.yaml").write_text("name: lora\ndropout: 0.5\n")
     printed = mixlora("train", "-cd", str(tmp_path), "adapter=mine", "rank=3", "-h").out
-    assert "  adapter:    full, lora, mine, mixlora, none\n" in printed
+    assert "  adapter:    full, lora, mine, mixlora, mixlora_plus, none\n" in printed
     assert "\nrank: 3\n" in printed and "  dropout: 0.5\n" in printed
 
 

@@ -253,9 +253,12 @@ def calibrate(model: nn.Module) -> None:
         for name, standardiser in getattr(layer, "mixlora_standardiser", {}).items():
             width = len(standardiser.mean)
             layer.calibrate(name, torch.randn(64, width, generator=generator) * 0.5 + 0.1)
-    for name, parameter in model.named_parameters():
-        if "mixlora_router" in name and name.endswith("bias"):
-            parameter.data *= 0.1  # what is every instance's weighs little, so that instances differ
+            for routers in (layer.mixlora_router_a, layer.mixlora_router_b):
+                if name in routers and routers[name].bias is not None:
+                    # Noise tells nothing of the models' inputs, so these would select nearly the same for all.
+                    weight = routers[name].weight.data
+                    weight.copy_(0.2 * torch.randn(weight.shape, generator=generator))
+                    routers[name].bias.data.zero_()
     for name, buffer in model.named_buffers():
         if ".mixlora_offset_" in name:
             buffer.copy_(torch.randn(buffer.shape, generator=generator))
