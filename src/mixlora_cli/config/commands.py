@@ -75,6 +75,40 @@ class OptimConfig(Settings, at="train"):
         )
 
 
+def _require_mixlora(config: TrainConfig | BenchConfig) -> None:
+    """Raise ValueError for sizes and choices of MixLoRA that do not go together."""
+    adapter, routing = config.adapter, config.routing
+    config.require(
+        config.rank <= config.factors,
+        "rank",
+        f"must be <= factors={config.factors}, because rank factors are selected out of the pool",
+    )
+    routing.require_heeded()
+    config.require(
+        adapter.shared_factors < config.rank,
+        "adapter.shared_factors",
+        f"must be < rank={config.rank}, because the other factors are routed",
+    )
+    config.require(
+        routing.router_init == "random" or routing.normalize,
+        "routing.router_init",
+        "starts from what routing.normalize=true reads; add it",
+    )
+    for key in ("gate", "pairing", "shared_factors"):
+        usual = getattr(AdapterConfig, key)
+        config.require(
+            ROUTERS[routing.name].reads is not None or getattr(adapter, key) == usual,
+            f"adapter.{key}",
+            f"needs routers, which routing={routing.name} has not; only {usual}",
+        )
+    config.require(
+        routing.balance_loss == 0 or adapter.router_grad != "none",
+        "routing.balance_loss",
+        "the routers get no gradient with adapter.router_grad=none; "
+        "give adapter.router_grad=straight_through, or routing.balance_loss=0",
+    )
+
+
 class TrainConfig(Settings):
     """Everything that `mixlora train` reads."""
 
@@ -95,40 +129,12 @@ class TrainConfig(Settings):
 
     def __post_init__(self) -> None:
         if self.adapter.name == "mixlora":
-            self.require(
-                self.rank <= self.factors,
-                "rank",
-                f"must be <= factors={self.factors}, because rank factors are selected out of the pool",
-            )
-            self.routing.require_heeded()
-            self.require(
-                self.adapter.shared_factors < self.rank,
-                "adapter.shared_factors",
-                f"must be < rank={self.rank}, because the other factors are routed",
-            )
-            self.require(
-                self.routing.router_init == "random" or self.routing.normalize,
-                "routing.router_init",
-                "starts from what routing.normalize=true reads; add it",
-            )
+            _require_mixlora(self)
             self.require(
                 self.train.router_learning_rate is None or self.adapter.router_grad != "none",
                 "train.router_learning_rate",
                 "the routers get no gradient with adapter.router_grad=none; "
                 "give adapter.router_grad=straight_through, or leave it null",
-            )
-            for key in ("gate", "pairing", "shared_factors"):
-                usual = getattr(AdapterConfig, key)
-                self.require(
-                    ROUTERS[self.routing.name].reads is not None or getattr(self.adapter, key) == usual,
-                    f"adapter.{key}",
-                    f"needs routers, which routing={self.routing.name} has not; only {usual}",
-                )
-            self.require(
-                self.routing.balance_loss == 0 or self.adapter.router_grad != "none",
-                "routing.balance_loss",
-                "the routers get no gradient with adapter.router_grad=none; "
-                "give adapter.router_grad=straight_through, or routing.balance_loss=0",
             )
         if self.data.streaming:
             self.require(
@@ -395,6 +401,7 @@ class BenchConfig(Settings):
         self.require(
             self.routing.name != "task", "routing", "the instances have no task; only instance or random"
         )
+        _require_mixlora(self)
 
 
 class PrepareOptions(Settings, at="prepare"):
