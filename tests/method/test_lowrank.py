@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mixlora_cli import MixLoraConfig
 from mixlora_cli.method.context import RoutingContext
-from mixlora_cli.method.dropout import drop_mask, dropped_share
+from mixlora_cli.method.dropout import dropped_share, keep_mask
 from mixlora_cli.method.layer import MixLoraLinear
 from mixlora_cli.method.lowrank import add_low_rank
 
@@ -134,7 +134,7 @@ def test_gradients_through_dropout_are_those_of_the_thinned_input() -> None:
     hidden.grad = None
     layer.zero_grad()
     torch.manual_seed(3)
-    thinned = hidden.masked_fill(drop_mask(hidden, 0.3), 0) / (1 - dropped_share(0.3))
+    thinned = hidden * keep_mask(hidden, 0.3) / (1 - dropped_share(0.3))
     (by_hand(layer, hidden, thinned) * toward).sum().backward()
     torch.testing.assert_close(for_hidden, hidden.grad, rtol=1e-4, atol=1e-4)
     for name, p in layer.named_parameters():
@@ -147,13 +147,13 @@ def test_the_drop_mask_has_its_share_and_follows_the_seed() -> None:
     like = torch.empty(501, 999)
     for probability in (0.05, 0.5, 0.9):
         torch.manual_seed(1)
-        mask = drop_mask(like, probability)
+        mask = keep_mask(like, probability)
         torch.manual_seed(1)
-        assert torch.equal(mask, drop_mask(like, probability))
+        assert torch.equal(mask, keep_mask(like, probability))
         # Five standard deviations of the mean of half a million draws.
-        assert abs(mask.float().mean() - probability) < 5 * (0.25 / like.numel()) ** 0.5
+        assert abs(1 - mask.float().mean() - probability) < 5 * (0.25 / like.numel()) ** 0.5
         assert abs(dropped_share(probability) - probability) <= 0.5 / 65536
-        assert not torch.equal(mask, drop_mask(like, probability))
+        assert not torch.equal(mask, keep_mask(like, probability))
     lanes = mask.flatten()[: like.numel() // 4 * 4].view(-1, 4)  # of one random word
     neighbours = torch.corrcoef(lanes.T.float())
     assert (neighbours - torch.eye(4)).abs().max() < 0.02
@@ -169,6 +169,6 @@ def test_dropout_applies_to_the_low_rank_product_alone() -> None:
     dropped = layer.train()(hidden)
     assert torch.equal(layer.last_selection["default"].index_a, chosen.index_a)
     torch.manual_seed(0)
-    thinned = hidden.masked_fill(drop_mask(hidden, 0.5), 0) / 0.5
+    thinned = hidden * keep_mask(hidden, 0.5) / 0.5
     torch.testing.assert_close(dropped, by_hand(layer, hidden, thinned), rtol=1e-4, atol=1e-3)
     assert (dropped - kept).abs().max() > 1

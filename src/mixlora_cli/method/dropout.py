@@ -14,16 +14,17 @@ STEPS = 2**16
 
 
 def dropped_share(probability: float) -> float:
-    """The multiple of 1 / STEPS next to `probability`: what `drop_mask` really drops."""
+    """The multiple of 1 / STEPS next to `probability`: what `keep_mask` really drops."""
     return round(probability * STEPS) / STEPS
 
 
-def drop_mask(like: Tensor, probability: float) -> Tensor:
-    """Bool mask of `like`'s shape, True where a number is dropped; from torch's generator of the device.
+def keep_mask(like: Tensor, probability: float) -> Tensor:
+    """Mask of `like`'s shape, uint8: 1 where a number is kept, 0 where dropped; from torch's generator of the device.
 
-    A seed repeats it, and so does gradient checkpointing, which restores that generator.
+    A seed repeats it, and so does gradient checkpointing, which restores that generator. Multiplying by it takes less
+    than half of the time that filling by a bool mask takes on the CPU.
     """
     words = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device)
     # From the least to the greatest of 64 bits: left to itself, `random_` never sets the sign.
     lanes = words.random_(-(2**63), None).view(torch.int16)[: like.numel()]
-    return (lanes < round(probability * STEPS) - STEPS // 2).view(like.shape)
+    return (lanes >= round(probability * STEPS) - STEPS // 2).view(torch.uint8).view(like.shape)

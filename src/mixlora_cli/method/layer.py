@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -395,7 +396,7 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
             return self._of_block(name, rule, info)
         learning = rule.learns and torch.is_grad_enabled()
         # Near-ties must fall the same way whatever type the layer computes in.
-        with torch.set_grad_enabled(learning), torch.autocast(rows.device.type, enabled=False):
+        with torch.set_grad_enabled(learning), _without_autocast(rows.device.type):
             read = rule.router_input(self.context, hidden, rows, self.training)
             selection = self._select_by_routers(name, rule, read, learning)
         if rule.block:
@@ -540,6 +541,11 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
 
     def __repr__(self) -> str:
         return "mixlora." + super().__repr__()
+
+
+def _without_autocast(kind: str) -> AbstractContextManager[Any]:
+    """Entered for every layer of every pass, so no context where there is nothing to switch off."""
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _with_shared(index: Tensor, shared: int) -> Tensor:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mixlora_cli.method.dropout import drop_mask, dropped_share
+from mixlora_cli.method.dropout import dropped_share, keep_mask
 from mixlora_cli.method.selection import Selection
 
 
@@ -78,7 +78,7 @@ def adapted_linear(
     """
     output: Tensor = _AdaptedLinear.apply(  # type: ignore[no-untyped-call]
         hidden,
-        drop_mask(hidden, dropout) if dropout else None,
+        keep_mask(hidden, dropout) if dropout else None,
         base.weight,
         base.bias,
         pool_a,
@@ -289,7 +289,7 @@ class _AdaptedLinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden: Tensor,
-        drop: Tensor | None,
+        keep: Tensor | None,
         base_weight: Tensor,
         base_bias: Tensor | None,
         pool_a: Tensor,
@@ -298,10 +298,10 @@ class _AdaptedLinear(torch.autograd.Function):
         index: tuple[Tensor, Tensor],
         scaling: float,
     ) -> Tensor:
-        inner = _inner(_without(hidden, drop), F.embedding(index[0], pool_a).to(hidden.dtype))
+        inner = _inner(_thinned(hidden, keep), F.embedding(index[0], pool_a).to(hidden.dtype))
         output = F.linear(hidden, base_weight, base_bias)
         # The input, which other layers keep too, and one byte for each dropped or kept number; never a thinned copy.
-        ctx.save_for_backward(hidden, drop, inner, weight, *index, pool_a, pool_b, base_weight)
+        ctx.save_for_backward(hidden, keep, inner, weight, *index, pool_a, pool_b, base_weight)
         ctx.scaling = scaling
         rows_b = F.embedding(index[1], pool_b).to(output.dtype)
         return _add_into(output, _weighted(inner, weight), rows_b, scaling)
@@ -310,25 +310,25 @@ class _AdaptedLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         # Unpacked once: under checkpointing that is what computes them again.
-        hidden, drop, inner, weight, index_a, index_b, pool_a, pool_b, base_weight = ctx.saved_tensors
+        hidden, keep, inner, weight, index_a, index_b, pool_a, pool_b, base_weight = ctx.saved_tensors
         for_hidden = gradient.matmul(base_weight) if ctx.needs_input_grad[0] else None
         found = _backward(
             gradient,
-            _without(hidden, drop),
+            _thinned(hidden, keep),
             F.embedding(index_a, pool_a).to(gradient.dtype),
             F.embedding(index_b, pool_b).to(gradient.dtype),
             inner,
             weight,
             ctx.scaling,
-            wants_hidden=drop is not None and for_hidden is not None,
-            into_hidden=for_hidden if drop is None else None,
+            wants_hidden=keep is not None and for_hidden is not None,
+            into_hidden=for_hidden if keep is None else None,
         )
         if found.hidden is not None and for_hidden is not None:
-            for_hidden += found.hidden.masked_fill_(drop, 0)
+            for_hidden += found.hidden.mul_(keep)
         for_a, for_b = _for_pool(found.rows_a, index_a, pool_a), _for_pool(found.rows_b, index_b, pool_b)
         return for_hidden, None, None, None, for_a, for_b, found.weight, None, None
 
 
-def _without(hidden: Tensor, drop: Tensor | None) -> Tensor:
+def _thinned(hidden: Tensor, keep: Tensor | None) -> Tensor:
     """The low-rank product's input: dropped numbers are zero; the scale of the others rides on alpha / r."""
-    return hidden if drop is None else hidden.masked_fill(drop, 0)
+    return hidden if keep is None else hidden * keep

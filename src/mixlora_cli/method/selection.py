@@ -32,7 +32,7 @@ class Selection:
     def without_gradient(self, weighted: bool) -> Selection:
         """The same choice, holding no graph; with its weights where they are not all one."""
         weight = self.weight.detach() if weighted and self.weight is not None else None
-        return Selection(self.index_a.detach(), self.index_b.detach(), weight)
+        return self if weight is self.weight else Selection(self.index_a, self.index_b, weight)
 
     @classmethod
     def joined(cls, parts: Sequence[Selection]) -> Selection:

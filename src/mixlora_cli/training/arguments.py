@@ -57,7 +57,7 @@ def build_arguments(config: TrainConfig, run: RunFolder, dtype: torch.dtype) -> 
         per_device_train_batch_size=numbers.batch_size,
         gradient_accumulation_steps=accumulation(numbers),
         train_sampling_strategy="group_by_length" if numbers.group_by_length else "random",
-        optim="adamw_torch",
+        optim="adamw_torch_fused",
         learning_rate=numbers.learning_rate,
         lr_scheduler_type=numbers.scheduler,
         warmup_steps=numbers.warmup_ratio,  # below 1 it is a share of all steps
