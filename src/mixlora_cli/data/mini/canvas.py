@@ -12,7 +12,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 from mixlora_cli.data.mini.objects import BACKGROUNDS, COLOURS, FLAGS, MiniObject
@@ -98,7 +97,9 @@ def _emoji_font() -> ImageFont.FreeTypeFont:
 
 @lru_cache(maxsize=64)
 def _text_font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans-Bold.ttf"), size)
+    spec = find_spec("matplotlib")  # where it is, and no more: importing it takes longer than a picture
+    assert spec is not None and spec.origin is not None
+    return ImageFont.truetype(str(Path(spec.origin).parent / "mpl-data/fonts/ttf/DejaVuSans-Bold.ttf"), size)
 
 
 @lru_cache(maxsize=512)
