@@ -3,15 +3,17 @@
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from mixlora_cli.config import AdapterConfig, DataConfig, RoutingConfig
-from mixlora_cli.data.collate import PixelLoader, draw_seed
+from mixlora_cli.data.collate import PixelLoader, Rows, draw_seed
 from mixlora_cli.data.encode import Item, encode_prompts
 from mixlora_cli.data.loading import load_records
+from mixlora_cli.errors import UserError
 from mixlora_cli.models.adapters import attach_adapter
 from mixlora_cli.models.generate import Decoding, Factors, Generator, batches
 from mixlora_cli.models.load import LoadedModel
@@ -82,6 +84,29 @@ def test_an_adapter_answers_alike_in_every_batch(items: list[Item], name: str) -
     alone = answers(own, items, 1, model)
     assert alone == answers(own, items, 10, model)
     assert alone != plain
+
+
+def test_the_next_batch_is_opened_while_one_is_answered(base: LoadedModel, items: list[Item]) -> None:
+    opened, second = [], Event()
+
+    class Watched(PixelLoader):
+        def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
+            if len(opened) == 2:
+                raise UserError("broken")
+            opened.append(len(rows))
+            if len(opened) == 2:
+                second.set()
+            return super().__call__(rows)
+
+    groups = batches(items, 4)
+    expected = [list(answers(base, group, 4).values()) for group in groups]
+    coming = Generator(base.model, base, Watched(base.chat), NEW_TOKENS).each(groups)
+    assert next(coming) == expected[0]
+    assert second.wait(timeout=60)  # nobody has asked for the second batch yet
+    assert next(coming) == expected[1]
+    with pytest.raises(UserError, match="broken"):
+        next(coming)
+    assert opened == [4, 4]
 
 
 def test_each_answer_stops_at_its_own_end_token(base: LoadedModel, items: list[Item]) -> None:
@@ -229,7 +254,9 @@ def test_an_answer_in_doubt_is_written_again_alone_and_told_once(
     calls: list[int] = []
     generate = adapted._generate
     monkeypatch.setattr(
-        adapted, "_generate", lambda rows, **more: calls.append(len(rows)) or generate(rows, **more)
+        adapted,
+        "_generate",
+        lambda batch, **more: calls.append(len(batch["input_ids"])) or generate(batch, **more),
     )
     pieces = [""] * 6
 

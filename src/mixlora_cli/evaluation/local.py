@@ -80,11 +80,12 @@ class LocalModel:
             for part, records in missing:
                 by_index = {record.index: record for record in records}
                 share = team.share(longest_first([self._items[part.name, index] for index in by_index]))
-                for batch in batches(share, self._config.eval.batch_size):
+                groups = batches(share, self._config.eval.batch_size)
+                for batch, texts in zip(groups, generator.each(groups), strict=True):
                     losses = self._losses(session, part, batch)
                     yield [
                         Answered(part, by_index[item.index], text, losses.get(item.index))
-                        for item, text in zip(batch, generator(batch), strict=True)
+                        for item, text in zip(batch, texts, strict=True)
                     ]
 
     def _losses(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +28,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from mixlora_cli.data.collate import Collator, Features, generation_collator
+from mixlora_cli.data.collate import Collator, Features, PixelLoader, generation_collator
 from mixlora_cli.data.encode import Item
 from mixlora_cli.method.model import MixLoraModel, selected
 from mixlora_cli.models.forward import with_head_input
@@ -119,6 +120,7 @@ class Generator:
         each instance's draws under routing=random follow from it and the instance's own prompt.
         """
         self._model, self._tokenizer = model, base.tokenizer
+        self._features = features
         self._head: nn.Module = base.model.get_output_embeddings()
         self._ends = base.chat.ends
         self._collate: Collator = generation_collator(base.chat, features, embeddings, routing_seed)
@@ -135,7 +137,21 @@ class Generator:
 
     def __call__(self, items: Sequence[Item]) -> list[str]:
         """Greedy answers to one batch, in order, without control tokens and the white space around them."""
-        return [self._decode(row) for row in self._generate(items).tolist()]
+        return self._greedy(self._collate(items))
+
+    def each(self, groups: Sequence[Sequence[Item]]) -> Iterator[list[str]]:
+        """Answers to one batch after the other; while one is written, the next one's pictures are opened."""
+        if not isinstance(self._features, PixelLoader):
+            yield from map(
+                self, groups
+            )  # the tower computes what the cache has not, and that not beside the model
+            return
+        with ThreadPoolExecutor(1) as ahead:  # opening and resizing let other threads run
+            coming = [ahead.submit(self._collate, group) for group in groups[:1]]
+            for number in range(len(groups)):
+                batch = coming.pop().result()
+                coming += [ahead.submit(self._collate, group) for group in groups[number + 1 : number + 2]]
+                yield self._greedy(batch)
 
     def write(
         self,
@@ -184,7 +200,7 @@ class Generator:
 
         longest = max(each.max_new_tokens for each in decoding)
         self._generate(
-            items,
+            self._collate(items),
             max_new_tokens=longest,
             logits_processor=LogitsProcessorList([_Choose(choose)]),
             stopping_criteria=StoppingCriteriaList([_Ended(ended)]),
@@ -208,16 +224,19 @@ class Generator:
 
         return self.write([item], [row.decoding], tell if watch else None)[0]
 
-    def _generate(self, items: Sequence[Item], **settings: Any) -> Tensor:
-        """Tokens behind the prompts (B, longest answer)."""
+    def _generate(self, batch: Mapping[str, Tensor], **settings: Any) -> Tensor:
+        """Tokens behind the prompts of a collated batch (B, longest answer)."""
         device = next(self._model.parameters()).device
-        batch = {name: tensor.to(device) for name, tensor in self._collate(items).items()}
+        batch = {name: tensor.to(device) for name, tensor in batch.items()}
         most = settings.pop("max_new_tokens", self._settings["max_new_tokens"])
         config = GenerationConfig(**self._settings | {"max_new_tokens": most})
         # After the prompts the head reads the last token's states, a slice.
         with _inference(self._model), with_head_input(self._head, Tensor.contiguous):
             tokens: Tensor = self._model.generate(**batch, generation_config=config, **settings)  # type: ignore[operator]
         return tokens[:, batch["input_ids"].shape[1] :]
+
+    def _greedy(self, batch: Mapping[str, Tensor]) -> list[str]:
+        return [self._decode(row) for row in self._generate(batch).tolist()]
 
     def _decode(self, row: list[int]) -> str:
         answer = list(takewhile(lambda token: token not in self._ends, row))
