@@ -34,9 +34,6 @@ LINES = {
     "bench routing.router_init=tasks": (
         "routing.router_init=tasks: starts from what routing.normalize=true reads; add it"
     ),
-    "bench adapter.shared_factors=4": (
-        "adapter.shared_factors=4: must be < rank=4, because the other factors are routed"
-    ),
     "bench routing=task": "routing=task: the instances have no task; only instance or random",
     "train factors=4 rank=8": (
         "rank=8: must be <= factors=4, because rank factors are selected out of the pool"

@@ -25,14 +25,11 @@ D_IN, D_OUT, E, R, N = 12, 9, 6, 3, 20
 SCALING = 4.0
 
 
-def delta(
-    factors_a: Tensor, factors_b: Tensor, index_a: Tensor, index_b: Tensor, weight: Tensor | None = None
-) -> Tensor:
-    """s sum_k w_k b_k a_k^T of one instance, as a full (d_out, d_in) matrix."""
+def delta(factors_a: Tensor, factors_b: Tensor, index_a: Tensor, index_b: Tensor) -> Tensor:
+    """s sum_k b_k a_k^T of one instance, as a full (d_out, d_in) matrix."""
     update = torch.zeros(factors_b.shape[1], factors_a.shape[1], dtype=torch.float64)
-    weights = [1.0] * len(index_a) if weight is None else weight.tolist()
-    for a, b, w in zip(index_a.tolist(), index_b.tolist(), weights, strict=True):
-        update += SCALING * w * torch.outer(factors_b[b], factors_a[a])
+    for a, b in zip(index_a.tolist(), index_b.tolist(), strict=True):
+        update += SCALING * torch.outer(factors_b[b], factors_a[a])
     return update
 
 
@@ -42,20 +39,18 @@ def pools() -> tuple[Tensor, Tensor]:
     return torch.randn(E, D_IN, dtype=torch.float64), torch.randn(E, D_OUT, dtype=torch.float64)
 
 
-@pytest.fixture(params=["alike", "weighted"])
-def selection(request: pytest.FixtureRequest) -> Selection:
+@pytest.fixture
+def selection() -> Selection:
     """Skewed, so that the co-selection matrix is not near uniform."""
     torch.manual_seed(1)
     scores = torch.rand(2, N, E) * torch.linspace(1, 3, E)
     index = scores.topk(R, dim=-1).indices
-    return Selection(index[0], index[1], torch.rand(N, R) * 2 if request.param == "weighted" else None)
+    return Selection(index[0], index[1])
 
 
 def deltas_of(pools: tuple[Tensor, Tensor], selection: Selection) -> Tensor:
     """Of all instances (N, d_out, d_in)."""
-    rows = range(len(selection.index_a))
-    weights = [None if selection.weight is None else selection.weight[row] for row in rows]
-    chosen = zip(selection.index_a, selection.index_b, weights, strict=True)
+    chosen = zip(selection.index_a, selection.index_b, strict=True)
     return torch.stack([delta(*pools, *each) for each in chosen])
 
 
@@ -134,8 +129,6 @@ def test_pools_with_more_factors_than_features() -> None:
 def test_co_selection_counts_pairs_in_order() -> None:
     index = torch.tensor([[0, 2], [2, 0]]), torch.tensor([[1, 0], [0, 2]])
     assert co_selection(Selection(*index), 3).tolist() == [[0, 0, 2], [1, 0, 0], [1, 0, 0]]
-    weighted = Selection(*index, torch.tensor([[0.5, 1.5], [1.25, 0.75]]))
-    assert co_selection(weighted, 3).tolist() == [[0, 0, 2.75], [0.5, 0, 0], [0.75, 0, 0]]
 
 
 def test_what_one_instance_selected_is_exported_as_it_is(

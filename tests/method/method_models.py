@@ -206,18 +206,15 @@ LEARNS: dict[str, Any] = {"router_grad": "straight_through"}
 MECHANISMS: dict[str, dict[str, Any]] = {
     "normalize": {"normalize": True},
     "text": {"pool": "text"},
-    "soft": {"gate": "soft", "cfs": "none", **LEARNS},
-    "soft_cfs_shared": {"gate": "soft", "r": 3, "shared_factors": 1, **LEARNS},
     "tied": {"pairing": "tied", **LEARNS},
-    "block": {"per": "block", "r": 3, "gate": "soft", "pairing": "tied", "shared_factors": 1, **LEARNS},
-    "balanced": {"balanced": True, "shared_factors": 1, "r": 3, **LEARNS},
+    "block": {"per": "block", "r": 3, "pairing": "tied", **LEARNS},
+    "balanced": {"balanced": True, "r": 3, **LEARNS},
     "block_hard": {"per": "block", "normalize": True, "pool": "prompt", **LEARNS},
     "plus": {
         "normalize": True,
         "router_init": "clusters",
         "pool": "text",
         "pairing": "tied",
-        "gate": "soft",
         **LEARNS,
     },
 }

@@ -16,9 +16,7 @@ from torch import Tensor
 class Choice:
     """What goes beyond the paper."""
 
-    soft: bool = False  # a factor counts by its share of the chosen ones' probability
     tied: bool = False  # B gets A's factors
-    shared: int = 0  # the first factors are everybody's
     statistics: tuple[Tensor, Tensor] | None = None  # mean and deviation (d_in,) of what routers read
     offsets: tuple[Tensor, Tensor] | None = None  # of A's and B's scores, where factors are chosen
 
@@ -78,34 +76,24 @@ def conditional(p: Parameters, chosen: list[int], form: str) -> list[Tensor]:
 def select(
     p: Parameters, mean: Tensor, rank: int, form: str, choice: Choice
 ) -> tuple[list[int], list[int], list[Tensor], list[Tensor]]:
-    """Eq. 6 for A; Eq. 8 for B, or Eq. 6 where form is none. Probabilities of shared factors are ones."""
+    """Eq. 6 for A; Eq. 8 for B, or Eq. 6 where form is none."""
     if choice.statistics is not None:
         mean = torch.stack([(x - m) / s for x, m, s in zip(mean, *choice.statistics, strict=True)])
     routed = len(p.router_a)
     p_a = softmax([dot(p.router_a[e], mean) for e in range(routed)])
     p_b = softmax([dot(p.router_b[e], mean) for e in range(routed)])
-    everybodys = list(range(choice.shared))
     offset_a, offset_b = choice.offsets or (torch.zeros(routed), torch.zeros(routed))
     scores_a = [torch.log(p_a[e]) + offset_a[e] for e in range(routed)]
     scores_b = [torch.log(p_b[e]) + offset_b[e] for e in range(routed)]
-    index_a = everybodys + [choice.shared + e for e in best(scores_a, rank - choice.shared)]
+    index_a = best(scores_a, rank)
     if form != "none":
         p_cfs = softmax(conditional(p, index_a, form))
         p_b = [p_b[e] + p_cfs[e] for e in range(routed)]
         scores_b = [p_b[e] + offset_b[e] for e in range(routed)]
-    index_b = everybodys + [choice.shared + e for e in best(scores_b, rank - choice.shared)]
-    ones = [torch.ones((), dtype=mean.dtype)] * choice.shared
+    index_b = best(scores_b, rank)
     if choice.tied:
-        return index_a, index_a, ones + p_a, ones + p_a
-    return index_a, index_b, ones + p_a, ones + p_b
-
-
-def counts(choice: Choice, chosen: list[int], probabilities: list[Tensor]) -> list[Tensor]:
-    """What each chosen factor counts."""
-    routed = [e for e in chosen if e >= choice.shared]
-    total = sum(probabilities[e] for e in routed)
-    shares = {e: probabilities[e] / total * len(routed) for e in routed}
-    return [shares.get(e, torch.ones((), dtype=probabilities[-1].dtype)) for e in chosen]
+        return index_a, index_a, p_a, p_a
+    return index_a, index_b, p_a, p_b
 
 
 def layer(
@@ -140,9 +128,6 @@ def layer(
         ones = [
             [torch.ones((), dtype=hidden.dtype, requires_grad=True) for _ in range(rank)] for _ in range(2)
         ]
-        if choice.soft:
-            ones[0] = counts(choice, index_a, p_a)
-            ones[1] = ones[1] if choice.tied else counts(choice, index_b, p_b)
         rows = []
         for t in range(hidden.shape[1]):
             row = [dot(p.weight[o], hidden[n, t]) for o in range(len(p.weight))]
@@ -155,11 +140,8 @@ def layer(
         result.index_a.append(index_a)
         result.index_b.append(index_b)
         # A tied pair has one probability, of which the weight is one factor.
-        sides = ones[0] if choice.tied else ones[0] + ones[1]
-        chosen = [p_a[e] for e in index_a] + ([] if choice.tied else [p_b[e] for e in index_b])
-        routed = [at for at, e in enumerate(index_a + ([] if choice.tied else index_b)) if e >= choice.shared]
-        result.weights += [sides[at] for at in routed]
-        result.probabilities += [chosen[at] for at in routed]
+        result.weights += ones[0] if choice.tied else ones[0] + ones[1]
+        result.probabilities += [p_a[e] for e in index_a] + ([] if choice.tied else [p_b[e] for e in index_b])
     return result
 
 
@@ -184,7 +166,7 @@ def gradients(
 
 
 def parameters(
-    d_in: int, d_out: int, num_factors: int, rank: int, seed: int, width: int | None = None, shared: int = 0
+    d_in: int, d_out: int, num_factors: int, rank: int, seed: int, width: int | None = None
 ) -> Parameters:
     """Random parameters whose routers have opinions; `width` is what they read, the layer's input without it."""
     generator = torch.Generator().manual_seed(seed)
@@ -196,7 +178,7 @@ def parameters(
         weight=(normal(d_out, d_in) / math.sqrt(d_in)).detach(),
         factors_a=normal(num_factors, d_in),
         factors_b=normal(num_factors, d_out),
-        router_a=normal(num_factors - shared, width or d_in),
-        router_b=normal(num_factors - shared, width or d_in),
-        router_ab=normal(rank, d_in, num_factors - shared),
+        router_a=normal(num_factors, width or d_in),
+        router_b=normal(num_factors, width or d_in),
+        router_ab=normal(rank, d_in, num_factors),
     )

@@ -36,7 +36,7 @@ def enable(model: Any, use_reentrant: bool) -> None:
         {"routing": "random", "dropout": 0.3},
         {"pool": "prompt", "router_grad": "straight_through", "cfs": "released"},
         {"routing": "task", "router_grad": "straight_through"},
-        {"routing": "task", "gate": "soft", "pairing": "tied", "router_grad": "straight_through"},
+        {"routing": "task", "pairing": "tied", "router_grad": "straight_through"},
         *MECHANISMS.values(),
     ],
     ids=lambda fields: "-".join(map(str, fields.values())) or "default",

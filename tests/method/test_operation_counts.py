@@ -84,9 +84,8 @@ def test_keeps_what_lora_keeps_and_the_indices_of_the_factors(bench: Bench) -> N
 
 MECHANISMS: dict[str, dict[str, Any]] = {
     "normalize": {"normalize": True, "router_init": "clusters"},
-    "soft": {"gate": "soft"},
-    "tied": {"pairing": "tied", "gate": "soft", "normalize": True},
-    "shared": {"shared_factors": 1, "balanced": True},
+    "tied": {"pairing": "tied", "normalize": True},
+    "balanced": {"balanced": True},
 }
 
 
@@ -110,9 +109,8 @@ def test_ways_to_select_cost_their_routers_and_their_gradient_alone(
     extra = operations(more, "more").total - operations(more, LORA).total
     # Two routers or one: forward, and the gradients of their weights and of what they read.
     routers = 1 if fields.get("pairing") == "tied" else 2
-    routed = POOLS[0] - fields.get("shared_factors", 0)
     pooling = 2 * ALL_TOKENS * D_IN
-    assert 0 <= extra - 3 * 2 * BATCH * D_IN * routed * routers <= 2 * pooling
+    assert 0 <= extra - 3 * 2 * BATCH * D_IN * POOLS[0] * routers <= 2 * pooling
     size = bench.hidden.element_size()
     # Beside the input and the r numbers a token: numbers of instances, and of E and d_in features of each.
     instances = BATCH * (4 * D_IN + 16 * POOLS[0]) * 8

@@ -6,7 +6,6 @@ import json
 import os
 from collections import Counter
 from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -32,15 +31,6 @@ def instance_run(folder: Path, data: DataConfig) -> RunFolder:
     return finished_run(
         folder, data, router_spread=50
     )  # only large routers tell the tiny model's instances apart
-
-
-def test_chance_draws_what_is_not_shared() -> None:
-    """Against counting: all pairs of choices of two of three factors, beside one that both have."""
-    counts = np.zeros((1, 4, 1), dtype=np.int64)
-    found = TaskFactors(["a"], np.ones(1, dtype=np.int64), ["layer"], 3, counts, counts, shared=1)
-    choices = [{0, *pair} for pair in combinations((1, 2, 3), 2)]
-    alike = [len(one & other) / 3 for one in choices for other in choices]
-    assert found.by_chance == pytest.approx(sum(alike) / len(alike))
 
 
 def test_shares_of_instances(data: DataConfig, tmp_path: Path) -> None:

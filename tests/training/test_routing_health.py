@@ -100,28 +100,6 @@ def test_a_window_holds_each_forward_pass_once(
             assert look["agreement"][number] == pytest.approx(agreement, abs=1e-6)
 
 
-def test_shared_factors_do_not_count(make_config: MakeConfig, seen: Seen) -> None:
-    """Of three factors one is every instance's; what is measured are the two that are routed, of three."""
-    config = make_config("run", steps=3, batch_size=4)
-    config = replace(config, rank=3, adapter=replace(config.adapter, shared_factors=1))
-    (look,) = read_metrics(RunFolder(train(routed(config, health_every=3))).routing)
-    assert look["agreement_by_chance"] == round(2 / 3, 6)
-    for number, name in enumerate(look["layers"]):
-        chosen = [selections[name] for selections, _ in seen]
-        a, b = (torch.cat([getattr(each, side) for each in chosen]) for side in ("index_a", "index_b"))
-        assert (a[:, 0] == 0).all() and (b[:, 0] == 0).all() and len(a) == 12
-        uses = (a[:, 1:] - 1).flatten().bincount(minlength=3)
-        entropy = torch.distributions.Categorical(uses / uses.sum()).entropy() / torch.tensor(3.0).log()
-        assert look["entropy_a"][number] == pytest.approx(entropy.item(), abs=1e-5)
-        assert look["unused_a"][number] == pytest.approx((uses == 0).sum().item() / 3, abs=1e-6)
-        both = sum(
-            len(set(one) & set(other))
-            for one, other in zip(a[:, 1:].tolist(), b[:, 1:].tolist(), strict=True)
-        )
-        assert look["agreement"][number] == pytest.approx(both / 24, abs=1e-6)
-        assert (look["churn_a"][number] * 4 * 2).is_integer()  # of four instances two factors each
-
-
 def test_rows_of_metrics_hold_the_means(make_config: MakeConfig) -> None:
     """A look has a row of its own also between two multiples of log_every, and at the last step."""
     run = RunFolder(train(routed(make_config("run", steps=5, batch_size=2, log_every=3), health_every=2)))

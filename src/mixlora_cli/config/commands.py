@@ -51,7 +51,6 @@ class OptimConfig(Settings, at="train"):
     accumulation: Positive = 1
     effective_batch: Positive | None = None
     learning_rate: PositiveNumber = 4e-5
-    router_learning_rate: PositiveNumber | None = None
     scheduler: Text = "cosine"
     warmup_ratio: Share = 0.03
     weight_decay: NotNegativeNumber = 0.0
@@ -85,22 +84,15 @@ def _require_mixlora(config: TrainConfig | BenchConfig) -> None:
     )
     routing.require_heeded()
     config.require(
-        adapter.shared_factors < config.rank,
-        "adapter.shared_factors",
-        f"must be < rank={config.rank}, because the other factors are routed",
-    )
-    config.require(
         routing.router_init == "random" or routing.normalize,
         "routing.router_init",
         "starts from what routing.normalize=true reads; add it",
     )
-    for key in ("gate", "pairing", "shared_factors"):
-        usual = getattr(AdapterConfig, key)
-        config.require(
-            ROUTERS[routing.name].reads is not None or getattr(adapter, key) == usual,
-            f"adapter.{key}",
-            f"needs routers, which routing={routing.name} has not; only {usual}",
-        )
+    config.require(
+        ROUTERS[routing.name].reads is not None or adapter.pairing == "separate",
+        "adapter.pairing",
+        f"needs routers, which routing={routing.name} has not; only separate",
+    )
     config.require(
         routing.balance_loss == 0 or adapter.router_grad != "none",
         "routing.balance_loss",
@@ -130,12 +122,6 @@ class TrainConfig(Settings):
     def __post_init__(self) -> None:
         if self.adapter.name == "mixlora":
             _require_mixlora(self)
-            self.require(
-                self.train.router_learning_rate is None or self.adapter.router_grad != "none",
-                "train.router_learning_rate",
-                "the routers get no gradient with adapter.router_grad=none; "
-                "give adapter.router_grad=straight_through, or leave it null",
-            )
         if self.data.streaming:
             self.require(
                 self.train.steps, "train.steps", "data.streaming=true has no end; give the number of steps"

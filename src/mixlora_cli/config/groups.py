@@ -101,9 +101,7 @@ class AdapterConfig(Settings, at="adapter"):
     dropout: Share = 0.05
     cfs: Literal["paper", "released", "none"] = "paper"
     router_grad: Literal["none", "straight_through"] = "none"
-    gate: Literal["hard", "soft"] = "hard"
     pairing: Literal["separate", "tied"] = "separate"
-    shared_factors: NotNegative = 0
     target_modules: Annotated[Text, rule("must be a regular expression", _is_regex)] | None = None
 
 

@@ -24,7 +24,6 @@ PEFT_TYPE = MixLoraType.MIXLORA
 
 ConditionalSelection = Literal["paper", "released", "none"]
 RouterGrad = Literal["none", "straight_through"]
-Gate = Literal["hard", "soft"]
 Pairing = Literal["separate", "tied"]
 RouterInit = Literal["random", "clusters", "tasks"]
 Per = Literal["layer", "block"]
@@ -87,20 +86,11 @@ class MixLoraConfig(PeftConfig):
             "help": "none: the routers keep their initial values, as published; straight_through: they learn."
         },
     )
-    gate: Gate = field(
-        default="hard",
-        metadata={
-            "help": "hard: the selected factors count alike; soft: by their probabilities, which sum to r."
-        },
-    )
     pairing: Pairing = field(
         default="separate",
         metadata={
             "help": "separate: A and B have routers of their own; tied: B gets A's selection, without CFS."
         },
-    )
-    shared_factors: int = field(
-        default=0, metadata={"help": "So many of the r are the same for all instances; the rest is routed."}
     )
     routing: str = field(
         default="instance",
@@ -180,12 +170,6 @@ class MixLoraConfig(PeftConfig):
             "must be >= 1, or null for the model's hidden size",
         )
         _require(
-            0 <= self.shared_factors < self.r,
-            "shared_factors",
-            self.shared_factors,
-            f"must be >= 0 and < r={self.r}: the others are routed",
-        )
-        _require(
             self.router_init == "random" or self.normalize,
             "router_init",
             self.router_init,
@@ -238,12 +222,11 @@ class MixLoraConfig(PeftConfig):
 
 _OF_TOKENS = ("normalize", "router_init", "per")
 """Fields that only a selection by tokens heeds."""
-_OF_ROUTERS = ("gate", "pairing", "shared_factors", "balanced")
+_OF_ROUTERS = ("pairing", "balanced")
 """Fields that only an adapter with routers heeds."""
 _CHOICES: dict[str, tuple[str, ...]] = {
     "cfs": get_args(ConditionalSelection),
     "router_grad": get_args(RouterGrad),
-    "gate": get_args(Gate),
     "pairing": get_args(Pairing),
     "router_init": get_args(RouterInit),
     "per": get_args(Per),

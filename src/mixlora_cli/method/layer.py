@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import torch
-import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
@@ -42,7 +41,6 @@ from mixlora_cli.method.selection import (
     load_balance,
     random_factors,
     seeded_factors,
-    soft_weight,
     straight_through_weight,
     stream_of,
     top_factors,
@@ -73,12 +71,8 @@ class _Rule:
     dropout: float
     learns: bool
     """Routers get a gradient."""
-    soft: bool
-    """Factors count by their probability, else alike."""
     tied: bool
     """B gets A's selection."""
-    shared: int
-    """So many factors, the first ones, are every instance's."""
     router_init: RouterInit
     """What the routers start as."""
     block: str
@@ -145,9 +139,7 @@ class MixLoraLayer(BaseTunerLayer):
             scaling=config.scaling,
             dropout=config.dropout,
             learns=config.router_grad == "straight_through",
-            soft=config.gate == "soft",
             tied=config.pairing == "tied",
-            shared=config.shared_factors,
             router_init=config.router_init,
             block=block,
             holder=holder,
@@ -165,20 +157,19 @@ class MixLoraLayer(BaseTunerLayer):
         self.mixlora_factors_b[adapter_name] = factors_b
         self.mixlora_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         if config.router.reads is not None and holder == self.name:
-            routed = config.factors - config.shared_factors
             if config.normalize:
                 self.mixlora_standardiser[adapter_name] = Standardiser(width)
             bias = config.router_init != "random"
-            self.mixlora_router_a[adapter_name] = nn.Linear(width, routed, bias=bias)
+            self.mixlora_router_a[adapter_name] = nn.Linear(width, config.factors, bias=bias)
             if config.balanced:
-                self.mixlora_offset_a[adapter_name] = LoadOffset(routed)
+                self.mixlora_offset_a[adapter_name] = LoadOffset(config.factors)
             if config.balanced and config.pairing == "separate":
-                self.mixlora_offset_b[adapter_name] = LoadOffset(routed)
+                self.mixlora_offset_b[adapter_name] = LoadOffset(config.factors)
             if config.pairing == "separate":
-                self.mixlora_router_b[adapter_name] = nn.Linear(width, routed, bias=bias)
+                self.mixlora_router_b[adapter_name] = nn.Linear(width, config.factors, bias=bias)
             if config.pairing == "separate" and config.cfs != "none":
                 self.mixlora_router_ab[adapter_name] = ConditionalRouter(
-                    config.r, self.in_features, routed, _CONTRACTIONS[config.cfs]
+                    config.r, self.in_features, config.factors, _CONTRACTIONS[config.cfs]
                 )
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
@@ -310,9 +301,7 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
         dropout = rule.dropout if self.training else 0.0
         if not torch.is_grad_enabled() and not dropout:
             factors = self._rows(name, chosen, rows.dtype)
-            return adapted_linear_of_rows(
-                self.base_layer, rows, *factors, rule.scaling, chosen.selection.weight
-            )
+            return adapted_linear_of_rows(self.base_layer, rows, *factors, rule.scaling)
         pool_a, pool_b = self.mixlora_factors_a[name], self.mixlora_factors_b[name]
         assert isinstance(pool_a, FactorPool) and isinstance(pool_b, FactorPool)
         return adapted_linear(
@@ -357,9 +346,9 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
                 "filled, so the factors of its prompt are not known; let them fill it, and hand that very object on"
             )
         selection = self._select(name, rule, hidden, rows, info)
-        info.answer.kept[key] = kept = CachedSelection(selection.without_gradient(rule.soft))
+        info.answer.kept[key] = kept = CachedSelection(selection.without_gradient())
         self.last_selection[name] = kept.selection
-        return kept if kept.selection.weight is selection.weight else CachedSelection(selection)
+        return kept if selection.weight is None else CachedSelection(selection)
 
     def _check_rows(self, kept: int, rows: Tensor, info: ForwardInfo) -> None:
         if kept != info.count_of(rows):
@@ -454,39 +443,30 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
         """
         if name in self.mixlora_standardiser:
             read = self._standardised(name, rule, read)
-        # Of the factors that are routed; the shared ones come before them in the pool.
-        rank = rule.rank - rule.shared
         logits_a = _logits(self.mixlora_router_a[name], read)
-        index_a = top_factors(self._offset(self.mixlora_offset_a, name, logits_a), rank)
-        all_a = _with_shared(index_a, rule.shared)
+        index_a = top_factors(self._offset(self.mixlora_offset_a, name, logits_a), rule.rank)
         # Scores: logits, or what Eq. 8 makes of their probabilities.
-        scores_b, index_b, all_b, is_fused = logits_a, index_a, all_a, False
+        scores_b, index_b, is_fused = logits_a, index_a, False
         if not rule.tied:
             scores_b = _logits(self.mixlora_router_b[name], read)
             is_fused = name in self.mixlora_router_ab
             if is_fused:
-                logits_ab = self.mixlora_router_ab[name](self.mixlora_factors_a[name](all_a))
+                logits_ab = self.mixlora_router_ab[name](self.mixlora_factors_a[name](index_a))
                 scores_b = fused_probabilities(
                     independent_probabilities(scores_b), conditional_scores(logits_ab)
                 )
-            index_b = top_factors(self._offset(self.mixlora_offset_b, name, scores_b), rank)
-            all_b = _with_shared(index_b, rule.shared)
+            index_b = top_factors(self._offset(self.mixlora_offset_b, name, scores_b), rule.rank)
         if learning and self.context.collect_balance:
             p_a, p_b = _probabilities(logits_a, False), _probabilities(scores_b, is_fused)
             # p_B of Eq. 8 is a sum of two distributions.
             share_b = p_b / p_b.detach().sum(dim=-1, keepdim=True)
             self.context.balance_terms += [load_balance(p_a, index_a), load_balance(share_b, index_b)]
-        if rule.soft:
-            weight = soft_weight(logits_a, index_a)
-            if not rule.tied:
-                weight = weight * soft_weight(scores_b.log() if is_fused else scores_b, index_b)
-        elif learning:
-            weight = straight_through_weight(_probabilities(logits_a, False), index_a)
-            if not rule.tied:
-                weight = weight * straight_through_weight(_probabilities(scores_b, is_fused), index_b)
-        else:
-            return Selection(all_a, all_b)
-        return Selection(all_a, all_b, F.pad(weight, (rule.shared, 0), value=1.0))
+        if not learning:
+            return Selection(index_a, index_b)
+        weight = straight_through_weight(_probabilities(logits_a, False), index_a)
+        if not rule.tied:
+            weight = weight * straight_through_weight(_probabilities(scores_b, is_fused), index_b)
+        return Selection(index_a, index_b, weight)
 
     @staticmethod
     def _offset(offsets: nn.ModuleDict, name: str, scores: Tensor) -> Tensor:
@@ -534,7 +514,7 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
         for routers in (self.mixlora_router_a, self.mixlora_router_b):
             if name in routers:
                 router: Any = routers[name]
-                sizes = router.out_features, rule.rank - rule.shared
+                sizes = router.out_features, rule.rank
                 weight, bias = of_tasks(standardised, tasks, *sizes, generator)
                 router.weight.copy_(weight)
                 router.bias.copy_(bias)
@@ -546,14 +526,6 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
 def _without_autocast(kind: str) -> AbstractContextManager[Any]:
     """Entered for every layer of every pass, so no context where there is nothing to switch off."""
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
-
-
-def _with_shared(index: Tensor, shared: int) -> Tensor:
-    """Indices (B, r') among the routed factors -> (B, shared + r') in the pool, the shared ones first."""
-    if not shared:
-        return index
-    first = torch.arange(shared, device=index.device).expand(len(index), shared)
-    return torch.cat([first, index + shared], dim=1)
 
 
 def _probabilities(scores: Tensor, are_fused: bool) -> Tensor:

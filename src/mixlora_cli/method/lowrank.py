@@ -96,14 +96,10 @@ def adapted_linear_of_rows(
     rows_a: Tensor,
     rows_b: Tensor,
     scaling: float,
-    weight: Tensor | None = None,
 ) -> Tensor:
     """`adapted_linear` without gradients or dropout, of factors (B, r, d_in) and (B, r, d_out) looked up before."""
     output = F.linear(hidden, base.weight, base.bias)
-    inner = _weighted(
-        _inner(hidden, rows_a.to(output.dtype)), None if weight is None else weight.to(output.dtype)
-    )
-    return _add_into(output, inner, rows_b.to(output.dtype), scaling)
+    return _add_into(output, _inner(hidden, rows_a.to(output.dtype)), rows_b.to(output.dtype), scaling)
 
 
 def add_low_rank_by_token(

@@ -202,10 +202,9 @@ class MixLoraModel(BaseTuner):
             step: by which an offset moves.
         """
         for layer, of_layer in zip(self.decoder_layers().values(), counts, strict=True):
-            shared = layer.rules[adapter_name].shared
             for offsets, uses in zip((layer.mixlora_offset_a, layer.mixlora_offset_b), of_layer, strict=True):
                 if adapter_name in offsets:
-                    offsets[adapter_name].move(uses[shared:], step)  # type: ignore[operator]
+                    offsets[adapter_name].move(uses, step)  # type: ignore[operator]
 
     def skip_calibration(self) -> None:
         """Let `normalize` leave what routers read as it is; for measurements of time and memory alone."""

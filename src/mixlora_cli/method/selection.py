@@ -27,12 +27,11 @@ class Selection:
     index_b: Tensor
     """(B, r) int64, best first."""
     weight: Tensor | None = None
-    """(B, r) what each pair counts: gate=soft's share, else ones that carry the routers' gradient; None = one."""
+    """(B, r) ones, by which the gradient of routers that learn comes back; None = they get none."""
 
-    def without_gradient(self, weighted: bool) -> Selection:
-        """The same choice, holding no graph; with its weights where they are not all one."""
-        weight = self.weight.detach() if weighted and self.weight is not None else None
-        return self if weight is self.weight else Selection(self.index_a, self.index_b, weight)
+    def without_gradient(self) -> Selection:
+        """The same choice, holding no graph."""
+        return self if self.weight is None else Selection(self.index_a, self.index_b)
 
     @classmethod
     def joined(cls, parts: Sequence[Selection]) -> Selection:
@@ -40,13 +39,11 @@ class Selection:
         index_a, index_b = (
             torch.cat([getattr(part, name).cpu() for part in parts]) for name in ("index_a", "index_b")
         )
-        weights = [part.weight.cpu() for part in parts if part.weight is not None]
-        return cls(index_a, index_b, torch.cat(weights) if weights else None)
+        return cls(index_a, index_b)
 
     def of(self, rows: Tensor) -> Selection:
         """That of some of the instances."""
-        weight = None if self.weight is None else self.weight[rows]
-        return Selection(self.index_a[rows], self.index_b[rows], weight)
+        return Selection(self.index_a[rows], self.index_b[rows])
 
 
 def independent_probabilities(logits: Tensor) -> Tensor:
@@ -132,22 +129,6 @@ def load_balance(probabilities: Tensor, index: Tensor) -> Tensor:
         0, index.flatten(), torch.ones_like(index, dtype=probabilities.dtype).flatten()
     )
     return num_factors * (uses / index.numel() * probabilities.mean(dim=0)).sum()
-
-
-def soft_weight(logits: Tensor, index: Tensor) -> Tensor:
-    """The selected factors' shares of their own probability, times r, so that they are one on average.
-
-    Shares of softmax are a softmax of the selected logits alone. In that form the others get a gradient of exactly zero
-    and no rounding, which Adam would make a step of.
-
-    Args:
-        logits: (B, E), or logarithms of what is proportional to probabilities.
-        index: (B, r).
-
-    Returns:
-        (B, r), each row sums to r; the routers learn by its plain gradient.
-    """
-    return logits.gather(-1, index).softmax(dim=-1) * index.shape[-1]
 
 
 def straight_through_weight(probabilities: Tensor, index: Tensor) -> Tensor:

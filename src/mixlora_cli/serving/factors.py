@@ -60,8 +60,6 @@ class TaskFactors:
     """(L, E, T): instances of task t that select factor e of A in layer l."""
     counts_b: Ints
     """(L, E, T), of B."""
-    shared: int = 0
-    """So many of the r are every instance's."""
 
     @property
     def num_factors(self) -> int:
@@ -70,9 +68,8 @@ class TaskFactors:
 
     @property
     def by_chance(self) -> float:
-        """What `alike` gives on average where chance draws the r - s factors that are not shared, of E - s."""
-        routed = (self.rank - self.shared) ** 2 / (self.num_factors - self.shared)
-        return (self.shared + routed) / self.rank
+        """What `alike` gives on average where chance draws the factors."""
+        return self.rank / self.num_factors
 
     def alike(self, layers: Sequence[str], a: Any, b: Any) -> list[tuple[str, float]]:
         """The tasks by how alike they select to one prompt, the most alike first.
@@ -156,7 +153,7 @@ def task_factors(
         # A folder that cannot be written costs only time.
         with suppress(OSError), atomic(path) as temp, temp.open("wb") as stream:
             about = {**wanted, "tasks": found.tasks, "layers": found.layers}
-            about |= {"rank": found.rank, "shared": found.shared}
+            about |= {"rank": found.rank}
             smallest = np.min_scalar_type(int(found.instances.max()))
             np.savez_compressed(
                 stream,
@@ -211,7 +208,7 @@ def _read(path: Path, wanted: Mapping[str, Any]) -> TaskFactors | None:
             if any(about[key] != value for key, value in wanted.items()):
                 return None
             counts = [kept[side].astype(np.int64) for side in ("a", "b")]
-            sizes = about["rank"], *counts, about.get("shared", 0)
+            sizes = about["rank"], *counts
             return TaskFactors(about["tasks"], kept["instances"], about["layers"], *sizes)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None
@@ -262,5 +259,5 @@ def _count(items: Sequence[Item], session: Session, console: Console | None) -> 
             chosen = torch.stack([getattr(found[name], f"index_{side}") for name in layers])  # (L, B, r)
             np.add.at(counts[side], (rows, chosen.cpu().numpy(), whose), 1)
     instances = np.bincount([numbers[item.task] for item in items])
-    sizes = rule.rank, counts["a"], counts["b"], rule.shared
+    sizes = rule.rank, counts["a"], counts["b"]
     return TaskFactors(tasks, instances, list(layers), *sizes)

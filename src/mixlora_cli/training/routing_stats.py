@@ -53,7 +53,7 @@ class RoutingHealth(TrainerCallback):
         self._layers = list(layers.values())
         self._accelerator = trainer.accelerator
         rule = self._layers[0].rules["default"]
-        self._rank, self._shared = rule.rank, rule.shared
+        self._rank = rule.rank
         self._tally = health.new_tally(len(layers), rule.num_factors, device)
         dataset = trainer.train_dataset
         assert isinstance(dataset, EncodedDataset)
@@ -119,12 +119,11 @@ class RoutingHealth(TrainerCallback):
         tally, tasks, by_task = (part.view(each.shape) for part, each in zip(parts, tallies, strict=True))
         for each in tallies:
             each.zero_()
-        measures = _measure(tally, tasks, by_task, self._rank, self._shared)
+        measures = _measure(tally, tasks, by_task, self._rank)
         if self._probe is not None and self._probed is not None:
             before, self._probed = self._probed, self._probe()
             measures["churn_a"], measures["churn_b"] = (
-                health.churn(old[..., self._shared :], new[..., self._shared :]).cpu()
-                for old, new in zip(before, self._probed, strict=True)
+                health.churn(old, new).cpu() for old, new in zip(before, self._probed, strict=True)
             )
         values = torch.stack(list(measures.values())).tolist()
         num_factors = (self._tally.shape[1] - 1) // 2
@@ -134,8 +133,7 @@ class RoutingHealth(TrainerCallback):
             "tasks": int((tasks > 0).sum()),
             "rank": self._rank,
             "factors": num_factors,
-            "shared_factors": self._shared,
-            "agreement_by_chance": round((self._rank - self._shared) / (num_factors - self._shared), 6),
+            "agreement_by_chance": round(self._rank / num_factors, 6),
             "layers": self._names,
             "churn_a": None,
             "churn_b": None,
@@ -146,17 +144,13 @@ class RoutingHealth(TrainerCallback):
         }
 
 
-def _measure(tally: Tensor, tasks: Tensor, by_task: Tensor, rank: int, shared: int) -> dict[str, Tensor]:
-    """Of the factors that are routed; the first `shared` of each pool, which every instance gets, do not count."""
+def _measure(tally: Tensor, tasks: Tensor, by_task: Tensor, rank: int) -> dict[str, Tensor]:
     counts_a, counts_b, agreeing = health.split_tally(tally)
-    agreeing = agreeing - counts_a[:, :shared].sum(dim=1)
-    counts_a, counts_b, rank = counts_a[:, shared:], counts_b[:, shared:], rank - shared
     # Of one task, or of too many, nothing is known.
     known = bool(by_task.numel()) and int((tasks > 0).sum()) > 1
     nothing = torch.full((len(tally),), math.nan, dtype=torch.float64)
     information_a, information_b = (
-        health.task_information(counts[..., shared:], rank) if known else nothing
-        for counts in by_task.chunk(2, dim=2)
+        health.task_information(counts, rank) if known else nothing for counts in by_task.chunk(2, dim=2)
     )
     variety_a, variety_b = (health.variety(counts, tasks, rank) for counts in (counts_a, counts_b))
     return {

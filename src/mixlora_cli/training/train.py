@@ -143,7 +143,6 @@ def _train(config: TrainConfig, run: RunFolder, base: LoadedModel | None) -> Non
     )
     if config.train.packing:
         require_packing(trainer, list(islice(dataset, _LOOKED_AT)))
-    trainer.router_learning_rate = config.train.router_learning_rate
     if config.adapter.name == "mixlora" and config.routing.normalize:
         by_task = config.routing.router_init == "tasks"
         trainer.calibrate(_sample(dataset, config.seed, by_task))

@@ -46,7 +46,6 @@ from mixlora_cli.training.arguments import gather_weights, start_fsdp
 from mixlora_cli.training.routing_stats import RoutingHealth
 from mixlora_cli.training.run_folder import publish_checkpoint, temp_checkpoints
 
-ROUTER = ".mixlora_router_"
 """In the name of every router's weight."""
 
 
@@ -61,8 +60,6 @@ class AdapterTrainer(Trainer):
     """Spreads the use of factors by a loss, where that is asked for."""
     offsets: BalanceSteps | None = None
     """Spreads it by offsets, likewise."""
-    router_learning_rate: float | None = None
-    """The largest rate of routers that learn; None = that of all weights."""
     _temp: Path | None = None
     """Where the Trainer is to write the checkpoint that it is about."""
 
@@ -187,20 +184,6 @@ class AdapterTrainer(Trainer):
                 self.log_probabilities(padded(items[start : start + size]))
         for tensor in tuner.calibrated_tensors() if self.accelerator.num_processes > 1 else ():
             tensor.copy_(broadcast(tensor.contiguous()))
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The Trainer's own; routers get the rate of their own, where there is one."""
-        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
-        assert self.model is not None
-        rate = self.router_learning_rate
-        found = {weight for name, weight in self.model.named_parameters() if ROUTER in name}
-        if rate is not None:
-            for group in list(optimizer.param_groups):
-                routers = [p for p in group["params"] if p in found]
-                if routers:
-                    group["params"] = [p for p in group["params"] if p not in found]
-                    optimizer.add_param_group({**group, "params": routers, "lr": rate})
-        return optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log also what the routing does; `loss` stays that of the answers alone."""

@@ -231,7 +231,7 @@ def _model_cases(config: BenchConfig, chosen: dict[str, Any], precision: str) ->
 
 
 def _changed(config: BenchConfig) -> str:
-    """How MixLoRA differs from the paper's: `pairing=tied shared_factors=3`."""
+    """How MixLoRA differs from the paper's: `pairing=tied pool=text`."""
     usual = asdict(AdapterConfig("mixlora")) | asdict(RoutingConfig("instance"))
     own = asdict(config.adapter) | asdict(config.routing)
     return " ".join(f"{key}={own[key]}" for key in own if own[key] != usual[key])

@@ -71,10 +71,9 @@ def update_sketches(
         factors = pool.r_b.T.float(), pool.r_a.T.float()
         seen_b, seen_a = (f @ torch.randn(f.shape[1], _DIRECTIONS, generator=generator) for f in factors)
         chosen = selections[layer]
-        weight = torch.ones(chosen.index_a.shape) if chosen.weight is None else chosen.weight.float().cpu()
         # One pair after the other: all at once would be (n, r, K).
-        for b, a, w in zip(chosen.index_b.T.cpu(), chosen.index_a.T.cpu(), weight.T, strict=True):
-            total += pool.scaling * w.unsqueeze(1) * seen_b[b] * seen_a[a]
+        for b, a in zip(chosen.index_b.T.cpu(), chosen.index_a.T.cpu(), strict=True):
+            total += pool.scaling * seen_b[b] * seen_a[a]
     sketches: npt.NDArray[np.float32] = (total / _DIRECTIONS**0.5).numpy()
     return sketches
 

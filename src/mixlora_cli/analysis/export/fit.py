@@ -49,18 +49,17 @@ def total(moments: Iterable[Moments]) -> Moments:
 
 
 def co_selection(selection: Selection, num_factors: int) -> Tensor:
-    """Sum of C_i over the instances of a selection: (E, E) fp64; a pair counts its weight."""
+    """Sum of C_i over the instances of a selection: (E, E) fp64."""
     pairs = (selection.index_b * num_factors + selection.index_a).flatten().cpu()
-    weights = None if selection.weight is None else selection.weight.double().flatten().cpu()
-    counts = torch.bincount(pairs, weights, minlength=num_factors**2)
+    counts = torch.bincount(pairs, minlength=num_factors**2)
     return counts.reshape(num_factors, num_factors).double()
 
 
 def update_energies(selection: Selection, gram_a: Tensor, gram_b: Tensor) -> Tensor:
-    """||F_B^T C_i F_A||_F^2 = sum over pairs k, l of w_k w_l <b_k, b_l> <a_k, a_l>, without a (d_out, d_in) matrix.
+    """||F_B^T C_i F_A||_F^2 = sum over pairs k, l of <b_k, b_l> <a_k, a_l>, without a (d_out, d_in) matrix.
 
     Args:
-        selection: of B instances; w are its weights, else one.
+        selection: of B instances.
         gram_a: F_A F_A^T (E, E) fp64; gram_b: F_B F_B^T.
 
     Returns:
@@ -70,9 +69,6 @@ def update_energies(selection: Selection, gram_a: Tensor, gram_b: Tensor) -> Ten
     products = (
         gram_a[index_a[:, :, None], index_a[:, None, :]] * gram_b[index_b[:, :, None], index_b[:, None, :]]
     )
-    if selection.weight is not None:
-        weight = selection.weight.double().cpu()
-        products = products * (weight[:, :, None] * weight[:, None, :])
     return products.sum(dim=(1, 2))
 
 
@@ -256,18 +252,12 @@ def fitted(pools: Mapping[str, Pools], moments: Mapping[str, Moments], rank: int
 
 
 def selected(pools: Mapping[str, Pools], chosen: Mapping[str, Selection], alpha: float) -> StaticLora:
-    """The factors that one instance has selected, bit for bit; `chosen` (1, r) by layer.
-
-    What a pair counts (gate=soft) is in its factor of A, where it costs one rounding.
-    """
+    """The factors that one instance has selected, bit for bit; `chosen` (1, r) by layer."""
     factors, energies, rank = {}, {}, 0
     for layer, pool in pools.items():
         index_a, index_b = chosen[layer].index_a[0].cpu(), chosen[layer].index_b[0].cpu()
-        rank, weight = len(index_a), chosen[layer].weight
-        rows_a = pool.factors_a[index_a]
-        if weight is not None:
-            rows_a = rows_a * weight[0].to(rows_a).unsqueeze(1)
-        factors[layer] = (rows_a, pool.factors_b[index_b].T.contiguous())
+        rank = len(index_a)
+        factors[layer] = (pool.factors_a[index_a], pool.factors_b[index_b].T.contiguous())
         energy = pool.scaling**2 * observed(chosen[layer], pool.gram_a, pool.gram_b).energy
         energies[layer] = Energies(energy, energy, energy)
     return StaticLora(factors, rank, alpha, energies, exact=True)
