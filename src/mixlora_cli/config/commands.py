@@ -65,6 +65,7 @@ class OptimConfig(Settings, at="train"):
     save_every: Positive = 100
     keep_checkpoints: Positive = 2
     workers: NotNegative = 0
+    compile: Flag = False
 
     def __post_init__(self) -> None:
         self.require(
@@ -141,6 +142,13 @@ class TrainConfig(Settings):
             "train.fsdp",
             f"spreads weights, which those of model.quantization={self.model.quantization} do not survive; "
             "choose train.fsdp=false (each process has its own copy), or model.quantization=none",
+        )
+        others = (self.train.fsdp, self.train.packing, self.train.gradient_checkpointing, self.deepspeed.config)
+        self.require(
+            not (self.train.compile and any(others)),
+            "train.compile",
+            "not tried with DeepSpeed, train.fsdp, train.packing or train.gradient_checkpointing; give compile=false, "
+            "or leave those out",
         )
         self.require(
             not (self.train.fsdp and self.deepspeed.config),

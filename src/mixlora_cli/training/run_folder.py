@@ -257,6 +257,7 @@ NEUTRAL: dict[str, Any] = {
     "routing.balance_step": 0.0,
     "train.router_learning_rate": None,
     "train.fsdp": False,
+    "train.compile": False,
     "train.packing": False,
     "data.task_key": None,
     "data.streaming": False,
