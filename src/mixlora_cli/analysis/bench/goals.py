@@ -8,7 +8,15 @@ from typing import Any, Literal
 
 from mixlora_cli.analysis.bench.counters import Measurement
 from mixlora_cli.analysis.bench.layers import LINEAR, LORA, PUBLISHED, mixlora
-from mixlora_cli.analysis.bench.whole import BASE, BATCHED, ONE_BY_ONE, ONE_BY_ONE_PUBLISHED, SCORING
+from mixlora_cli.analysis.bench.peers import PEFT_LOOP, TRAINED, TRL
+from mixlora_cli.analysis.bench.whole import (
+    BASE,
+    BATCHED,
+    ONE_BY_ONE,
+    ONE_BY_ONE_PUBLISHED,
+    PLAIN_LOOP,
+    SCORING,
+)
 from mixlora_cli.config import Part, Precision
 from mixlora_cli.stats import Estimate, ratio_of_medians
 
@@ -23,8 +31,19 @@ SAVED = "bytes kept for backward, MixLoRA / LoRA"
 PEAK = "peak memory, MixLoRA / LoRA"
 SCORING_SECONDS = "seconds to score what is stored"
 EVALUATION = "time, one by one in the published form / batched"
+ANSWERS = "answers a second, batched / plain loop"
 
 Verdict = Literal["met", "not met", "not measured"]
+
+
+def time_of(name: str, other: str) -> str:
+    """What the ratio of two steps' times is called."""
+    return f"time, {name} / {other}"
+
+
+def peak_of(name: str, other: str) -> str:
+    """What the ratio of two steps' peaks is called."""
+    return f"peak memory, {name} / {other}"
 
 
 @dataclass(frozen=True)
@@ -60,6 +79,7 @@ _OF_WHOLE_TIMES = {
     "evaluation": [
         ("time, one by one / batched", ONE_BY_ONE, BATCHED),
         (EVALUATION, ONE_BY_ONE_PUBLISHED, BATCHED),
+        (ANSWERS, PLAIN_LOOP, BATCHED),
     ],
 }
 _OF_MEMORY = {
@@ -82,6 +102,13 @@ def _ratios(done: Measurement) -> Iterator[_Ratio]:
     elif done.part == "memory":
         for name, count in _OF_MEMORY.items():
             yield name, None, _exact(counts[MIXLORA][count] / counts[LORA][count])
+    elif done.part == "peers":
+        pairs = [(name, PEFT_LOOP) for name in times] + [(MIXLORA, LORA), (MIXLORA, TRL), (TRAINED, MIXLORA)]
+        for name, other in pairs:
+            if other in times:  # it may not be installed
+                yield time_of(name, other), None, ratio_of_medians(times[name], times[other])
+                peaks = [counts[each]["peak_bytes"] for each in (name, other)]
+                yield peak_of(name, other), None, _exact(peaks[0] / peaks[1])
     elif done.part == "scoring":
         yield SCORING_SECONDS, 0, ratio_of_medians(times[SCORING], [1.0] * len(times[SCORING]))
     else:
@@ -189,12 +216,34 @@ GOALS = (
     Goal("layer with E=64 within 1.05x of E=16", "layer", FLAT, 1.05, applies=_from_16_to_64),
     Goal("peak memory of a training step <= 1.02x of LoRA's", "memory", PEAK, 1.02),
     Goal("whole training step <= 1.05x of LoRA's", "step", TIME, 1.05),
+    *(
+        Goal(f"step of {name} <= {limit}x of that of {other}", "peers", time_of(name, other), limit)
+        for name, other, limit in (
+            (MIXLORA, LORA, 0.97),
+            (MIXLORA, PEFT_LOOP, 0.70),
+            (MIXLORA, TRL, 0.55),
+            (TRAINED, MIXLORA, 1.05),
+        )
+    ),
+    Goal(
+        f"peak memory of {MIXLORA} <= 0.85x of that of {PEFT_LOOP}",
+        "peers",
+        peak_of(MIXLORA, PEFT_LOOP),
+        0.85,
+    ),
     Goal("whole generation <= 1.05x of LoRA's", "generation", TIME, 1.05),
     Goal(
         "evaluation in batches >= 5x faster than one by one in the published form",
         "evaluation",
         EVALUATION,
         5.0,
+        at_most=False,
+    ),
+    Goal(
+        "evaluation gives >= 1.5x the answers a second of a plain loop",
+        "evaluation",
+        ANSWERS,
+        1.5,
         at_most=False,
     ),
     Goal(
