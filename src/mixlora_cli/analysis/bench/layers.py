@@ -183,7 +183,7 @@ class PublishedLayer(PublishedForm):
     """The same where a linear layer was, which knows of no padding: as it is for a single instance."""
 
     def forward(self, hidden: Tensor) -> Tensor:  # type: ignore[override]
-        """(B, S, d_in) -> (B, S, d_out); in a batch padding counts in the averages that select, which costs the same."""
+        """(B, S, d_in) -> (B, S, d_out); padding counts in what selects, at the same cost."""
         return super().forward(hidden, torch.ones(hidden.shape[:2], device=hidden.device))
 
 
