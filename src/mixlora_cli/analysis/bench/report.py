@@ -35,8 +35,7 @@ from mixlora_cli.analysis.bench.goals import (
     Findings,
     as_asked,
     extras,
-    peak_of,
-    time_of,
+    over,
 )
 from mixlora_cli.analysis.bench.layers import LINEAR, LORA, PUBLISHED, mixlora
 from mixlora_cli.analysis.bench.peers import LEFT_OUT, PEERS, PEFT_LOOP
@@ -268,10 +267,10 @@ def _peers(findings: Findings, cases: list[Measurement]) -> Table:
             (
                 name,
                 PEERS[name],
-                _ratio_text(found[time_of(name, PEFT_LOOP)], 3),
+                _ratio_text(found[over("time", name, PEFT_LOOP)], 3),
                 _median_text(times)[0],
                 _mebibytes(done.counts[name]["peak_bytes"]),
-                _ratio_text(found[peak_of(name, PEFT_LOOP)], 3),
+                _ratio_text(found[over("peak memory", name, PEFT_LOOP)], 3),
             )
             for name, times in done.seconds.items()
         ]
@@ -284,9 +283,9 @@ def _peers(findings: Findings, cases: list[Measurement]) -> Table:
             f"Ratios: of medians, [95 % interval], to {PEFT_LOOP}. ms: medians, [quartiles]. All take the same ready "
             "batches, where features of the frozen picture tower stand for pictures if they can be kept.",
             *(
-                f"Left out: {name}, because {why}."
-                for name, why in LEFT_OUT.items()
-                if any(name not in done.seconds for done in cases)
+                f"Left out: {name}, because {LEFT_OUT[name]}."
+                for name in PEERS
+                if name not in cases[0].seconds
             ),
         ),
     )
