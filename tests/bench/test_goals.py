@@ -10,7 +10,7 @@ from mixlora_cli.analysis.bench.counters import Measurement
 from mixlora_cli.analysis.bench.goals import EXTRA, GOALS, Comparison, Goal, compare, judge
 from mixlora_cli.stats import Estimate, ratio_of_medians
 
-FP32, BF16, PUBLISHED, FLAT, PEAK, STEP, GENERATION, BATCHING, SCORING = GOALS
+FP32, BF16, PUBLISHED, FLAT, PEAK, STEP, *PEERS, GENERATION, BATCHING, ANSWERS, SCORING = GOALS
 
 
 def layer(shape: str = "4096", dtype: str = "fp32", **times: float) -> Measurement:
@@ -50,8 +50,18 @@ MEMORY = Measurement(
 STEPS = Measurement("step", ABOUT, {"lora": [1.0], "mixlora": [1.04]})
 GENERATED = Measurement("generation", ABOUT, {"base": [0.5], "lora": [1.0], "mixlora": [1.06]})
 EVALUATED = Measurement(
-    "evaluation", ABOUT, {"batched": [1.0], "one_by_one": [2.5], "one_by_one_published": [5.5]}
+    "evaluation",
+    ABOUT,
+    {"batched": [1.0], "one_by_one": [2.5], "one_by_one_published": [5.5], "plain_loop": [1.4]},
 )
+TIMES = {"peft_loop": [1.75], "trl": [2.0], "lora": [1.2], "mixlora": [1.12], "mixlora_trained": [1.2]}
+PEER_STEPS = Measurement(
+    "peers",
+    ABOUT,
+    TIMES,
+    {name: {"peak_bytes": 840 if name == "mixlora" else 1000} for name in TIMES},
+)
+NO_TRL = replace(PEER_STEPS, seconds={name: TIMES[name] for name in TIMES if name != "trl"})
 SCORED = Measurement("scoring", {"predictions": 100_000}, {"scoring": [4.0, 4.5, 7.0]})
 ALMOST = {"mixlora_e16": 1.19}
 
@@ -81,6 +91,13 @@ ALMOST = {"mixlora_e16": 1.19}
         (STEP, [STEPS, GENERATED], ("met", 1, 1, 1.04)),
         (GENERATION, [STEPS, GENERATED], ("not met", 0, 1, 1.06)),
         (BATCHING, [EVALUATED], ("met", 1, 1, 5.5)),
+        (ANSWERS, [EVALUATED], ("not met", 0, 1, 1.4)),
+        (PEERS[0], [PEER_STEPS, STEPS], ("met", 1, 1, 1.12 / 1.2)),
+        (PEERS[1], [PEER_STEPS], ("met", 1, 1, 0.64)),
+        (PEERS[2], [PEER_STEPS], ("not met", 0, 1, 0.56)),
+        (PEERS[2], [NO_TRL], ("not measured", 0, 0, None)),
+        (PEERS[3], [NO_TRL], ("not met", 0, 1, 1.2 / 1.12)),
+        (PEERS[4], [NO_TRL], ("met", 1, 1, 0.84)),
         (SCORING, [SCORED], ("met", 1, 1, 4.5)),
         (SCORING, [replace(SCORED, case={"predictions": 160})], ("not measured", 0, 0, None)),
     ],

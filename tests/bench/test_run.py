@@ -12,6 +12,7 @@ import torch
 import mixlora_cli
 from mixlora_cli.analysis.bench import run, whole
 from mixlora_cli.analysis.bench.counters import interleave
+from mixlora_cli.analysis.bench.peers import trl_version
 from mixlora_cli.analysis.bench.run import PRODUCTS, bench, make_plan, pools_of, tokens_for
 from mixlora_cli.analysis.bench.whole import WholeModel, measure
 from mixlora_cli.config import (
@@ -49,6 +50,7 @@ def test_other_ways_to_select_are_cases_of_their_own() -> None:
         "operations": None,
         "memory": about,
         "step": about,
+        "peers": about,
         "generation": about,
         "evaluation": about,
         "scoring": None,
@@ -69,7 +71,7 @@ def test_the_full_plan() -> None:
     sizes = {(case.number("d_in"), case.number("d_out")) for case in layers}
     assert sizes == {(576, 576), (1024, 1024), (4096, 4096), (4096, 11008)}
     assert all(case.case["pools"] == "16,32,64" and case.number("rounds") >= 20 for case in layers)
-    assert len(plan) == 16 + 16 + 5 and len({case.key for case in plan}) == len(plan)
+    assert len(plan) == 16 + 16 + 6 and len({case.key for case in plan}) == len(plan)
     assert tuple(dict.fromkeys(case.part for case in plan)) == PARTS
 
 
@@ -136,7 +138,9 @@ def test_everything_is_measured_and_written(
     assert results["format"] == "mixlora-bench/1"
     assert tuple(dict.fromkeys(case["part"] for case in results["cases"])) == PARTS
     verdicts = {goal["goal"]: goal["verdict"] for goal in results["goals"]}
-    assert [v == "not measured" for v in verdicts.values()] == [True] * 4 + [False] * 4 + [True]
+    assert [v == "not measured" for v in verdicts.values()] == (
+        [True] * 4 + [False] * 4 + [not trl_version()] + [False] * 5 + [True]
+    )
     layer = results["cases"][0]
     assert layer["seconds"]["lora"]["rounds"] == 3 and layer["seconds"]["lora"]["median"] > 0
     assert set(layer["extra_seconds"]) == {"lora", "mixlora_e4", "mixlora_e8", "published"}
@@ -144,9 +148,9 @@ def test_everything_is_measured_and_written(
     assert {tuple(c.items()) for c in generation["counts"].values()} == {(("same_answers", 2),)}
     assert {"ratio.png", "ratio.svg"} <= {path.name for path in folder.iterdir()}
     markdown = (folder / "performance.md").read_text()
-    assert markdown.count("\n### ") == 7 and "](ratio.svg)" in markdown and "mixlora" in markdown
+    assert markdown.count("\n### ") == 8 and "](ratio.svg)" in markdown and "mixlora" in markdown
     assert "whole training step <= 1.05x of LoRA's" in capsys.readouterr().out
-    assert len(findings.measurements) == 9
+    assert len(findings.measurements) == 10
 
 
 def test_the_same_command_measures_nothing_twice(

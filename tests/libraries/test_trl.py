@@ -20,6 +20,10 @@ from torch import Tensor
 from word_tokenizer import random_words, word_tokenizer
 
 from mixlora_cli import MixLoraConfig
+from mixlora_cli.analysis.bench.peers import peers
+from mixlora_cli.analysis.bench.whole import WholeModel
+from mixlora_cli.config import BenchConfig, BenchSettings, ModelConfig
+from tiny_data import tiny_data
 
 pytestmark = pytest.mark.slow
 
@@ -213,3 +217,23 @@ def test_a_packed_batch_is_its_texts_alone(name: str, router_grad: str, tmp_path
         torch.testing.assert_close(
             gradients[name], gradient, atol=CLOSE, rtol=CLOSE, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+def test_the_step_that_is_timed_beside_others_is_that_of_a_plain_loop(tmp_path: Path) -> None:
+    config = BenchConfig(
+        model=ModelConfig(name="tiny", source="tiny"),
+        data=tiny_data(tmp_path, train=["counting", "reading"] * 4),
+        bench=BenchSettings(precision="fp32"),
+        output_dir="",
+        rank=2,
+    )
+    steps = peers(WholeModel(config, torch.device("cpu")), 2)
+    for _ in range(3):
+        losses, gradients = [], []
+        for name in ("peft_loop", "trl"):
+            torch.manual_seed(0)  # of dropout
+            losses.append(steps[name]())
+            gradients.append([p.grad for p in steps[name].model.parameters() if p.requires_grad])
+        assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+        torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+    assert len(gradients[0]) == 28

@@ -332,7 +332,7 @@ class AlignConfig(Settings):
 
 Precision = Literal["fp32", "bf16"]
 RunPrecision = Literal["run", "auto", "fp32", "bf16"]
-Part = Literal["layer", "operations", "memory", "step", "generation", "evaluation", "scoring"]
+Part = Literal["layer", "operations", "memory", "step", "peers", "generation", "evaluation", "scoring"]
 PARTS: tuple[Part, ...] = get_args(Part)
 _SHAPE = re.compile(r"([1-9]\d*)(?:x([1-9]\d*))?")
 _Shape = Annotated[Text, rule("a width, or two joined by x: [576,4096x11008]", _SHAPE.fullmatch)]

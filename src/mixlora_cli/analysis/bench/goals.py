@@ -8,7 +8,15 @@ from typing import Any, Literal
 
 from mixlora_cli.analysis.bench.counters import Measurement
 from mixlora_cli.analysis.bench.layers import LINEAR, LORA, PUBLISHED, mixlora
-from mixlora_cli.analysis.bench.whole import BASE, BATCHED, ONE_BY_ONE, ONE_BY_ONE_PUBLISHED, SCORING
+from mixlora_cli.analysis.bench.peers import PEFT_LOOP, TRAINED, TRL
+from mixlora_cli.analysis.bench.whole import (
+    BASE,
+    BATCHED,
+    ONE_BY_ONE,
+    ONE_BY_ONE_PUBLISHED,
+    PLAIN_LOOP,
+    SCORING,
+)
 from mixlora_cli.config import Part, Precision
 from mixlora_cli.stats import Estimate, ratio_of_medians
 
@@ -23,8 +31,14 @@ SAVED = "bytes kept for backward, MixLoRA / LoRA"
 PEAK = "peak memory, MixLoRA / LoRA"
 SCORING_SECONDS = "seconds to score what is stored"
 EVALUATION = "time, one by one in the published form / batched"
+ANSWERS = "answers a second, batched / plain loop"
 
 Verdict = Literal["met", "not met", "not measured"]
+
+
+def over(what: str, name: str, other: str) -> str:
+    """What a ratio of two steps is called, of their "time" or their "peak memory"."""
+    return f"{what}, {name} / {other}"
 
 
 @dataclass(frozen=True)
@@ -60,6 +74,7 @@ _OF_WHOLE_TIMES = {
     "evaluation": [
         ("time, one by one / batched", ONE_BY_ONE, BATCHED),
         (EVALUATION, ONE_BY_ONE_PUBLISHED, BATCHED),
+        (ANSWERS, PLAIN_LOOP, BATCHED),
     ],
 }
 _OF_MEMORY = {
@@ -82,6 +97,13 @@ def _ratios(done: Measurement) -> Iterator[_Ratio]:
     elif done.part == "memory":
         for name, count in _OF_MEMORY.items():
             yield name, None, _exact(counts[MIXLORA][count] / counts[LORA][count])
+    elif done.part == "peers":
+        pairs = [(name, PEFT_LOOP) for name in times] + [(MIXLORA, LORA), (MIXLORA, TRL), (TRAINED, MIXLORA)]
+        for name, other in pairs:
+            if other in times:  # it may not be installed
+                peaks = _exact(counts[name]["peak_bytes"] / counts[other]["peak_bytes"])
+                yield over("time", name, other), None, ratio_of_medians(times[name], times[other])
+                yield over("peak memory", name, other), None, peaks
     elif done.part == "scoring":
         yield SCORING_SECONDS, 0, ratio_of_medians(times[SCORING], [1.0] * len(times[SCORING]))
     else:
@@ -189,12 +211,29 @@ GOALS = (
     Goal("layer with E=64 within 1.05x of E=16", "layer", FLAT, 1.05, applies=_from_16_to_64),
     Goal("peak memory of a training step <= 1.02x of LoRA's", "memory", PEAK, 1.02),
     Goal("whole training step <= 1.05x of LoRA's", "step", TIME, 1.05),
+    *(
+        Goal(f"{what} of a step: {name} <= {limit}x {other}", "peers", over(what, name, other), limit)
+        for what, name, other, limit in (
+            ("time", MIXLORA, LORA, 0.97),
+            ("time", MIXLORA, PEFT_LOOP, 0.7),
+            ("time", MIXLORA, TRL, 0.55),
+            ("time", TRAINED, MIXLORA, 1.05),
+            ("peak memory", MIXLORA, PEFT_LOOP, 0.85),
+        )
+    ),
     Goal("whole generation <= 1.05x of LoRA's", "generation", TIME, 1.05),
     Goal(
         "evaluation in batches >= 5x faster than one by one in the published form",
         "evaluation",
         EVALUATION,
         5.0,
+        at_most=False,
+    ),
+    Goal(
+        "evaluation gives >= 1.5x the answers a second of a plain loop",
+        "evaluation",
+        ANSWERS,
+        1.5,
         at_most=False,
     ),
     Goal(

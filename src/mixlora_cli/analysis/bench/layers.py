@@ -180,10 +180,10 @@ class PublishedForm(nn.Module):
 
 
 class PublishedLayer(PublishedForm):
-    """The same for a single instance, which has no padding: it goes where a linear layer was."""
+    """The same where a linear layer was, which knows of no padding: as it is for a single instance."""
 
     def forward(self, hidden: Tensor) -> Tensor:  # type: ignore[override]
-        """(1, S, d_in) -> (1, S, d_out)."""
+        """(B, S, d_in) -> (B, S, d_out); padding counts in what selects, at the same cost."""
         return super().forward(hidden, torch.ones(hidden.shape[:2], device=hidden.device))
 
 

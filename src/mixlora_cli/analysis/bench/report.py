@@ -35,8 +35,10 @@ from mixlora_cli.analysis.bench.goals import (
     Findings,
     as_asked,
     extras,
+    over,
 )
 from mixlora_cli.analysis.bench.layers import LINEAR, LORA, PUBLISHED, mixlora
+from mixlora_cli.analysis.bench.peers import LEFT_OUT, PEERS, PEFT_LOOP
 from mixlora_cli.analysis.bench.whole import SAME_ANSWERS, SCORING
 from mixlora_cli.config import Part
 from mixlora_cli.plots import HUES, figure
@@ -125,6 +127,7 @@ def all_tables(findings: Findings) -> list[Table]:
         "layer": (_layer_ratios, _layer_times),
         "operations": (_layer_operations,),
         "memory": (_memory,),
+        "peers": (_peers,),
         "scoring": (_scoring,),
     }
     tables = [_goals(findings)]
@@ -256,6 +259,38 @@ def _memory(findings: Findings, cases: list[Measurement]) -> Table:
     )
 
 
+def _peers(findings: Findings, cases: list[Measurement]) -> Table:
+    rows: list[tuple[str, ...]] = []
+    for done in cases:
+        found = {name: estimate for (name, _), estimate in findings.estimates(done).items()}
+        rows += [
+            (
+                name,
+                PEERS[name],
+                _ratio_text(found[over("time", name, PEFT_LOOP)], 3),
+                _median_text(times)[0],
+                _mebibytes(done.counts[name]["peak_bytes"]),
+                _ratio_text(found[over("peak memory", name, PEFT_LOOP)], 3),
+            )
+            for name, times in done.seconds.items()
+        ]
+    return Table(
+        f"Whole training steps beside others', {_about(cases[0])}",
+        ("step", "what it is", "ratio", "ms", "peak MiB", "ratio of peaks"),
+        tuple(rows),
+        2,
+        (
+            f"Ratios: of medians, [95 % interval], to {PEFT_LOOP}. ms: medians, [quartiles]. All take the same ready "
+            "batches, where features of the frozen picture tower stand for pictures if they can be kept.",
+            *(
+                f"Left out: {name}, because {LEFT_OUT[name]}."
+                for name in PEERS
+                if name not in cases[0].seconds
+            ),
+        ),
+    )
+
+
 def _scoring(findings: Findings, cases: list[Measurement]) -> Table:
     return Table(
         "Scoring stored predictions: milliseconds",
@@ -284,7 +319,8 @@ def _whole_model(findings: Findings, cases: list[Measurement]) -> Table:
         (
             "Medians, [quartiles]; ratios of medians, [95 % interval]. step: from a batch to updated weights. "
             "generation: one batch of prompts, untrained adapters, so that all answer the same."
-            f"{_other_answers(cases)} evaluation: all instances once.",
+            f"{_other_answers(cases)} evaluation: all instances once; plain_loop: LoRA, in batches as they come, with "
+            "pictures and not their kept features.",
         ),
     )
 

@@ -24,6 +24,7 @@ from rich.console import Console
 
 from mixlora_cli.analysis.bench.counters import Measurement, Value
 from mixlora_cli.analysis.bench.goals import Findings, find
+from mixlora_cli.analysis.bench.peers import trl_version
 from mixlora_cli.analysis.bench.report import all_tables, write_report
 from mixlora_cli.analysis.bench.whole import WholeModel, measure
 from mixlora_cli.config import (
@@ -43,8 +44,8 @@ from mixlora_cli.training.run_folder import versions
 
 FORMAT = "mixlora-bench-measurements/1"
 FILE_NAME = "measurements.jsonl"
-WHOLE_MODEL = ("memory", "step", "generation", "evaluation")
-MEASURING = ("counters.py", "layers.py", "whole.py")
+WHOLE_MODEL = ("memory", "step", "peers", "generation", "evaluation")
+MEASURING = ("counters.py", "layers.py", "whole.py", "peers.py")
 
 PRODUCTS = {"fp32": 2**33, "bf16": 2**29}
 """Multiplications of one pass over a frozen layer that its tokens are chosen to stay below: a good second on two cores,
@@ -224,6 +225,7 @@ def _model_cases(config: BenchConfig, chosen: dict[str, Any], precision: str) ->
     return [
         Measurement("memory", step),
         Measurement("step", {**step, **rounds}),
+        Measurement("peers", {**step, **rounds, "trl": trl_version()}),
         Measurement("generation", {**answers, **rounds}),
         Measurement("evaluation", {**answers, "instances": chosen["instances"], **few_rounds}),
         Measurement("scoring", {"predictions": chosen["predictions"], "seed": config.seed, **few_rounds}),

@@ -9,6 +9,7 @@ import copy
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -33,7 +34,7 @@ from mixlora_cli.analysis.bench.layers import DTYPES, Bench, LayerCase, build_be
 from mixlora_cli.benchmarks.metrics import MME, POPE, VQA
 from mixlora_cli.benchmarks.registry import BENCHMARKS, FROM_THE_PAPER
 from mixlora_cli.config import AdapterConfig, BenchConfig, OptimConfig, Part, TrainConfig
-from mixlora_cli.data.collate import Features
+from mixlora_cli.data.collate import Features, PixelLoader, generation_collator
 from mixlora_cli.data.encode import EncodedDataset, Item, encode_prompts, encode_records
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.evaluation.predictions import FILE_NAME, Header, Prediction, open_predictions
@@ -48,7 +49,8 @@ from mixlora_cli.training.arguments import build_arguments
 from mixlora_cli.training.run_folder import RunFolder
 from mixlora_cli.training.train import build_trainer
 
-AdapterName = Literal["lora", "mixlora", "none"]
+AdapterName = Literal["lora", "mixlora", "mixlora_trained", "none"]
+"""mixlora_trained: with routers that learn."""
 Answering = Callable[[Sequence[Item]], list[str]]
 """Of one batch of prompts, in order, as `mixlora eval` makes them."""
 NUM_BATCHES = 4
@@ -56,6 +58,7 @@ NUM_BATCHES = 4
 ADAPTERS: tuple[AdapterName, ...] = ("lora", "mixlora")
 BASE, BATCHED, ONE_BY_ONE = "base", "batched", "one_by_one"
 ONE_BY_ONE_PUBLISHED = "one_by_one_published"
+PLAIN_LOOP = "plain_loop"
 SCORING = "scoring"
 SAME_ANSWERS = "same_answers"
 """Answers that are those of the base."""
@@ -102,17 +105,17 @@ def _memory(case: Measurement, whole: WholeModel) -> Measurement:
     counts: dict[str, dict[str, int]] = {}
     for name in ADAPTERS:
         step = whole.step(name, case.number("batch_size"))
-        step()  # the optimizer makes its state in its first step
-        step.optimizer.zero_grad(set_to_none=True)
-        resting = resting_bytes(step.resting())
-        peak = peak_bytes(step, whole.device)
-        counts[name] = {
-            "saved_bytes": saved_bytes(step.loss, step.model),
-            "resting_bytes": resting,
-            "step_bytes": peak,
-            "peak_bytes": resting + peak,
-        }
+        counts[name] = {**_bytes_of(step, whole), "saved_bytes": saved_bytes(step.loss, step.model)}
     return replace(case, counts=counts)
+
+
+def _bytes_of(step: TrainingStep, whole: WholeModel) -> dict[str, int]:
+    step()  # the optimizer makes its state in its first step
+    step.optimizer.zero_grad(set_to_none=True)
+    resting = resting_bytes(step.resting())
+    peak = peak_bytes(step, whole.device)
+    step.optimizer.zero_grad(set_to_none=True)
+    return {"resting_bytes": resting, "step_bytes": peak, "peak_bytes": resting + peak}
 
 
 def _timed(
@@ -141,16 +144,29 @@ def _generation(case: Measurement, whole: WholeModel) -> Measurement:
 
 
 def _evaluation(case: Measurement, whole: WholeModel) -> Measurement:
-    """MixLoRA answers all instances in batches, one at a time, and one at a time in the published code's form."""
+    """MixLoRA answers all instances in batches, one at a time, and one at a time in the published code's form.
+
+    Beside it LoRA answers in the batched loop that people write.
+    """
     items, tokens = whole.prompts(case.number("instances")), case.number("max_new_tokens")
     answering, published = (whole.generator("mixlora", tokens, published=form) for form in (False, True))
-    grouped, alone = batches(items, case.number("batch_size")), [[item] for item in items]
+    size = case.number("batch_size")
+    grouped, alone = batches(items, size), [[item] for item in items]
+    plain, given = whole.plain_generator(tokens), [items[at : at + size] for at in range(0, len(items), size)]
     runs = {
+        PLAIN_LOOP: lambda: [plain(group) for group in given],
         BATCHED: lambda: [answering(group) for group in grouped],
         ONE_BY_ONE: lambda: [answering(group) for group in alone],
         ONE_BY_ONE_PUBLISHED: lambda: [published(group) for group in alone],
     }
     return _timed(case, whole, runs)
+
+
+def _peers(case: Measurement, whole: WholeModel) -> Measurement:
+    from mixlora_cli.analysis.bench.peers import peers  # which builds on this file
+
+    steps = peers(whole, case.number("batch_size"))
+    return _timed(case, whole, steps, counts={name: _bytes_of(step, whole) for name, step in steps.items()})
 
 
 def _scoring(case: Measurement, whole: WholeModel) -> Measurement:
@@ -166,6 +182,7 @@ _MEASURES: dict[Part, Callable[[Measurement, WholeModel], Measurement]] = {
     "operations": _operations,
     "memory": _memory,
     "step": _step,
+    "peers": _peers,
     "generation": _generation,
     "evaluation": _evaluation,
     "scoring": _scoring,
@@ -207,6 +224,8 @@ class WholeModel:
 
     def __init__(self, config: BenchConfig, device: torch.device) -> None:
         self._config = config
+        self.rank, self.factors, self.seed = config.rank, config.factors, config.seed
+        self.targets = config.adapter.target_modules
         self.device = device
         self.dtype = choose_dtype(config.bench.precision)
 
@@ -240,6 +259,8 @@ class WholeModel:
         return adapted
 
     def _adapter(self, name: AdapterName) -> AdapterConfig:
+        if name == "mixlora_trained":
+            return replace(self._config.adapter, router_grad="straight_through")
         return self._config.adapter if name == "mixlora" else AdapterConfig(name=name)
 
     def prompts(self, count: int) -> list[Item]:
@@ -251,7 +272,14 @@ class WholeModel:
         chosen = _sample(load_records(data, split), count, self._config.seed)
         return list(encode_prompts(chosen, self.base.chat, data.on_error).items)
 
-    def step(self, name: AdapterName, batch_size: int) -> TrainingStep:
+    def step(
+        self,
+        name: AdapterName,
+        batch_size: int,
+        kind: type[TrainingStep] | None = None,
+        model: nn.Module | None = None,
+    ) -> TrainingStep:
+        """Steps of a new adapter, or of `model` in its place; `kind`: made in another way than ours."""
         data, seed = self._config.data, self._config.seed
         chosen = _sample(load_records(data, "train", seed), NUM_BATCHES * batch_size, seed)
         dataset = encode_records(chosen, self.base.chat, data.max_length, data.on_error)
@@ -266,7 +294,7 @@ class WholeModel:
             output_dir="",
             seed=seed,
         )
-        return TrainingStep(self, self.adapted(name), dataset, config)
+        return (kind or TrainingStep)(self, model or self.adapted(name), dataset, config)
 
     def generator(self, name: AdapterName, max_new_tokens: int, published: bool = False) -> Answering:
         """Answers of a new adapter; `published`: in the published code's form, for one instance at a time."""
@@ -281,6 +309,27 @@ class WholeModel:
 
         return answers
 
+    def plain_generator(self, max_new_tokens: int) -> Answering:
+        """Answers of a new LoRA as people write it: left-padded pixels and tokens into `generate`, and nothing else."""
+        model, chat = self.adapted("lora").eval(), self.base.chat
+        collate = generation_collator(chat, PixelLoader(chat))
+        settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False}
+        settings |= {"eos_token_id": chat.ends, "pad_token_id": chat.pad}
+
+        @torch.inference_mode()
+        def answers(items: Sequence[Item]) -> list[str]:
+            batch = {name: tensor.to(self.device) for name, tensor in collate(items).items()}
+            with self.autocast():
+                tokens: Tensor = model.generate(**batch, **settings)
+            written = tokens[:, batch["input_ids"].shape[1] :]
+            return list(chat.tokenizer.batch_decode(written, skip_special_tokens=True))
+
+        return answers
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """What people write around a forward pass for products in bf16."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
 
 class TrainingStep:
     """Called, it makes one optimizer step on the next batch: forward, loss, backward, clipping, AdamW."""
@@ -291,12 +340,11 @@ class TrainingStep:
         with tempfile.TemporaryDirectory() as folder:  # the Trainer insists on one; nothing is written to it
             arguments = build_arguments(config, RunFolder(Path(folder)), whole.dtype)
             trainer = build_trainer(model, whole.base, dataset, whole.features, arguments, [])
+        self.whole = whole
         self.model = model.train()
         self.trainer = trainer
         self.optimizer = trainer.create_optimizer()
         self._max_norm = config.train.max_grad_norm
-        self._dtype = whole.dtype
-        self._device = whole.device
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         size = config.train.batch_size
         starts = range(0, len(dataset) - size + 1, size) or [0]
@@ -309,18 +357,28 @@ class TrainingStep:
         ]
         self._taken = 0
 
+    @property
+    def batch(self) -> dict[str, Tensor]:
+        """That of the next step."""
+        return dict(self._batches[self._taken % len(self._batches)])
+
     def loss(self) -> Tensor:
-        batch = dict(self._batches[self._taken % len(self._batches)])
+        batch, whole = self.batch, self.whole
         num_tokens = len(label_positions(batch["labels"])[1])
-        with matrix_products_in(self.model, self._dtype, self._device.type):
+        with matrix_products_in(self.model, whole.dtype, whole.device.type):
             loss: Tensor = self.trainer.compute_loss(self.model, batch, num_items_in_batch=num_tokens)
+        return loss
+
+    def backward(self) -> Tensor:
+        """Leave the gradients of the loss, which is returned."""
+        loss = self.loss()
+        loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     def __call__(self) -> float:
         """One step; returns its loss."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = self.backward()
         nn.utils.clip_grad_norm_(self._trained, self._max_norm)
         self.optimizer.step()
         self._taken += 1
