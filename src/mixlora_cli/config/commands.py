@@ -143,7 +143,12 @@ class TrainConfig(Settings):
             f"spreads weights, which those of model.quantization={self.model.quantization} do not survive; "
             "choose train.fsdp=false (each process has its own copy), or model.quantization=none",
         )
-        others = (self.train.fsdp, self.train.packing, self.train.gradient_checkpointing, self.deepspeed.config)
+        others = (
+            self.train.fsdp,
+            self.train.packing,
+            self.train.gradient_checkpointing,
+            self.deepspeed.config,
+        )
         self.require(
             not (self.train.compile and any(others)),
             "train.compile",

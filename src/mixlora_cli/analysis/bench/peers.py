@@ -1,7 +1,7 @@
 """Whole training steps beside those of others: the loop that people write, TRL's trainer, PEFT's own mixtures.
 
 All take the same ready batches in the same order, with the features of the frozen picture tower in the place of the
-pictures where they can be kept, train fp32 weights with the same AdamW, and clip the same norm; none checkpoints
+pictures where they can be kept, train fp32 weights with AdamW (fused by the trainers, plain in the loops), and clip the same norm; none checkpoints
 gradients. Only the pass through the model and its loss differ.
 """
 
@@ -49,6 +49,10 @@ LEFT_OUT = {
 class PlainStep(TrainingStep):
     """One optimizer step of the loop that people write, whose loss is the model's own of all logits."""
 
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.optimizer = torch.optim.AdamW(self._trained, lr=self.trainer.args.learning_rate)
+
     @property
     def batch(self) -> dict[str, Tensor]:
         """That of the next step, without what only our Trainer reads."""
@@ -88,7 +92,7 @@ class TrlStep(PlainStep):
                 Dataset.from_dict({"input_ids": [[0]]}),  # it insists on one
                 processing_class=self.whole.base.tokenizer,
             )
-        self.model, self.optimizer = self._sft.accelerator.prepare(self.model, self.optimizer)
+        self.model, self.optimizer = self._sft.accelerator.prepare(self.model, self._sft.create_optimizer())
 
     def backward(self) -> Tensor:
         num_tokens = len(label_positions(self.batch["labels"])[1])
