@@ -1,8 +1,8 @@
 """Whole training steps beside those of others: the loop that people write, TRL's trainer, PEFT's own mixtures.
 
 All take the same ready batches in the same order, with the features of the frozen picture tower in the place of the
-pictures where they can be kept, train fp32 weights with AdamW (fused by the trainers, plain in the loops), and clip the same norm; none checkpoints
-gradients. Only the pass through the model and its loss differ.
+pictures where they can be kept, train fp32 weights with AdamW (fused by the trainers, plain in the loops), and clip the
+same norm; none checkpoints gradients. Only the pass through the model and its loss differ otherwise.
 """
 
 from __future__ import annotations
