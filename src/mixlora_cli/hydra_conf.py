@@ -51,7 +51,7 @@ def register(command: str | None = None, experiments: bool = True) -> None:
         experiments: Whether the paper's rows may be named.
     """
     functions = (
-        *(run_name, usual_routing, by_size, passes, loaders, billions_in),
+        *(run_name, usual_routing, by_size, passes, billions_in),
         *(eval_dir, last_part, grid_dir, joined, config_groups, help_head),
     )
     for resolver in functions:
@@ -111,11 +111,6 @@ def passes(batch_size: Any, effective_batch: Any, *, _root_: Any) -> int:
     return (
         1 if says_itself or by_size(True, False, False, _root_=_root_) else max(1, 16 // max(1, batch_size))
     )
-
-
-def loaders(cached: bool, streaming: bool) -> int:
-    """Processes that load data: where a step needs no picture's features from a cache, but the pictures themselves."""
-    return 0 if cached or streaming else 2
 
 
 def billions_in(name_or_path: str | None) -> float | None:

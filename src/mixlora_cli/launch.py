@@ -222,6 +222,9 @@ def _work(function: str, config: Any, folder: Path) -> Any:
     _die_with_the_launcher()
     settle_in()
     os.environ[SPAWNED] = "1"
+    if sys.platform == "linux":
+        # As in a process of torchrun's: what a data loader's workers are given (processors) cannot all be pickled.
+        multiprocessing.set_start_method("fork", force=True)
     try:
         with suppress(PermissionError):  # the leader of a session cannot, and has its own group already
             os.setpgid(0, 0)  # a terminal's Ctrl-C comes from the launching process alone

@@ -207,7 +207,7 @@ MECHANISMS: dict[str, dict[str, Any]] = {
     "normalize": {"normalize": True},
     "text": {"pool": "text"},
     "tied": {"pairing": "tied", **LEARNS},
-    "block": {"per": "block", "r": 3, "pairing": "tied", **LEARNS},
+    "block": {"per": "block", "pairing": "tied", **LEARNS},
     "balanced": {"balanced": True, "r": 3, **LEARNS},
     "block_hard": {"per": "block", "normalize": True, "pool": "prompt", **LEARNS},
     "plus": {

@@ -233,6 +233,7 @@ def test_families_spread_over_processes(data: DataConfig, tmp_path: Path, family
             "train.effective_batch=4",
             "train.log_every=1",
             f"launch.nproc={processes}",
+            f"train.workers={processes - 1}",  # which get the processor, a class made while the program runs
             f"output_dir={root}",
         ]
         command = [sys.executable, "-m", "mixlora_cli.cli", "train", *settings]

@@ -148,7 +148,7 @@ def _train(config: TrainConfig, run: RunFolder, base: LoadedModel | None) -> Non
         trainer.calibrate(_sample(dataset, config.seed, by_task))
     if config.train.compile:
         say("train.compile=true: the first steps compile the language model, which takes minutes", console)
-        base.model.get_decoder().compile(dynamic=True)
+        base.model.get_decoder().compile()
     trainer.tend_routing(config.routing, run.routing, console)
     if arguments.process_index:
         set_seed(config.seed + arguments.process_index)  # its own dropout
