@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from method_models import IMAGE, MECHANISMS, NEW, PAD, batch, generate
+from method_models import IMAGE, MECHANISMS, NEW, PAD, batch, beside, generate
 from torch import Tensor
 
 from mixlora_cli.method.context import _threads
@@ -132,7 +132,7 @@ def test_decoding_by_hand_with_interleaved_caches(make_model, prompts) -> None:
     streams = []
     with torch.no_grad():
         for single in prompts[:2]:
-            inputs = batch([single])
+            inputs = beside(model, batch([single]))
             streams.append([inputs["attention_mask"], model(**inputs, use_cache=True), []])
         for _ in range(NEW):
             for stream in streams:
@@ -141,7 +141,7 @@ def test_decoding_by_hand_with_interleaved_caches(make_model, prompts) -> None:
                 scores[..., [PAD, IMAGE]] = -torch.inf  # as generate does
                 token = scores.argmax(-1)
                 tokens.append(token.item())
-                stream[0] = torch.cat([mask, torch.ones(1, 1).long()], dim=1)
+                stream[0] = torch.cat([mask, mask.new_ones(1, 1)], dim=1)
                 stream[1] = model(
                     input_ids=token, attention_mask=stream[0], past_key_values=output.past_key_values
                 )
