@@ -191,4 +191,4 @@ def test_seeded_draws_are_an_instances_own(make_model, prompts, decode) -> None:
     alone = generate(model, batch(prompts[1:2]), num_beams=3, routing_seeds=seeds[1:2])
     assert torch.equal(alone[0], beams[1])
     with pytest.raises(ValueError, match=r"routing_seeds=\(2,\): expected one for each instance, \(3,\)"):
-        model(**inputs, routing_seeds=seeds[:2])
+        model(**beside(model, inputs), routing_seeds=seeds[:2])

@@ -165,7 +165,7 @@ def test_four_bits_give_what_the_weights_they_stand_for_give(
             layer.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4")
             coded.model.set_submodule(name, layer.to(device))
             codes = layer.weight
-            linear.weight.data = bnb.functional.dequantize_4bit(codes.data, codes.quant_state).float()
+            linear.weight.data = bnb.functional.dequantize_4bit(codes.data, codes.quant_state).float().cpu()
     found: list[dict[str, Tensor]] = []
     for base in (plain, coded):
         model: Any = adapt(base.to(device), router_grad="straight_through").train()
