@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixlora_cli.analysis import gpu_memory, plan
+from mixlora_cli.analysis import gpu_memory
 from mixlora_cli.analysis.bench import goals, layers, whole
 from mixlora_cli.analysis.bench.counters import Rounds, Variant, interleave, peak_bytes, resting_bytes
 from mixlora_cli.config import AdapterConfig, RoutingConfig
@@ -26,12 +26,13 @@ LINEAR, LORA, OURS, DENSE, PUBLISHED = layers.LINEAR, layers.LORA, "mixlora_e16"
 RANK, FACTORS = 4, 16
 INSTANCES, TEXT, LABELS = 8, 144, 20
 """Of a step; tokens beside a picture's (256 in the paper's model); tokens with loss, as in docs/paper-scale.md."""
-CARDS, EPOCHS = 4, 3
+CARDS, EPOCHS, TRAINING, PADDING = 4, 3, 191_105, 0.2
+"""Of the training in docs/paper-scale.md: cards, epochs, instances, share of padding."""
 PROMPTS = 16
 NOTES = (
     "ms: median [quartiles]. to LoRA: time over LoRA's [95 %]; extra: the same above the frozen layer's time.",
     "dense: all E inner products, of which an E x E matrix for each instance keeps r. Steps have no padding.",
-    f"hours: {EPOCHS} epochs of {plan.PUBLISHED_INSTANCES:,} instances, {plan.PADDING_RANDOM:.0%} padding, on {CARDS} "
+    f"hours: {EPOCHS} epochs of {TRAINING:,} instances, {PADDING:.0%} padding, on {CARDS} "
     "such cards that lose nothing to each other.",
     "MFU: of the card's bf16 peak; 4 N operations a token (weights have no gradient), 6 N with checkpointing (forward "
     "twice); N: the decoder's weights without embeddings.",
@@ -183,7 +184,7 @@ def steps(base: Any, checkpointing: bool, until: float) -> Rows:
     decoder = base.get_decoder()
     weights = sum(p.numel() for p in decoder.parameters()) - decoder.get_input_embeddings().weight.numel()
     tokens, peak = batch["input_ids"].numel(), peak_operations(card_name(base.device))
-    num_steps = EPOCHS * plan.PUBLISHED_INSTANCES / (1 - plan.PADDING_RANDOM) / (CARDS * INSTANCES)
+    num_steps = EPOCHS * TRAINING / (1 - PADDING) / (CARDS * INSTANCES)
     for name, seconds in times.items():
         speed = tokens / median(seconds)
         mfu = (6 if checkpointing else 4) * weights * speed / peak if peak else None

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What this program does on one GPU, measured in minutes: right results, single layers, a 7B model, long runs.
 
-Every result goes into a JSON file as soon as it is there; what is there already is not measured again.
+Every result goes into a JSON file as soon as it is there; what is there is not measured again, what failed is.
 
 parts:
   tests   `pytest -m gpu`: the layer against its equations, the CPU's selections, checkpointing, torch.compile, ...
@@ -47,7 +47,7 @@ PARTS: dict[str, tuple[int, int, tuple[str, ...], tuple[str, ...]]] = {
     "tests": (150, 60, (), ("-k", "near_the_oracle and fused")),
     "layers": (120, 10, (), ()),
     "step": (180, 30, (), ()),
-    "align": (480, 200, (), ("pictures=4", "check_pictures=2", "lexical_steps=1", "steps=1")),
+    "align": (480, 200, (), ("pictures=4", "batch_size=2", "lexical_steps=0", "steps=1", "check_pictures=2")),
     "grid": (600, 60, ("seeds=[0]", "jobs=6", 'train=["train.steps=3000"]'), ("dry_run=true",)),
 }
 GRACE = 20.0
@@ -72,8 +72,9 @@ def command(arguments: list[str], log: Path, device: torch.device, until: float)
         )
         try:
             ended = f"exit code {child.wait(until - start - grace)}"
+            code = child.returncode
         except subprocess.TimeoutExpired:
-            ended = "stopped, its time was over"
+            ended, code = "stopped, its time was over", None
             child.send_signal(signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
                 child.wait(0.9 * grace)
@@ -83,15 +84,25 @@ def command(arguments: list[str], log: Path, device: torch.device, until: float)
             child.wait()
     last = (log.read_text(errors="replace").strip().splitlines() or [""])[-1]
     counts = {what: int(number) for number, what in re.findall(r"(\d+) (passed|failed|skipped|error)", last)}
-    row = {"command": arguments, "seconds": time.monotonic() - start, "note": f"{ended}: {last}"}
+    row = {
+        "command": arguments,
+        "seconds": time.monotonic() - start,
+        "code": code,
+        "note": f"{ended}: {last}",
+    }
     return {arguments[0]: row | counts}
+
+
+def went_well(rows: Rows) -> bool:
+    """Whether a case need not be tried again: no error, and no command that failed or was stopped."""
+    return "error" not in rows and all(row.get("code", 0) == 0 for row in rows.values())
 
 
 def measure(
     cases: Mapping[str, Case], kept: dict[str, Rows], seconds: float, write: Callable[[], None]
 ) -> str:
     """Measure what is missing, each case within its share of the seconds; returns how it ended."""
-    missing = [name for name in cases if name not in kept or "error" in kept[name]]
+    missing = [name for name in cases if name not in kept or not went_well(kept[name])]
     deadline = time.monotonic() + seconds
     for number, name in enumerate(missing):
         now = time.monotonic()
@@ -196,7 +207,7 @@ def main() -> int:
     ends = [f"{part}: {done['ended']}, {done['seconds']:.0f} s" for part, done in found["parts"].items()]
     title = ", ".join(f"{name} {value}" for name, value in machine.items())
     show(Table(title, ("part", "case", "", *COLUMNS), cells, num_labels=3, notes=(*ends, *NOTES)))
-    return int(any(variant == "error" or row.get("failed") or row.get("error") for *_, variant, row in rows))
+    return int(any(variant == "error" or row.get("code") for *_, variant, row in rows))
 
 
 if __name__ == "__main__":

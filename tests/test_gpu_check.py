@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from mixlora_cli.analysis import plan
 from mixlora_cli.analysis.bench.counters import Rounds
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -60,6 +61,8 @@ def test_layers_and_steps(check, monkeypatch, tmp_path, capsys) -> None:
         assert row["tokens/s"] * row["ms"]["value"] == pytest.approx(8 * 148 * 1000, rel=1e-6)
         assert steps["checkpointing"][name]["peak GiB"] < row["peak GiB"]
     assert "step: done" in capsys.readouterr().out
+    cases = sys.modules["gpu_cases"]
+    assert (cases.TRAINING, cases.PADDING) == (plan.PUBLISHED_INSTANCES, plan.PADDING_RANDOM)
     # What is there stays; what failed is tried again.
     kept = json.loads(out.read_text())
     kept["parts"]["layers"]["cases"]["64x96 1 x 12"] = {"error": {"note": "lost"}}
@@ -97,8 +100,10 @@ def test_a_part_ends_when_its_time_is_over(check, tmp_path) -> None:
         ["http.server", "0", "--bind", "127.0.0.1"], tmp_path / "log", torch.device("cpu"), start + 8
     )
     assert rows["http.server"]["note"].startswith("stopped, its time was over: ")
+    assert not check.went_well(rows)
     assert time.monotonic() - start < 30
     rows = check.command(
         ["pytest", "--version"], tmp_path / "log", torch.device("cpu"), time.monotonic() + 60
     )
     assert rows["pytest"]["note"].startswith("exit code 0: pytest ")
+    assert check.went_well(rows)
