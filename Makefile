@@ -19,7 +19,7 @@ LIBRARIES := .cache/libraries
 REPRODUCTIONS := $(addprefix reproduce-,table1 table2 table3 figure4 figures beyond seen control study study_unseen)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-libraries test-peft lint format types check clean $(REPRODUCTIONS)
+.PHONY: help setup demo test test-libraries test-peft gpu-check lint format types check clean $(REPRODUCTIONS)
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of (each sets up what it needs first):"
@@ -72,6 +72,9 @@ test-libraries: $(LIBRARIES)/.ready ## run the tests with TRL, bitsandbytes, tor
 
 test-peft: $(READY) ## run PEFT's own tests on MixLoRA (about 10 minutes on two cores)
 	@nice $(BIN)/python scripts/test_peft.py $(ARGS)
+
+gpu-check: $(READY) ## check and measure on one GPU (8 minutes); ARGS="--parts step", ARGS="--device cpu --tiny"
+	@$(BIN)/python scripts/gpu_check.py $(ARGS)
 
 lint: $(READY) ## check style and formatting
 	@echo "==> Checking style and formatting (ruff)"

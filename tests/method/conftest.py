@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from peft import PeftModel
 from torch import Tensor
 
@@ -16,8 +17,14 @@ from method_models import adapt, build_llava, prompt
 
 
 @pytest.fixture
-def make_model() -> Callable[..., PeftModel]:
-    return lambda seed=0, **fields: adapt(build_llava(seed), **fields)
+def device() -> torch.device:
+    """Where models are, and where what they read is put; test_gpu.py has another."""
+    return torch.device("cpu")
+
+
+@pytest.fixture
+def make_model(device: torch.device) -> Callable[..., PeftModel]:
+    return lambda seed=0, **fields: adapt(build_llava(seed), **fields).to(device)
 
 
 @pytest.fixture

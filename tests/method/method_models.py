@@ -292,16 +292,22 @@ def batch(prompts: list[tuple[list[int], Tensor]], side: str = "left", extra: in
     return padded([ids for ids, _ in prompts], side, extra) | {"pixel_values": images}
 
 
+def beside(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs, tensors among them on the model's device."""
+    place = next(model.parameters()).device
+    return {name: value.to(place) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+
+
 def generate(model: Any, inputs: dict[str, Tensor], **options: Any) -> Tensor:
     """New tokens (rows, NEW) of greedy decoding."""
-    tokens: Tensor = model.generate(**inputs, max_new_tokens=NEW, do_sample=False, **options)
+    tokens: Tensor = model.generate(**beside(model, inputs | options), max_new_tokens=NEW, do_sample=False)
     return tokens[:, -NEW:]
 
 
 def logits(model: Any, inputs: dict[str, Tensor], **options: Any) -> Tensor:
     """Logits (rows, tokens, vocabulary) without gradients."""
     with torch.no_grad():
-        found: Tensor = model(**inputs, **options).logits
+        found: Tensor = model(**beside(model, inputs | options)).logits
     return found
 
 

@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from method_models import MECHANISMS, assert_close, batch, gradients
+from method_models import MECHANISMS, assert_close, batch, beside, gradients
 from torch import Tensor
 
 from mixlora_cli.method.context import _threads
 
 
 def loss_of(model: Any, inputs: dict[str, Tensor], **extra: Any) -> Tensor:
-    return model(**inputs, use_cache=False, **extra).logits.float().log_softmax(-1)[..., 7].mean()
+    inputs = beside(model, inputs | extra)
+    return model(**inputs, use_cache=False).logits.float().log_softmax(-1)[..., 7].mean()
 
 
 def check_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from method_models import MECHANISMS, adapt, assert_close, build_llama, gradients
+from method_models import MECHANISMS, adapt, assert_close, beside, build_llama, gradients
 from torch._dynamo.utils import counters
 from transformers import CompileConfig, GenerationMixin
 
@@ -41,11 +41,14 @@ def inputs(length: int = 12, rows: int = 2, seed: int = 0, **fields: Any) -> dic
     "fields", ROUTINGS, ids=lambda fields: "-".join(map(str, fields.values())) or "default"
 )
 def test_one_graph_with_the_same_outputs_and_gradients(make_model: Any, fields: dict[str, Any]) -> None:
-    model = make_model(**fields).train()
-    given = inputs(**fields)
+    one_graph_with_the_same_outputs_and_gradients(make_model(**fields).train(), "aot_eager", **fields)
+
+
+def one_graph_with_the_same_outputs_and_gradients(model: Any, backend: str, **fields: Any) -> None:
+    given = beside(model, inputs(**fields))
     torch._dynamo.reset()
     counters.clear()
-    compiled = torch.compile(model, backend="aot_eager")
+    compiled = torch.compile(model, backend=backend)
     found = []
     for run in (model, compiled):
         model.zero_grad()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from method_models import IMAGE, MECHANISMS, NEW, PAD, batch, generate
+from method_models import IMAGE, MECHANISMS, NEW, PAD, batch, beside, generate
 from torch import Tensor
 
 from mixlora_cli.method.context import _threads
@@ -132,7 +132,7 @@ def test_decoding_by_hand_with_interleaved_caches(make_model, prompts) -> None:
     streams = []
     with torch.no_grad():
         for single in prompts[:2]:
-            inputs = batch([single])
+            inputs = beside(model, batch([single]))
             streams.append([inputs["attention_mask"], model(**inputs, use_cache=True), []])
         for _ in range(NEW):
             for stream in streams:
@@ -141,7 +141,7 @@ def test_decoding_by_hand_with_interleaved_caches(make_model, prompts) -> None:
                 scores[..., [PAD, IMAGE]] = -torch.inf  # as generate does
                 token = scores.argmax(-1)
                 tokens.append(token.item())
-                stream[0] = torch.cat([mask, torch.ones(1, 1).long()], dim=1)
+                stream[0] = torch.cat([mask, mask.new_ones(1, 1)], dim=1)
                 stream[1] = model(
                     input_ids=token, attention_mask=stream[0], past_key_values=output.past_key_values
                 )
@@ -191,4 +191,4 @@ def test_seeded_draws_are_an_instances_own(make_model, prompts, decode) -> None:
     alone = generate(model, batch(prompts[1:2]), num_beams=3, routing_seeds=seeds[1:2])
     assert torch.equal(alone[0], beams[1])
     with pytest.raises(ValueError, match=r"routing_seeds=\(2,\): expected one for each instance, \(3,\)"):
-        model(**inputs, routing_seeds=seeds[:2])
+        model(**beside(model, inputs), routing_seeds=seeds[:2])

@@ -101,12 +101,12 @@ def test_fp32_factors_do_not_drag_a_bf16_layer_to_fp32() -> None:
     assert layer.mixlora_factors_a["default"].weight.grad.abs().max() > 0
 
 
-def test_autocast_computes_the_product_in_bf16_and_selects_as_without() -> None:
-    layer = make_layer()
-    hidden = torch.randn(8, 7, 64)
+def test_autocast_computes_the_product_in_bf16_and_selects_as_without(device: torch.device) -> None:
+    layer = make_layer().to(device)
+    hidden = torch.randn(8, 7, 64).to(device)
     exact = layer(hidden)
     chosen = layer.last_selection["default"]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(device.type, dtype=torch.bfloat16):
         output = layer(hidden)
     assert output.dtype == torch.bfloat16
     assert torch.equal(layer.last_selection["default"].index_b, chosen.index_b)

@@ -55,15 +55,16 @@ def check(
     gradients: dict[str, Tensor | None],
 ) -> None:
     """The layer's output, selection and gradients are the oracle's; what has none there has none here."""
-    hidden = hidden.detach().clone().requires_grad_()
+    place = layer.base_layer.weight.device
+    hidden = hidden.detach().clone().to(place).requires_grad_()
     with layer.context.within(info):
         output = layer(hidden)
-    (output * probe).sum().backward()
+    (output * probe.to(place)).sum().backward()
     selection = layer.last_selection["default"]
     assert selection.index_a.tolist() == expected.index_a
     assert selection.index_b.tolist() == expected.index_b
     stacked = torch.stack([torch.stack([torch.stack(row) for row in rows]) for rows in expected.output])
-    torch.testing.assert_close(output, stacked, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output.cpu(), stacked, rtol=1e-5, atol=1e-5)
     own = dict(layer.named_parameters())
     for field, gradient in gradients.items():
         parameter = hidden if field == "hidden" else own.get(NAMES[field])
@@ -71,7 +72,7 @@ def check(
             assert parameter is None or parameter.grad is None
         else:
             assert gradient.abs().max() > 1e-4
-            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(parameter.grad.cpu(), gradient, rtol=1e-4, atol=1e-4)
     assert own["base_layer.weight"].grad is None
 
 
@@ -79,7 +80,9 @@ def check(
 @pytest.mark.parametrize("padding", MASKS)
 @pytest.mark.parametrize("cfs", ["paper", "released", "none"])
 @pytest.mark.parametrize("router_grad", ["none", "straight_through"])
-def test_forward_and_gradients_equal_the_oracle(padding: str, cfs: str, router_grad: str, base: str) -> None:
+def test_forward_and_gradients_equal_the_oracle(
+    padding: str, cfs: str, router_grad: str, base: str, device: torch.device
+) -> None:
     """Both with the base layer's product taken along and with a base layer that has to be called."""
     p = oracle.parameters(D_IN, D_OUT, NUM_FACTORS, RANK, seed=11)
     hidden, probe = inputs(12)
@@ -87,12 +90,14 @@ def test_forward_and_gradients_equal_the_oracle(padding: str, cfs: str, router_g
     loop_input = hidden.clone().requires_grad_()
     expected = oracle.layer(p, loop_input, MASKS[padding], RANK, ALPHA, cfs)
     wanted = {field: getattr(p, field) for field in NAMES} | {"hidden": loop_input}
-    layer = build(p, cfs=cfs, router_grad=router_grad)
+    layer = build(p, cfs=cfs, router_grad=router_grad).to(device)
     calls: list[int] = []
     if base == "called":
         layer.base_layer.register_forward_hook(lambda *_: calls.append(1))
     gradients = oracle.gradients(expected, probe, wanted, learns)
-    check(layer, ForwardInfo(tokens=MASKS[padding]), hidden, probe, expected, gradients)
+    mask = MASKS[padding]
+    info = ForwardInfo(tokens=None if mask is None else mask.to(device))
+    check(layer, info, hidden, probe, expected, gradients)
     assert len(calls) == (base == "called")
     own = dict(layer.named_parameters())
     assert (NAMES["router_ab"] in own) == (cfs != "none")
