@@ -107,14 +107,14 @@ _ALL = (
         "method.",
         "tokens",
         lambda config: {"all": pooled_all, "prompt": pooled_prompt, "text": pooled_text}[config.pool],
-        ("pool", "normalize", "router_init", "per", "decode", "balance_loss", "balance_step"),
+        ("pool", "normalize", "router_init", "per", "decode", "balance_loss"),
     ),
     Router(
         "task",
         "Select factors by the task: the router sees an embedding of the task's definition (data.metadata).",
         "task",
         lambda config: task_embedding,
-        ("encoder", "balance_loss", "balance_step"),
+        ("encoder", "balance_loss"),
     ),
     Router(
         "random",

@@ -208,7 +208,6 @@ MECHANISMS: dict[str, dict[str, Any]] = {
     "text": {"pool": "text"},
     "tied": {"pairing": "tied", **LEARNS},
     "block": {"per": "block", "pairing": "tied", **LEARNS},
-    "balanced": {"balanced": True, "r": 3, **LEARNS},
     "block_hard": {"per": "block", "normalize": True, "pool": "prompt", **LEARNS},
     "plus": {
         "normalize": True,
@@ -244,7 +243,7 @@ def adapt(base: nn.Module, **fields: Any) -> PeftModel:
 
 
 def calibrate(model: nn.Module) -> None:
-    """Give the adapter statistics, where it has any, of descriptions that lie apart from zero, and offsets values."""
+    """Give the adapter statistics, where it has any, of descriptions that lie apart from zero."""
     generator = torch.Generator().manual_seed(5)
     for layer in model.modules():
         for name, standardiser in getattr(layer, "mixlora_standardiser", {}).items():
@@ -256,9 +255,6 @@ def calibrate(model: nn.Module) -> None:
                     weight = routers[name].weight.data
                     weight.copy_(0.2 * torch.randn(weight.shape, generator=generator))
                     routers[name].bias.data.zero_()
-    for name, buffer in model.named_buffers():
-        if ".mixlora_offset_" in name:
-            buffer.copy_(torch.randn(buffer.shape, generator=generator))
 
 
 def prompt(length: int, seed: int) -> tuple[list[int], Tensor]:

@@ -18,7 +18,6 @@ class Choice:
 
     tied: bool = False  # B gets A's factors
     statistics: tuple[Tensor, Tensor] | None = None  # mean and deviation (d_in,) of what routers read
-    offsets: tuple[Tensor, Tensor] | None = None  # of A's and B's scores, where factors are chosen
 
 
 @dataclass
@@ -82,15 +81,11 @@ def select(
     routed = len(p.router_a)
     p_a = softmax([dot(p.router_a[e], mean) for e in range(routed)])
     p_b = softmax([dot(p.router_b[e], mean) for e in range(routed)])
-    offset_a, offset_b = choice.offsets or (torch.zeros(routed), torch.zeros(routed))
-    scores_a = [torch.log(p_a[e]) + offset_a[e] for e in range(routed)]
-    scores_b = [torch.log(p_b[e]) + offset_b[e] for e in range(routed)]
-    index_a = best(scores_a, rank)
+    index_a = best(p_a, rank)
     if form != "none":
         p_cfs = softmax(conditional(p, index_a, form))
         p_b = [p_b[e] + p_cfs[e] for e in range(routed)]
-        scores_b = [p_b[e] + offset_b[e] for e in range(routed)]
-    index_b = best(scores_b, rank)
+    index_b = best(p_b, rank)
     if choice.tied:
         return index_a, index_a, p_a, p_a
     return index_a, index_b, p_a, p_b

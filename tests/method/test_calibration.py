@@ -11,7 +11,7 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 from mixlora_cli import MixLoraConfig
-from mixlora_cli.method.factors import LoadOffset, Standardiser, clusters, of_tasks
+from mixlora_cli.method.factors import Standardiser, clusters, of_tasks
 from mixlora_cli.method.layer import MixLoraLinear
 
 
@@ -239,14 +239,6 @@ def test_pictures_of_the_config_or_of_the_adapter_are_left_out(prompts) -> None:
         model(**embedded)
     text = adapt(build_llama(), pool="text")
     text(inputs_embeds=text.get_input_embeddings()(torch.arange(4, 10)[None]))  # has no pictures
-
-
-def test_offsets_move_towards_even_use() -> None:
-    offsets = LoadOffset(4)
-    offsets.move(torch.tensor([8, 2, 5, 5]), 0.5)
-    offsets.move(torch.tensor([4, 4, 12, 0]), 0.25)
-    assert offsets.offset.tolist() == [-0.25, 0.75, -0.25, 0.25]
-    assert offsets(torch.tensor([[1.0, 0.0, 0.0, 0.0]])).tolist() == [[0.75, 0.75, -0.25, 0.25]]
 
 
 def test_only_numbered_names_have_blocks() -> None:

@@ -85,7 +85,6 @@ def test_keeps_what_lora_keeps_and_the_indices_of_the_factors(bench: Bench) -> N
 MECHANISMS: dict[str, dict[str, Any]] = {
     "normalize": {"normalize": True, "router_init": "clusters"},
     "tied": {"pairing": "tied", "normalize": True},
-    "balanced": {"balanced": True},
 }
 
 

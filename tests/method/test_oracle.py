@@ -138,34 +138,25 @@ def test_pool_prompt_equals_the_oracle_on_the_prompts_tokens(cfs: str) -> None:
 @pytest.mark.parametrize("base", ["fused", "called"])
 @pytest.mark.parametrize("cfs", ["paper", "none"])
 @pytest.mark.parametrize("pairing", ["separate", "tied"])
-@pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize("normalize", [False, True])
-def test_mechanisms_equal_the_oracle(normalize, balanced, pairing, cfs, base) -> None:
-    """Tied pairs, offsets and statistics, alone and together; their routers learn."""
+def test_mechanisms_equal_the_oracle(normalize, pairing, cfs, base) -> None:
+    """Tied pairs and statistics, alone and together; their routers learn."""
     p = oracle.parameters(D_IN, D_OUT, NUM_FACTORS, RANK, seed=21)
     hidden, probe = inputs(22)
     mean, deviation = (
         torch.randn(D_IN, generator=torch.Generator().manual_seed(23)),
         torch.arange(1.0, D_IN + 1),
     )
-    offsets = tuple(
-        torch.randn(NUM_FACTORS, generator=torch.Generator().manual_seed(seed)) for seed in (24, 25)
-    )
     choice = oracle.Choice(
         tied=pairing == "tied",
         statistics=(mean, deviation) if normalize else None,
-        offsets=offsets if balanced else None,
     )
     loop_input = hidden.clone().requires_grad_()
     expected = oracle.layer(p, loop_input, MASKS["left"], RANK, ALPHA, cfs, choice=choice)
     wanted = {field: getattr(p, field) for field in NAMES} | {"hidden": loop_input}
     gradients = oracle.gradients(expected, probe, wanted, True)
     fields = {"cfs": cfs, "pairing": pairing, "normalize": normalize}
-    layer = build(p, router_grad="straight_through", balanced=balanced, **fields)
-    if balanced:
-        for offset, values in zip((layer.mixlora_offset_a, layer.mixlora_offset_b), offsets, strict=True):
-            if "default" in offset:
-                offset["default"].offset.copy_(values)
+    layer = build(p, router_grad="straight_through", **fields)
     if normalize:
         standardiser = layer.mixlora_standardiser["default"]
         standardiser.mean.copy_(mean)

@@ -88,7 +88,6 @@ def test_the_scale_is_alpha_over_r() -> None:
             {"routing": "random", "pairing": "tied"},
             "pairing=tied: needs routers, which routing=random has not",
         ),
-        ({"routing": "random", "balanced": True}, "balanced=True: needs routers"),
         ({"decode": "never"}, "decode=never: must be one of prefill, step"),
         ({"task_embedding_dim": 0}, "task_embedding_dim=0: must be >= 1"),
     ],

@@ -116,14 +116,12 @@ class RoutingConfig(Settings, at="routing"):
     decode: Literal["prefill", "step"] = "prefill"
     encoder: Checkpoint | None = None
     balance_loss: NotNegativeNumber = 0.0
-    balance_step: NotNegativeNumber = 0.0
     health_every: Annotated[Integer, rule("must be >= 0; 0 = never", lambda steps: steps >= 0)] = 50
 
     def __post_init__(self) -> None:
         reasons = {
             "encoder": f"routing={self.name} reads no task definitions; only null",
             "balance_loss": f"routing={self.name} has no routers to balance; only 0",
-            "balance_step": f"routing={self.name} has no routers to balance; only 0",
         }
         for key, reason in reasons.items():
             usual = key in ROUTERS[self.name].heeds or getattr(self, key) == getattr(RoutingConfig, key)

@@ -122,12 +122,6 @@ class MixLoraConfig(PeftConfig):
             "of one task; clusters: where k-means finds them together."
         },
     )
-    balanced: bool = field(
-        default=False,
-        metadata={
-            "help": "Routers choose by logits plus offsets that `balance` moves towards even use of factors."
-        },
-    )
     per: Per = field(
         default="layer",
         metadata={
@@ -222,7 +216,7 @@ class MixLoraConfig(PeftConfig):
 
 _OF_TOKENS = ("normalize", "router_init", "per")
 """Fields that only a selection by tokens heeds."""
-_OF_ROUTERS = ("pairing", "balanced")
+_OF_ROUTERS = ("pairing",)
 """Fields that only an adapter with routers heeds."""
 _CHOICES: dict[str, tuple[str, ...]] = {
     "cfs": get_args(ConditionalSelection),

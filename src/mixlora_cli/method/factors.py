@@ -73,28 +73,6 @@ class Standardiser(nn.Module):
         self.known = self.known or f"{prefix}mean" in state_dict
 
 
-class LoadOffset(nn.Module):
-    """What is added to a router's logits where factors are chosen, and nowhere else (Wang et al., 2024).
-
-    It needs no gradient: factors that were used less than on average are raised by a fixed step, the others lowered.
-    """
-
-    offset: Tensor
-
-    def __init__(self, num_factors: int) -> None:
-        super().__init__()
-        self.register_buffer("offset", torch.zeros(num_factors))
-
-    def move(self, counts: Tensor, step: float) -> None:
-        """Towards even use, given how often each factor (E,) was chosen."""
-        counts = counts.to(self.offset.device, torch.float32)
-        self.offset += step * torch.sign(counts.mean() - counts)
-
-    def forward(self, scores: Tensor) -> Tensor:
-        """(N, E) -> (N, E)."""
-        return scores + self.offset.float()
-
-
 def clusters(read: Tensor, most: int, seed: int) -> Tensor:
     """Numbers (N,) of the groups, `most` at most, in which descriptions (N, features) point alike, by k-means.
 

@@ -17,7 +17,6 @@ from mixlora_cli.method.context import RoutingContext
 from mixlora_cli.method.factors import (
     ConditionalRouter,
     FactorPool,
-    LoadOffset,
     Standardiser,
     clusters,
     of_tasks,
@@ -53,7 +52,6 @@ CANNOT_MERGE = (
     "MixLoRA cannot be merged into the base weights: which factors update them depends on the input, so no single "
     "matrix gives the same outputs. Keep the adapter beside the base"
 )
-OFFSETS = ("mixlora_offset_a", "mixlora_offset_b")
 ROUTERS = ("mixlora_router_a", "mixlora_router_b", "mixlora_router_ab")
 _CONTRACTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "paper": conditional_logits,
@@ -96,7 +94,6 @@ class MixLoraLayer(BaseTunerLayer):
         "mixlora_factors_b",
         *ROUTERS,
         "mixlora_standardiser",
-        *OFFSETS,
     )
     other_param_names = ("rules", "last_selection", "mixlora_dropout")
 
@@ -112,8 +109,6 @@ class MixLoraLayer(BaseTunerLayer):
         self.mixlora_router_b = nn.ModuleDict()
         self.mixlora_router_ab = nn.ModuleDict()
         self.mixlora_standardiser = nn.ModuleDict()
-        self.mixlora_offset_a = nn.ModuleDict()
-        self.mixlora_offset_b = nn.ModuleDict()
         self.mixlora_dropout = nn.ModuleDict()
         self.rules: dict[str, _Rule] = {}
         self.last_selection: dict[str, Selection | None] = {}
@@ -161,10 +156,6 @@ class MixLoraLayer(BaseTunerLayer):
                 self.mixlora_standardiser[adapter_name] = Standardiser(width)
             bias = config.router_init != "random"
             self.mixlora_router_a[adapter_name] = nn.Linear(width, config.factors, bias=bias)
-            if config.balanced:
-                self.mixlora_offset_a[adapter_name] = LoadOffset(config.factors)
-            if config.balanced and config.pairing == "separate":
-                self.mixlora_offset_b[adapter_name] = LoadOffset(config.factors)
             if config.pairing == "separate":
                 self.mixlora_router_b[adapter_name] = nn.Linear(width, config.factors, bias=bias)
             if config.pairing == "separate" and config.cfs != "none":
@@ -444,7 +435,7 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
         if name in self.mixlora_standardiser:
             read = self._standardised(name, rule, read)
         logits_a = _logits(self.mixlora_router_a[name], read)
-        index_a = top_factors(self._offset(self.mixlora_offset_a, name, logits_a), rule.rank)
+        index_a = top_factors(logits_a, rule.rank)
         # Scores: logits, or what Eq. 8 makes of their probabilities.
         scores_b, index_b, is_fused = logits_a, index_a, False
         if not rule.tied:
@@ -455,7 +446,7 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
                 scores_b = fused_probabilities(
                     independent_probabilities(scores_b), conditional_scores(logits_ab)
                 )
-            index_b = top_factors(self._offset(self.mixlora_offset_b, name, scores_b), rule.rank)
+            index_b = top_factors(scores_b, rule.rank)
         if learning and self.context.collect_balance:
             p_a, p_b = _probabilities(logits_a, False), _probabilities(scores_b, is_fused)
             # p_B of Eq. 8 is a sum of two distributions.
@@ -467,13 +458,6 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
         if not rule.tied:
             weight = weight * straight_through_weight(_probabilities(scores_b, is_fused), index_b)
         return Selection(index_a, index_b, weight)
-
-    @staticmethod
-    def _offset(offsets: nn.ModuleDict, name: str, scores: Tensor) -> Tensor:
-        if name not in offsets:
-            return scores
-        moved: Tensor = offsets[name](scores)
-        return moved
 
     def _standardised(self, name: str, rule: _Rule, read: Tensor) -> Tensor:
         """What the routers read, by the adapter's statistics; while these are taken, `read` is kept for them."""

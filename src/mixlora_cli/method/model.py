@@ -191,21 +191,6 @@ class MixLoraModel(BaseTuner):
                 raise ValueError(f"{layer.name}: tasks names {len(tasks)} inputs, {len(read)} were read")
             layer.calibrate(adapter_name, read, whose)
 
-    @torch.no_grad()
-    def balance(
-        self, counts: Sequence[tuple[Tensor, Tensor]], step: float, adapter_name: str = "default"
-    ) -> None:
-        """Move the offsets of `balanced` routers towards even use.
-
-        Args:
-            counts: of each of `decoder_layers`: how often each factor of A (E,), and of B, was chosen in a step.
-            step: by which an offset moves.
-        """
-        for layer, of_layer in zip(self.decoder_layers().values(), counts, strict=True):
-            for offsets, uses in zip((layer.mixlora_offset_a, layer.mixlora_offset_b), of_layer, strict=True):
-                if adapter_name in offsets:
-                    offsets[adapter_name].move(uses, step)  # type: ignore[operator]
-
     def skip_calibration(self) -> None:
         """Let `normalize` leave what routers read as it is; for measurements of time and memory alone."""
         for module in self.modules():

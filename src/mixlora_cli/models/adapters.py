@@ -125,7 +125,6 @@ def _peft_config(
         picture_tokens=picture_tokens if routing.pool == "text" else None,
         normalize=routing.normalize,
         router_init=routing.router_init,
-        balanced=routing.balance_step > 0,
         per=routing.per,
         decode=routing.decode,
         task_embedding_dim=task_embedding_dim,

@@ -19,10 +19,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import (
     PreTrainedModel,
     Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -30,10 +26,9 @@ from mixlora_cli.config import RoutingConfig
 from mixlora_cli.data.collate import Collator
 from mixlora_cli.data.encode import EncodedDataset, Item, StreamedDataset
 from mixlora_cli.errors import UserError, cut
-from mixlora_cli.method import health
 from mixlora_cli.method.config import MixLoraConfig
 from mixlora_cli.method.context import RoutingContext
-from mixlora_cli.method.model import MixLoraModel, selected
+from mixlora_cli.method.model import MixLoraModel
 from mixlora_cli.models.adapters import (
     TRAINED_WEIGHTS,
     frozen_towers,
@@ -58,8 +53,6 @@ class AdapterTrainer(Trainer):
     """Watches the routing, where there is one."""
     balance: BalanceLoss | None = None
     """Spreads the use of factors by a loss, where that is asked for."""
-    offsets: BalanceSteps | None = None
-    """Spreads it by offsets, likewise."""
     _temp: Path | None = None
     """Where the Trainer is to write the checkpoint that it is about."""
 
@@ -78,9 +71,6 @@ class AdapterTrainer(Trainer):
         model = getattr(self.model, "base_model", None)
         if not isinstance(model, MixLoraModel):
             return
-        if routing.balance_step:
-            self.offsets = BalanceSteps(model, routing.balance_step, self.accelerator)
-            self.add_callback(self.offsets)
         if routing.balance_loss:
             self.balance = BalanceLoss(model.context, routing.balance_loss)
         # Its tasks and its probe come from all records.
@@ -104,8 +94,6 @@ class AdapterTrainer(Trainer):
         """
         indices = inputs.pop("indices", None)
         outputs, targets = self.read(model, inputs)
-        if self.offsets is not None:
-            self.offsets.observe()
         if self.health is not None and indices is not None:
             # Now: gradient checkpointing will run the layers again.
             self.health.observe(indices)
@@ -335,32 +323,6 @@ class BalanceLoss:
         mean = self._sum / self._num_steps
         self._sum, self._num_steps = None, 0.0
         return mean
-
-
-class BalanceSteps(TrainerCallback):
-    """Moves the routers' offsets after each step by what its instances chose, on all processes."""
-
-    def __init__(self, model: MixLoraModel, step: float, accelerator: Any) -> None:
-        self.step = step
-        self._model, self._accelerator = model, accelerator
-        self._layers = list(model.decoder_layers().values())
-        device = self._layers[0].mixlora_factors_a["default"].weight.device
-        num_factors = self._layers[0].rules["default"].num_factors
-        self._tally = health.new_tally(len(self._layers), num_factors, device)  # type: ignore[arg-type]
-
-    def observe(self) -> None:
-        """Count the factors of the forward pass that has just run."""
-        chosen = selected(self._layers)
-        self._tally = self._tally.to(chosen[0].device)
-        health.count(self._tally, *chosen)
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Move the offsets and start to count anew."""
-        counts_a, counts_b, _shared = health.split_tally(self._accelerator.reduce(self._tally, "sum"))
-        self._model.balance(list(zip(counts_a, counts_b, strict=True)), self.step)
-        self._tally.zero_()
 
 
 class FiniteGuard:
