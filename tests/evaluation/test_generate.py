@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from threading import Event
 
@@ -123,12 +124,19 @@ def test_each_answer_stops_at_its_own_end_token(base: LoadedModel, items: list[I
 
 
 def test_batches_go_from_long_to_short_and_lose_nothing(items: list[Item]) -> None:
-    cut = batches(items, 4)
+    """Task by task, that with the longest prompt first."""
+    tasks = ("naming", "counting", "naming", "reading")
+    mixed = [replace(item, task=tasks[number % 4]) for number, item in enumerate(items)]
+    cut = batches(mixed, 4)
     assert [len(batch) for batch in cut] == [4, 4, 2]
-    lengths = [item.length for batch in cut for item in batch]
-    assert lengths == sorted(lengths, reverse=True)
-    assert lengths[0] > lengths[-1]
-    assert sorted(item.index for batch in cut for item in batch) == sorted(item.index for item in items)
+    ordered = [item for batch in cut for item in batch]
+    assert ordered[0].length == max(item.length for item in items) > ordered[-1].length
+    runs = [list(group) for _, group in groupby(ordered, key=lambda item: item.task)]
+    assert len(runs) == 3
+    for run in runs:
+        assert [item.length for item in run] == sorted((item.length for item in run), reverse=True)
+    assert [run[0].length for run in runs] == sorted((run[0].length for run in runs), reverse=True)
+    assert sorted(item.index for item in ordered) == sorted(item.index for item in items)
 
 
 def test_the_heads_weight_is_not_copied_for_every_row(items: list[Item]) -> None:

@@ -1,7 +1,8 @@
 """Answers to prompts, in left-padded batches with a KV cache: greedy ones, or each decoded in its own way.
 
 What is in a batch changes no answer but by rounding: padding is masked, and an adapter chooses its factors from the
-instance's own prompt. So batches are made by prompt length, which wastes least on padding.
+instance's own prompt. So batches are made by task and prompt length, which wastes least on padding and on answers that
+have ended.
 """
 
 from __future__ import annotations
@@ -79,12 +80,18 @@ Watch = Callable[[int, str, Factors | None], bool]
 
 
 def longest_first(items: Sequence[Item]) -> list[Item]:
-    """Items by the length of their prompts: a batch too large for the memory fails at once."""
-    return sorted(items, key=lambda item: (-item.length, item.index))
+    """Items by the length of their prompts, task by task: a batch too large for the memory fails at once.
+
+    A batch is decoded until its longest answer ends, and those of a task are alike in length.
+    """
+    longest: dict[str, int] = {}
+    for item in items:
+        longest[item.task] = max(item.length, longest.get(item.task, 0))
+    return sorted(items, key=lambda item: (-longest[item.task], item.task, -item.length, item.index))
 
 
 def batches(items: Sequence[Item], batch_size: int) -> list[list[Item]]:
-    """Batches of similar prompt length, the longest first."""
+    """Batches of one task and of similar prompt length, as far as they go; the longest first."""
     ordered = longest_first(items)
     return [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
 
