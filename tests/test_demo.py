@@ -26,7 +26,7 @@ def _typed(monkeypatch: pytest.MonkeyPatch, code: int) -> tuple[int, list[tuple[
 def test_every_command_composes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     code, commands = _typed(monkeypatch, 0)
     assert code == 0
-    assert [command.name for command, _ in commands] == ["train", "train", "eval", "eval", "eval"]
+    assert [command.name for command, _ in commands] == ["train", "train", "eval", "eval", "eval", "report"]
     for command, arguments in commands:
         assert run_command(command, [*arguments, "--cfg", "job"]) == 0
     printed = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""`make demo`: the untuned base, LoRA and MixLoRA on the small model and the built-in tasks, side by side in one table.
+"""`make demo`: the untuned base, LoRA and MixLoRA on held-out instances of six tasks, before and after some training.
 
 It types for you what you would type yourself and shows each command; the runs stay in `runs/demo`.
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 import io
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -17,12 +19,18 @@ from mixlora_cli.commands import COMMANDS
 from mixlora_cli.hydra_app import run_command
 from mixlora_cli.surroundings import settle_in
 
+if TYPE_CHECKING:
+    from mixlora_cli.report.answers import Evaluated, Shown
+    from mixlora_cli.tables import Table
+
 ROOT = Path("runs/demo")
 PICTURE_WIDTH = 150  # characters
+_LONGEST = 60
+"""Characters of a question or an answer that the screen shows; the page has all."""
 # In this process, however many GPUs there are: it is a demonstration.
 _TRAIN = replace(COMMANDS["train"], entry="mixlora_cli.training.train:train")
 _EVAL = replace(COMMANDS["eval"], entry="mixlora_cli.evaluation.evaluate:evaluate")
-_EVAL_OPTIONS = ["eval.limit=16", "eval.batch_size=32"]
+_EVAL_OPTIONS = ["experiment=demo", "eval.seen=true", "eval.benchmarks=[]", "eval.limit=10"]
 
 
 def main() -> int:
@@ -30,14 +38,16 @@ def main() -> int:
     settle_in()
     console = Console(soft_wrap=True, highlight=False, markup=False)
     start = time.monotonic()
-    lora, mixlora, base = ROOT / "lora-r4", ROOT / "mixlora-e16-r4", ROOT / "base"
+    lora, mixlora, base = ROOT / "lora-r4", ROOT / "mixlora-plus-e16-r4", ROOT / "base"
     shared = ["experiment=demo", "overwrite=true", "rank=4"]
+    evaluations = [base, lora / "eval", mixlora / "eval"]
     commands = [
         (_TRAIN, ["adapter=lora", *shared, f"output_dir={lora}"]),
-        (_TRAIN, ["adapter=mixlora", "factors=16", *shared, f"output_dir={mixlora}"]),
+        (_TRAIN, ["adapter=mixlora_plus", "factors=16", *shared, f"output_dir={mixlora}"]),
         (_EVAL, ["adapter=none", *_EVAL_OPTIONS, f"output_dir={base}"]),
         (_EVAL, [f"run={lora}", *_EVAL_OPTIONS]),
         (_EVAL, [f"run={mixlora}", *_EVAL_OPTIONS]),
+        (COMMANDS["report"], [f"runs=[{','.join(map(str, evaluations))}]", f"output_dir={ROOT}"]),
     ]
     for number, (command, arguments) in enumerate(commands, start=1):
         console.print(
@@ -45,33 +55,56 @@ def main() -> int:
         )
         if code := run_command(command, arguments):
             return code
-    _compare([base, lora / "eval", mixlora / "eval"], console)
+    _compare(evaluations, console)
     console.print(
-        f"\n{(time.monotonic() - start) / 60:.1f} minutes. This was a taste: a few steps, few instances of each task, "
-        "wide intervals.\nnext: mixlora train                (MixLoRA, one pass over all training instances)\n"
-        "      mixlora eval run=<its folder>  (all instances of the unseen tasks)"
+        f"\n{(time.monotonic() - start) / 60:.1f} minutes. A taste: 240 instances were learned from, ten of each task "
+        "asked, hence the wide intervals.\n"
+        f"look: {ROOT / 'report.html'}   all of it with the pictures, in a browser\n"
+        f'next: mixlora ask run={mixlora} image=cat.png "What is this?"   (any picture of yours)\n'
+        f"      mixlora serve run=[{lora},{mixlora}]   a page where the three answer side by side\n"
+        "      mixlora train   MixLoRA, one pass over all 26 tasks"
     )
     return 0
 
 
-def _compare(folders: list[Path], console: Console) -> None:
-    """One row a model; on the screen, and as a picture and Markdown beside the runs."""
-    from mixlora_cli.evaluation.results import (
-        print_results,
-        read_results,
-        results_markdown,
-        results_table,
-    )
+def _compare(folders: Sequence[Path], console: Console) -> None:
+    """Scores by task, and what each model says to one instance of every task; also as a picture beside the runs."""
+    from mixlora_cli.evaluation.results import seen_table
+    from mixlora_cli.report.answers import read_evaluated
     from mixlora_cli.tables import show
 
-    rows = [(result.label, result) for result in (read_results(folder) for folder in folders)]
-    console.print("\nThe untuned base, LoRA and MixLoRA side by side", style="bold")
-    print_results(rows)
-    (ROOT / "table.md").write_text(results_markdown(rows), encoding="utf-8")
+    runs = [read_evaluated(folder) for folder in folders]
+    tables = [answers_table(runs), seen_table([(run.label, run.results) for run in runs])]
     picture = Console(record=True, file=io.StringIO(), width=PICTURE_WIDTH)
-    show(results_table(rows), picture)
+    for out in (console, picture):
+        show(tables, out)
     picture.save_svg(str(ROOT / "table.svg"), title="make demo")
-    console.print(f"the same as a picture and as Markdown: {ROOT / 'table.svg'}, {ROOT / 'table.md'}")
+
+
+def answers_table(runs: Sequence[Evaluated]) -> Table:
+    """The first held-out instance of each task, the right answer, and what each model says."""
+    from mixlora_cli.report.answers import sample
+    from mixlora_cli.tables import Table
+
+    first: dict[str, Shown] = {}
+    for shown in sorted(sample(runs, sys.maxsize, 0), key=lambda shown: shown.instance.index):
+        first.setdefault(shown.column, shown)
+    lines = [
+        (
+            column,
+            _cut(shown.instance.question),
+            shown.instance.target,
+            *(_cut(said.text) for said in shown.answers),
+        )
+        for column, shown in first.items()
+    ]
+    headings = ("task", "the first question of it", "right answer", *(run.label for run in runs))
+    return Table("Before and after: what is said about a picture", headings, tuple(lines), len(headings))
+
+
+def _cut(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 if __name__ == "__main__":
