@@ -17,7 +17,7 @@ from mixlora_cli.prepare.import_cli import OneLineMistakes, import_command
 from mixlora_cli.surroundings import settle_in
 
 EXAMPLES = """
-All but compare and import are configured with Hydra: choose a group's option (adapter=lora), change a key
+All but compare, import and doctor are configured with Hydra: choose a group's option (adapter=lora), change a key
 (rank=8), sweep over values (rank=2,4,8 with -m).
 
 \b
@@ -150,10 +150,28 @@ def _compare(
         raise typer.Exit(USER_MISTAKE) from error
 
 
+def _doctor() -> None:
+    """Say what this machine has, what it lacks and how to mend it.
+
+    \b
+    examples:
+      mixlora doctor
+      MIXLORA_CACHE=/data/cache mixlora doctor    with another cache folder
+
+    \b
+    exit codes: 0 `mixlora train` can train the small model here;
+    1 something that it needs is missing or broken
+    """
+    from mixlora_cli.doctor import doctor
+
+    raise typer.Exit(doctor())
+
+
 for _command in COMMANDS.values():
     _add(_command)
 app.command(name="import", cls=OneLineMistakes)(import_command)
 app.command(name="compare", cls=OneLineMistakes)(_compare)
+app.command(name="doctor", cls=OneLineMistakes)(_doctor)
 
 
 def main() -> None:

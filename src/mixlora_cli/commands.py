@@ -55,6 +55,6 @@ HEADINGS = {
     "Train and use": ("train", "ask", "serve", "export"),
     "Understand": ("eval", "compare", "judge", "report", "interference", "tsne"),
     "Reproduce": ("reproduce", "table", "bench", "plan"),
-    "Maintain": ("prepare", "check", "import", "align"),
+    "Maintain": ("prepare", "check", "import", "align", "doctor"),
 }
 """How `mixlora --help` lists all commands, those without Hydra included."""
