@@ -5,36 +5,51 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from mixlora_cli import __version__
-from mixlora_cli.commands import COMMANDS, Command
+from mixlora_cli.commands import COMMANDS, HEADINGS, Command
 from mixlora_cli.errors import USER_MISTAKE, UserError, report
 from mixlora_cli.prepare.import_cli import OneLineMistakes, import_command
 from mixlora_cli.surroundings import settle_in
 
 EXAMPLES = """
-Every subcommand is configured with Hydra: choose a group's option (adapter=lora), change a key (rank=8),
-sweep over values (-m rank=2,4,8).
+All but compare, import and doctor are configured with Hydra: choose a group's option (adapter=lora), change a key
+(rank=8), sweep over values (rank=2,4,8 with -m).
 
 \b
-  mixlora train                                 MixLoRA on the small model and the built-in tasks
-  mixlora train adapter=lora rank=8             plain LoRA instead
-  mixlora eval run=FOLDER                       score a finished training on the unseen tasks
-  mixlora train --help                          all groups, options and keys
+  mixlora train                      MixLoRA, small model, built-in tasks
+  mixlora train adapter=lora rank=8  plain LoRA instead
+  mixlora eval run=FOLDER            score a finished training on unseen tasks
+  mixlora train --help               all groups, options and keys
 """
 
 _OVERRIDE = re.compile(r"[~+]{0,2}[\w.@/:${}-]+=|~[\w.@/]+$")
 _WANTS_VALUE = re.compile(r"-(?:c|p|cn|cd|cp)|--(?:cfg|package|config-(?:name|dir|path))")
 
+
+class CommandsUnderHeadings(TyperGroup):
+    """Lists the commands under `HEADINGS`, each with its whole sentence."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """As click does, which would write one list of sentences cut off at the width of the terminal."""
+        width = max(map(len, self.commands))
+        for heading, names in HEADINGS.items():
+            with formatter.section(heading):
+                formatter.write_dl(
+                    [(name.ljust(width), self.commands[name].get_short_help_str(100)) for name in names]
+                )
+
+
 app = typer.Typer(
     name="mixlora",
+    cls=CommandsUnderHeadings,
     help="Train and evaluate mixtures of low-rank factors (MixLoRA) next to plain LoRA, on vision-language models.",
     epilog=EXAMPLES,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -98,8 +113,7 @@ def _compare(
     runs: Annotated[
         list[str],
         typer.Argument(
-            help="Two or more evaluated runs; the others are compared with the first. Seeds of one model are joined by "
-            "commas: lora-seed0,lora-seed1 mixlora-seed0,mixlora-seed1",
+            help="Two or more evaluated runs; the others are compared with the first.",
             show_default=False,
         ),
     ],
@@ -110,7 +124,16 @@ def _compare(
         ),
     ] = None,
 ) -> None:
-    """Compare evaluated runs: differences with intervals and paired tests; over seeds, their means."""
+    """Compare evaluated runs: differences, intervals, paired tests.
+
+    \b
+    examples:
+      mixlora compare runs/a runs/b
+      mixlora compare lora-seed0,lora-seed1 mixlora-seed0,mixlora-seed1
+      mixlora compare runs/a runs/b runs/c --output runs/compared
+
+    Of several seeds of one model, joined by commas, the means are compared.
+    """
     from mixlora_cli.evaluation.compare import compare, print_comparisons, read_group, write_comparisons
     from mixlora_cli.output import one_line_errors
 
@@ -127,17 +150,34 @@ def _compare(
         raise typer.Exit(USER_MISTAKE) from error
 
 
+def _doctor() -> None:
+    """Say what this machine has, what it lacks and how to mend it.
+
+    \b
+    examples:
+      mixlora doctor
+      MIXLORA_CACHE=/data/cache mixlora doctor    with another cache folder
+
+    \b
+    exit codes: 0 `mixlora train` can train the small model here;
+    1 something that it needs is missing or broken
+    """
+    from mixlora_cli.doctor import doctor
+
+    raise typer.Exit(doctor())
+
+
 for _command in COMMANDS.values():
     _add(_command)
-    if _command.name == "check":  # where they stand in `mixlora --help`
-        app.command(name="import", cls=OneLineMistakes)(import_command)
-        app.command(name="compare", cls=OneLineMistakes)(_compare)
+app.command(name="import", cls=OneLineMistakes)(import_command)
+app.command(name="compare", cls=OneLineMistakes)(_compare)
+app.command(name="doctor", cls=OneLineMistakes)(_doctor)
 
 
 def main() -> None:
     """Entry point of the console script."""
     settle_in()
-    app()
+    app(prog_name="mixlora")
 
 
 if __name__ == "__main__":

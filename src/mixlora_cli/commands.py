@@ -51,3 +51,10 @@ _ALL = (
     Command("table", "TableConfig", "mixlora_cli.reproduce.table:table", bare="what"),
 )
 COMMANDS = {command.name: command for command in _ALL}
+HEADINGS = {
+    "Train and use": ("train", "ask", "serve", "export"),
+    "Understand": ("eval", "compare", "judge", "report", "interference", "tsne"),
+    "Reproduce": ("reproduce", "table", "bench", "plan"),
+    "Maintain": ("prepare", "check", "import", "align", "doctor"),
+}
+"""How `mixlora --help` lists all commands, those without Hydra included."""

@@ -1,5 +1,6 @@
 """Hydra's own features work through the subcommands, and leave nothing behind."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import yaml
 
 from mixlora_cli import __version__
 from mixlora_cli.cli import with_key
-from mixlora_cli.commands import COMMANDS, Command
+from mixlora_cli.commands import COMMANDS, HEADINGS, Command
 from mixlora_cli.config import AlignConfig, EvalConfig, TrainConfig
 from mixlora_cli.errors import UserError
 from mixlora_cli.paths import conf_dir
@@ -60,8 +61,38 @@ def test_help_lists_groups_options_keys_and_examples(command: Command, mixlora: 
         and "--cfg" in result.out
         and f"instead of {command.name}.yaml" in result.out
     )
-    first = result.out.splitlines()[0].partition(": ")[2][:40].strip()
-    assert first[1:] in mixlora("--help").out.replace("\n", " ")
+    sentence = result.out.splitlines()[0].partition(": ")[2]
+    assert f"  {command.name:<14}{sentence[0].upper()}{sentence[1:]}.\n" in mixlora("--help").out
+
+
+@pytest.mark.parametrize("name", ["compare", "import", "doctor"])
+def test_commands_without_hydra_say_what_they_do_with_examples(name: str, mixlora: Any) -> None:
+    result = mixlora(name, "--help")
+    usage, _, sentence, _, heading, *lines = result.out.splitlines()
+    assert (result.code, usage.startswith(f"Usage: mixlora {name} "), heading) == (0, True, "  examples:")
+    assert sum(line.startswith("    ") and f"mixlora {name}" in line for line in lines) >= 2
+    assert f"  {name:<14}{sentence.strip()}\n" in mixlora("--help").out
+
+
+def test_help_lists_every_command_under_one_heading(mixlora: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = mixlora("--help").out
+    assert re.findall(r"^(\w.*):$", text, re.MULTILINE) == ["Options", *HEADINGS]
+    listed = re.findall(r"^  ([a-z]+) +([A-Z].*)$", text, re.MULTILINE)
+    assert [name for name, _ in listed] == [name for names in HEADINGS.values() for name in names]
+    assert sorted(name for name, _ in listed) == sorted([*COMMANDS, "compare", "import", "doctor"])
+    assert all(sentence.endswith(".") and "..." not in sentence for _, sentence in listed)
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_shell_completes_commands(mixlora: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in {
+        "_MIXLORA_COMPLETE": "complete_bash",
+        "COMP_WORDS": "mixlora re",
+        "COMP_CWORD": "1",
+    }.items():
+        monkeypatch.setenv(key, value)
+    assert mixlora().out.split() == ["report", "reproduce"]
 
 
 def test_help_shows_the_chosen_values_and_the_users_options(mixlora: Any, tmp_path: Path) -> None:

@@ -56,7 +56,16 @@ def import_command(
         ),
     ] = None,
 ) -> None:
-    """Turn a checkpoint of the code published with the paper into an adapter folder."""
+    """Turn a checkpoint of the published code into an adapter.
+
+    \b
+    examples:
+      mixlora import checkpoints/ft_E-16_r-4
+      mixlora import checkpoints/ft_E-16_r-4 --output runs/imported/e16r4
+      mixlora import checkpoints/ft_E-16_r-4 --cfs paper
+
+    `mixlora eval run=runs/imported/e16r4 model=llava_v1_7b` then scores it.
+    """
     from mixlora_cli.config import ImportConfig
     from mixlora_cli.errors import INTERRUPTED, USER_MISTAKE, report
 
