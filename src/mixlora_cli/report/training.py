@@ -27,7 +27,7 @@ SMOOTHED = 10
 MEASURES = {
     "entropy": "entropy of the use, 1: all alike",
     "unused": "share of factors never used",
-    "information": "mutual information with the task, nats",
+    "information": "mutual information with tasks, nats",
 }
 """What is drawn of the routers: what metrics.jsonl has it under, less the side, and what the axis says."""
 _EVALUATIONS = (".", "eval", "eval-seen")
@@ -183,7 +183,7 @@ def _instances(results: Results | None) -> str:
 
 
 def _draw_losses(trainings: Sequence[Training], path: Path) -> Drawing:
-    from matplotlib.ticker import LogFormatter
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     window = smoothed_over(trainings)
     with figure([path], figsize=(8, 4.2)) as (drawn, ((axes,),)):
@@ -195,8 +195,9 @@ def _draw_losses(trainings: Sequence[Training], path: Path) -> Drawing:
             axes.plot(steps, list(curve.values()), "o", **points)
             axes.plot(steps, means, **style, linewidth=1.8, label=training.label)
         axes.set_yscale("log")
-        for mark in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            mark(LogFormatter(minor_thresholds=(1.5, 0.5)))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 4, 6, 8)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
         name_axes(axes, "steps", "loss per answer token, nats (log scale)")
         _add_legend(drawn, axes)
     caption = f"Points: losses as logged. Lines: means over the {window} steps around."
@@ -204,12 +205,12 @@ def _draw_losses(trainings: Sequence[Training], path: Path) -> Drawing:
 
 
 def _draw_factors(trainings: Sequence[Training], measures: Sequence[str], path: Path) -> Drawing:
-    with figure([path], 1, len(measures), figsize=(4 * len(measures), 3.6)) as (drawn, (row,)):
+    with figure([path], 1, len(measures), figsize=(3.3 * len(measures), 3.4)) as (drawn, (row,)):
         for axes, measure in zip(row, measures, strict=True):
             for place, training in enumerate(trainings):
                 for side, curve in training.sides(measure).items():
                     look = {"marker": "o", "markersize": 3} if side == "B" else {"linewidth": 1.8}
-                    label = f"{training.label} {side}".rstrip()
+                    label = ", ".join(filter(None, (training.label, side)))
                     axes.plot(list(curve), list(curve.values()), **line_style(place), **look, label=label)
             axes.set_ylim(0, 1.1 * axes.get_ylim()[1] if measure == "information" else 1.02)
             name_axes(axes, "steps", MEASURES[measure])
@@ -222,28 +223,30 @@ def _draw_factors(trainings: Sequence[Training], measures: Sequence[str], path: 
 
 def _draw_tasks(trainings: Sequence[Training], untuned: Mapping[str, Results], path: Path) -> Drawing:
     """Bars of the mean and of each task, in the order of the first training's."""
-    bars: list[tuple[str, Score, dict[str, str]]] = []
+    bars: list[tuple[str, Score, dict[str, Any]]] = []
     for name, results in untuned.items():
         assert results.seen is not None
-        bars.append((" ".join(("before", name)).rstrip(), results.seen, _UNTUNED))
+        bars.append((f"before training{name and f' ({name})'}", results.seen, _UNTUNED))
     for place, training in enumerate(trainings):
         if training.seen:
             look = {"color": line_style(place)["color"], "hatch": _HATCHES[place % len(_HATCHES)]}
-            bars.append((training.label, training.seen, {**look, "edgecolor": "white"}))
+            bars.append((training.label, training.seen, {**look, "edgecolor": "white", "alpha": 0.7}))
     first = bars[len(untuned)][1].parts
     tasks = sorted(first, key=lambda task: (-first[task]["accuracy"], task))
     tasks += sorted({task for _, score, _ in bars for task in score.parts} - set(first))
     high = (len(tasks) + 1) * (0.1 + 0.13 * len(bars)) + 1
     with figure([path], figsize=(8, high)) as (drawn, ((axes,),)):
         for number, (label, score, look) in enumerate(bars):
-            mean = {"accuracy": score.value, "low": score.low, "high": score.high}
-            parts = {task: dict(score.parts.get(task, {})) for task in tasks}
+            numbers: list[Mapping[str, float | None]] = [
+                {"accuracy": score.value, "low": score.low, "high": score.high},
+                *(score.parts.get(task, {}) for task in tasks),
+            ]
             values, lows, highs = (
-                np.array([each.get(key, np.nan) for each in (mean, *parts.values())], dtype=float)
+                np.array([each.get(key) for each in numbers], dtype=np.float64)
                 for key in ("accuracy", "low", "high")
             )
             middles = np.arange(len(tasks) + 1) + (number - (len(bars) - 1) / 2) * 0.8 / len(bars)
-            errors = np.stack([values - lows, highs - values])
+            errors = np.maximum(np.stack([values - lows, highs - values]), 0)
             ends = {"linewidth": 0.9, "ecolor": "0.15"}
             axes.barh(middles, values, 0.8 / len(bars), xerr=errors, error_kw=ends, label=label, **look)
         axes.set_yticks(
