@@ -27,7 +27,7 @@ from mixlora_cli.evaluation.results import (
 from mixlora_cli.judging.verdicts import judged_table
 from mixlora_cli.report.answers import UNREAD, Confusion, Evaluated, Shown, confusions
 from mixlora_cli.report.thumbnails import encoded
-from mixlora_cli.report.training import Drawing
+from mixlora_cli.report.training import Drawn
 
 LONGEST_TEXT = 1_500
 """Characters of a question or an answer that are shown."""
@@ -49,18 +49,7 @@ class Card:
     """Data URI; None where there is no picture to show."""
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What the page shows of trainings."""
-
-    told: Sequence[tuple[str, str]]
-    """Label of each, and how far it has come."""
-    drawings: Sequence[Drawing]
-
-
-def write_page(
-    runs: Sequence[Evaluated], cards: Sequence[Card], notes: Sequence[str], trained: Trained | None = None
-) -> str:
+def write_page(runs: Sequence[Evaluated], cards: Sequence[Card], notes: Sequence[str], drawn: Drawn) -> str:
     """The whole page as text. `notes` are sentences about what the data or the page leave out."""
     rows = [(run.label, run.results) for run in runs]
     templates = Environment(
@@ -75,10 +64,8 @@ def write_page(
     return templates.get_template("report.html.jinja").render(
         style=_inline("report.css"),
         script=_inline("report.js"),
-        trained=trained.told if trained else (),
-        drawings=[(each, encoded(Image.open(each.path), "PNG")) for each in trained.drawings]
-        if trained
-        else (),
+        trained=drawn.told,
+        figures=[(*figure, encoded(Image.open(figure[-1]), "PNG")) for figure in drawn.figures],
         version=__version__,
         runs=runs,
         columns=columns,

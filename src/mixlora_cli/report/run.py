@@ -19,9 +19,9 @@ from mixlora_cli.judging.verdicts import judged_table
 from mixlora_cli.output import one_line_errors
 from mixlora_cli.progress import say
 from mixlora_cli.report.answers import Evaluated, evaluated, read_evaluated, sample
-from mixlora_cli.report.page import Card, Trained, rules_of, write_page
+from mixlora_cli.report.page import Card, rules_of, write_page
 from mixlora_cli.report.thumbnails import Thumbnails, picture_folder
-from mixlora_cli.report.training import Training, draw_trainings, read_training, smoothed_over
+from mixlora_cli.report.training import NOTHING, Drawn, Training, draw_trainings, read_training
 from mixlora_cli.store import write_text
 from mixlora_cli.tables import markdown
 
@@ -30,18 +30,17 @@ _Run = TypeVar("_Run", Evaluated, Training)
 
 
 def report(config: ReportConfig) -> Path:
-    """Write the report of a training, its evaluation or both, or of several side by side; the path of the page.
+    """Write the report of an evaluation beside it, of a training without one into it, or of several; the page's path.
 
-    It goes beside the evaluation, or into the folder of a training without one.
-
-    Raises UserError when there is neither in a folder, a file is broken, or an evaluation without a training has not
-    finished; what a training's lacks is noted.
+    Raises UserError when a folder has neither, or a file is broken; a training's evaluation that is cannot be shown,
+    which is noted.
     """
     trainings: list[Training] = []
     runs: list[Evaluated] = []
     notes: list[str] = []
     for place in config.folders:
-        training = read_training(place)
+        if training := read_training(place):
+            trainings.append(training)
         try:
             runs.append(read_evaluated(place))
         except UserError as error:
@@ -49,19 +48,16 @@ def report(config: ReportConfig) -> Path:
                 raise
             if any((training.folder / each / FILE_NAME).is_file() for each in (".", "eval")):
                 notes.append(f"{error}.")
-        trainings += [training] if training else []
     folder = Path(config.output_dir or (runs[0] if runs else trainings[0]).folder).expanduser()
     with one_line_errors(folder):
         if not trainings:
             return write_report(runs, folder, config.report)
-        trainings = _told_apart(trainings)
-        drawings, missing = draw_trainings(trainings, config.base, folder)
-        for note in (*notes, *missing):
+        drawn = draw_trainings(_told_apart(trainings), config.base, folder)
+        drawn = replace(drawn, missing=[*notes, *drawn.missing])
+        for note in drawn.missing:
             say(note)
-        window = smoothed_over(trainings)
-        trained = Trained([(each.label, each.told(window)) for each in trainings], drawings)
-        say(f"figures: {', '.join(str(drawing.path) for drawing in drawings)}")
-        return write_report(runs, folder, config.report, trained, [*notes, *missing])
+        say(f"figures: {', '.join(str(path) for _, _, path in drawn.figures)}")
+        return write_report(runs, folder, config.report, drawn)
 
 
 def finish(evaluation: Evaluation, results: Results, judge: JudgeConfig, seed: int) -> Results:
@@ -81,23 +77,9 @@ def finish(evaluation: Evaluation, results: Results, judge: JudgeConfig, seed: i
 
 
 def write_report(
-    runs: Sequence[Evaluated],
-    folder: Path,
-    settings: PageConfig,
-    trained: Trained | None = None,
-    missing: Sequence[str] = (),
+    runs: Sequence[Evaluated], folder: Path, settings: PageConfig, drawn: Drawn = NOTHING
 ) -> Path:
-    """Write report.html into `folder`, and results.md where there are evaluations; the path of the page.
-
-    Each is complete or not at all.
-
-    Args:
-        runs: evaluations.
-        folder: made if need be.
-        settings: of the page.
-        trained: what the page shows of trainings.
-        missing: sentences about what it does not show.
-    """
+    """Write report.html, and of evaluations results.md, each complete or not at all; the path of the page."""
     runs = _told_apart(runs)
     thumbnails = Thumbnails(int(settings.picture_megabytes * 1e6))
     cards = []
@@ -106,7 +88,7 @@ def write_report(
         cards.append(Card(shown, thumbnails(shown.instance, place)))
     folder.mkdir(parents=True, exist_ok=True)
     rows = [(run.label, run.results) for run in runs]
-    notes = [*missing, *_data_notes(rows)]
+    notes = [*drawn.missing, *_data_notes(rows)]
     if thumbnails.missing:
         notes.append(
             f"{thumbnails.missing} pictures of the sample were not found or cannot be read; "
@@ -116,7 +98,7 @@ def write_report(
         notes.append(f"{thumbnails.left_out} pictures are left out to keep this file small.")
     if runs:
         write_text(folder / MARKDOWN, _markdown(rows), errors="replace")
-    write_text(folder / PAGE, write_page(runs, cards, notes, trained), errors="replace")
+    write_text(folder / PAGE, write_page(runs, cards, notes, drawn), errors="replace")
     say(f"report: {folder / PAGE}")
     return folder / PAGE
 

@@ -17,28 +17,24 @@ from mixlora_cli.errors import UserError, cut
 from mixlora_cli.evaluation.results import FILE_NAME, Results, Score, read_results
 from mixlora_cli.hydra_conf import eval_dir
 from mixlora_cli.models.session import label_of
-from mixlora_cli.paths import conf_dir
-from mixlora_cli.plots import figure, line_style, name_axes
+from mixlora_cli.plots import HUES, figure, line_style, name_axes
 from mixlora_cli.training.curves import Curve, losses, mean_losses, routing
 from mixlora_cli.training.run_folder import RunFolder, read_metrics
 
-SMOOTHED = 10
-"""A point of the smoothed losses is the mean over a tenth of the longest training's steps."""
 MEASURES = {
     "entropy": "entropy of the use, 1: all alike",
     "unused": "share of factors never used",
     "information": "mutual information with tasks, nats",
 }
 """What is drawn of the routers: what metrics.jsonl has it under, less the side, and what the axis says."""
-_EVALUATIONS = (".", "eval", "eval-seen")
-_UNTUNED = {"color": "0.85", "hatch": "////", "edgecolor": "0.5"}
+Figure = tuple[str, str, Path]
+"""Heading, caption and file."""
 _HATCHES = ("", "....", "\\\\\\\\", "xxxx", "----")
-_WIDEST_NAME = 60
 
 
 @dataclass(frozen=True)
 class Training:
-    """A training, finished or going on, as its run folder tells of it."""
+    """A training, finished or going on, by the files of its run folder."""
 
     label: str
     folder: Path
@@ -48,44 +44,29 @@ class Training:
     """Those of metrics.jsonl, one at least."""
     finished: bool
 
-    @property
-    def steps(self) -> int:
-        """The last step that is logged."""
-        return int(self.rows[-1]["step"])
-
-    @cached_property
-    def seen(self) -> Score | None:
-        """Accuracy on the held-out instances of its tasks, from the evaluation in its folder."""
-        return self.results.seen if self.results else None
-
     @cached_property
     def results(self) -> Results | None:
-        """The evaluation that has it."""
+        """The evaluation of its held-out instances."""
         return find_seen(self.folder)
-
-    def told(self, window: int) -> str:
-        """How far it has come, and its loss over the last steps of a window."""
-        (loss,), (steps,) = mean_losses(self.rows, [self.steps - window + 1], [self.steps])
-        planned = self.config.get("train", {}).get("steps")
-        of = f" of {planned}" if planned else ""
-        come = f"{self.steps} steps" if self.finished else f"step {self.steps}{of} so far"
-        return f"{come}, training loss {loss:.3f} over the last {steps}" if steps else come
 
     def sides(self, measure: str) -> dict[str, Curve]:
         """A measure of the routers of A and of B; under "" where they are the same, nothing without routers."""
-        by_side = {side: routing(self.rows, f"{measure}_{side.lower()}") for side in "AB"}
-        if by_side["A"] == by_side["B"]:
-            by_side = {"": by_side["A"]}
-        return {side: curve for side, curve in by_side.items() if curve}
+        a, b = (routing(self.rows, f"{measure}_{side}") for side in "ab")
+        return {side: curve for side, curve in ({"": a} if a == b else {"A": a, "B": b}).items() if curve}
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """A figure of the page."""
+class Drawn:
+    """What the page shows of trainings."""
 
-    heading: str
-    caption: str
-    path: Path
+    told: Sequence[tuple[str, str]] = ()
+    """Label of each, and how far it has come."""
+    figures: Sequence[Figure] = ()
+    missing: Sequence[str] = ()
+    """Sentences about what is not shown, and how to get it."""
+
+
+NOTHING = Drawn()
 
 
 def read_training(folder: str) -> Training | None:
@@ -95,9 +76,8 @@ def read_training(folder: str) -> Training | None:
         rows = read_metrics(run.metrics)
         if not rows:
             return None
-        lines = len(run.metrics.read_text().splitlines())
-        if len(rows) < lines - 1:  # the last one alone may be cut short
-            raise ValueError(f"line {len(rows) + 1} of {lines} cannot be read")
+        if len(rows) < len(run.metrics.read_text().splitlines()) - 1:  # the last one alone may be cut short
+            raise ValueError(f"line {len(rows) + 1} cannot be read")
         mean_losses(rows, 1, rows[-1]["step"])
         config: Any = OmegaConf.to_container(OmegaConf.load(run.config)) if run.started else {}
         label = label_of(config) if config else run.root.name
@@ -110,23 +90,13 @@ def read_training(folder: str) -> Training | None:
 
 
 def find_seen(folder: Path) -> Results | None:
-    """Results that have seen tasks, of an evaluation or a run in the folder; None without any.
-
-    Raises UserError when a file is broken.
-    """
-    files = [folder / place / FILE_NAME for place in _EVALUATIONS]
+    """Results that have seen tasks, in a folder or its evaluations. Raises UserError when a file is broken."""
+    files = [folder / place / FILE_NAME for place in (".", "eval", "eval-seen")]
     return next((found for file in files if file.is_file() and (found := read_results(file)).seen), None)
 
 
-def smoothed_over(trainings: Sequence[Training]) -> int:
-    """Steps that a point of the smoothed losses is the mean over."""
-    return max(max(training.steps for training in trainings) // SMOOTHED, 1)
-
-
-def draw_trainings(
-    trainings: Sequence[Training], base: str | None, folder: Path
-) -> tuple[list[Drawing], list[str]]:
-    """Draw into `folder` what trainings tell; also sentences about what is missing, and how to get it.
+def draw_trainings(trainings: Sequence[Training], base: str | None, folder: Path) -> Drawn:
+    """Draw into `folder` what trainings tell.
 
     Args:
         trainings: in the order of their colours.
@@ -136,63 +106,57 @@ def draw_trainings(
     Raises:
         UserError: there are no results of seen tasks in `base`, or a file is broken.
     """
-    drawings = [_draw_losses(trainings, folder / "training-loss.png")]
+    models = [each.config.get("model", {}).get("name", "mini") for each in trainings]
+    # Of several models there are several bases.
+    place = Path(base or eval_dir(None, models[0])).expanduser()
+    before = find_seen(place) if base or len(set(models)) == 1 else None
+    if base and before is None:
+        raise UserError(f"base={base}: no results of seen tasks there, as of `mixlora eval eval.seen=true`")
+    steps = [each.rows[-1]["step"] for each in trainings]
+    window = max(max(steps) // 10, 5 * max(row["loss_steps"] for each in trainings for row in each.rows))
+    figures = [_draw_losses(trainings, window, folder / "training-loss.png")]
     if measured := [name for name in MEASURES if any(each.sides(name) for each in trainings)]:
-        drawings.append(_draw_factors(trainings, measured, folder / "training-factors.png"))
-    evaluated = [each for each in trainings if each.seen]
-    lacking = [_command(each) for each in trainings if not each.seen]
-    untuned: dict[str, Results] = {}
-    for each in trainings:
-        name = str(each.config.get("model", {}).get("name", "mini"))
-        results = find_seen(Path(base).expanduser() if base else Path(eval_dir(None, name)))
-        if results:
-            untuned["" if base else name] = results
-        elif base:
-            raise UserError(
-                f"base={base}: no results of seen tasks there; give the folder that "
-                "`mixlora eval adapter=none eval.seen=true` wrote to"
-            )
-        elif (command := _base_command(each)) not in lacking:
-            lacking.append(command)
-    if evaluated:
-        drawings.append(_draw_tasks(trainings, untuned, folder / "training-tasks.png"))
-    notes = [f"Held-out accuracy by task, before and after, needs {'; '.join(lacking)}."] if lacking else []
-    if len({_instances(each) for each in (*untuned.values(), *(each.results for each in evaluated))}) > 1:
-        notes.append("The evaluations of the seen tasks are not all of the same held-out instances.")
-    return drawings, notes
+        figures.append(_draw_factors(trainings, measured, folder / "training-factors.png"))
+    if any(each.results for each in trainings):
+        figures.append(_draw_tasks(trainings, before, folder / "training-tasks.png"))
+    needed = [
+        f"`mixlora eval {shlex.quote(f'run={each.folder}')} eval.seen=true`"
+        + ("" if each.finished else " once it has finished")
+        for each in trainings
+        if not each.results
+    ]
+    if before is None:
+        needed.append("`mixlora eval adapter=none eval.seen=true` with the training's keys of model and data")
+    missing = [f"Held-out accuracy by task, before and after, needs {', '.join(needed)}."] if needed else []
+    if len({_instances(each) for each in (before, *(each.results for each in trainings)) if each}) > 1:
+        missing.append("The evaluations of the seen tasks are not all of the same held-out instances.")
+    return Drawn([(each.label, _told(each, window)) for each in trainings], figures, missing)
 
 
-def _command(training: Training) -> str:
-    later = "" if training.finished else " when it has finished"
-    return f"`mixlora eval {shlex.quote(f'run={training.folder}')} eval.seen=true`{later}"
+def _told(training: Training, window: int) -> str:
+    last = training.rows[-1]["step"]
+    (loss,), (steps,) = mean_losses(training.rows, [last - window + 1], [last])
+    planned = training.config.get("train", {}).get("steps")
+    of = f" of {planned}" if planned else ""
+    come = f"{last} steps" if training.finished else f"step {last}{of} so far"
+    return f"{come}, training loss {loss:.3f} over the last {steps}"
 
 
-def _base_command(training: Training) -> str:
-    model, data = (training.config.get(group, {}) for group in ("model", "data"))
-    words = [f"model={model.get('name', 'mini')}", f"data={data.get('source', 'mini')}"]
-    if not (conf_dir() / "model" / f"{model.get('name', 'mini')}.yaml").is_file():
-        words[:1] = ["model=hf", f"model.name_or_path={model.get('name_or_path')}"]
-    words += [f"data.{key}={data[key]}" for key in ("root", "heldout", "images") if data.get(key)]
-    return f"`mixlora eval adapter=none {shlex.join(words)} eval.seen=true`"
-
-
-def _instances(results: Results | None) -> str:
+def _instances(results: Results) -> str:
     """Digest of the held-out instances that were answered; "" where it is not known."""
-    parts = str(results.about.get("fingerprint", {}).get("data", "")).split() if results else []
+    parts = str(results.about.get("fingerprint", {}).get("data", "")).split()
     return next((part for part in parts if part.startswith("heldout:")), "")
 
 
-def _draw_losses(trainings: Sequence[Training], path: Path) -> Drawing:
+def _draw_losses(trainings: Sequence[Training], window: int, path: Path) -> Figure:
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-    window = smoothed_over(trainings)
     with figure([path], figsize=(8, 4.2)) as (drawn, ((axes,),)):
         for place, training in enumerate(trainings):
             style, curve = line_style(place), losses(training.rows)
             steps = np.array(list(curve))
             means, _ = mean_losses(training.rows, steps - window // 2, steps + window // 2)
-            points = {"markersize": 3, "markeredgewidth": 0, "alpha": 0.3, "color": style["color"]}
-            axes.plot(steps, list(curve.values()), "o", **points)
+            axes.plot(steps, list(curve.values()), "o", color=style["color"], ms=3, mew=0, alpha=0.3)
             axes.plot(steps, means, **style, linewidth=1.8, label=training.label)
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 4, 6, 8)))
@@ -200,71 +164,60 @@ def _draw_losses(trainings: Sequence[Training], path: Path) -> Drawing:
         axes.yaxis.set_minor_locator(NullLocator())
         name_axes(axes, "steps", "loss per answer token, nats (log scale)")
         _add_legend(drawn, axes)
-    caption = f"Points: losses as logged. Lines: means over the {window} steps around."
-    return Drawing("Training loss", caption, path)
+    return "Training loss", f"Points: losses as logged. Lines: means over the {window} steps around.", path
 
 
-def _draw_factors(trainings: Sequence[Training], measures: Sequence[str], path: Path) -> Drawing:
+def _draw_factors(trainings: Sequence[Training], measures: Sequence[str], path: Path) -> Figure:
     with figure([path], 1, len(measures), figsize=(3.3 * len(measures), 3.4)) as (drawn, (row,)):
         for axes, measure in zip(row, measures, strict=True):
             for place, training in enumerate(trainings):
                 for side, curve in training.sides(measure).items():
-                    look = {"marker": "o", "markersize": 3} if side == "B" else {"linewidth": 1.8}
-                    label = ", ".join(filter(None, (training.label, side)))
-                    axes.plot(list(curve), list(curve.values()), **line_style(place), **look, label=label)
+                    look = {**line_style(place), "marker": "o" if side == "B" else "", "ms": 3}
+                    label = f"{training.label}{side and ', '}{side}"
+                    axes.plot(list(curve), list(curve.values()), **look, label=label)
             axes.set_ylim(0, 1.1 * axes.get_ylim()[1] if measure == "information" else 1.02)
             name_axes(axes, "steps", MEASURES[measure])
         _add_legend(drawn, row[0])
     caption = (
         "Means over the layers, of the instances since the point before; A and B where they are not the same."
     )
-    return Drawing("Use of the factors", caption, path)
+    return "Use of the factors", caption, path
 
 
-def _draw_tasks(trainings: Sequence[Training], untuned: Mapping[str, Results], path: Path) -> Drawing:
+def _draw_tasks(trainings: Sequence[Training], before: Results | None, path: Path) -> Figure:
     """Bars of the mean and of each task, in the order of the first training's."""
-    bars: list[tuple[str, Score, dict[str, Any]]] = []
-    for name, results in untuned.items():
-        assert results.seen is not None
-        bars.append((f"before training{name and f' ({name})'}", results.seen, _UNTUNED))
-    for place, training in enumerate(trainings):
-        if training.seen:
-            look = {"color": line_style(place)["color"], "hatch": _HATCHES[place % len(_HATCHES)]}
-            bars.append((training.label, training.seen, {**look, "edgecolor": "white", "alpha": 0.7}))
-    first = bars[len(untuned)][1].parts
+    bars: list[tuple[str, Score, dict[str, Any]]] = [
+        (each.label, each.results.seen, {"color": HUES[n % len(HUES)], "hatch": _HATCHES[n % len(_HATCHES)]})
+        for n, each in enumerate(trainings)
+        if each.results and each.results.seen
+    ]
+    first = bars[0][1].parts
+    if before and before.seen:
+        bars.insert(0, ("before training", before.seen, {"color": "0.7", "hatch": "////"}))
     tasks = sorted(first, key=lambda task: (-first[task]["accuracy"], task))
     tasks += sorted({task for _, score, _ in bars for task in score.parts} - set(first))
-    high = (len(tasks) + 1) * (0.1 + 0.13 * len(bars)) + 1
-    with figure([path], figsize=(8, high)) as (drawn, ((axes,),)):
+    places, thick = np.arange(len(tasks) + 1), 0.8 / len(bars)
+    with figure([path], figsize=(8, 1 + len(places) * (0.1 + 0.13 * len(bars)))) as (drawn, ((axes,),)):
         for number, (label, score, look) in enumerate(bars):
-            numbers: list[Mapping[str, float | None]] = [
-                {"accuracy": score.value, "low": score.low, "high": score.high},
-                *(score.parts.get(task, {}) for task in tasks),
-            ]
+            parts = [score.parts.get(task, {}) for task in tasks]
             values, lows, highs = (
-                np.array([each.get(key) for each in numbers], dtype=np.float64)
-                for key in ("accuracy", "low", "high")
+                np.array([whole, *(part.get(key) for part in parts)], dtype=np.float64)
+                for key, whole in (("accuracy", score.value), ("low", score.low), ("high", score.high))
             )
-            middles = np.arange(len(tasks) + 1) + (number - (len(bars) - 1) / 2) * 0.8 / len(bars)
-            errors = np.maximum(np.stack([values - lows, highs - values]), 0)
-            ends = {"linewidth": 0.9, "ecolor": "0.15"}
-            axes.barh(middles, values, 0.8 / len(bars), xerr=errors, error_kw=ends, label=label, **look)
-        axes.set_yticks(
-            range(len(tasks) + 1), ["mean", *(cut(seen_title(task), _WIDEST_NAME) for task in tasks)]
-        )
+            look |= {"label": label, "edgecolor": "white", "alpha": 0.7, "error_kw": {"linewidth": 0.9}}
+            ends = np.maximum([values - lows, highs - values], 0)
+            axes.barh(places + (number - (len(bars) - 1) / 2) * thick, values, thick, xerr=ends, **look)
+        axes.set_yticks(places, ["mean", *(cut(seen_title(task), 60) for task in tasks)])
         axes.axhline(0.5, color="0.6", linewidth=0.8)
-        axes.set_ylim(len(tasks) + 0.6, -0.6)
-        axes.set_xlim(0, 100)
+        axes.set(xlim=(0, 100), ylim=(len(tasks) + 0.6, -0.6))
         name_axes(axes, "exact match, per cent", "")
         _add_legend(drawn, axes)
-    caption = "Held-out instances of the training tasks, 95 % intervals."
-    return Drawing("Accuracy by task" + (", before and after" if untuned else ""), caption, path)
+    return "Accuracy by task", "Held-out instances of the training tasks, 95 % intervals.", path
 
 
 def _add_legend(drawn: Any, axes: Any) -> None:
     """Above the figure, where it covers nothing."""
     handles, labels = axes.get_legend_handles_labels()
     columns = max(1, min(4, 110 // max(map(len, labels), default=1)))
-    drawn.legend(
-        handles, labels, loc="outside upper left", ncols=columns, frameon=False, fontsize=8, handlelength=3.5
-    )
+    look = {"ncols": columns, "frameon": False, "fontsize": 8, "handlelength": 3.5}
+    drawn.legend(handles, labels, loc="outside upper left", **look)
