@@ -193,7 +193,7 @@ def _draw_tasks(trainings: Sequence[Training], before: Results | None, path: Pat
     ]
     first = bars[0][1].parts
     if before and before.seen:
-        bars.insert(0, ("before training", before.seen, {"color": "0.7", "hatch": "////"}))
+        bars.insert(0, ("before training", before.seen, {"color": "0.5", "hatch": "////"}))
     tasks = sorted(first, key=lambda task: (-first[task]["accuracy"], task))
     tasks += sorted({task for _, score, _ in bars for task in score.parts} - set(first))
     places, thick = np.arange(len(tasks) + 1), 0.8 / len(bars)
