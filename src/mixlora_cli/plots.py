@@ -9,6 +9,7 @@ from typing import Any
 
 HUES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#9a8a00", "#555555")
 """Okabe and Ito's, the yellow darkened so that it shows on white."""
+_DASHES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
 DIVERGING = "RdBu_r"
 """Colour map from harm (blue) to help (red)."""
 
@@ -51,3 +52,15 @@ def figure(
                 drawn.set_layout_engine("none")  # arranging it again takes as long as drawing it
         finally:
             pyplot.close(drawn)
+
+
+def line_style(place: int) -> dict[str, Any]:
+    """Colour and dashes of the line in this place, as options of `plot`; the dashes tell them apart in grey."""
+    return {"color": HUES[place % len(HUES)], "linestyle": _DASHES[place % len(_DASHES)]}
+
+
+def name_axes(axes: Any, across: str, upwards: str) -> None:
+    """Write what the axes are of, and leave out the frame's other two sides."""
+    axes.set_xlabel(across)
+    axes.set_ylabel(upwards)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -293,6 +293,7 @@ class ReportConfig(Settings):
     report: PageConfig
     run: Folder | None = None
     runs: list[Text] | None = None
+    base: Folder | None = None
     output_dir: OutputFolder | None = None
 
     def __post_init__(self) -> None:
@@ -300,7 +301,8 @@ class ReportConfig(Settings):
         self.require(
             (self.run or self.runs) and not both,
             "runs" if both else "run",
-            "give run=<folder of a finished `mixlora eval`>, or runs=[one,another] and output_dir=<new folder>",
+            "give run=<folder of a `mixlora train` or a finished `mixlora eval`>, "
+            "or runs=[one,another] and output_dir=<new folder>",
         )
         self.require(
             self.run is not None or self.output_dir is not None,
@@ -309,7 +311,7 @@ class ReportConfig(Settings):
         )
 
     @property
-    def evaluations(self) -> list[str]:
+    def folders(self) -> list[str]:
         """The folders to report on."""
         return [self.run] if self.run else list(self.runs or [])
 

@@ -185,7 +185,7 @@ def _in_folder(folder: RunFolder, path: str, model: ModelConfig) -> Run:
     try:
         config: Any = OmegaConf.to_container(OmegaConf.load(folder.config), resolve=True)
         return Run(
-            label=_label(config),
+            label=label_of(config),
             model=parse(ModelConfig, as_written_now(config["model"])),
             adapter=folder.adapter,
             root=folder.root,
@@ -199,7 +199,8 @@ def _in_folder(folder: RunFolder, path: str, model: ModelConfig) -> Run:
         ) from error
 
 
-def _label(config: Mapping[str, Any]) -> str:
+def label_of(config: Mapping[str, Any]) -> str:
+    """Short name of what a run with this configuration trains."""
     name = config["adapter"]["name"]
     if name == "lora":
         return f"LoRA r={config['rank']}"

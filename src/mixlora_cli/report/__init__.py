@@ -1,1 +1,1 @@
-"""The report of one or several evaluations: results.md, and report.html that opens from the disk."""
+"""The report of trainings and evaluations: results.md, figures, and report.html that opens from the disk."""

@@ -27,6 +27,7 @@ from mixlora_cli.evaluation.results import (
 from mixlora_cli.judging.verdicts import judged_table
 from mixlora_cli.report.answers import UNREAD, Confusion, Evaluated, Shown, confusions
 from mixlora_cli.report.thumbnails import encoded
+from mixlora_cli.report.training import Drawn
 
 LONGEST_TEXT = 1_500
 """Characters of a question or an answer that are shown."""
@@ -48,7 +49,7 @@ class Card:
     """Data URI; None where there is no picture to show."""
 
 
-def write_page(runs: Sequence[Evaluated], cards: Sequence[Card], notes: Sequence[str]) -> str:
+def write_page(runs: Sequence[Evaluated], cards: Sequence[Card], notes: Sequence[str], drawn: Drawn) -> str:
     """The whole page as text. `notes` are sentences about what the data or the page leave out."""
     rows = [(run.label, run.results) for run in runs]
     templates = Environment(
@@ -63,6 +64,8 @@ def write_page(runs: Sequence[Evaluated], cards: Sequence[Card], notes: Sequence
     return templates.get_template("report.html.jinja").render(
         style=_inline("report.css"),
         script=_inline("report.js"),
+        trained=drawn.told,
+        figures=[(*figure, encoded(Image.open(figure[-1]), "PNG")) for figure in drawn.figures],
         version=__version__,
         runs=runs,
         columns=columns,

@@ -1,4 +1,4 @@
-"""`mixlora report`: results.md and report.html from stored evaluations, without any model."""
+"""`mixlora report`: results.md, figures and report.html from trainings and evaluations, without any model."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from mixlora_cli.config import JudgeConfig, PageConfig, ReportConfig
+from mixlora_cli.errors import UserError
 from mixlora_cli.evaluation.instances import source_notes
+from mixlora_cli.evaluation.predictions import FILE_NAME
 from mixlora_cli.evaluation.results import Results, Row, results_markdown
 from mixlora_cli.evaluation.scoring import Evaluation, score_evaluation
 from mixlora_cli.judging.judge import judge_answers, print_judged
@@ -18,21 +21,43 @@ from mixlora_cli.progress import say
 from mixlora_cli.report.answers import Evaluated, evaluated, read_evaluated, sample
 from mixlora_cli.report.page import Card, rules_of, write_page
 from mixlora_cli.report.thumbnails import Thumbnails, picture_folder
+from mixlora_cli.report.training import NOTHING, Drawn, Training, draw_trainings, read_training
 from mixlora_cli.store import write_text
 from mixlora_cli.tables import markdown
 
 MARKDOWN, PAGE = "results.md", "report.html"
+_Run = TypeVar("_Run", Evaluated, Training)
 
 
 def report(config: ReportConfig) -> Path:
-    """Write the report of one evaluation beside it, or of several side by side; the path of the page.
+    """Write the report of an evaluation beside it, of a training without one into it, or of several; the page's path.
 
-    Raises UserError when an evaluation is not there or has not finished.
+    Raises UserError when a folder has neither, or a file is broken; a training's evaluation that is cannot be shown,
+    which is noted.
     """
-    runs = [read_evaluated(run) for run in config.evaluations]
-    folder = Path(config.output_dir).expanduser() if config.output_dir else runs[0].folder
+    trainings: list[Training] = []
+    runs: list[Evaluated] = []
+    notes: list[str] = []
+    for place in config.folders:
+        if training := read_training(place):
+            trainings.append(training)
+        try:
+            runs.append(read_evaluated(place))
+        except UserError as error:
+            if training is None:
+                raise
+            if any((training.folder / each / FILE_NAME).is_file() for each in (".", "eval")):
+                notes.append(f"{error}.")
+    folder = Path(config.output_dir or (runs[0] if runs else trainings[0]).folder).expanduser()
     with one_line_errors(folder):
-        return write_report(runs, folder, config.report)
+        if not trainings:
+            return write_report(runs, folder, config.report)
+        drawn = draw_trainings(_told_apart(trainings), config.base, folder)
+        drawn = replace(drawn, missing=[*notes, *drawn.missing])
+        for note in drawn.missing:
+            say(note)
+        say(f"figures: {', '.join(str(path) for _, _, path in drawn.figures)}")
+        return write_report(runs, folder, config.report, drawn)
 
 
 def finish(evaluation: Evaluation, results: Results, judge: JudgeConfig, seed: int) -> Results:
@@ -51,20 +76,19 @@ def finish(evaluation: Evaluation, results: Results, judge: JudgeConfig, seed: i
     return results
 
 
-def write_report(runs: Sequence[Evaluated], folder: Path, settings: PageConfig) -> Path:
-    """Write results.md and report.html into `folder`, each complete or not at all; the path of the page."""
-    often = Counter(run.label for run in runs)
-    runs = [
-        replace(run, label=f"{run.label} ({_name(run)})") if often[run.label] > 1 else run for run in runs
-    ]
+def write_report(
+    runs: Sequence[Evaluated], folder: Path, settings: PageConfig, drawn: Drawn = NOTHING
+) -> Path:
+    """Write report.html, and of evaluations results.md, each complete or not at all; the path of the page."""
+    runs = _told_apart(runs)
     thumbnails = Thumbnails(int(settings.picture_megabytes * 1e6))
     cards = []
-    for shown in sample(runs, settings.sample, settings.seed):
+    for shown in sample(runs, settings.sample, settings.seed) if runs else ():
         place = picture_folder(shown.instance, runs[0].results.about, settings.images)
         cards.append(Card(shown, thumbnails(shown.instance, place)))
     folder.mkdir(parents=True, exist_ok=True)
     rows = [(run.label, run.results) for run in runs]
-    notes = _data_notes(rows)
+    notes = [*drawn.missing, *_data_notes(rows)]
     if thumbnails.missing:
         notes.append(
             f"{thumbnails.missing} pictures of the sample were not found or cannot be read; "
@@ -72,14 +96,22 @@ def write_report(runs: Sequence[Evaluated], folder: Path, settings: PageConfig) 
         )
     if thumbnails.left_out:
         notes.append(f"{thumbnails.left_out} pictures are left out to keep this file small.")
-    write_text(folder / MARKDOWN, _markdown(rows), errors="replace")
-    write_text(folder / PAGE, write_page(runs, cards, notes), errors="replace")
+    if runs:
+        write_text(folder / MARKDOWN, _markdown(rows), errors="replace")
+    write_text(folder / PAGE, write_page(runs, cards, notes, drawn), errors="replace")
     say(f"report: {folder / PAGE}")
     return folder / PAGE
 
 
-def _name(run: Evaluated) -> str:
-    """What tells runs with equal labels apart."""
+def _told_apart(runs: Sequence[_Run]) -> list[_Run]:
+    """Equal labels with the names of their runs' folders."""
+    often = Counter(run.label for run in runs)
+    return [
+        replace(run, label=f"{run.label} ({_name(run)})") if often[run.label] > 1 else run for run in runs
+    ]
+
+
+def _name(run: Evaluated | Training) -> str:
     place = run.folder.resolve()
     return place.parent.name if place.name == "eval" else place.name
 

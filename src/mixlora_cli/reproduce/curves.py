@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from mixlora_cli.plots import HUES, figure
+from mixlora_cli.plots import figure, line_style, name_axes
 from mixlora_cli.stats import Floats
+from mixlora_cli.training.curves import Curve, Rows, losses, mean_losses, routing
 from mixlora_cli.training.run_folder import read_metrics
 
 Trainings = Mapping[str, Mapping[int, Path]]
@@ -39,31 +39,19 @@ def draw_curves(trainings: Trainings, reference: str, folder: Path) -> list[Path
     )
 
 
-Curve = Mapping[int, float]
-"""A number by step."""
-
-
-def _by_seed(seeds: Mapping[int, Path], read: Callable[[list[dict[str, Any]]], Curve]) -> dict[int, Curve]:
+def _by_seed(seeds: Mapping[int, Path], read: Callable[[Rows], Curve]) -> dict[int, Curve]:
     return {seed: found for seed, path in seeds.items() if (found := read(read_metrics(path)))}
 
 
-def _loss(rows: list[dict[str, Any]]) -> Curve:
+def _loss(rows: Rows) -> Curve:
     """Mean loss of each whole window, at its last step."""
-    sums: dict[int, tuple[float, int]] = {}
-    for row in rows:
-        if "loss" in row:
-            end = -(-row["step"] // _WINDOW) * _WINDOW
-            total, steps = sums.get(end, (0.0, 0))
-            sums[end] = total + row["loss"] * row["loss_steps"], steps + row["loss_steps"]
-    return {end: total / steps for end, (total, steps) in sums.items() if steps == _WINDOW}
+    ends = np.arange(_WINDOW, max(losses(rows), default=0) + 1, _WINDOW)
+    means, steps = mean_losses(rows, ends - _WINDOW + 1, ends)
+    return {int(end): float(mean) for end, mean, of in zip(ends, means, steps, strict=True) if of == _WINDOW}
 
 
-def _information(rows: list[dict[str, Any]]) -> Curve:
-    return {
-        row["step"]: row["routing"]["information_a"]
-        for row in rows
-        if "information_a" in row.get("routing", {})
-    }
+def _information(rows: Rows) -> Curve:
+    return routing(rows, "information_a")
 
 
 def _minus(curve: Curve, other: Curve) -> Curve:
@@ -85,13 +73,10 @@ def _draw(
         for axes, (label, rows) in zip(row, panels, strict=True):
             for place, title in enumerate(titles):
                 steps, values = _over_seeds(rows[title])
-                style = "-" if place < len(HUES) else "--"
                 if steps:
-                    axes.plot(steps, values, style, color=HUES[place % len(HUES)], linewidth=1.4, label=title)
+                    axes.plot(steps, values, **line_style(place), linewidth=1.4, label=title)
             if len(panels) == 1:
                 axes.set_ylim(bottom=0)  # information, of which none is the least
-            axes.set_xlabel("steps")
-            axes.set_ylabel(label)
-            axes.spines[["top", "right"]].set_visible(False)
+            name_axes(axes, "steps", label)
         row[-1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return list(paths)
