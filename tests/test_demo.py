@@ -8,7 +8,8 @@ import pytest
 
 from mixlora_cli import demo
 from mixlora_cli.commands import Command
-from mixlora_cli.hydra_app import run_command
+from mixlora_cli.config import EvalConfig, TrainConfig
+from mixlora_cli.hydra_app import composed, run_command
 
 
 def _typed(monkeypatch: pytest.MonkeyPatch, code: int) -> tuple[int, list[tuple[Command, list[str]]]]:
@@ -29,6 +30,10 @@ def test_every_command_composes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert [command.name for command, _ in commands] == ["train", "train", "eval", "eval", "eval", "report"]
     for command, arguments in commands:
         assert run_command(command, [*arguments, "--cfg", "job"]) == 0
+        keys = [each for each in arguments if not each.startswith("run")]  # folders that are not there yet
+        if command.name != "report":
+            named = {"train": TrainConfig, "eval": EvalConfig}[command.name]
+            composed(command.name, named, keys if len(keys) == len(arguments) else [*keys, "adapter=none"])
     printed = capsys.readouterr().out
     assert "steps: 30" in printed and "name: instance" in printed
     assert "usual_routing" not in printed  # routing=auto, on which the demo must not depend

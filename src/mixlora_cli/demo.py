@@ -30,7 +30,8 @@ _LONGEST = 60
 # In this process, however many GPUs there are: it is a demonstration.
 _TRAIN = replace(COMMANDS["train"], entry="mixlora_cli.training.train:train")
 _EVAL = replace(COMMANDS["eval"], entry="mixlora_cli.evaluation.evaluate:evaluate")
-_EVAL_OPTIONS = ["experiment=demo", "eval.seen=true", "eval.benchmarks=[]", "eval.limit=10"]
+_TASKS = "data.tasks=[object_category,count_digit,flag_naming,background_colour,shape_naming,left_or_right]"
+_EVAL_OPTIONS = [_TASKS, "eval.seen=true", "eval.benchmarks=[]", "eval.limit=10"]
 
 
 def main() -> int:
@@ -39,7 +40,7 @@ def main() -> int:
     console = Console(soft_wrap=True, highlight=False, markup=False)
     start = time.monotonic()
     lora, mixlora, base = ROOT / "lora-r4", ROOT / "mixlora-plus-e16-r4", ROOT / "base"
-    shared = ["experiment=demo", "overwrite=true", "rank=4"]
+    shared = ["experiment=demo", _TASKS, "overwrite=true", "rank=4"]
     evaluations = [base, lora / "eval", mixlora / "eval"]
     commands = [
         (_TRAIN, ["adapter=lora", *shared, f"output_dir={lora}"]),
