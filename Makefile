@@ -32,7 +32,7 @@ $(READY): pyproject.toml constraints.txt scripts/setup.sh
 	@scripts/setup.sh $(VENV)
 	@touch $@
 
-demo: $(READY) ## train LoRA and MixLoRA on the small model, print the table (4 to 7 minutes on two cores)
+demo: $(READY) ## train LoRA and MixLoRA on six tasks, show answers before and after (3 to 7 minutes on two cores)
 	@$(BIN)/python -m mixlora_cli.demo
 
 reproduce-table1: ## Table 1: train and evaluate every row, print the table; SCALE=mini|paper SEEDS="0 1 2"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mixlora_cli.tables import Table
 
 ROOT = Path("runs/demo")
-PICTURE_WIDTH = 150  # characters
+PICTURE_WIDTH = 122  # characters
 _LONGEST = 60
 """Characters of a question or an answer that the screen shows; the page has all."""
 # In this process, however many GPUs there are: it is a demonstration.
@@ -76,7 +76,7 @@ def _compare(folders: Sequence[Path], console: Console) -> None:
 
     runs = [read_evaluated(folder) for folder in folders]
     tables = [answers_table(runs), seen_table([(run.label, run.results) for run in runs])]
-    picture = Console(record=True, file=io.StringIO(), width=PICTURE_WIDTH)
+    picture = Console(record=True, force_terminal=True, file=io.StringIO(), width=PICTURE_WIDTH)
     for out in (console, picture):
         show(tables, out)
     picture.save_svg(str(ROOT / "table.svg"), title="make demo")
@@ -89,15 +89,15 @@ def answers_table(runs: Sequence[Evaluated]) -> Table:
 
     first: dict[str, Shown] = {}
     for shown in sorted(sample(runs, sys.maxsize, 0), key=lambda shown: shown.instance.index):
-        first.setdefault(shown.column, shown)
+        first.setdefault(shown.instance.benchmark, shown)
     lines = [
         (
-            column,
+            task,
             _cut(shown.instance.question),
             shown.instance.target,
             *(_cut(said.text) for said in shown.answers),
         )
-        for column, shown in first.items()
+        for task, shown in first.items()
     ]
     headings = ("task", "the first question of it", "right answer", *(run.label for run in runs))
     return Table("Before and after: what is said about a picture", headings, tuple(lines), len(headings))

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from report_folder import COLOURS, prediction, write_folder
 
+from mixlora_cli.demo import answers_table
+from mixlora_cli.evaluation.predictions import Prediction
 from mixlora_cli.report.answers import UNREAD, confusions, read_evaluated, sample
 
 
@@ -97,3 +99,17 @@ def test_different_label_sets_make_no_matrix(tmp_path: Path) -> None:
     ]
     found = confusions(read_evaluated(write_folder(tmp_path / "e", both, None)))
     assert [(m.column, m.counts) for m in found] == [("VSR", ((0, 1, 0), (0, 1, 0)))]
+
+
+def test_the_demo_shows_the_first_instance_of_each_task(folder: Path, other: Path) -> None:
+    runs = [read_evaluated(each) for each in (folder, other)]
+    table = answers_table(runs)
+    first: dict[str, Prediction] = {}
+    for instance in runs[0].evaluation.predictions:
+        first.setdefault(instance.benchmark, instance)
+    elsewhere = {each.key: each.prediction for each in runs[1].evaluation.predictions}
+    assert len(table.rows) == len(first) > 3
+    for task, question, right, *answers in table.rows:
+        instance = first[str(task)]
+        assert (question, right) == (instance.question, instance.target)
+        assert answers == [instance.prediction, elsewhere[instance.key]]
