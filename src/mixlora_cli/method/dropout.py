@@ -21,8 +21,8 @@ def dropped_share(probability: float) -> float:
 def keep_mask(like: Tensor, probability: float) -> Tensor:
     """Mask of `like`'s shape, uint8: 1 where a number is kept, 0 where dropped; from torch's generator of the device.
 
-    A seed repeats it, and so does gradient checkpointing, which restores that generator. Multiplying by it takes less
-    than half of the time that filling by a bool mask takes on the CPU.
+    A seed repeats it, and so does gradient checkpointing, which restores that generator. Multiplying by it is
+    quicker on the CPU than filling by a bool mask.
     """
     words = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device)
     # From the least to the greatest of 64 bits: left to itself, `random_` never sets the sign.

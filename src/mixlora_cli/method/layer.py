@@ -399,7 +399,7 @@ class MixLoraLinear(nn.Module, MixLoraLayer):
         """What routing=task selects for instances of N tasks, by their definitions' embeddings (N, d); no pass."""
         assert self.rules[name].source == "task"
         read = embeddings.to(self.mixlora_factors_a[name].weight.device).float()  # type: ignore[arg-type]
-        with torch.autocast(read.device.type, enabled=False):
+        with _without_autocast(read.device.type):
             return self._select_by_routers(name, self.rules[name], read, learning=False)
 
     def _select_by_chance(self, rule: _Rule, rows: Tensor, info: ForwardInfo) -> Selection:

@@ -149,9 +149,8 @@ class Generator:
     def each(self, groups: Sequence[Sequence[Item]]) -> Iterator[list[str]]:
         """Answers to one batch after the other; while one is written, the next one's pictures are opened."""
         if not isinstance(self._features, PixelLoader):
-            yield from map(
-                self, groups
-            )  # the tower computes what the cache has not, and that not beside the model
+            # The tower computes what the cache has not, and that not beside the model.
+            yield from map(self, groups)
             return
         with ThreadPoolExecutor(1) as ahead:  # opening and resizing let other threads run
             coming = [ahead.submit(self._collate, group) for group in groups[:1]]
