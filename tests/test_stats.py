@@ -19,6 +19,7 @@ from mixlora_cli.stats import (
     compare_means,
     compare_right,
     compare_right_over_seeds,
+    compare_same_seeds,
     compare_seeds,
     holm,
     mcnemar,
@@ -210,6 +211,22 @@ def test_seeds_without_a_spread_have_no_test_and_no_interval() -> None:
     assert found.p == pytest.approx(2 * (0.5 - math.atan(2) / math.pi))
     assert found.high == pytest.approx(2 + math.tan(0.475 * math.pi))
     assert why_untested([10.0, 10.0], [11.0, 13.0]) == ""
+
+
+def test_seed_by_seed_what_the_seeds_share_cancels() -> None:
+    first, second = [60.0, 70.0, 80.0], [61.0, 72.0, 83.0]
+    found = compare_same_seeds(first, second)
+    assert found is not None
+    # Differences 1, 2, 3: standard error 1 / sqrt(3) on two degrees of freedom, where t's tail is algebraic.
+    t = 2 * math.sqrt(3)
+    assert (found.value, found.p) == pytest.approx((2.0, 1 - t / math.sqrt(2 + t * t)))
+    assert (found.low, found.high) == pytest.approx(
+        (2 - 4.302652729911275 / math.sqrt(3), 2 + 4.302652729911275 / math.sqrt(3))
+    )
+    over = compare_seeds(first, second)
+    assert over is not None and over.value == pytest.approx(2.0) and over.low < -10
+    assert compare_same_seeds([60.0], [61.0]) is None
+    assert compare_same_seeds([60.0, 70.0], [61.0, 71.0]) is None
 
 
 def test_a_bootstrap_in_pieces_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -304,3 +304,18 @@ def compare_seeds(first: Sequence[float], second: Sequence[float]) -> Difference
     half = float(t.ppf(0.975, freedom)) * error
     p = 2 * float(t.sf(abs(value) / error, freedom))
     return Difference(value, value - half, value + half, p, "Welch's t over seeds")
+
+
+def compare_same_seeds(first: Sequence[float], second: Sequence[float]) -> Difference | None:
+    """Mean difference of trainings that share their seeds, and so their order of instances, by Student's paired t.
+
+    Values of the same seeds in the same order; None with fewer than two, or where all differences are the same.
+    """
+    from scipy.stats import ttest_rel
+
+    if len({round(after - before, 9) for before, after in zip(first, second, strict=True)}) < 2:
+        return None
+    found = ttest_rel(second, first)
+    ends = found.confidence_interval(0.95)
+    value = fmean(second) - fmean(first)
+    return Difference(value, float(ends.low), float(ends.high), float(found.pvalue), "paired t, seed by seed")

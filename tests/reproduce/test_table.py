@@ -77,6 +77,7 @@ def test_differences_over_seeds(make_cell: Any, tmp_path: Path) -> None:
     assert line.over_seeds is not None
     assert line.over_seeds.value == pytest.approx(20.0)
     assert line.over_seeds.low < 20 < line.over_seeds.high
+    assert line.seed_by_seed is None  # each seed's difference is the same
 
 
 def test_differences_on_instances_are_means_over_the_common_seeds(make_cell: Any, tmp_path: Path) -> None:
@@ -95,6 +96,14 @@ def test_differences_on_instances_are_means_over_the_common_seeds(make_cell: Any
     assert lines["VSR"].paired.p == pytest.approx(2 / 2**4)
     assert lines["VSR"].p_holm is not None and lines["MMAvg"].p_holm is None
     assert lines["VSR"].over_seeds is not None
+    same = lines[
+        "VSR"
+    ].seed_by_seed  # of 20, 10 and 0: the fourth seed of one side is in the line above alone
+    assert same is not None and same.value == pytest.approx(10.0)
+    assert same.high == pytest.approx(10 + 4.302652729911275 * 10 / 3**0.5)
+    written = table(config(tmp_path))
+    assert "| seed by seed | +20 [-30, 70] p=0.225 | +10.0 [-14.8, 34.8] p=0.225 |" in written[0].read_text()
+    assert "seed by seed" in {row["by"] for row in read_csv(written[3])}
 
 
 def test_seeds_with_the_same_scores_have_no_interval_and_no_test(make_cell: Any, tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ from mixlora_cli.stats import (
     Floats,
     compare_means,
     compare_right_over_seeds,
+    compare_same_seeds,
     compare_seeds,
     holm,
     over_seeds,
@@ -61,8 +62,9 @@ SIGNIFICANCE = 0.05
 _TESTS = (
     "Paired: on the same instances, the mean over the seeds; McNemar's exact test for right or wrong, over "
     "several seeds an exact test by flipping signs; a paired bootstrap for MME, Text-VQA, means. About other "
-    "instances, for these trainings. Over seeds: Welch's t; about other trainings, on these instances. p is "
-    "not corrected; *: below 0.05 after Holm's correction over the benchmarks of a line."
+    "instances, for these trainings. Over seeds: Welch's t; seed by seed: Student's paired t, for trainings that share "
+    "their order of instances; both about other trainings, on these instances. p is not corrected; *: below 0.05 "
+    "after Holm's correction over the benchmarks of a line."
 )
 _WITH, _WITHOUT = "#1f5a94", "#d99a3c"  # told apart in grey, too
 _BAR = 0.36
@@ -376,6 +378,8 @@ class PairLine:
     """The seeds that both have, else the first of the left row."""
     over_seeds: Difference | None
     """Of the means over seeds; None unless both rows have several, and some spread."""
+    seed_by_seed: Difference | None
+    """Of the trainings with the same seed; None unless there are several such, and some spread."""
     untested: str
     """Why several seeds of both rows have no test."""
     p_holm: float | None = None
@@ -400,12 +404,15 @@ def pair_lines(table: TableValues) -> list[PairLine]:
                 found = unseen[seeds].get(column)
             if found is not None:
                 before, after = (
-                    [_number(values[column]) for values in row.by_seed.values() if column in values]
+                    {seed: _number(row.by_seed[seed][column]) for seed in row.seeds(column)}
                     for row in (right, left)
                 )
-                why = why_untested(before, after) if min(len(before), len(after)) > 1 else ""
-                ours, over = tuple(seed for seed, _ in seeds), compare_seeds(before, after)
-                fresh.append(PairLine(pair, column, found, ours, over, why))
+                every = [*before.values()], [*after.values()]
+                same = tuple([side[seed] for seed in before if seed in after] for side in (before, after))
+                why = why_untested(*every) if min(map(len, every)) > 1 else ""
+                ours = tuple(seed for seed, _ in seeds)
+                over = compare_seeds(*every), compare_same_seeds(*same)
+                fresh.append(PairLine(pair, column, found, ours, *over, why))
         lines += _corrected(fresh)
     return lines
 
@@ -487,7 +494,7 @@ def _digits(column: str) -> int:
 
 
 def _differences_table(table: TableValues, lines: Sequence[PairLine]) -> Table:
-    """Differences of the layout's pairs; a second row where both sides have several seeds."""
+    """Differences of the layout's pairs; further rows where both sides have several seeds."""
     rows: list[tuple[Cell | str, ...]] = []
     for pair in table.layout.pairs:
         left, right, why = pair
@@ -501,6 +508,12 @@ def _differences_table(table: TableValues, lines: Sequence[PairLine]) -> Table:
         if any(line.over_seeds or line.untested for line in found.values()):
             over = [_seeds_cell(found.get(column), column) for column in table.columns]
             rows.append((head, why, "means over seeds", *over))
+        if same := {column: line.seed_by_seed for column, line in found.items() if line.seed_by_seed}:
+            cells = [
+                _cell(same[column], column, "") if column in same else Cell(ABSENT)
+                for column in table.columns
+            ]
+            rows.append((head, why, "seed by seed", *cells))
     headings = ("Left - right", "With", "By", *table.columns)
     return Table("Differences", headings, tuple(rows), 3, (_TESTS,))
 
@@ -559,6 +572,7 @@ def _differences_csv(lines: Iterable[PairLine]) -> str:
         for by, found, corrected in (
             (_seeds_text(line.seeds), paired, line.p_holm),
             ("over seeds", over, None),
+            ("seed by seed", line.seed_by_seed, None),
         ):
             if found is not None:
                 ends = (found.value, found.low, found.high, found.p)
