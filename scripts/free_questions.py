@@ -1,4 +1,4 @@
-"""How well a free question's task is found, and what that is worth: the table in docs/ask.md.
+"""How well a free question's task is found, and what that is worth: the table in docs/serving.md.
 
     python scripts/free_questions.py RUN [INSTANCES]
 
