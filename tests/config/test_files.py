@@ -73,6 +73,13 @@ def test_every_file_is_a_root_a_known_group_or_hydras() -> None:
     assert all(OmegaConf.is_dict(OmegaConf.load(path)) for path in CONF.rglob("*.yaml"))
 
 
+@pytest.mark.parametrize("root", sorted(COMMANDS))
+def test_no_key_has_the_name_of_a_group(root: str) -> None:
+    """Hydra takes `name=value` as the choice of an option wherever there is a group of that name."""
+    keys = OmegaConf.load(CONF / f"{root}.yaml").keys()
+    assert {path.name for path in CONF.iterdir() if path.is_dir()} & set(keys) == set()
+
+
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes(group: str, option: str, folder: Path) -> None:
     extra = [text.format(folder=folder) for text in WITH.get((group, option), [])]

@@ -729,7 +729,7 @@ class TableConfig(Settings):
     output_dir: OutputFolder
     what: TableName | None = None
     scale: Scale = "mini"
-    judge: Text | None = None
+    judge_title: Text | None = None
 
     def __post_init__(self) -> None:
         self.require(self.what is not None, "what", f"say which: `mixlora table {_names(TableName)}")

@@ -205,7 +205,7 @@ def build_table(config: TableConfig) -> TableValues:
     tasks = SEEN_TASKS[config.scale] if TABLES[name].on_seen_tasks else ()
     found = find_cells(Path(config.runs).expanduser())
     cells, others = _on_one_data(found, rows_of(name), SEEN_EVALUATION if tasks else EVALUATION)
-    rows = tuple(_read_row(row, cells, columns, tasks, config.judge) for row in rows_of(name))
+    rows = tuple(_read_row(row, cells, columns, tasks, config.judge_title) for row in rows_of(name))
     if lossy := _loss_tasks(rows, tasks):
         rows = tuple(_with_losses(each, lossy) for each in rows)
         columns = (*columns, LOSS_TITLE)
