@@ -1,4 +1,4 @@
-"""The documents name files that are there."""
+"""The documents name files that are there, and the site's reference has everything."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+
+from mixlora_cli import config
+from mixlora_cli.commands import COMMANDS, HEADINGS
 
 ROOT = Path(__file__).parents[1]
 PLACES = (ROOT, ROOT / "src/mixlora_cli", ROOT / "docs")
@@ -25,3 +28,33 @@ def test_the_architecture_names_the_rooms() -> None:
         place.name for place in (ROOT / "src/mixlora_cli").iterdir() if (place / "__init__.py").is_file()
     ]
     assert [room for room in rooms if f"{room}/" not in text] == []
+
+
+def test_the_reference_has_every_key_of_every_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from docs_reference import GROUPS, leaf_keys, page
+
+    sections = dict(re.findall(r"^### (.+)\n((?:(?!^###? ).*\n)+)", page(), re.MULTILINE))
+    assert [name for names in HEADINGS.values() for name in names if f"mixlora {name}" not in sections] == []
+    for command in COMMANDS.values():
+        own = sections[f"mixlora {command.name}"]
+        if "every key of [mixlora train]" in own:
+            own += sections["mixlora train"]
+        for key in leaf_keys(getattr(config, command.config)):
+            group, dot, _ = key.partition(".")
+            if dot and group in GROUPS:
+                assert f"[`{group}`](#{group})" in own and f"| `{key}` |" in sections[group]
+            else:
+                assert f"| `{key}` |" in own
+    for group in GROUPS:
+        for path in (ROOT / "conf" / group).glob("*.yaml"):
+            assert f"| `{group}={path.stem}` |" in sections[group]
+    assert (
+        "| `train.warmup_ratio` | a number in [0, 1) | `0.03` | share of the steps in"
+        in sections["mixlora train"]
+    )
+    assert "numerator of the scale alpha / rank; null: 2 * rank<br>mixlora: " in sections["adapter"]
+    assert (
+        "| Regular expression that must match the whole name" in sections["adapter"]
+    )  # a comment above its key
+    assert "| `judge` | " in sections["mixlora table"]
