@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,3 +59,54 @@ def test_the_reference_has_every_key_of_every_command(monkeypatch: pytest.Monkey
         "| Regular expression that must match the whole name" in sections["adapter"]
     )  # a comment above its key
     assert "| `judge` | " in sections["mixlora table"]
+
+
+@pytest.fixture
+def documents(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """What reads commands out of documents; the working folder is an empty one."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    monkeypatch.chdir(tmp_path)
+    import docs_commands
+
+    return docs_commands
+
+
+@pytest.mark.parametrize(
+    "document", [path for path in DOCUMENTS if path.name != "CONTRIBUTING.md"], ids=lambda path: path.name
+)
+def test_commands_compose_and_are_accepted(document: Path, documents: Any, tmp_path: Path) -> None:
+    assert document in documents.pages()
+    refused = {}
+    for number, shown in enumerate(documents.commands(document)):
+        if shown.words[0] in ("mixlora", "make") and not shown.fails:
+            with documents.in_folder(tmp_path / str(number)):
+                refused[str(shown)] = documents.refusal(shown.words)
+    assert {line: reason for line, reason in refused.items() if reason} == {}
+    for block in documents.blocks(document):
+        if block.kind == "python":
+            compile(block.text, document.name, "exec")
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    {
+        "mixlora train rank=8 data=json 'data.train={a: x.json}' data.images=/pictures": "",
+        "mixlora train -m rank=2,4,20": "rank=20: must be <= factors=16",
+        "mixlora train train.step=3": "train.step=3: unknown key",
+        "mixlora ask run=FOLDER 'What is this?' image=a.png": "",
+        "mixlora compare A B --output C": "",
+        "mixlora compare A B --outputs C": "No such option",
+        "mixlora trian": "no such command: trian",
+        "make lint": "",
+        "make linted": "No rule to make target",
+    }.items(),
+)
+def test_what_is_refused(line: str, reason: str, documents: Any) -> None:
+    page = ROOT / "docs" / "page.md"
+    text = f"```console\n$ A=b {line} > out.txt  # why\nerror: no\n```\n"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "read_text", lambda *_, **__: text)
+        (shown,) = documents.commands(page)
+    assert shown.fails and shown.line == 2
+    refused = documents.refusal(shown.words)
+    assert reason in refused and bool(reason) == bool(refused)
