@@ -1,6 +1,6 @@
 """Run every command and every Python block of README.md and docs/, each in an empty folder: make docs-check.
 
-What a page calls FOLDER is a run of model=tiny, my.json are a few records, and trainings take one step: what is tried
+What a page calls FOLDER is a run of model=tiny, my.json are a few records, and trainings take two steps: what is tried
 is that the commands do what they say, not how well a model learns. One line each says what became of it; the exit code
 is 1 if any failed. With arguments, only the pages whose names contain one of them.
 """
@@ -72,7 +72,7 @@ ANYWHERE = ("plan", "table", "reproduce")
 """Commands that run whatever is not here, because they load no model."""
 _ONCE = ("launch.nproc=1", "wandb.mode=disabled")
 SMALL = {
-    "train": ("train.steps=1", "train.batch_size=2", *_ONCE),
+    "train": ("train.steps=2", "train.batch_size=2", *_ONCE),
     "eval": ("eval.limit=1", "eval.max_new_tokens=1", "launch.nproc=1"),
     "ask": ("answer.max_new_tokens=2",),
     "interference": ("interference.batches=2", "interference.batch_size=1", "launch.nproc=1"),
@@ -172,6 +172,8 @@ class Page:
                 exec(code, names)
             except Exception as error:
                 raise Failed(f"    {type(error).__name__}: {error}") from error
+            finally:
+                shutil.rmtree("FOLDER")
         return "ran", ""
 
     def _command(self, line: Shown) -> Outcome:
@@ -230,7 +232,13 @@ class Page:
         elif key in ("data.images", "serve.images", "report.images"):
             path.mkdir(parents=True, exist_ok=True)
         else:
-            self.runs.provide(path, _kind_of_run(name, key, path, arguments), *_beside(name, key))
+            measured = key == "compare" or "draw_only=true" in arguments
+            parts = {
+                "judge": ["eval"],
+                "report": ["eval"],
+                "interference": ["interference"] if measured else [],
+            }
+            self.runs.provide(path, _kind_of_run(name, key, path, arguments), *parts.get(name, ()))
 
 
 def _kind_of_run(name: str, key: str, path: Path, arguments: list[str]) -> str:
@@ -238,11 +246,6 @@ def _kind_of_run(name: str, key: str, path: Path, arguments: list[str]) -> str:
     instance = name == "tsne" or any(text.startswith("export.centroids=") for text in arguments)
     lora = re.search(r"(?<!mix)lora", path.as_posix().lower()) and name != "export"
     return "lora" if lora or key == "compare" else "instance" if instance else "task"
-
-
-def _beside(name: str, key: str) -> tuple[str, ...]:
-    """What lies in a run folder for a command that needs more than the training."""
-    return ("eval",) if name in ("judge", "report") else ("interference",) if name == "interference" else ()
 
 
 def _folders_of_pictures(line: Shown) -> list[str]:
@@ -262,13 +265,11 @@ def small(name: str, arguments: list[str]) -> list[str]:
         added.append("data.max_per_task=2")
     if name == "table" and not values(arguments, "runs"):
         added.append(f"runs={ROOT / 'results/mini'}")
-    if name == "eval" and "run" not in " ".join(kept):
-        added = [text for text in added if text]
     given = {text.partition("=")[0] for text in arguments}
     if "-m" in given:
         swept = {text.partition("=")[0] for text in arguments if "," in text}
         added = [text for text in added if text.partition("=")[0] not in swept]
-    replaced = {text.partition("=")[0] for text in added}
+    replaced = {text.partition("=")[0] for text in added} | {"draw.layers", "tsne.layers"}  # it has two
     return [*(text for text in kept if text.partition("=")[0] not in replaced), *added]
 
 
@@ -339,10 +340,7 @@ class Runs:
         source = self._made(kind, "training")
         shutil.copytree(source, folder)
         for part in parts:
-            if part == "interference" and kind != "lora":
-                continue
-            made = self._made(kind, part)
-            shutil.copytree(made, folder / part)
+            shutil.copytree(self._made(kind, part), folder / part)
 
     def python_names(self) -> dict[str, Any]:
         """What Python blocks take for granted: a model, and an input for each of three rows."""
@@ -359,6 +357,8 @@ class Runs:
             return place
         if part == "training":
             chosen = ["adapter=lora"] if kind == "lora" else [f"routing={kind}"]
+            if kind == "instance":  # so that instances of so small a model differ
+                chosen += ["routing.normalize=true", "routing.pool=text", "routing.router_init=tasks"]
             self._call("train", *chosen, f"output_dir={place}")
             return place
         run = self._made(kind, "training")

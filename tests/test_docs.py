@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +113,18 @@ def test_what_is_refused(line: str, reason: str, documents: Any) -> None:
     assert shown.fails and shown.line == 2
     refused = documents.refusal(shown.words)
     assert reason in refused and bool(reason) == bool(refused)
+
+
+def test_the_site_builds_and_needs_no_network(tmp_path: Path) -> None:
+    pytest.importorskip("material")
+    line = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path)]
+    quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    built = subprocess.run(line, cwd=ROOT, env=quiet, capture_output=True, text=True, check=False)
+    assert (built.returncode, built.stderr) == (0, "")
+    pages = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.glob("*.html")}
+    assert set(pages) >= {path.with_suffix(".html").name for path in (ROOT / "docs").glob("*.md")}
+    for text in pages.values():
+        assert re.findall(r"<(?:script|img)[^>]*src=\"?https?:|<link[^>]*stylesheet[^>]*https?:", text) == []
+    shown = re.findall(r'src="(outside/[^"]+)"', pages["findings.html"])
+    assert shown and all((tmp_path / name).is_file() for name in shown)
+    assert "<code>train.learning_rate</code>" in pages["reference.html"]
