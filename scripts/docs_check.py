@@ -40,6 +40,7 @@ from docs_commands import (
 
 from mixlora_cli import cli
 from mixlora_cli.commands import COMMANDS
+from mixlora_cli.data.sources import place_of
 from mixlora_cli.surroundings import settle_in
 
 OTHERS = {
@@ -58,17 +59,18 @@ OTHERS = {
 """Programs that are not run, and why; another one is an error."""
 NOT_HERE = {
     r"experiment=paper/|data=vision_flan|scale=paper|model=llava_v1_7b": "the paper's model and data are not here",
-    r"(eval|check)\.(benchmarks|sources)=|=\S+/name": "what it reads is on the hub",
+    r"(eval|check)\.(benchmarks|sources)=": "what it reads is on the hub",
     r"eval\.server=|judge=openai": "asks a server",
     r"judge=hf": "the judging model is on the hub",
     r"deepspeed=|train\.fsdp=true|launch\.nnodes=": "for several GPUs",
     r"model\.quantization=": "the tiny model is not quantised",
     r"mixlora (prepare|import)\b": "what it reads is downloaded",
     r"mixlora (align|bench|demo)\b": "takes minutes",
+    r"mixlora table (?!.*runs=)": "reads what make reproduce-... has made",
     r"make ": "takes minutes",
 }
 """What cannot be run here, by a part of the command line, and why: it is only asked whether it would be accepted."""
-ANYWHERE = ("plan", "table", "reproduce")
+ANYWHERE = ("plan", "reproduce")
 """Commands that run whatever is not here, because they load no model."""
 _ONCE = ("launch.nproc=1", "wandb.mode=disabled")
 SMALL = {
@@ -86,6 +88,7 @@ RECORDS = [
     {"id": str(number), "task_name": task, "question": f"Add 1 and {number}.", "answer": str(number + 1)}
     for number, task in enumerate(["adding", "sums"] * 4)
 ]
+_UNPACKS = "scripts/pack_predictions.py unpack results/mini"
 _PICTURE = re.compile(r"[\w-]+\.(?:png|jpe?g|webp)\b")
 
 
@@ -169,7 +172,7 @@ class Page:
         with _inside(self.files):
             self.runs.provide(Path("FOLDER"), "task", "export")
             try:
-                exec(code, names)
+                quietly(lambda: exec(code, names))
             except Exception as error:
                 raise Failed(f"    {type(error).__name__}: {error}") from error
             finally:
@@ -185,7 +188,7 @@ class Page:
         if program.startswith("scripts/"):
             if not (ROOT / program).is_file():
                 raise Failed(f"    there is no {program}")
-            return "not run", "a script of the repository, which is there"
+            return "not run", "a script of the repository, for a checkout's own results"
         if program not in ("mixlora", "make"):
             raise Failed(f"    {program}: say in OTHERS of scripts/docs_check.py why it is not run")
         self.count += 1
@@ -199,9 +202,21 @@ class Page:
         for part, reason in {} if anywhere or "--help" in line.words else NOT_HERE.items():
             if re.search(part, text):
                 return "composed", reason
+        if any(place_of(text).on_hub for key in FILES for text in values(arguments, key)):
+            return "composed", "what it reads is on the hub"
         with in_folder(self.top / f"{self.count}"):
             shutil.copytree(self.files, ".", dirs_exist_ok=True)
-            Path("results").symlink_to(ROOT / "results")
+            if "table" in arguments[:1] and _UNPACKS in self.page.read_text(encoding="utf-8"):
+                shutil.copytree(ROOT / "results", "results")
+                unpack = [
+                    sys.executable,
+                    str(ROOT / "scripts" / "pack_predictions.py"),
+                    "unpack",
+                    "results/mini",
+                ]
+                subprocess.run(unpack, check=True, stdout=subprocess.DEVNULL)
+            else:
+                Path("results").symlink_to(ROOT / "results")
             return self._run(arguments[0] if arguments else "--help", arguments[1:])
 
     def _run(self, name: str, arguments: list[str]) -> Outcome:
@@ -263,8 +278,6 @@ def small(name: str, arguments: list[str]) -> list[str]:
     added = [*SMALL.get(name, ())]
     if name == "train" and not any(text.startswith("data=json") for text in kept):
         added.append("data.max_per_task=2")
-    if name == "table" and not values(arguments, "runs"):
-        added.append(f"runs={ROOT / 'results/mini'}")
     given = {text.partition("=")[0] for text in arguments}
     if "-m" in given:
         swept = {text.partition("=")[0] for text in arguments if "," in text}

@@ -128,6 +128,8 @@ def named(arguments: list[str]) -> Iterator[tuple[str, Path]]:
             place = place_of(text)
             if not place.path.exists() and not (place.on_hub and key.startswith("data.")):
                 yield key, place.path
+    for key in ("train", "evaluation", "drawing"):  # of `mixlora reproduce`: what it hands on
+        yield from (found for text in values(arguments, key) for found in named([text]))
     for flag, name in itertools.pairwise(arguments):
         if flag in ("-cd", "--config-dir"):
             yield flag, Path(name)
