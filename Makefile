@@ -94,7 +94,7 @@ docs: $(READY) ## build the documentation as a site, site/index.html; a broken l
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 	@echo "==> Built site/index.html"
 
-docs-check: $(READY) ## run every command and Python block of README and docs on the tiny model (SOME minutes)
+docs-check: $(READY) ## run every command and Python block of README and docs on the tiny model (some minutes)
 	@$(BIN)/python scripts/docs_check.py $(ARGS)
 
 check: lint types test ## everything that has to pass before a commit
