@@ -89,9 +89,9 @@ types: $(READY) ## check the types (mypy --strict; about a minute the first time
 	@echo "==> Checking types (mypy --strict)"
 	@$(BIN)/mypy
 
-# The variable silences advertisement of what comes after MkDocs 1.
+# The variable silences advertisement of what comes after MkDocs 1. Not --quiet: what it does not print does not fail.
 docs: $(READY) ## build the documentation as a site, site/index.html; a broken link or anchor fails
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 	@echo "==> Built site/index.html"
 
 docs-check: $(READY) ## run every command and Python block of README and docs on the tiny model (some minutes)
