@@ -19,7 +19,7 @@ LIBRARIES := .cache/libraries
 REPRODUCTIONS := $(addprefix reproduce-,table1 table2 table3 figure4 figures beyond seen control study study_unseen)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-libraries test-peft gpu-check lint format types check clean $(REPRODUCTIONS)
+.PHONY: help setup demo test test-libraries test-peft gpu-check lint format types check docs docs-check clean $(REPRODUCTIONS)
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of (each sets up what it needs first):"
@@ -89,9 +89,17 @@ types: $(READY) ## check the types (mypy --strict; about a minute the first time
 	@echo "==> Checking types (mypy --strict)"
 	@$(BIN)/mypy
 
+# The variable silences advertisement of what comes after MkDocs 1. Not --quiet: what it does not print does not fail.
+docs: $(READY) ## build the documentation as a site, site/index.html; a broken link or anchor fails
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+	@echo "==> Built site/index.html"
+
+docs-check: $(READY) ## run every command and Python block of README and docs on the tiny model (some minutes)
+	@$(BIN)/python scripts/docs_check.py $(ARGS)
+
 check: lint types test ## everything that has to pass before a commit
 
 clean: ## delete the virtual environment, caches and built packages; runs/ stays
-	@rm -rf $(VENV) .cache dist build .mypy_cache .ruff_cache .pytest_cache
+	@rm -rf $(VENV) .cache dist build site .mypy_cache .ruff_cache .pytest_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "==> Deleted $(VENV), caches and built packages; runs/ is kept"

@@ -68,10 +68,11 @@ def rule(allowed: str, holds: Callable[[Any], object]) -> AfterValidator:
             raise PydanticCustomError("rule", "{allowed}", {"allowed": allowed})
         return value
 
+    check.__doc__ = allowed  # `permitted` says it
     return AfterValidator(check)
 
 
-def _path(fault: Callable[[str], str]) -> AfterValidator:
+def _path(kind: str, fault: Callable[[str], str]) -> AfterValidator:
     """`~` is expanded, because the shell leaves it alone behind `key=`; `load` alone looks what is there."""
 
     def check(path: str, info: ValidationInfo) -> str:
@@ -80,6 +81,7 @@ def _path(fault: Callable[[str], str]) -> AfterValidator:
             raise PydanticCustomError("path", "{allowed}", {"allowed": allowed})
         return path
 
+    check.__doc__ = kind
     return AfterValidator(check)
 
 
@@ -98,7 +100,7 @@ def _records_fault(name: str) -> str:
 
 
 def _mixture(value: Any, info: ValidationInfo) -> Any:
-    """One place of records, or `{task: place}`, where a place may be `{file: place, weight: number}`."""
+    """A place of records, or {task: place}, where a place may be {file: place, weight: number}."""
 
     def refuse(allowed: str) -> PydanticCustomError:
         return PydanticCustomError("path", "{allowed}", {"allowed": allowed})
@@ -147,6 +149,7 @@ def _several(kind: str) -> Callable[[Any, ValidationInfo], list[str]]:
                 raise PydanticCustomError("path", "{allowed}", {"allowed": which + allowed})
         return paths
 
+    check.__doc__ = f"a {kind}, or a list like [a,b]"
     return check
 
 
@@ -175,16 +178,19 @@ PositiveNumber = Annotated[Number, Field(gt=0)]
 NotNegativeNumber = Annotated[Number, Field(ge=0)]
 Share = Annotated[Number, rule("must be in [0, 1)", lambda share: 0 <= share < 1)]
 Text = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
-File = Annotated[Text, _path(lambda path: _existing("file", path))]
+File = Annotated[Text, _path("an existing file", lambda path: _existing("file", path))]
 Mixture = Annotated[Any, AfterValidator(_mixture)]
 """A `File` of records, a folder of them, a data set of the hub, or several of these by task."""
-Folder = Annotated[Text, _path(lambda path: _existing("folder", path))]
+Folder = Annotated[Text, _path("an existing folder", lambda path: _existing("folder", path))]
 Files = Annotated[Any, AfterValidator(_several("file"))]
 """A `list[str]`: no, one or several files."""
 Folders = Annotated[Any, AfterValidator(_several("folder"))]
-Resume = Annotated[Text, _path(lambda path: "" if path == "auto" else _existing("folder", path))]
-OutputFolder = Annotated[Text, _path(_output_fault)]
-Checkpoint = Annotated[Text, _path(_checkpoint_fault)]
+Resume = Annotated[
+    Text,
+    _path("auto, or an existing folder", lambda path: "" if path == "auto" else _existing("folder", path)),
+]
+OutputFolder = Annotated[Text, _path("a folder, or a name that is free", _output_fault)]
+Checkpoint = Annotated[Text, _path("a Hugging Face id, or a folder with a config.json", _checkpoint_fault)]
 AnyPrecision = Literal["auto", "fp32", "bf16"]
 
 
@@ -323,6 +329,34 @@ def describe(hint: Any) -> str:
         return "a group of keys: " + ", ".join(entry.name for entry in fields(hint))
     words = {bool: "true or false", int: "an integer", float: "a number", str: "a text", type(None): "null"}
     return words.get(hint, "a mapping like {key: value}")
+
+
+def permitted(config_class: Any, key: str) -> str:
+    """What the value of a dotted key may be, in words, with what pydantic's additions ask of it: 'a number > 0'."""
+    *groups, name = key.split(".")
+    owner = _group(hint_of(config_class, groups))
+    return _permitted(get_type_hints(owner, include_extras=True)[name])
+
+
+def _permitted(hint: Any) -> str:
+    if len(options := _options(hint)) > 1:
+        return ", or ".join(map(_permitted, options))
+    if get_origin(hint) is list:
+        return f"a list, each entry {_permitted(get_args(hint)[0])}"
+    if get_origin(hint) is not Annotated:
+        return describe(hint)
+    plain, *additions = get_args(hint)
+    limits = [
+        _ALLOWED[name].format(**{short: getattr(limit, short)}).removeprefix("must be ")
+        for addition in additions
+        for limit in getattr(addition, "metadata", ())
+        for name, short in (("greater_than", "gt"), ("greater_than_equal", "ge"))
+        if hasattr(limit, short)
+    ]
+    rules = [addition.func.__doc__ for addition in additions if isinstance(addition, AfterValidator)]
+    rules = [" ".join(words.split()).removeprefix("must be ").rstrip(".") for words in rules if words]
+    words = " ".join([*([] if plain is Any else [_permitted(plain)]), *limits])
+    return ": ".join(filter(None, [words, *rules])).replace(": in ", " in ").replace(": from ", " from ")
 
 
 def _advice(value: Any, hint: Any) -> str:
