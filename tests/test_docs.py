@@ -61,7 +61,7 @@ def test_the_reference_has_every_key_of_every_command(monkeypatch: pytest.Monkey
     assert (
         "| Regular expression that must match the whole name" in sections["adapter"]
     )  # a comment above its key
-    assert "| `judge` | " in sections["mixlora table"]
+    assert "| `judge_title` | " in sections["mixlora table"]
 
 
 @pytest.fixture
