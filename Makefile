@@ -33,7 +33,7 @@ $(READY): pyproject.toml constraints.txt scripts/setup.sh
 	@touch $@
 
 demo: $(READY) ## train LoRA and MixLoRA on six tasks, show answers before and after (3 to 7 minutes on two cores)
-	@$(BIN)/python -m mixlora_cli.demo
+	@$(BIN)/python -m mixlora_cli.cli demo
 
 reproduce-table1: ## Table 1: train and evaluate every row, print the table; SCALE=mini|paper SEEDS="0 1 2"
 reproduce-table2: ## Table 2: random, instance and task routing
