@@ -1,12 +1,15 @@
 """The configuration tree is found in a checkout, and travels inside the wheel."""
 
+import re
 import shutil
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 import mixlora_cli.paths
+from mixlora_cli import __version__
 from mixlora_cli.paths import conf_dir
 
 ROOT = Path(__file__).parents[2]
@@ -40,3 +43,12 @@ def test_wheel_ships_configuration_weights_and_code(tmp_path: Path, monkeypatch:
                 assert f"{prefix}/{path.relative_to(folder).as_posix()}" in names
     scripts = next(name for name in names if name.endswith("entry_points.txt"))
     assert "mixlora = mixlora_cli.cli:main" in wheel.read(scripts).decode()
+
+
+def test_the_documents_are_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    headings = re.findall(
+        r"^## \[(.+?)\](?: - (.+))?$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert headings[:2] == [("Unreleased", ""), (__version__, str(citation["date-released"]))]
+    assert citation["version"] == __version__
