@@ -19,7 +19,7 @@ LIBRARIES := .cache/libraries
 REPRODUCTIONS := $(addprefix reproduce-,table1 table2 table3 figure4 figures beyond seen control study study_unseen)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-libraries test-peft gpu-check lint format types check clean $(REPRODUCTIONS)
+.PHONY: help setup demo test test-libraries test-peft gpu-check build install-check lint format types check clean $(REPRODUCTIONS)
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of (each sets up what it needs first):"
@@ -75,6 +75,14 @@ test-peft: $(READY) ## run PEFT's own tests on MixLoRA (about 10 minutes on two 
 
 gpu-check: $(READY) ## check and measure on one GPU (8 minutes); ARGS="--parts step", ARGS="--device cpu --tiny"
 	@$(BIN)/python scripts/gpu_check.py $(ARGS)
+
+build: $(READY) ## build wheel and sdist into dist/, the wheel out of the sdist, and try it in an empty folder
+	@rm -rf dist
+	@$(BIN)/python -m build --no-isolation
+	@$(BIN)/python scripts/check_wheel.py --no-deps dist/*.whl
+
+install-check: build ## install that wheel with all it requires into an empty environment, and run the demo there
+	@$(BIN)/python scripts/check_wheel.py --constraint constraints.txt dist/*.whl
 
 lint: $(READY) ## check style and formatting
 	@echo "==> Checking style and formatting (ruff)"
