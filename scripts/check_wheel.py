@@ -46,9 +46,8 @@ def main() -> None:
             pip = [sys.executable, "-m", "pip", "--python", str(environment / "bin/python"), "install", "-qq"]
             user.run(*pip, "--no-index", "--no-deps", str(wheel))
             beside = Path(sysconfig.get_path("purelib", vars={"base": str(environment)}), "beside.pth")
-            beside.write_text(
-                sysconfig.get_path("purelib") + "\n"
-            )  # behind its own: what the wheel has is the wheel's
+            # Behind its own packages, and without editable installs: what the wheel has is the wheel's.
+            beside.write_text("".join(f"{path}\n" for path in sys.path if path.endswith("-packages")))
         else:
             if options.constraint:
                 user.variables["PIP_CONSTRAINT"] = str(options.constraint.resolve())
@@ -64,14 +63,9 @@ class User:
 
     def __init__(self, environment: Path, folder: Path) -> None:
         self.folder, self.environment = folder, environment
-        own = {
-            name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL"))
-        }
-        self.variables = {
-            **own,
-            "PATH": f"{environment / 'bin'}{os.pathsep}{own['PATH']}",
-            "PYTHONNOUSERSITE": "1",
-        }
+        self.variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        self.variables["PATH"] = f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        self.variables["PYTHONNOUSERSITE"] = "1"
 
     def start(self, *command: str) -> subprocess.Popen[str]:
         """A command that prints into one pipe."""
