@@ -19,7 +19,8 @@ LIBRARIES := .cache/libraries
 REPRODUCTIONS := $(addprefix reproduce-,table1 table2 table3 figure4 figures beyond seen control study study_unseen)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-libraries test-peft gpu-check lint format types check docs docs-check clean $(REPRODUCTIONS)
+.PHONY: help setup demo test test-libraries test-peft gpu-check build install-check lint format types check docs docs-check clean \
+  $(REPRODUCTIONS)
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of (each sets up what it needs first):"
@@ -33,7 +34,7 @@ $(READY): pyproject.toml constraints.txt scripts/setup.sh
 	@touch $@
 
 demo: $(READY) ## train LoRA and MixLoRA on six tasks, show answers before and after (3 to 7 minutes on two cores)
-	@$(BIN)/python -m mixlora_cli.demo
+	@$(BIN)/python -m mixlora_cli.cli demo
 
 reproduce-table1: ## Table 1: train and evaluate every row, print the table; SCALE=mini|paper SEEDS="0 1 2"
 reproduce-table2: ## Table 2: random, instance and task routing
@@ -75,6 +76,14 @@ test-peft: $(READY) ## run PEFT's own tests on MixLoRA (about 10 minutes on two 
 
 gpu-check: $(READY) ## check and measure on one GPU (8 minutes); ARGS="--parts step", ARGS="--device cpu --tiny"
 	@$(BIN)/python scripts/gpu_check.py $(ARGS)
+
+build: $(READY) ## build wheel and sdist into dist/, the wheel out of the sdist, and try it in an empty folder
+	@rm -rf dist
+	@$(BIN)/python -m build --no-isolation
+	@$(BIN)/python scripts/check_wheel.py --no-deps dist/*.whl
+
+install-check: build ## install that wheel with all it requires into an empty environment, and run the demo there
+	@$(BIN)/python scripts/check_wheel.py --constraint constraints.txt dist/*.whl
 
 lint: $(READY) ## check style and formatting
 	@echo "==> Checking style and formatting (ruff)"

