@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 from report_folder import COLOURS, prediction, write_folder
+from rich.console import Console
 
+from mixlora_cli import demo
 from mixlora_cli.demo import answers_table
 from mixlora_cli.evaluation.predictions import Prediction
 from mixlora_cli.report.answers import UNREAD, confusions, read_evaluated, sample
@@ -113,3 +115,11 @@ def test_the_demo_shows_the_first_instance_of_each_task(folder: Path, other: Pat
         instance = first[str(task)]
         assert (question, right) == (instance.question, instance.target)
         assert answers == [instance.prediction, elsewhere[instance.key]]
+
+
+def test_the_demo_prints_its_tables_and_keeps_them_as_a_picture(folder: Path, other: Path) -> None:
+    console = Console(record=True, width=200)
+    demo._compare([folder, other], folder.parent, console)
+    said, drawn = console.export_text(), (folder.parent / "table.svg").read_text()
+    for title in ("Before and after: what is said about a picture", "Seen tasks, held-out instances"):
+        assert title in said and title.replace(" ", "&#160;") in drawn

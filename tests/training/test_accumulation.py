@@ -1,9 +1,13 @@
 """An effective batch is split exactly, or refused with what would work."""
 
+from types import SimpleNamespace
+
 import pytest
+from transformers import TrainingArguments
 
 from mixlora_cli.config import OptimConfig
 from mixlora_cli.errors import UserError
+from mixlora_cli.training import arguments
 from mixlora_cli.training.arguments import accumulation, accumulation_for
 
 
@@ -66,3 +70,15 @@ def test_without_effective_batch_accumulation_is_taken_as_it_is(monkeypatch: pyt
 def test_both_keys_at_once_are_refused() -> None:
     with pytest.raises(ValueError, match=r"train.accumulation=2: follows from train.effective_batch"):
         OptimConfig(accumulation=2, effective_batch=128)
+
+
+def test_checkpointing_goes_by_the_name_that_transformers_has_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = arguments._checkpointing(True)
+    assert list(now.values()) == [True, {"use_reentrant": False}]
+    assert set(now) <= set(TrainingArguments.__dataclass_fields__)
+    older = SimpleNamespace(__dataclass_fields__={"gradient_checkpointing": None})
+    monkeypatch.setattr(arguments, "TrainingArguments", older)
+    assert arguments._checkpointing(False) == {
+        "gradient_checkpointing": False,
+        "gradient_checkpointing_kwargs": None,
+    }

@@ -69,9 +69,7 @@ def build_arguments(config: TrainConfig, run: RunFolder, dtype: torch.dtype) -> 
         use_cpu=not gpu,
         seed=config.seed,
         data_seed=config.seed,
-        activation_checkpointing=numbers.gradient_checkpointing,
-        # The reentrant kind needs inputs that require a gradient, and a frozen embedding's output does not.
-        activation_checkpointing_kwargs={"use_reentrant": False} if numbers.gradient_checkpointing else None,
+        **_checkpointing(numbers.gradient_checkpointing),
         save_strategy="steps",
         save_steps=numbers.save_every,
         save_total_limit=numbers.keep_checkpoints,
@@ -96,6 +94,15 @@ def build_arguments(config: TrainConfig, run: RunFolder, dtype: torch.dtype) -> 
     # loses hooks and is slow; several GPUs are used by several processes.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+def _checkpointing(wanted: bool) -> dict[str, Any]:
+    """Under the name that this transformers has for it: Python 3.10 gets releases that have the older one alone."""
+    name = "activation_checkpointing"
+    if name not in TrainingArguments.__dataclass_fields__:
+        name = "gradient_checkpointing"
+    # The reentrant kind needs inputs that require a gradient, and a frozen embedding's output does not.
+    return {name: wanted, f"{name}_kwargs": {"use_reentrant": False} if wanted else None}
 
 
 def accumulation(numbers: OptimConfig, world_size: int | None = None) -> int:
