@@ -211,6 +211,8 @@ def test_the_papers_grids_compose(what: str, count: int, monkeypatch: pytest.Mon
         ("beyond", {"scale": "paper"}, ValueError, "`beyond` exists at scale=mini alone"),
         ("seen", {"scale": "paper"}, ValueError, "`seen` exists at scale=mini alone"),
         ("control", {"scale": "paper"}, ValueError, "`control` exists at scale=mini alone"),
+        ("study", {"scale": "paper"}, ValueError, "`study` exists at scale=mini alone"),
+        ("study_unseen", {"scale": "paper"}, ValueError, "`study_unseen` exists at scale=mini alone"),
     ],
 )
 def test_mistakes_are_said_before_anything_runs(

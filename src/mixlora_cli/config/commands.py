@@ -709,7 +709,7 @@ class TsneConfig(Settings):
 TableName = Literal[
     "table1", "table2", "table3", "figure4", "beyond", "seen", "control", "study", "study_unseen"
 ]
-MINI_ALONE = ("beyond", "seen", "control")
+MINI_ALONE = ("beyond", "seen", "control", "study", "study_unseen")
 """Tables that the paper does not have."""
 What = Literal[TableName, "figures"]
 Scale = Literal["mini", "paper"]
