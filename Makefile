@@ -24,7 +24,7 @@ REPRODUCTIONS := $(addprefix reproduce-,table1 table2 table3 figure4 figures bey
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of (each sets up what it needs first):"
-	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/^([a-z0-9-]+):.*## /  \1\t/' | expand -t 22
+	@grep -hE '^[a-z0-9_-]+:.*## ' Makefile | sed -E 's/^([a-z0-9_-]+):.*## /  \1\t/' | expand -t 22
 
 setup: $(READY) ## make .venv with everything in it (about 3 minutes, 2 GB)
 

@@ -41,19 +41,25 @@ if [ ! -x "$venv/bin/python" ]; then
 fi
 pip install -qq 'pip>=23.2'
 
+# So that `mixlora` finds what make has made.
+if ! grep --quiet MIXLORA_CACHE "$venv/bin/activate"; then
+    echo "export MIXLORA_CACHE=\"\${MIXLORA_CACHE:-$PWD/.cache}\"" >>"$venv/bin/activate"
+fi
+
 arguments=(--editable '.[dev]')
 if command -v nvidia-smi >/dev/null; then
     say "NVIDIA GPU found: installing torch with CUDA and the other packages (several GB, 5 to 10 minutes)"
 else
     arguments+=("torch==$torch")
+    build="the CPU build of torch and the other packages (about 3 minutes, 2 GB)"
     if [ "$(uname -s)" = Linux ] && ! has_cpu_build; then
         if answers "$torch_index"; then
             arguments+=(--extra-index-url "$torch_index")
         else
-            say "$torch_index does not answer: torch comes from pip's usual index, there a CUDA build of several GB"
+            build="torch, of which pip's usual index has a CUDA build (several GB), as $torch_index does not answer"
         fi
     fi
-    say "No NVIDIA GPU: installing the CPU build of torch and the other packages (about 3 minutes, 2 GB)"
+    say "No NVIDIA GPU: installing $build"
 fi
 # -qq: errors only; warnings about indexes that lack a package would bury the lines above.
 pip install -qq --constraint constraints.txt "${arguments[@]}"

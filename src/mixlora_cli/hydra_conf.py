@@ -79,8 +79,10 @@ def _hydra_node(command: Command) -> dict[str, Any]:
 def run_name(adapter: str, rank: int, factors: int, routing: str, *, _root_: Any) -> str:
     """What tells this run from its neighbours: `lora-r4`, `mixlora-instance-e16-r4`, `full`."""
     if adapter == "mixlora":
-        start = OmegaConf.select(_root_, "routing.router_init") or "random"
-        return f"mixlora-{routing}{'' if start == 'random' else f'-{start}'}-e{factors}-r{rank}"
+        how = OmegaConf.select(_root_, "routing.router_init") or "random"
+        if how == "random":
+            how = OmegaConf.select(_root_, "adapter.pairing") or "separate"
+        return f"mixlora-{routing}{'' if how == 'separate' else f'-{how}'}-e{factors}-r{rank}"
     return f"{adapter}-r{rank}" if adapter == "lora" else adapter
 
 

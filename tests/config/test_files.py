@@ -156,6 +156,7 @@ def test_stages_of_zero_are_plain_values(option: str) -> None:
         (["rank=2", "factors=8", "seed=3"], "runs/mini-mini/mixlora-task-e8-r2-seed3"),
         (["routing=random"], "runs/mini-mini/mixlora-random-e16-r4-seed0"),
         (["adapter=mixlora_plus"], "runs/mini-mini/mixlora-instance-tasks-e16-r4-seed0"),
+        (["adapter.pairing=tied"], "runs/mini-mini/mixlora-task-tied-e16-r4-seed0"),
         (["adapter=lora", "rank=8"], "runs/mini-mini/lora-r8-seed0"),
         (["adapter=full", "model=tiny"], "runs/tiny-mini/full-seed0"),
         (["model=hf", "model.name_or_path=org/net-1.5", "adapter=lora"], "runs/net-1.5-mini/lora-r4-seed0"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from mixlora_cli.data.records import Record
 from mixlora_cli.errors import UserError
 from mixlora_cli.method.layer import MixLoraLinear
 from mixlora_cli.models.generate import Generator
-from mixlora_cli.models.session import Session, find_mixlora, find_run
+from mixlora_cli.models.session import Session, find_mixlora, find_run, label_of
 from mixlora_cli.models.tiny import build_tiny
 from tiny_data import tiny_data
 from tiny_runs import NUM_FACTORS, RANK, TINY, finished_run
@@ -185,3 +186,22 @@ def test_chance_draws_the_same_for_a_question_with_its_answer_and_without(data: 
     assert [draw_seed(7, item) for item in answered] == [draw_seed(7, item) for item in asked]
     other = replace(answered[0], input_ids=[*answered[0].input_ids[:-1], 5])
     assert draw_seed(7, other) == draw_seed(7, asked[0])  # another answer
+
+
+@pytest.mark.parametrize(
+    ("adapter", "routing", "label"),
+    [
+        (
+            {},
+            {"name": "instance"},
+            "MixLoRA E=16 r=4",
+        ),  # older runs say nothing of pairs and of the routers' start
+        ({"pairing": "separate"}, {"name": "task", "router_init": "random"}, "MixLoRA E=16 r=4 task"),
+        ({"pairing": "tied"}, {"name": "task", "router_init": "random"}, "MixLoRA E=16 r=4 task tied"),
+        ({"pairing": "tied"}, {"name": "instance", "router_init": "tasks"}, "MixLoRA E=16 r=4 plus"),
+        ({"pairing": "tied"}, {"name": "instance", "router_init": "clusters"}, "MixLoRA E=16 r=4 clusters"),
+    ],
+)
+def test_labels_tell_ways_to_select_apart(adapter: Any, routing: Any, label: str) -> None:
+    config = {"adapter": {"name": "mixlora", **adapter}, "routing": routing, "rank": 4, "factors": 16}
+    assert label_of(config) == label

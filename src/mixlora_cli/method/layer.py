@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 CANNOT_MERGE = (
     "MixLoRA cannot be merged into the base weights: which factors update them depends on the input, so no single "
-    "matrix gives the same outputs. Keep the adapter beside the base"
+    "matrix gives the same outputs. Keep the adapter beside the base, or fit a static LoRA: mixlora export run=FOLDER"
 )
 ROUTERS = ("mixlora_router_a", "mixlora_router_b", "mixlora_router_ab")
 _CONTRACTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

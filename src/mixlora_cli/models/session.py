@@ -207,6 +207,11 @@ def label_of(config: Mapping[str, Any]) -> str:
     if name == "mixlora":
         routing = config["routing"]["name"]
         suffix = "" if routing == "instance" else f" {routing}"
+        start = config["routing"].get("router_init", "random")
+        if start != "random":
+            suffix += {"tasks": " plus"}.get(start, f" {start}")
+        elif config["adapter"].get("pairing") == "tied":
+            suffix += " tied"
         return f"MixLoRA E={config['factors']} r={config['rank']}{suffix}"
     return str(name)
 

@@ -369,13 +369,15 @@ def _how_to_go_on(run: RunFolder) -> str:
 
 def _say_result(run: RunFolder, source: str, console: Console) -> None:
     result = run.read_result()
-    data = f" data={source}" if source == "mini_text" else ""  # with pictures a text model could do nothing
+    # With the pictures of the built-in benchmarks a text model could do nothing; data of your own has its own questions.
+    follows = {"mini": f"eval run={run.root}", "mini_text": f"eval run={run.root} data=mini_text"}
+    also = f", or mixlora eval run={run.root} data={source} data.heldout=FILE eval.seen=true"
     if result.get("routing_warning"):
         say(f"warning: {result['routing_warning']}", console)
     share = 100 * result["trainable_parameters"] / result["parameters"]
     say(
         f"done: {result['steps']} steps, loss {result['loss']:.4f}, {result['seconds'] / 60:.1f} minutes, "
         f"{result['tokens_per_second']:,.0f} tokens/s, {result['trainable_parameters']:,} trainable parameters "
-        f"({share:.2f} %)\nadapter: {run.adapter}\nnext: mixlora eval run={run.root}{data}",
+        f"({share:.2f} %)\nadapter: {run.adapter}\nnext: mixlora {follows.get(source, f'ask run={run.root}{also}')}",
         console,
     )
