@@ -369,7 +369,7 @@ def _how_to_go_on(run: RunFolder) -> str:
 
 def _say_result(run: RunFolder, source: str, console: Console) -> None:
     result = run.read_result()
-    # With the pictures of the built-in benchmarks a text model could do nothing; data of your own has its own questions.
+    # A text model could do nothing with the built-in pictures; data of your own has its own questions.
     follows = {"mini": f"eval run={run.root}", "mini_text": f"eval run={run.root} data=mini_text"}
     also = f", or mixlora eval run={run.root} data={source} data.heldout=FILE eval.seen=true"
     if result.get("routing_warning"):
