@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from mixlora_cli import __version__
-from mixlora_cli.commands import COMMANDS, HEADINGS, Command
+from mixlora_cli.commands import COMMANDS, HEADINGS, Command, quoted
 from mixlora_cli.errors import USER_MISTAKE, UserError, report
 from mixlora_cli.prepare.import_cli import OneLineMistakes, import_command
 from mixlora_cli.surroundings import settle_in
@@ -80,19 +80,13 @@ def with_key(key: str, arguments: Sequence[str], texts: Sequence[str] = ()) -> l
     for place, argument in enumerate(() if {"-m", "--multirun"} & {*arguments} else arguments):
         name, _, value = argument.partition("=")
         if name in texts and value not in ("", "null") and value[0] not in "'\"$":
-            result[place] = f"{name}={_quoted(value)}"
+            result[place] = f"{name}={quoted(value)}"
     for place, argument in enumerate(result):
         is_value = place > 0 and _WANTS_VALUE.fullmatch(result[place - 1])
         if key and not (is_value or argument.startswith("-") or _OVERRIDE.match(argument)):
-            result[place] = f"{key}={argument if argument.isdigit() else _quoted(argument)}"
+            result[place] = f"{key}={argument if argument.isdigit() else quoted(argument)}"
             break
     return result
-
-
-def _quoted(text: str) -> str:
-    """A text as Hydra reads it back, whatever is in it."""
-    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
-    return "'" + escaped.replace("${", "\\${") + "'"
 
 
 def _add(command: Command) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from itertools import takewhile
+from pathlib import Path
 
 from mixlora_cli.paths import conf_dir
 
@@ -58,3 +60,15 @@ HEADINGS = {
     "Maintain": ("prepare", "check", "import", "align", "doctor"),
 }
 """How `mixlora --help` lists all commands, those without Hydra included."""
+
+
+def quoted(text: str) -> str:
+    """A text as Hydra reads it back, whatever is in it."""
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
+    return "'" + escaped.replace("${", "\\${") + "'"
+
+
+def key_value(key: str, *places: Path) -> str:
+    """`key=place`, or a list of several; places are quoted only where Hydra would read something else."""
+    plain = [str(place) if re.fullmatch(r"[\w./-]+", str(place)) else quoted(str(place)) for place in places]
+    return f"{key}={plain[0]}" if len(plain) == 1 else f"{key}=[{','.join(plain)}]"

@@ -6,6 +6,8 @@ It types for you what you would type yourself and shows each command; the runs s
 from __future__ import annotations
 
 import io
+import re
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -15,10 +17,11 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from mixlora_cli.commands import COMMANDS
+from mixlora_cli.commands import COMMANDS, key_value
 from mixlora_cli.doctor import missing_packages
 from mixlora_cli.errors import INSTALL_MINI, UserError
 from mixlora_cli.hydra_app import run_command
+from mixlora_cli.output import require_writable
 
 if TYPE_CHECKING:
     from mixlora_cli.report.answers import Evaluated, Shown
@@ -38,8 +41,10 @@ def demo(folder: Path) -> int:
     """Train, evaluate and report in the folder; returns the exit code of the first command that fails, else 0.
 
     Raises:
-        UserError: packages of the small model or of its pictures are missing.
+        UserError: packages of the small model or of its pictures are missing, or the folder cannot be written.
     """
+    folder = folder.expanduser()  # the shell leaves `~` alone behind --output=
+    require_writable(folder, "--output")
     if missing := missing_packages("mixlora-cli[mini]"):
         raise UserError(f"mixlora demo needs {', '.join(missing)}: {INSTALL_MINI}")
     console = Console(soft_wrap=True, highlight=False, markup=False)
@@ -48,17 +53,16 @@ def demo(folder: Path) -> int:
     shared = ["experiment=demo", _TASKS, "overwrite=true", "rank=4"]
     evaluations = [base, lora / "eval", mixlora / "eval"]
     commands = [
-        (_TRAIN, ["adapter=lora", *shared, f"output_dir={lora}"]),
-        (_TRAIN, ["adapter=mixlora_plus", "factors=16", *shared, f"output_dir={mixlora}"]),
-        (_EVAL, ["adapter=none", *_EVAL_OPTIONS, f"output_dir={base}"]),
-        (_EVAL, [f"run={lora}", *_EVAL_OPTIONS]),
-        (_EVAL, [f"run={mixlora}", *_EVAL_OPTIONS]),
-        (COMMANDS["report"], [f"runs=[{','.join(map(str, evaluations))}]", f"output_dir={folder}"]),
+        (_TRAIN, ["adapter=lora", *shared, key_value("output_dir", lora)]),
+        (_TRAIN, ["adapter=mixlora_plus", "factors=16", *shared, key_value("output_dir", mixlora)]),
+        (_EVAL, ["adapter=none", *_EVAL_OPTIONS, key_value("output_dir", base)]),
+        (_EVAL, [key_value("run", lora), *_EVAL_OPTIONS]),
+        (_EVAL, [key_value("run", mixlora), *_EVAL_OPTIONS]),
+        (COMMANDS["report"], [key_value("runs", *evaluations), key_value("output_dir", folder)]),
     ]
     for number, (command, arguments) in enumerate(commands, start=1):
-        console.print(
-            f"\n[{number}/{len(commands)}] mixlora {command.name} {' '.join(arguments)}", style="bold"
-        )
+        typed = f"mixlora {command.name} {' '.join(map(_typed, arguments))}"
+        console.print(f"\n[{number}/{len(commands)}] {typed}", style="bold")
         if code := run_command(command, arguments):
             return code
     _compare(evaluations, folder, console)
@@ -66,11 +70,17 @@ def demo(folder: Path) -> int:
         f"\n{(time.monotonic() - start) / 60:.1f} minutes. A taste: 240 instances were learned from, ten of each task "
         "asked, hence the wide intervals.\n"
         f"look: {folder / 'report.html'}   all of it with the pictures, in a browser\n"
-        f'next: mixlora ask run={mixlora} image=cat.png "What is this?"   (any picture of yours)\n'
-        f"      mixlora serve run=[{lora},{mixlora}]   a page where the three answer side by side\n"
+        f"next: mixlora ask {_typed(key_value('run', mixlora))} image=cat.png "
+        '"What is this?"   (any picture of yours)\n'
+        f"      mixlora serve {_typed(key_value('run', lora, mixlora))}   a page where the three answer side by side\n"
         "      mixlora train   MixLoRA, one pass over all 26 tasks"
     )
     return 0
+
+
+def _typed(argument: str) -> str:
+    """An argument as a shell takes it; brackets alone are left as they read best."""
+    return shlex.quote(argument) if re.search(r"[^\w./:=,\[\]-]", argument) else argument
 
 
 def _compare(evaluations: Sequence[Path], folder: Path, console: Console) -> None:

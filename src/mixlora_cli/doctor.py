@@ -61,6 +61,14 @@ def packages() -> Iterator[Finding]:
     names = ("torch", "transformers", "peft", "accelerate", "deepspeed")
     yield Finding("Python", f"{platform.python_version()}, {platform.system()} {platform.machine()}")
     yield Finding("mixlora", ", ".join([__version__, *(f"{name} {_version(name) or '-'}" for name in names)]))
+    try:
+        requires("mixlora-cli")
+    except PackageNotFoundError:
+        lack = (
+            "mixlora runs without being installed, so what it requires is not known: pip install -e '.[mini]'"
+        )
+        yield Finding("mixlora-cli", "not installed", f"{lack} in the folder of its pyproject.toml")
+        return
     for package, needs in NEEDS.items():
         of_mini, wrong = package == "mixlora-cli[mini]", missing_packages(package)
         mends = INSTALL_MINI if of_mini else f"pip install '{package}'"
@@ -71,9 +79,12 @@ def packages() -> Iterator[Finding]:
 
 
 def missing_packages(package: str) -> list[str]:
-    """What the package, or the extra in its brackets, requires and does not find."""
-    wrong = []
-    for text in (*(requires("mixlora-cli") or ()), f"{LANGUAGE_MODEL}; extra == 'mini'"):
+    """What the package, or the extra in its brackets, requires and does not find, as far as that is known."""
+    wrong: list[str] = []
+    known: tuple[str, ...] = ()
+    with suppress(PackageNotFoundError):  # it runs without being installed
+        known = tuple(requires("mixlora-cli") or ())
+    for text in (*known, f"{LANGUAGE_MODEL}; extra == 'mini'"):
         need, extra = Requirement(text), text.partition("extra == ")[2].strip("'\"")
         asked = need.marker is None or need.marker.evaluate({"extra": extra})
         if asked and package == (f"mixlora-cli[{extra}]" if extra else "mixlora-cli"):

