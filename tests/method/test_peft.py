@@ -313,19 +313,6 @@ print(PEFT_TYPE_TO_CONFIG_MAPPING["MIXLORA"].__name__, PEFT_TYPE_TO_TUNER_MAPPIN
     assert printed == ["MixLoraConfig", "MixLoraModel", "mixlora_", "SourceFileLoader", "0"]
 
 
-@pytest.mark.parametrize(("key", "usual", "other"), [("gate", "hard", "soft"), ("shared_factors", 0, 2)])
-def test_keys_of_unreleased_versions_are_not_passed_over(tmp_path: Path, key, usual, other) -> None:
-    MixLoraConfig(r=2, factors=8).save_pretrained(str(tmp_path))
-    path = tmp_path / "adapter_config.json"
-    stored = json.loads(path.read_text())
-    path.write_text(json.dumps({**stored, key: usual}))
-    with pytest.warns(UserWarning, match=key):  # PEFT's own, of a key that changes nothing
-        assert PeftConfig.from_pretrained(str(tmp_path)).r == 2
-    path.write_text(json.dumps({**stored, key: other}))
-    with pytest.raises(ValueError, match=rf"^{key}={other}: .*; train anew$"):
-        PeftConfig.from_pretrained(str(tmp_path))
-
-
 def test_unknown_attribute_of_the_package() -> None:
     import mixlora_cli
 

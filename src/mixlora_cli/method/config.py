@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from peft import PeftConfig
 
@@ -143,18 +143,6 @@ class MixLoraConfig(PeftConfig):
         },
     )
 
-    def __new__(cls, *args: Any, **values: Any) -> MixLoraConfig:
-        """Of stored keys that no field has, PEFT passes over all; those that change what is computed stop here."""
-        for key, usual in _UNRELEASED.items():
-            value = values.get(key, usual)
-            _require(
-                value == usual,
-                key,
-                value,
-                "adapters of this kind were made before the first release, and nothing computes them now; train anew",
-            )
-        return super().__new__(cls)
-
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type = PEFT_TYPE
@@ -226,8 +214,6 @@ class MixLoraConfig(PeftConfig):
         return (2 * self.factors if self.alpha is None else self.alpha) / self.r
 
 
-_UNRELEASED = {"gate": "hard", "shared_factors": 0}
-"""Keys of unreleased versions, each with the value at which an adapter is what it is without it."""
 _OF_TOKENS = ("normalize", "router_init", "per")
 """Fields that only a selection by tokens heeds."""
 _OF_ROUTERS = ("pairing",)
