@@ -119,12 +119,14 @@ def test_what_is_read_inside_is_what_counts(prompts) -> None:
     assert torch.equal(chosen[layer.name].index_a[:1], expected)
 
 
-def test_without_statistics_it_is_refused(prompts) -> None:
+def test_without_statistics_it_is_refused(prompts, tmp_path) -> None:
     model = get_peft_model(build_llava(), MixLoraConfig(r=2, factors=8, normalize=True))
-    with pytest.raises(
-        ValueError, match=r"layers\.0\.self_attn\.q_proj: normalize=True needs the statistics"
-    ):
-        model(**batch(prompts))
+    model.save_pretrained(tmp_path)
+    for without in (model, PeftModel.from_pretrained(build_llava(), tmp_path)):
+        with pytest.raises(
+            ValueError, match=r"layers\.0\.self_attn\.q_proj: normalize=True needs the statistics"
+        ):
+            without(**batch(prompts))
     too_few = pytest.raises(ValueError, match="statistics need two inputs at least, 1 were read")
     with too_few, tuner(model).calibrated():
         model(**batch(prompts[:1]))

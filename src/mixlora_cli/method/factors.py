@@ -70,7 +70,9 @@ class Standardiser(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *rest)
-        self.known = self.known or f"{prefix}mean" in state_dict
+        stored = state_dict.get(f"{prefix}mean")
+        # Zeros are what an adapter stores that was saved before its statistics were taken.
+        self.known = self.known or (stored is not None and bool(stored.any()))
 
 
 def clusters(read: Tensor, most: int, seed: int) -> Tensor:
