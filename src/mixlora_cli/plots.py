@@ -63,4 +63,6 @@ def name_axes(axes: Any, across: str, upwards: str) -> None:
     """Write what the axes are of, and leave out the frame's other two sides."""
     axes.set_xlabel(across)
     axes.set_ylabel(upwards)
+    if across == "steps":
+        axes.xaxis.get_major_locator().set_params(integer=True)
     axes.spines[["top", "right"]].set_visible(False)

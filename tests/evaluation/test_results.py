@@ -12,6 +12,7 @@ from mixlora_cli.data.mini.unseen import SUBTASKS
 from mixlora_cli.evaluation.results import (
     Results,
     Score,
+    columns_of,
     loss_table,
     print_results,
     results_markdown,
@@ -48,6 +49,13 @@ def test_markdown_in_the_papers_order() -> None:
         "| LoRA [r=4] | 600 [595, 605] | - | 62.5 [57.5, 67.8] | - | - | - | - | - | 40.0 [35.0, 45.3] "
         "| 10.0 [5.0, 15.3] | 90.0 [85.0, 95.3] |",
     ]
+
+
+def test_without_a_benchmark_there_are_no_columns_of_benchmarks() -> None:
+    seen = replace(TUNED, scores=(), mean=None)
+    assert columns_of([("base", replace(BASE, scores=())), ("tuned", seen)]) == ["Seen"]
+    assert columns_of([("tuned", replace(seen, scores=(score("Own", 10),)))]) == ["Own", "Seen"]
+    assert len(columns_of([("base", replace(BASE, scores=()))])) == 9  # the table of nothing keeps its head
 
 
 def test_the_printed_table_has_every_number_and_brackets_survive() -> None:

@@ -1,5 +1,6 @@
 """Replies on the disk, the rule as a judge, and how scores and agreement come out of the files."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,12 @@ def test_an_evaluation_that_is_not_there_or_not_finished(tmp_path: Path) -> None
     command = JudgeCommandConfig(JudgeConfig("exact"), run=str(tmp_path))
     with pytest.raises(UserError, match=r"there is no predictions\.jsonl"):
         judge(command)
+    inner = [tmp_path / "run" / part for part in ("eval-seen", "eval-unseen")]
+    for folder in inner:
+        folder.mkdir(parents=True)
+        (folder / "predictions.jsonl").touch()
+    with pytest.raises(UserError, match=f"predictions.jsonl; it is in {inner[0]}, {inner[1]}$"):
+        judge(replace(command, run=str(tmp_path / "run")))
     eval_folder(tmp_path, [prediction(0, "cat")], count=2)
     with pytest.raises(UserError, match=r"not finished \(1 of 2 answers\)"):
         judge(command)

@@ -83,6 +83,16 @@ def test_a_training_that_goes_on_without_an_evaluation(
     )
 
 
+def test_two_points_are_joined_as_they_are(tmp_path: Path, drawn: Axes) -> None:
+    run = write_run(tmp_path / "run", CONFIG)
+    kept = (run / "metrics.jsonl").read_text().splitlines()[:2]
+    (run / "metrics.jsonl").write_text("".join(f"{line}\n" for line in kept))
+    page = reported(run)
+    points, line = drawn["training-loss.png"][0].lines
+    assert line.get_ydata().tolist() == points.get_ydata().tolist() == LOSSES[:2]
+    assert "Points: losses as logged." in page and "Lines: means" not in page
+
+
 def test_two_runs_side_by_side_before_and_after(tmp_path: Path, drawn: Axes) -> None:
     one = write_run(tmp_path / "one", ROUTED, entropy_a=0.5, entropy_b=0.75, unused_a=0.25, unused_b=0.25)
     two = write_run(tmp_path / "two", CONFIG, scale=2)

@@ -42,8 +42,7 @@ from mixlora_cli.tables import Table, markdown, show
 FORMAT = "mixlora-comparison/1"
 CAPTION = (
     "Difference: second minus first, [95 % interval]. p: two-sided; p (Holm): corrected for the number of benchmarks. "
-    "n: instances that all answered, which are those that both sides and the difference are of; where some answered "
-    "more, it says of how many."
+    "n: instances that all answered; only these are compared. Where some answered more, it says of how many."
 )
 Shared = Mapping[Task, Sequence[int]]
 """By task the instances that all answered."""

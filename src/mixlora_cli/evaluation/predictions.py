@@ -209,7 +209,9 @@ def find_evaluation(folder: str | Path) -> Path:
         if (candidate / FILE_NAME).is_file():
             return candidate
     missing = "there is no" if place.is_dir() else "no such folder; expected one with"
-    raise UserError(f"run={folder}: {missing} {FILE_NAME}; give the folder of a `mixlora eval`, or its run's")
+    inner = ", ".join(str(file.parent) for file in sorted(place.glob(f"*/{FILE_NAME}")))
+    way_out = f"it is in {inner}" if inner else "give the folder of a `mixlora eval`, or its run's"
+    raise UserError(f"run={folder}: {missing} {FILE_NAME}; {way_out}")
 
 
 def read_finished(folder: Path) -> tuple[Header, list[Prediction]]:

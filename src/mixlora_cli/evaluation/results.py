@@ -176,13 +176,13 @@ LOSS_CAPTION = f" {LOSS_TITLE}: loss per answer token of held-out instances in n
 
 
 def columns_of(rows: Sequence[Row]) -> list[str]:
-    """Headings: the paper's eight and MMAvg, unless all are others; these others; Seen and its loss where there are."""
+    """Headings: the paper's eight and MMAvg where one has a score (or nothing has), others, Seen and its loss."""
     scored = dict.fromkeys(score.column for _, results in rows for score in results.scores)
     others = [column for column in scored if column not in COLUMNS]
-    paper = [] if others and len(others) == len(scored) else [*COLUMNS, MEAN_TITLE]
     held_out = [
         column for column in (SEEN_TITLE, LOSS_TITLE) if any(results.column(column) for _, results in rows)
     ]
+    paper = [*COLUMNS, MEAN_TITLE] if len(others) < len(scored) or not (others or held_out) else []
     return [*paper, *others, *held_out]
 
 

@@ -151,11 +151,13 @@ def _instances(results: Results) -> str:
 def _draw_losses(trainings: Sequence[Training], window: int, path: Path) -> Figure:
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
+    short = max(len(losses(each.rows)) for each in trainings) < 3  # nothing to be smoothed
     with figure([path], figsize=(8, 4.2)) as (drawn, ((axes,),)):
         for place, training in enumerate(trainings):
             style, curve = line_style(place), losses(training.rows)
-            steps = np.array(list(curve))
-            means, _ = mean_losses(training.rows, steps - window // 2, steps + window // 2)
+            steps, means = np.array(list(curve)), np.array(list(curve.values()))
+            if not short:
+                means, _ = mean_losses(training.rows, steps - window // 2, steps + window // 2)
             axes.plot(steps, list(curve.values()), "o", color=style["color"], ms=3, mew=0, alpha=0.3)
             axes.plot(steps, means, **style, linewidth=1.8, label=training.label)
         axes.set_yscale("log")
@@ -164,7 +166,8 @@ def _draw_losses(trainings: Sequence[Training], window: int, path: Path) -> Figu
         axes.yaxis.set_minor_locator(NullLocator())
         name_axes(axes, "steps", "loss per answer token, nats (log scale)")
         _add_legend(drawn, axes)
-    return "Training loss", f"Points: losses as logged. Lines: means over the {window} steps around.", path
+    lines = "" if short else f" Lines: means over the {window} steps around."
+    return "Training loss", f"Points: losses as logged.{lines}", path
 
 
 def _draw_factors(trainings: Sequence[Training], measures: Sequence[str], path: Path) -> Figure:
@@ -172,7 +175,11 @@ def _draw_factors(trainings: Sequence[Training], measures: Sequence[str], path: 
         for axes, measure in zip(row, measures, strict=True):
             for place, training in enumerate(trainings):
                 for side, curve in training.sides(measure).items():
-                    look = {**line_style(place), "marker": "o" if side == "B" else "", "ms": 3}
+                    look = {
+                        **line_style(place),
+                        "marker": "o" if side == "B" or len(curve) == 1 else "",
+                        "ms": 3,
+                    }
                     label = f"{training.label}{side and ', '}{side}"
                     axes.plot(list(curve), list(curve.values()), **look, label=label)
             axes.set_ylim(0, 1.1 * axes.get_ylim()[1] if measure == "information" else 1.02)
