@@ -76,6 +76,19 @@ def test_a_single_task_is_warned_of(
     assert capsys.readouterr().out.count(warned) == 1
 
 
+def test_a_better_way_to_select_is_named_where_tasks_are(
+    make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config("both", steps=1)
+    alone = replace(
+        config, data=replace(config.data, tasks=["task1"]), output_dir=f"{config.output_dir}-alone"
+    )
+    for each, named in ((config, 1), (alone, 0)):
+        train(each)
+        note = "note: 2 tasks are named; docs/findings.md has adapter=mixlora_plus ahead there"
+        assert capsys.readouterr().out.count(note) == named
+
+
 def test_definitions_are_read_before_the_loop_and_once(
     by_task: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -89,6 +89,13 @@ def _train(config: TrainConfig, run: RunFolder, base: LoadedModel | None) -> Non
                 f"data.metadata=null: the {count} tasks are defined by {HOW_MADE} ({run.definitions})",
                 console,
             )
+    elif (config.adapter.name, config.data.source) == ("mixlora", "json"):
+        count = len({record.task for record in records})
+        if config.routing.name == "instance" and config.routing.router_init == "random" and count > 1:
+            say(
+                f"note: {count} tasks are named; docs/findings.md has adapter=mixlora_plus ahead there",
+                console,
+            )
     # Weights that are trained themselves need their full precision; otherwise only the adapter does.
     with loads_whole_weights():
         base = base or build_base(config.model, torch.float32 if config.adapter.name == "full" else dtype)
