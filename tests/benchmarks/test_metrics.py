@@ -17,6 +17,7 @@ from mixlora_cli.benchmarks.metrics import (
     VQA,
     LossScores,
     mean_loss,
+    mean_over,
     pope_numbers,
     safe_names,
 )
@@ -179,6 +180,16 @@ def test_label_accuracy_with_wilson_interval_and_categories() -> None:
         "a": {"accuracy": 80.0, "low": ends["a"].low, "high": ends["a"].high, "n": 5.0},
         "b": {"accuracy": 60.0, "low": ends["b"].low, "high": ends["b"].high, "n": 5.0},
     }
+
+
+def test_a_mean_of_equal_answers_is_not_certain() -> None:
+    wrong, right = np.zeros(2), np.ones(2)
+    none = mean_over([wrong] * 2)
+    # Wilson's upper end of 0 of 4 is z^2 / (4 + z^2).
+    assert (none.value, none.low) == (0.0, 0.0) and none.high == pytest.approx(48.99, abs=0.01)
+    every = mean_over([right] * 2)
+    assert (every.value, every.high) == (100.0, 100.0) and every.low == pytest.approx(51.01, abs=0.01)
+    assert mean_over([wrong, right]).value == 50.0
 
 
 def test_vqa_is_the_mean_over_instances() -> None:

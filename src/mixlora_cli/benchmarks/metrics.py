@@ -57,7 +57,13 @@ def mean_of(scores: Floats) -> float:
 
 
 def mean_over(groups: Sequence[Floats]) -> Estimate:
-    """Mean over groups of their mean score (n_i,), in per cent; instances are drawn anew within each group."""
+    """Mean over groups of their mean score (n_i,), in per cent; instances are drawn anew within each group.
+
+    Where all are right, or all wrong, no draw differs from another: there the interval is Wilson's for them together.
+    """
+    scores = np.concatenate(groups)
+    if scores.min() == scores.max() and scores[0] in (0, 1):
+        return wilson(int(scores.sum()), len(scores)).scaled(100)
     rng = np.random.default_rng(SEED)
     samples = np.mean([100 * bootstrap_means(each[:, None], rng)[:, 0] for each in groups], axis=0)
     return percentile(100 * float(np.mean([mean_of(each) for each in groups])), samples)
