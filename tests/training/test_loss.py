@@ -20,7 +20,9 @@ def test_label_positions_by_hand() -> None:
 
 def test_head_computes_the_wanted_rows_only_and_is_left_as_it_was() -> None:
     head = nn.Linear(3, 5, bias=False)
-    hidden = torch.randn(2, 4, 3)
+    # Whole numbers: processors sum products of few rows and of many in different orders.
+    head.weight.data = torch.randint(-9, 10, (5, 3)).float()
+    hidden = torch.randint(-9, 10, (2, 4, 3)).float()
     predicts = torch.tensor([[False, True, True, False], [False, False, True, False]])
     full: Tensor = head(hidden)
     with head_sees_only(head, predicts):
