@@ -38,7 +38,7 @@ def test_packed_and_unpacked_files_are_the_same_bytes(tmp_path: Path) -> None:
     assert files[0].exists()
 
 
-@pytest.mark.parametrize("grid, count", [("mini", 107), ("mini_repeated", 19)])
+@pytest.mark.parametrize("grid, count", [("mini", 116), ("mini_repeated", 19)])
 def test_kept_cells_are_readable(grid: str, count: int, tmp_path: Path) -> None:
     """Each evaluation has as many answers as its header says, and its results are of these."""
     kept = ROOT / "results" / grid
