@@ -18,7 +18,6 @@ import sys
 import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +168,7 @@ class Page:
             return "composed", "asks a server"
         if not names:
             names.update(self.runs.python_names())
-        with _inside(self.files):
+        with in_folder(self.files):
             self.runs.provide(Path("FOLDER"), "task", "export")
             try:
                 quietly(lambda: exec(code, names))
@@ -328,16 +327,6 @@ def _serve(arguments: list[str]) -> Outcome:
         finally:
             server.send_signal(signal.SIGTERM)
     raise Failed("    " + "    ".join(printed[-3:]))
-
-
-@contextmanager
-def _inside(folder: Path) -> Iterator[None]:
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
 
 
 class Runs:

@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -28,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHELL = ("sh", "bash", "console")
 _FENCED = re.compile(r"^```(\w*)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _ASSIGNMENT = re.compile(r"\w+=\S*")
-_REDIRECTION = re.compile(r"\d?[<>|].*|&&?")
+_REDIRECTION = re.compile(r"\d?[<>|].*|&")
 FOLDERS = ("run", "runs", "base", "compare", "resume", "data.images", "serve.images", "report.images")
 """Keys whose values are folders that have to be there."""
 FILES = ("data.train", "data.heldout", "data.unseen", "data.metadata", "image")
@@ -88,13 +87,13 @@ def commands(page: Path) -> Iterator[Shown]:
                 if not line.startswith("$ "):
                     continue
                 line = line[2:]
-            words = shlex.split(line, comments=True)
-            while words and _ASSIGNMENT.fullmatch(words[0]):
-                del words[0]
-            end = next((place for place, word in enumerate(words) if _REDIRECTION.fullmatch(word)), None)
-            if words[:end]:
-                fails = any(text.startswith("error: ") for text in printed)
-                yield Shown(page.relative_to(ROOT).as_posix(), block.line + number, tuple(words[:end]), fails)
+            fails = any(text.startswith("error: ") for text in printed)
+            for joins, group in itertools.groupby(
+                shlex.split(line, comments=True), lambda word: word == "&&"
+            ):
+                words = itertools.dropwhile(_ASSIGNMENT.fullmatch, () if joins else group)
+                if words := tuple(itertools.takewhile(lambda word: not _REDIRECTION.fullmatch(word), words)):
+                    yield Shown(page.relative_to(ROOT).as_posix(), block.line + number, words, fails)
 
 
 def values(arguments: list[str], key: str) -> list[str]:
@@ -203,14 +202,10 @@ def _refused_by_typer(arguments: list[str]) -> str:
     return printed.strip() if code else ""
 
 
-def in_folder(folder: Path) -> Any:
-    """A context in which a new folder is the working folder."""
-    folder.mkdir(parents=True)
-    return contextlib.chdir(folder) if sys.version_info >= (3, 11) else _chdir(folder)
-
-
 @contextlib.contextmanager
-def _chdir(folder: Path) -> Iterator[None]:
+def in_folder(folder: Path) -> Iterator[None]:
+    """Inside, this is the working folder; it is made where it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
     before = Path.cwd()
     os.chdir(folder)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -111,8 +112,18 @@ def test_what_is_refused(line: str, reason: str, documents: Any) -> None:
         patch.setattr(Path, "read_text", lambda *_, **__: text)
         (shown,) = documents.commands(page)
     assert shown.fails and shown.line == 2
+    assert shown.words == (*shlex.split(line),)
     refused = documents.refusal(shown.words)
     assert reason in refused and bool(reason) == bool(refused)
+
+
+def test_commands_behind_one_another_are_each_checked(
+    documents: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "```sh\nA=b make lint > out.txt && B=c mixlora doctor | head  # why\n```\n"
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: text)
+    shown = documents.commands(ROOT / "docs" / "page.md")
+    assert [each.words for each in shown] == [("make", "lint"), ("mixlora", "doctor")]
 
 
 def test_the_site_builds_and_needs_no_network(tmp_path: Path) -> None:
