@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mixlora_cli.method.dropout import dropped_share, keep_mask
+from mixlora_cli.method.dropout import dropped_places, dropped_share, zero_
 from mixlora_cli.method.selection import Selection
 
 
@@ -78,14 +78,14 @@ def adapted_linear(
     """
     output: Tensor = _AdaptedLinear.apply(  # type: ignore[no-untyped-call]
         hidden,
-        keep_mask(hidden, dropout) if dropout else None,
+        dropped_places(hidden, dropout) if dropout else None,
         base.weight,
         base.bias,
         pool_a,
         pool_b,
         None if selection.weight is None else selection.weight.to(hidden.dtype),
         (selection.index_a, selection.index_b),
-        scaling / (1 - dropped_share(dropout)),
+        scaling / (1 - dropped_share(hidden.numel(), dropout)),
     )
     return output
 
@@ -285,7 +285,7 @@ class _AdaptedLinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden: Tensor,
-        keep: Tensor | None,
+        dropped: Tensor | None,
         base_weight: Tensor,
         base_bias: Tensor | None,
         pool_a: Tensor,
@@ -294,10 +294,10 @@ class _AdaptedLinear(torch.autograd.Function):
         index: tuple[Tensor, Tensor],
         scaling: float,
     ) -> Tensor:
-        inner = _inner(_thinned(hidden, keep), F.embedding(index[0], pool_a).to(hidden.dtype))
+        inner = _inner(_thinned(hidden, dropped), F.embedding(index[0], pool_a).to(hidden.dtype))
         output = F.linear(hidden, base_weight, base_bias)
-        # The input, which other layers keep too, and one byte for each dropped or kept number; never a thinned copy.
-        ctx.save_for_backward(hidden, keep, inner, weight, *index, pool_a, pool_b, base_weight)
+        # The input, which other layers keep too, and which of its numbers are dropped; never a thinned copy.
+        ctx.save_for_backward(hidden, dropped, inner, weight, *index, pool_a, pool_b, base_weight)
         ctx.scaling = scaling
         rows_b = F.embedding(index[1], pool_b).to(output.dtype)
         return _add_into(output, _weighted(inner, weight), rows_b, scaling)
@@ -306,25 +306,25 @@ class _AdaptedLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         # Unpacked once: under checkpointing that is what computes them again.
-        hidden, keep, inner, weight, index_a, index_b, pool_a, pool_b, base_weight = ctx.saved_tensors
+        hidden, dropped, inner, weight, index_a, index_b, pool_a, pool_b, base_weight = ctx.saved_tensors
         for_hidden = gradient.matmul(base_weight) if ctx.needs_input_grad[0] else None
         found = _backward(
             gradient,
-            _thinned(hidden, keep),
+            _thinned(hidden, dropped),
             F.embedding(index_a, pool_a).to(gradient.dtype),
             F.embedding(index_b, pool_b).to(gradient.dtype),
             inner,
             weight,
             ctx.scaling,
-            wants_hidden=keep is not None and for_hidden is not None,
-            into_hidden=for_hidden if keep is None else None,
+            wants_hidden=dropped is not None and for_hidden is not None,
+            into_hidden=for_hidden if dropped is None else None,
         )
         if found.hidden is not None and for_hidden is not None:
-            for_hidden += found.hidden.mul_(keep)
+            for_hidden += zero_(found.hidden, dropped)
         for_a, for_b = _for_pool(found.rows_a, index_a, pool_a), _for_pool(found.rows_b, index_b, pool_b)
         return for_hidden, None, None, None, for_a, for_b, found.weight, None, None
 
 
-def _thinned(hidden: Tensor, keep: Tensor | None) -> Tensor:
+def _thinned(hidden: Tensor, dropped: Tensor | None) -> Tensor:
     """The low-rank product's input: dropped numbers are zero; the scale of the others rides on alpha / r."""
-    return hidden if keep is None else hidden * keep
+    return hidden if dropped is None else zero_(hidden.clone(memory_format=torch.contiguous_format), dropped)
