@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mixlora_cli import MixLoraConfig
 from mixlora_cli.method.context import RoutingContext
-from mixlora_cli.method.dropout import dropped_share, keep_mask
+from mixlora_cli.method.dropout import dropped_places, dropped_share, zero_
 from mixlora_cli.method.layer import MixLoraLinear
 from mixlora_cli.method.lowrank import add_low_rank
 
@@ -124,7 +124,7 @@ def test_no_tensor_of_the_size_of_the_weight_is_made() -> None:
 
 
 def test_gradients_through_dropout_are_those_of_the_thinned_input() -> None:
-    """The mask is drawn once and used in both directions; the frozen product sees the whole input."""
+    """The places are drawn once and used in both directions; the frozen product sees the whole input."""
     layer = make_layer(dropout=0.3).train()
     hidden, toward = torch.randn(2, 7, 64, requires_grad=True), torch.randn(2, 7, 64)
     torch.manual_seed(3)
@@ -134,7 +134,7 @@ def test_gradients_through_dropout_are_those_of_the_thinned_input() -> None:
     hidden.grad = None
     layer.zero_grad()
     torch.manual_seed(3)
-    thinned = hidden * keep_mask(hidden, 0.3) / (1 - dropped_share(0.3))
+    thinned = hidden * keep_mask(hidden, 0.3) / (1 - dropped_share(hidden.numel(), 0.3))
     (by_hand(layer, hidden, thinned) * toward).sum().backward()
     torch.testing.assert_close(for_hidden, hidden.grad, rtol=1e-4, atol=1e-4)
     for name, p in layer.named_parameters():
@@ -143,7 +143,11 @@ def test_gradients_through_dropout_are_those_of_the_thinned_input() -> None:
     assert len(own) == 2
 
 
-def test_the_drop_mask_has_its_share_and_follows_the_seed() -> None:
+def keep_mask(like: Tensor, probability: float) -> Tensor:
+    return zero_(torch.ones(like.shape), dropped_places(like, probability))
+
+
+def test_dropped_places_have_their_share_and_follow_the_seed() -> None:
     like = torch.empty(501, 999)
     for probability in (0.05, 0.5, 0.9):
         torch.manual_seed(1)
@@ -151,12 +155,24 @@ def test_the_drop_mask_has_its_share_and_follows_the_seed() -> None:
         torch.manual_seed(1)
         assert torch.equal(mask, keep_mask(like, probability))
         # Five standard deviations of the mean of half a million draws.
-        assert abs(1 - mask.float().mean() - probability) < 5 * (0.25 / like.numel()) ** 0.5
-        assert abs(dropped_share(probability) - probability) <= 0.5 / 65536
+        assert abs(1 - mask.mean() - probability) < 5 * (0.25 / like.numel()) ** 0.5
+        assert abs(dropped_share(like.numel(), probability) - probability) <= 1 / like.numel()
         assert not torch.equal(mask, keep_mask(like, probability))
-    lanes = mask.flatten()[: like.numel() // 4 * 4].view(-1, 4)  # of one random word
-    neighbours = torch.corrcoef(lanes.T.float())
+    places = mask.flatten()[: like.numel() // 4 * 4].view(-1, 4)
+    neighbours = torch.corrcoef(places.T)
     assert (neighbours - torch.eye(4)).abs().max() < 0.02
+    assert mask.mean(dim=0).std() < 0.02  # no column is spared
+
+
+def test_each_number_is_dropped_as_often_as_the_scale_says() -> None:
+    """The scale of what is kept is the inverse of the share that is kept, however few numbers there are."""
+    for count in (1, 2, 3, 24, 1000):
+        like = torch.empty(count)
+        draws = 40_000 if count < 1000 else 2_000
+        kept = torch.stack([keep_mask(like, 0.3) for _ in range(draws)]).mean(dim=0)
+        share = 1 - dropped_share(count, 0.3)
+        assert (kept - share).abs().max() <= 6 * (share * (1 - share) / draws) ** 0.5
+    assert dropped_places(torch.empty(0, 5), 0.3).tolist() == []
 
 
 def test_dropout_applies_to_the_low_rank_product_alone() -> None:
@@ -169,6 +185,6 @@ def test_dropout_applies_to_the_low_rank_product_alone() -> None:
     dropped = layer.train()(hidden)
     assert torch.equal(layer.last_selection["default"].index_a, chosen.index_a)
     torch.manual_seed(0)
-    thinned = hidden * keep_mask(hidden, 0.5) / 0.5
+    thinned = hidden * keep_mask(hidden, 0.5) / (1 - dropped_share(hidden.numel(), 0.5))
     torch.testing.assert_close(dropped, by_hand(layer, hidden, thinned), rtol=1e-4, atol=1e-3)
     assert (dropped - kept).abs().max() > 1

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mixlora_cli.method.packing import Segments
-from mixlora_cli.method.pooling import masked_mean, token_ranges
+from mixlora_cli.method.pooling import masked_mean, own_tokens
 
 
 def test_masked_mean_counts_own_tokens_only() -> None:
@@ -28,19 +28,16 @@ def test_masked_mean_of_nothing_is_zero_and_accumulates_in_fp32() -> None:
     assert mean.item() == pytest.approx(1256 / 1001, rel=1e-6)
 
 
-def test_ranges_are_the_counted_stretches() -> None:
-    mask = torch.tensor([[0, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 1]]).bool()
-    found = token_ranges(mask)
-    assert found.ranges == (((1, 3),), ((4, 8),), (), ((15, 16),))
+def test_own_tokens_are_those_that_count() -> None:
+    found = own_tokens(torch.tensor([[0, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 1]]).bool())
     assert found.tokens.tolist() == [1, 2, 4, 5, 6, 7, 15]
     assert found.starts.tolist() == [0, 2, 6, 6]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_gap_parts_a_stretch_and_leaves_the_mean(dtype: torch.dtype) -> None:
+def test_a_gap_leaves_the_mean(dtype: torch.dtype) -> None:
     mask = torch.tensor([[1, 0, 1], [1, 1, 1]]).bool()
     hidden = torch.arange(18.0).view(2, 3, 3).to(dtype).requires_grad_()
-    assert token_ranges(mask).ranges == (((0, 1), (2, 3)), ((3, 6),))
     mean = masked_mean(hidden, mask)
     assert mean.tolist() == [[3.0, 4.0, 5.0], [12.0, 13.0, 14.0]]
     mean.sum().backward()
@@ -48,16 +45,14 @@ def test_a_gap_parts_a_stretch_and_leaves_the_mean(dtype: torch.dtype) -> None:
     torch.testing.assert_close(hidden.grad, expected.to(dtype))
 
 
-def test_instances_that_lie_anyhow_have_stretches_of_their_own() -> None:
+def test_instances_may_lie_anyhow() -> None:
     ids = torch.tensor([[1, 0, 0, 1, 1, 2]])
-    found = token_ranges(torch.tensor([[1, 1, 1, 1, 1, 0]]).bool(), Segments(ids, 3))
-    assert found.ranges == (((1, 3),), ((0, 1), (3, 5)), ())
+    found = own_tokens(torch.tensor([[1, 1, 1, 1, 1, 0]]).bool(), Segments(ids, 3))
     assert found.tokens.tolist() == [1, 2, 0, 3, 4]
     assert found.starts.tolist() == [0, 2, 5]
     hidden = torch.arange(12.0).view(1, 6, 2)
     expected = torch.tensor([[3.0, 4.0], [14 / 3, 17 / 3], [0.0, 0.0]])
     torch.testing.assert_close(masked_mean(hidden, None, found), expected)
-    assert token_ranges(torch.arange(80).view(1, 80) % 2 == 0) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -307,7 +307,7 @@ class RoutingContext:
             memory=own.memory,
             strict=strict,
             has_prompts=None,
-            ranges={},
+            own={},
         )
 
     def _place(self, module: nn.Module, info: ForwardInfo, inputs: Mapping[str, Any]) -> ForwardInfo:
@@ -494,8 +494,8 @@ def _mean(info: ForwardInfo, hidden: Tensor, mask: Tensor | None) -> Tensor:
     if mask is not None and mask.shape != tokens.shape[:2]:
         mask = None
     on_cpu = tokens.device.type == "cpu" and (mask is None or mask.device.type == "cpu")
-    ranges = info.ranges_of(mask, tokens.shape[:2]) if on_cpu and not torch.compiler.is_compiling() else None
-    return masked_mean(tokens, mask, ranges, info.segments)
+    own = info.own_tokens_of(mask, tokens.shape[:2]) if on_cpu and not torch.compiler.is_compiling() else None
+    return masked_mean(tokens, mask, own, info.segments)
 
 
 def _holds_models(module: nn.Module) -> bool:

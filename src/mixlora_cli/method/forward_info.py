@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mixlora_cli.method.packing import Segments, find_segments, visible
-from mixlora_cli.method.pooling import TokenRanges, token_ranges
+from mixlora_cli.method.pooling import OwnTokens, own_tokens
 from mixlora_cli.method.selection import Selection
 
 IGNORE = -100
@@ -101,8 +101,8 @@ class ForwardInfo:
     """Of this pass by (block, adapter, which call): what a block's first layer has selected for all (per=block)."""
     calls: dict[tuple[int, str], int] = field(default_factory=dict)
     """How often each (layer, adapter) was called in this pass; blocks may share a layer."""
-    ranges: dict[tuple[int, torch.Size], TokenRanges | None] = field(default_factory=dict)
-    """Found once for all layers: see `ranges_of`."""
+    own: dict[tuple[int, torch.Size], OwnTokens] = field(default_factory=dict)
+    """Found once for all layers: see `own_tokens_of`."""
 
     def __post_init__(self) -> None:
         # Not by a default factory, which `torch.compile` cannot trace.
@@ -203,13 +203,13 @@ class ForwardInfo:
             self.text_mask = words
         return self.text_mask
 
-    def ranges_of(self, mask: Tensor | None, shape: torch.Size) -> TokenRanges | None:
-        """`token_ranges` of a mask (B, S) that this pass holds; None as the mask counts every token."""
+    def own_tokens_of(self, mask: Tensor | None, shape: torch.Size) -> OwnTokens:
+        """`own_tokens` of a mask (B, S) that this pass holds; None as the mask counts every token."""
         key = (id(mask), shape)
-        if key not in self.ranges:
+        if key not in self.own:
             counted = torch.ones(shape, dtype=torch.bool) if mask is None else mask
-            self.ranges[key] = token_ranges(counted, self.segments)
-        return self.ranges[key]
+            self.own[key] = own_tokens(counted, self.segments)
+        return self.own[key]
 
     def is_memory(self, hidden: Tensor) -> bool:
         """Whether a layer reads what cross-attention looks at, and not the pass's own tokens."""

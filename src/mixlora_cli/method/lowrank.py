@@ -294,10 +294,11 @@ class _AdaptedLinear(torch.autograd.Function):
         index: tuple[Tensor, Tensor],
         scaling: float,
     ) -> Tensor:
-        inner = _inner(_thinned(hidden, dropped), F.embedding(index[0], pool_a).to(hidden.dtype))
+        thinned = _thinned(hidden, dropped)
+        inner = _inner(thinned, F.embedding(index[0], pool_a).to(hidden.dtype))
         output = F.linear(hidden, base_weight, base_bias)
         # The input, which other layers keep too, and which of its numbers are dropped; never a thinned copy.
-        ctx.save_for_backward(hidden, dropped, inner, weight, *index, pool_a, pool_b, base_weight)
+        ctx.save_for_backward(thinned, dropped, inner, weight, *index, pool_a, pool_b, base_weight)
         ctx.scaling = scaling
         rows_b = F.embedding(index[1], pool_b).to(output.dtype)
         return _add_into(output, _weighted(inner, weight), rows_b, scaling)
@@ -306,11 +307,11 @@ class _AdaptedLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         # Unpacked once: under checkpointing that is what computes them again.
-        hidden, dropped, inner, weight, index_a, index_b, pool_a, pool_b, base_weight = ctx.saved_tensors
+        thinned, dropped, inner, weight, index_a, index_b, pool_a, pool_b, base_weight = ctx.saved_tensors
         for_hidden = gradient.matmul(base_weight) if ctx.needs_input_grad[0] else None
         found = _backward(
             gradient,
-            _thinned(hidden, dropped),
+            thinned,
             F.embedding(index_a, pool_a).to(gradient.dtype),
             F.embedding(index_b, pool_b).to(gradient.dtype),
             inner,
