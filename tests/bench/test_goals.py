@@ -10,7 +10,7 @@ from mixlora_cli.analysis.bench.counters import Measurement
 from mixlora_cli.analysis.bench.goals import EXTRA, GOALS, Comparison, Goal, compare, judge
 from mixlora_cli.stats import Estimate, ratio_of_medians
 
-FP32, BF16, PUBLISHED, FLAT, PEAK, STEP, *PEERS, GENERATION, BATCHING, ANSWERS, SCORING = GOALS
+FP32, BF16, PUBLISHED, FLAT, ONE, PEAK, STEP, *PEERS, GENERATION, BATCHING, ANSWERS, SCORING = GOALS
 
 
 def layer(shape: str = "4096", dtype: str = "fp32", **times: float) -> Measurement:
@@ -87,6 +87,9 @@ ALMOST = {"mixlora_e16": 1.19}
         (FLAT, [layer()], ("met", 1, 1, 1.12 / 1.1)),
         (FLAT, [layer(mixlora_e64=1.2)], ("not met", 0, 1, 1.2 / 1.1)),
         (FLAT, [other_pools()], ("not measured", 0, 0, None)),
+        (ONE, [layer(), layer("1024", mixlora_e16=1.18)], ("not met", 1, 2, 1.18 / 1.2)),
+        (ONE, [layer(), layer("4096x11008", **ALMOST), layer("576", **ALMOST)], ("met", 1, 1, 1.1 / 1.2)),
+        (ONE, [replace(layer(), case={**layer().case, "batch": 8})], ("not measured", 0, 0, None)),
         (PEAK, [MEMORY], ("not met", 0, 1, 1.021)),
         (STEP, [STEPS, GENERATED], ("met", 1, 1, 1.04)),
         (GENERATION, [STEPS, GENERATED], ("not met", 0, 1, 1.06)),

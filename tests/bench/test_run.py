@@ -139,7 +139,7 @@ def test_everything_is_measured_and_written(
     assert tuple(dict.fromkeys(case["part"] for case in results["cases"])) == PARTS
     verdicts = {goal["goal"]: goal["verdict"] for goal in results["goals"]}
     assert [v == "not measured" for v in verdicts.values()] == (
-        [True] * 4 + [False] * 4 + [not trl_version()] + [False] * 5 + [True]
+        [True] * 5 + [False] * 4 + [not trl_version()] + [False] * 5 + [True]
     )
     layer = results["cases"][0]
     assert layer["seconds"]["lora"]["rounds"] == 3 and layer["seconds"]["lora"]["median"] > 0
