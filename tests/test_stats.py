@@ -151,6 +151,16 @@ def test_answers_that_never_differ_leave_room_for_others() -> None:
     assert (found.low, found.high) == pytest.approx((-2.27, 2.27), abs=0.01)
 
 
+@pytest.mark.parametrize("total", [False, True])
+def test_means_of_equal_scores_are_equal_within_what_so_few_can_tell(total: bool) -> None:
+    equal = [np.zeros(10), np.array([[0.0, 2.0]] * 10)]
+    found, (low, high) = compare_means(equal, 100, total), bonett_price(0, 0, 20)
+    groups = 2 if total else 1
+    assert (found.value, found.p) == (0.0, 1.0)
+    assert (found.low, found.high) == pytest.approx((100 * groups * low, 100 * groups * high))
+    assert found.high > 10
+
+
 def test_bootstrap_of_paired_differences_against_the_t_test() -> None:
     rng = np.random.default_rng(0)
     differences = rng.choice([-0.3, 0.0, 0.3, 0.6], size=200)

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from mixlora_cli.commands import COMMANDS, key_value
 from mixlora_cli.doctor import missing_packages
-from mixlora_cli.errors import INSTALL_MINI, UserError
+from mixlora_cli.errors import INSTALL_MINI, INTERRUPTED, UserError
 from mixlora_cli.hydra_app import run_command
 from mixlora_cli.output import require_writable
 
@@ -64,6 +64,8 @@ def demo(folder: Path) -> int:
         typed = f"mixlora {command.name} {' '.join(map(_typed, arguments))}"
         console.print(f"\n[{number}/{len(commands)}] {typed}", style="bold")
         if code := run_command(command, arguments):
+            if code == INTERRUPTED:
+                console.print("mixlora demo begins anew when it is given again; resume=auto is for mixlora train")
             return code
     _compare(evaluations, folder, console)
     console.print(

@@ -207,7 +207,9 @@ def _call_hydra(command: Command, job: Job, parsed: Namespace) -> None:
     before = os.environ.get(_RAISES)
     os.environ[_RAISES] = "1"
     try:
-        _run_hydra(Namespace(**vars(parsed)), get_args_parser(), task, str(conf_dir()), command.name)
+        # In the help, too, the values that are used.
+        arguments = Namespace(**(vars(parsed) | {"resolve": parsed.resolve or parsed.help}))
+        _run_hydra(arguments, get_args_parser(), task, str(conf_dir()), command.name)
     except (*CONFIG_ERRORS, ValueError, RecursionError) as error:
         if started and not isinstance(error, CONFIG_ERRORS):
             raise

@@ -234,10 +234,15 @@ def compare_means(differences: Sequence[Floats], scale: float, total: bool = Fal
     """Mean over groups (benchmarks, tasks) of the mean difference within each, or their sum (MME's subtasks).
 
     `differences`: of a group's units second minus first (n_i,), or (n_i, 2) with what each weighs: then the group's
-    mean is the sum of the first numbers over that of the second. Units are drawn anew within groups.
+    mean is the sum of the first numbers over that of the second. Units are drawn anew within groups. Where none
+    differs, no draw does either: there the interval is Bonett and Price's for all units together.
     """
-    rng = np.random.default_rng(SEED)
     factor = scale if total else scale / len(differences)
+    if not any(np.any(each if each.ndim == 1 else each[:, 0]) for each in differences):
+        low, high = bonett_price(0, 0, sum(map(len, differences)))
+        whole = factor * len(differences)
+        return Difference(0.0, whole * low, whole * high, 1.0, "paired bootstrap")
+    rng = np.random.default_rng(SEED)
     samples = np.sum(
         [
             bootstrap_means(each[:, None], rng, TEST_RESAMPLES)[:, 0]

@@ -245,7 +245,7 @@ def test_table_file_and_exit_code(folder: Path, capsys: pytest.CaptureFixture[st
         },
     }
     shown = capsys.readouterr().out
-    assert "train: 2 records of 1 tasks, 1 pictures, 0 records without one; 1 good" in shown
+    assert "train: 2 records; 1 good, of 1 tasks, with 1 pictures, 0 without one;" in shown
     assert "1 problems, 0 remarks; full report: " in shown
 
 

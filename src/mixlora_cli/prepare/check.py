@@ -428,8 +428,8 @@ def _print(report: Report, path: Path, examples: int) -> None:
         several = f"up to {most} a record, " if most > 1 else ""
         longest = f"the longest of {split.longest:,} tokens; " if split.longest else ""
         say(
-            f"{split.split}: {split.records:,} records of {len(split.tasks)} tasks, {split.pictures:,} pictures, "
-            f"{several}{split.text_only:,} records without one; {split.good:,} good; {longest}"
+            f"{split.split}: {split.records:,} records; {split.good:,} good, of {len(split.tasks)} tasks, with "
+            f"{split.pictures:,} pictures, {several}{split.text_only:,} without one; {longest}"
             f"texts checked at {split.texts_per_second:,.0f} records/s",
             console,
         )
