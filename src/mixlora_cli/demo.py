@@ -65,7 +65,9 @@ def demo(folder: Path) -> int:
         console.print(f"\n[{number}/{len(commands)}] {typed}", style="bold")
         if code := run_command(command, arguments):
             if code == INTERRUPTED:
-                console.print("mixlora demo begins anew when it is given again; resume=auto is for mixlora train")
+                console.print(
+                    "mixlora demo begins anew when it is given again; resume=auto is for mixlora train"
+                )
             return code
     _compare(evaluations, folder, console)
     console.print(

@@ -249,7 +249,11 @@ def load_adapter(
     ):
         if keys:
             layer = re.split(r"\.(?:lora_|mixlora_|modules_to_save)", keys[0])[0]
-            tower = ", and eval.cache_features=false where it trained the tower" if "vision_tower" in layer else ""
+            tower = (
+                ", and eval.cache_features=false where it trained the tower"
+                if "vision_tower" in layer
+                else ""
+            )
             raise UserError(
                 f"{does_not_fit}: {what} {layer.removeprefix('base_model.model.')} "
                 f"({len(keys)} weights in all); give the base that it was trained on{tower}"
