@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from mixlora_cli.analysis.bench.whole import sharing_weights
 from mixlora_cli.config import AdapterConfig, DataConfig, RoutingConfig
 from mixlora_cli.data.collate import PixelLoader, Rows, draw_seed
 from mixlora_cli.data.encode import Item, encode_prompts
@@ -139,10 +140,12 @@ def test_batches_go_from_long_to_short_and_lose_nothing(items: list[Item]) -> No
     assert sorted(item.index for item in ordered) == sorted(item.index for item in items)
 
 
-def test_the_heads_weight_is_not_copied_for_every_row(items: list[Item]) -> None:
+@pytest.mark.parametrize("is_copy", [False, True])
+def test_the_heads_weight_is_not_copied_for_every_row(items: list[Item], is_copy: bool) -> None:
     """Which torch does, as a batched product, for hidden states that are a slice of longer ones."""
     base = build_tiny()
-    generator = Generator(base.model, base, PixelLoader(base.chat), 3)
+    model = sharing_weights(base.model) if is_copy else base.model
+    generator = Generator(model, base, PixelLoader(base.chat), 3)
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as found:
         generator(items[:8])
     vocabulary, width = base.model.get_output_embeddings().weight.shape
