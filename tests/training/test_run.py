@@ -20,6 +20,7 @@ from mixlora_cli.data.encode import encode_records
 from mixlora_cli.data.loading import load_records
 from mixlora_cli.errors import UserError
 from mixlora_cli.models.adapters import attach_adapter, load_adapter
+from mixlora_cli.models.features import accept_features
 from mixlora_cli.models.tiny import build_tiny
 from mixlora_cli.training import train as run_module
 from mixlora_cli.training.callbacks import Interrupted
@@ -145,6 +146,10 @@ def test_a_trained_tower_is_not_read_from_the_cache(make_config: MakeConfig, who
     assert learned and (
         not whole or any(not torch.equal(weights[n], original[n.split("vision_tower.")[1]]) for n in learned)
     )
+    base = build_tiny()
+    accept_features(base.model)
+    with pytest.raises(UserError, match=r"give eval\.cache_features=false where the tower was trained$"):
+        load_adapter(base.model, Path(make("pixels", False).output_dir) / "adapter")
 
 
 @pytest.mark.parametrize(("adapter", "stop_at"), [("mixlora", 2), ("lora", 3), ("mixlora", 5), ("full", 4)])

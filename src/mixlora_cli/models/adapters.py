@@ -212,6 +212,11 @@ def save_adapter(
     readable_as_usual(folder / TRAINED_WEIGHTS)
 
 
+_KEPT_TOWER = ".vision_tower.tower."
+"""In the names of a tower's weights where its features are kept (`FeatureTower`)."""
+_FOR_PIXELS = "give eval.cache_features=false where the tower was trained"
+
+
 def load_adapter(
     model: PreTrainedModel, folder: Path, config: PeftConfig | None = None
 ) -> PreTrainedModel | PeftModel:
@@ -239,7 +244,8 @@ def load_adapter(
             adapted = PeftModel(model, settings)
         found = adapted.load_adapter(str(folder), "default", is_trainable=False)
     except KeyError as error:
-        raise UserError(f"{does_not_fit}: it lacks {error.args[0]}") from error
+        way_out = f"; {_FOR_PIXELS}" if _KEPT_TOWER in str(error.args[0]) else ""
+        raise UserError(f"{does_not_fit}: it lacks {error.args[0]}{way_out}") from error
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{does_not_fit}: {first_line(error)}") from error
     # PEFT goes on with a warning, or with nothing: such layers would be untrained ones, or be left out.
@@ -249,14 +255,10 @@ def load_adapter(
     ):
         if keys:
             layer = re.split(r"\.(?:lora_|mixlora_|modules_to_save)", keys[0])[0]
-            tower = (
-                ", and eval.cache_features=false where it trained the tower"
-                if "vision_tower" in layer
-                else ""
-            )
+            way_out = _FOR_PIXELS if _KEPT_TOWER in layer else "give the base that it was trained on"
             raise UserError(
                 f"{does_not_fit}: {what} {layer.removeprefix('base_model.model.')} "
-                f"({len(keys)} weights in all); give the base that it was trained on{tower}"
+                f"({len(keys)} weights in all); {way_out}"
             )
     return adapted.eval()
 

@@ -128,10 +128,8 @@ class Generator:
         """
         self._model, self._tokenizer = model, base.tokenizer
         self._features = features
-        head: Any = (
-            model.get_output_embeddings()
-        )  # of this model, which may be a copy of the base that shares its weights
-        self._head: nn.Module = head
+        # Not the base's: the model may be a copy of it that shares its weights.
+        self._head: Any = model.get_output_embeddings()
         self._ends = base.chat.ends
         self._collate: Collator = generation_collator(base.chat, features, embeddings, routing_seed)
         # Spelt out, because what is left open here is taken from the checkpoint's own settings.
