@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,6 +72,16 @@ def test_a_folder_that_cannot_be_is_refused_by_the_name_of_its_option(
 def test_it_stops_at_the_first_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     code, commands = _typed(monkeypatch, 2)
     assert (code, len(commands)) == (2, 1)
+
+
+def test_after_an_interruption_it_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A training that was interrupted leaves by SystemExit."""
+    monkeypatch.setattr(demo, "run_command", lambda *_: sys.exit(130))
+    monkeypatch.setattr(demo, "missing_packages", lambda package: [])
+    assert demo.demo(tmp_path) == 130
+    assert "mixlora demo begins anew" in capsys.readouterr().out
 
 
 def test_what_is_missing_is_said_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:

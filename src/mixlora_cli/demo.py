@@ -63,7 +63,11 @@ def demo(folder: Path) -> int:
     for number, (command, arguments) in enumerate(commands, start=1):
         typed = f"mixlora {command.name} {' '.join(map(_typed, arguments))}"
         console.print(f"\n[{number}/{len(commands)}] {typed}", style="bold")
-        if code := run_command(command, arguments):
+        try:
+            code = run_command(command, arguments)
+        except SystemExit as stop:  # a training that was interrupted
+            code = int(stop.code or 0)
+        if code:
             if code == INTERRUPTED:
                 console.print(
                     "mixlora demo begins anew when it is given again; resume=auto is for mixlora train"
