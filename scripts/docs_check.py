@@ -46,6 +46,7 @@ OTHERS = {
     "source": "changes the shell",
     "export": "changes the shell",
     "cat": "shows a file",
+    "mkdir": "makes a folder",
     "pip": "installs",
     "git": "needs the history",
     "curl": "asks a server",
@@ -257,7 +258,9 @@ class Page:
 
 def _kind_of_run(name: str, key: str, path: Path, arguments: list[str]) -> str:
     """Which of the finished runs a path stands for."""
-    instance = name == "tsne" or any(text.startswith("export.centroids=") for text in arguments)
+    # data.heldout= names records of one's own, whose tasks have no definitions.
+    with_instances = ("export.centroids=", "data.heldout=")
+    instance = name == "tsne" or any(text.startswith(with_instances) for text in arguments)
     lora = re.search(r"(?<!mix)lora", path.as_posix().lower()) and name != "export"
     return "lora" if lora or key == "compare" else "instance" if instance else "task"
 
