@@ -101,13 +101,14 @@ def main() -> int:
     settle_in()
     sys.path.insert(0, str(ROOT / "src"))
     wanted = sys.argv[1:]
+    chosen = [page for page in pages() if not wanted or any(part in page.as_posix() for part in wanted)]
+    if not chosen:
+        sys.exit(f"error: no page has {' or '.join(wanted)} in its name")
     done: dict[tuple[str, ...], str] = {}
     failures = 0
     with tempfile.TemporaryDirectory() as top:
         runs = Runs(Path(top) / "runs")
-        for page in pages():
-            if wanted and not any(part in page.name for part in wanted):
-                continue
+        for page in chosen:
             trial = Page(page, Path(top), runs)
             for label, attempt in trial.attempts(done):
                 try:
