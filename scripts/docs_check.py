@@ -101,7 +101,9 @@ def main() -> int:
     settle_in()
     sys.path.insert(0, str(ROOT / "src"))
     wanted = sys.argv[1:]
-    chosen = [page for page in pages() if not wanted or any(part in page.as_posix() for part in wanted)]
+    chosen = [
+        page for page in pages() if not wanted or any(part in str(page.relative_to(ROOT)) for part in wanted)
+    ]
     if not chosen:
         sys.exit(f"error: no page has {' or '.join(wanted)} in its name")
     done: dict[tuple[str, ...], str] = {}
